@@ -87,10 +87,10 @@ def bars(
 
 
 def _name_rows(axes: Axes, shown: list[Entry]) -> None:
-    """Entries down the vertical axis. Comes last: turning the axis over fixes both axes' limits."""
+    """Entries down the vertical axis. The first on top."""
     texts = labels(shown)
-    axes.set_yticks(range(len(shown)), [_shorten(texts[id(e)]) for e in shown])
-    axes.invert_yaxis()
+    axes.set_yticks(range(len(shown)), [canvas.shorten(texts[id(e)], 36) for e in shown])
+    axes.set_ylim(len(shown) - 0.4, -0.6)
 
 
 def _label_axis(axes: Axes, which: str, name: str, shown: list[Entry]) -> Metric:
@@ -123,7 +123,3 @@ def _noise(rows: list[dict]) -> float:
 
 def is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _shorten(text: str, most: int = 34) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,8 @@ class RunFolder:
             job_type=job_type,
             tags=tuple(tags),
         )
+        for _, batch in groupby(self._rows, key=lambda row: identity(row)[:2]):
+            self.tracker.log(list(batch))  # it mirrors the whole file, rows kept included
         self._file = self._measurements.open("ab", buffering=0)
 
     def add(
