@@ -1,5 +1,6 @@
 """The run folder and its trackers."""
 
+import inspect
 import json
 import math
 import os
@@ -13,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import wandb_file
+import yaml
 
+from kvlab import track
 from kvlab.core import BadInput, Measurement
 from kvlab.track import JsonlTracker, RunFolder, Tracker, WandbTracker, environment, probe
 
@@ -192,6 +195,14 @@ def test_import_is_light():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("name", ["none", "jsonl", "wandb"])
+def test_every_yaml_names_its_class_and_all_of_its_parameters(name):
+    settings = yaml.safe_load((ROOT / f"conf/track/{name}.yaml").read_text())
+    made = getattr(track, settings.pop("_target_").rpartition(".")[2])
+    defaults = {k: p.default for k, p in inspect.signature(made).parameters.items()}
+    assert {**settings, **({"tags": ()} if "tags" in settings else {})} == defaults
+
+
 def test_jsonl_tracker_writes_what_the_run_says(tmp_path):
     with RunFolder(tmp_path / "run", tracker=JsonlTracker(), group="sweep") as folder:
         folder.history(1, {"tokens_per_second": math.inf})
@@ -265,6 +276,19 @@ def test_mode_auto_without_a_key_is_offline_at_once_and_can_be_read_back(nobody,
     assert not any(name.startswith("wandb") for name in found["artifacts"]["results"])
     assert found["artifacts"]["report"] == ["README.md"]
     assert found["exit"] == 0
+
+
+def test_two_runs_in_one_process_stay_apart(nobody, tmp_path):
+    """As in a sweep: every job of it opens and ends its own W&B run."""
+    for job in (0, 1):
+        tracker = WandbTracker(mode="offline")
+        with RunFolder(tmp_path / f"{job}", tracker=tracker, group="sweep") as folder:
+            folder.add(f"variant{job}", {}, [LOSS])
+    for job in (0, 1):
+        summary = wandb_file.load(tmp_path / f"{job}")["summary"]
+        assert [key for key in summary if key.startswith("variant")] == [
+            f"variant{job}/kl_mean_nats"
+        ]
 
 
 def test_mode_is_chosen_from_key_network_and_environment(nobody, monkeypatch, tmp_path):
