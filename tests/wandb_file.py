@@ -6,6 +6,7 @@ are the library's protobuf messages.
 
 import json
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -65,4 +66,12 @@ def load(folder):
             run["artifacts"][record.artifact.type] = files
         elif kind == "exit":
             run["exit"] = record.exit.exit_code
+    return run
+
+
+def load_finished(folder, seconds=10):
+    """The same, once the end of the run is in the file: W&B's process writes it in its own time."""
+    until = time.monotonic() + seconds
+    while (run := load(folder))["exit"] is None and time.monotonic() < until:
+        time.sleep(0.05)
     return run
