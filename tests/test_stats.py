@@ -17,7 +17,7 @@ def texts(rng, documents, tokens, between, correlation=0.5):
 
 
 @pytest.mark.parametrize(
-    "documents,between", [(1, 0.0), (3, 0.0), (3, 1.0), (8, 0.0), (8, 0.1), (8, 1.0), (30, 0.1)]
+    "documents,between", [(1, 0.0), (3, 0.0), (3, 1.0), (8, 0.0), (8, 0.1), (8, 1.0), (20, 0.1)]
 )
 def test_the_interval_of_a_mean_covers_it_95_percent_of_the_time(documents, between):
     rng, hits, times = np.random.default_rng(documents), 0, 200

@@ -137,6 +137,12 @@ def test_a_folder_that_holds_something_is_refused(tmp_path):
         RunFolder(tmp_path / "file")
 
 
+def test_a_measurement_needs_a_value(tmp_path):
+    with RunFolder(tmp_path / "run") as folder, pytest.raises(TypeError):
+        folder.add("a", {}, [Measurement("x", None, "")])
+    assert rows_on_disk(tmp_path / "run") == []
+
+
 def test_resume_keeps_the_config_it_began_with(tmp_path):
     RunFolder(tmp_path / "run", config=CONFIG).close()
     more = CONFIG.replace("[a]", "[a, b]") + "resume: true\n"
@@ -177,16 +183,17 @@ def test_environment_tells_origin_and_nothing_private(monkeypatch, tmp_path):
 
 def test_commit_and_dirt(monkeypatch):
     monkeypatch.setenv("KVLAB_COMMIT", "abc123-dirty")
-    assert environment.revision() == {"commit": "abc123", "dirty": True}
+    revision = environment.revision.__wrapped__  # it is asked once in a process
+    assert revision() == {"commit": "abc123", "dirty": True}
     monkeypatch.delenv("KVLAB_COMMIT")
     answers = {"rev-parse": "f00d\n", "status": "?? notes.txt\n"}
     monkeypatch.setattr(environment, "git", lambda *line: answers[line[0]])
     if (ROOT / ".git").exists():
-        assert environment.revision() == {"commit": "f00d", "dirty": False}
+        assert revision() == {"commit": "f00d", "dirty": False}
         answers["status"] = "?? kvlab/new.py\n"
-        assert environment.revision()["dirty"]
+        assert revision()["dirty"]
         answers["status"] = " M README.md\n"
-        assert environment.revision()["dirty"]
+        assert revision()["dirty"]
 
 
 def test_import_is_light():
@@ -309,6 +316,15 @@ def test_mode_is_chosen_from_key_network_and_environment(nobody, monkeypatch, tm
     monkeypatch.setenv("WANDB_MODE", "dryrun")
     assert probe.choose_mode("auto", shut, "key") == ("offline", "")
     assert probe.choose_mode("disabled", shut, "key") == ("disabled", "")
+
+
+@pytest.mark.parametrize(
+    "setting", [{"mode": "sometimes"}, {"probe_seconds": 0}, {"finish_seconds": -1.0}]
+)
+def test_settings_that_cannot_be_are_refused(setting):
+    (key,) = setting
+    with pytest.raises(BadInput, match=f"track.{key}="):
+        WandbTracker(**setting)
 
 
 def test_the_probe_gives_up_in_time(monkeypatch):

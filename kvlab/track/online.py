@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kvlab.core import BadInput
 from kvlab.track.base import Tracker
-from kvlab.track.probe import choose_mode
+from kvlab.track.probe import MODES, choose_mode
 from kvlab.track.rows import canonical, plain
 
 COLUMNS = ("variant", "params", "name", "value", "unit", "better", "low", "high", "count")
@@ -66,6 +66,11 @@ class WandbTracker(Tracker):
         self.project, self.entity, self.mode, self.name = project, entity, mode, name
         self.group, self.job_type, self.tags, self.notes = group, job_type, tuple(tags), notes
         self.artifacts = artifacts
+        if mode not in MODES:
+            raise BadInput("track.mode", mode, f"known: {', '.join(MODES)}")
+        for key, seconds in (("probe", probe_seconds), ("finish", finish_seconds)):
+            if not seconds > 0:
+                raise BadInput(f"track.{key}_seconds", seconds, "must be more than 0 seconds")
         self.probe_seconds, self.finish_seconds = probe_seconds, finish_seconds
         self._wandb = self._run = None
         self._broken = self._refused = False
