@@ -48,7 +48,8 @@ class BlockLedger:
         policy: EvictionPolicy | None = None,
         events: Callable[[tuple], None] | None = None,
     ):
-        self.capacity, self.policy = capacity, policy or NoEviction()
+        self.capacity = capacity
+        self.policy = NoEviction() if policy is None else policy
         self.events = events
         self.now = 0
         self._metas: list[BlockMeta] = []  # index is the id; made at first use, then kept
