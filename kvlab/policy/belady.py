@@ -48,7 +48,7 @@ class Belady(PriorityPolicy):
         return uses[-1] if uses else NEVER
 
     def priority(self, meta):
-        return -self.next_use(meta.content), -meta.depth, -meta.id
+        return -self.next_use(meta.content), -meta.depth
 
     def add(self, meta):
         super().add(meta)
