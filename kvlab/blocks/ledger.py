@@ -143,8 +143,8 @@ class BlockLedger:
     def reclaim(self, count: int, coming: Iterable[int | None] = ()) -> list[BlockId]:
         """Let the policy choose `count` victims, first to leave first; they are LEAVING.
 
-        They can be read until `free`. `coming`: contents that take their place, where the caller
-        knows them; ARC chooses better so. Raises OutOfBlocks, choosing none, if fewer are evictable.
+        They can be read until `free`. `coming`: contents that take their place, where known
+        (ARC chooses better so). Raises OutOfBlocks, choosing none, if fewer are evictable.
         """
         if count > len(self.policy):
             raise OutOfBlocks(count, len(self.policy), self.capacity)

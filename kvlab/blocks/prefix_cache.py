@@ -1,4 +1,4 @@
-"""Prefixes kept for whoever asks next: the index of sealed blocks, with their pins in the ledger."""
+"""Prefixes kept for whoever asks next: the index of sealed blocks, with pins in the ledger."""
 
 from __future__ import annotations
 

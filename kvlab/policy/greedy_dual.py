@@ -34,8 +34,8 @@ class PGDSF(GDSF):
     """GDSF for prefixes: frequency counts with the cost of computing the block on its prefix.
 
     RAGCache (Jin et al. 2024, https://arxiv.org/abs/2404.12457). No parameters; the caller gives
-    `meta.cost` in tokens or FLOPs. Differs: RAGCache averages measured times of a whole document and
-    evicts leaves of its tree; here blocks weigh one by one, and leaf-only eviction, where wanted,
+    `meta.cost` in tokens or FLOPs. Differs: RAGCache averages measured times of a whole document
+    and evicts leaves of its tree; here blocks weigh one by one, and leaf-only eviction, where wanted,
     comes from pins (a block with a resident child is pinned).
     """
 
