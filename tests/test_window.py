@@ -29,9 +29,7 @@ def test_without_sinks():
     assert SinkWindow(0, 8).protected(10) == [(2, 10)]
 
 
-@pytest.mark.parametrize(
-    "arguments", [(-1, 8), (4, 0), (4.5, 8), (4, "8"), (True, 8)], ids=repr
-)
+@pytest.mark.parametrize("arguments", [(-1, 8), (4, 0), (4.5, 8), (4, "8"), (True, 8)], ids=repr)
 def test_senseless_arguments_are_refused(arguments):
     with pytest.raises(BadInput, match="window"):
         SinkWindow(*arguments)

@@ -1,6 +1,6 @@
 """Block accesses per second of policy and ledger objects, libcachesim beside them.
 
-    python experiments/policy_speed/bench.py TRACE.jsonl [--policies lru fifo ...] [--capacity N ...]
+    python experiments/policy_speed/bench.py [TRACE.jsonl] [--policies lru ...] [--capacity N ...]
 
 Flat accounting: every block id of the trace in file order, each block on its own. Best of
 `--repeats` runs, since other work on the machine only ever slows a run down.
@@ -10,22 +10,34 @@ from __future__ import annotations
 
 import argparse
 import json
+import lzma
 from pathlib import Path
 from time import perf_counter
 
+import kvlab
 from kvlab.blocks import BlockLedger
 from kvlab.policy import by_name
 
-PEERS = {"lru": "LRU", "fifo": "FIFO", "lfu": "LFU", "s3fifo": "S3FIFO", "sieve": "Sieve", "arc": "ARC", "mq": "MQ"}
+TRACE = Path(kvlab.__file__).parent / "assets" / "traces" / "mooncake_conversation.jsonl.xz"
+PEERS = {
+    "lru": "LRU",
+    "fifo": "FIFO",
+    "lfu": "LFU",
+    "s3fifo": "S3FIFO",
+    "sieve": "Sieve",
+    "arc": "ARC",
+    "mq": "MQ",
+}
 
 
 def read(path: Path) -> list[list[int]]:
     """Block ids of each request."""
-    return [json.loads(line)["hash_ids"] for line in path.read_text().splitlines()]
+    with (lzma.open if path.suffix == ".xz" else open)(path, "rt") as lines:
+        return [ids for line in lines if (ids := json.loads(line).get("hash_ids"))]
 
 
 def replay(requests: list[list[int]], ledger: BlockLedger) -> int:
-    """Hits of flat accounting: runs of hits and runs of misses go to the ledger in one call each."""
+    """Hits of flat accounting; runs of hits and of misses go to the ledger in one call each."""
     at: dict[int, int] = {}  # content -> block
     hits = 0
     for contents in requests:
@@ -58,7 +70,7 @@ def ours(requests, name, capacity):
 
 
 def theirs(requests, name, capacity):
-    """libcachesim's get() called for each block from Python, and its own loop over a file."""
+    """libcachesim's get(), called for each block from Python."""
     import libcachesim
 
     cache = getattr(libcachesim, PEERS[name])(cache_size=capacity, hashpower=18)
@@ -76,7 +88,7 @@ def best(run, repeats, *arguments):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("trace", type=Path)
+    parser.add_argument("trace", type=Path, nargs="?", default=TRACE)
     parser.add_argument("--policies", nargs="+", default=["lru", "fifo", "lfu", "s3fifo"])
     parser.add_argument("--capacity", nargs="+", type=int, default=[1000, 10_000])
     parser.add_argument("--repeats", type=int, default=3)

@@ -10,7 +10,13 @@ from __future__ import annotations
 from collections import Counter
 
 from kvlab.blocks import (
-    FREE, SEALED, BlockLedger, BlockTable, PrefixCache, PrefixHandle, PrefixIndex,
+    FREE,
+    SEALED,
+    BlockLedger,
+    BlockTable,
+    PrefixCache,
+    PrefixHandle,
+    PrefixIndex,
 )  # fmt: skip
 from kvlab.policy import by_name
 

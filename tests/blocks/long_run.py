@@ -1,6 +1,6 @@
 """A million random actions on the house of `house.py`, every book checked after each.
 
-    python tests/blocks/long_run.py [--steps 1000000] [--seed 0]
+python tests/blocks/long_run.py [--steps 1000000] [--seed 0]
 """
 
 from __future__ import annotations

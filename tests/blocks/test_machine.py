@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from house import House
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
-from house import House
 from long_run import POLICIES, run
 
 which = st.integers(0, 99)
@@ -60,7 +60,7 @@ class Machine(RuleBasedStateMachine):
 
 TestMachine = Machine.TestCase
 TestMachine.settings = settings(
-    max_examples=200,
+    max_examples=230,
     stateful_step_count=50,
     deadline=None,
     derandomize=True,

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from kvlab.blocks import (
-    FREE, SEALED, BlockLedger, NoPrefix, PrefixCache, PrefixIndex, chained_hashes, prefix,
+    FREE,
+    SEALED,
+    BlockLedger,
+    NoPrefix,
+    PrefixCache,
+    PrefixIndex,
+    chained_hashes,
+    prefix,
 )  # fmt: skip
 from kvlab.core import BadInput, KvlabError
 from kvlab.policy import LRU

@@ -34,7 +34,9 @@ class Engine:
                 ledger.touch([id])
             else:
                 depth = len(content) - 1
-                ledger.seal([id], [content], [depth], cost=[1 + depth], parent=[content[:-1] or None])
+                ledger.seal(
+                    [id], [content], [depth], cost=[1 + depth], parent=[content[:-1] or None]
+                )
         ledger.unpin([where[content] for content in reversed(there)])
         return hits
 
