@@ -50,8 +50,8 @@ class ARC(QueuePolicy):
         self._enter(meta, self._again if seen else self._once)
 
     def touch(self, meta):
-        if self._leave(meta):
-            self._enter(meta, self._again)
+        self._leave(meta)
+        self._enter(meta, self._again)
 
     def pop(self):
         found, self._found = self._found, PLAIN
@@ -107,9 +107,9 @@ class MQ(QueuePolicy):
         self._file(meta)
 
     def touch(self, meta):
-        if self._leave(meta):
-            meta.uses += 1
-            self._file(meta)
+        self._leave(meta)
+        meta.uses += 1
+        self._file(meta)
 
     def _file(self, meta: BlockMeta):
         """Put a used block into its queue. An access makes at most one entry into each queue."""

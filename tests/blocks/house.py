@@ -17,7 +17,7 @@ from kvlab.blocks import (
     PrefixCache,
     PrefixHandle,
     PrefixIndex,
-)  # fmt: skip
+)
 from kvlab.policy import by_name
 
 SIZE = 2  # tokens in a block

@@ -14,7 +14,7 @@ from kvlab.blocks import (
     PrefixIndex,
     chained_hashes,
     prefix,
-)  # fmt: skip
+)
 from kvlab.core import BadInput, KvlabError
 from kvlab.policy import LRU
 
