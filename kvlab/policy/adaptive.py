@@ -18,7 +18,7 @@ class Shadow:
         self.metas: dict[Hashable, BlockMeta] = {}  # by key: content, or a stand-in for none
         self.held: set[Hashable] = set()
         self._keys: list[Hashable] = []  # by the id of the shadow's own meta
-        self._spare: list[BlockId] = []
+        self._spare: list[BlockMeta] = []  # to be used again
 
     def access(self, key: Hashable, real: BlockMeta, now: int, held: bool) -> bool:
         """Use a content; says whether the shadow had it. It has it afterwards."""
@@ -35,22 +35,21 @@ class Shadow:
 
     def _enter(self, key, real, now):
         if self._spare:
-            id = self._spare.pop()
-            self._keys[id] = key
+            own = self._spare.pop()
         else:
-            id = len(self._keys)
+            own = BlockMeta(len(self._keys))
             self._keys.append(key)
-        own = BlockMeta(id, real.content, real.depth, real.level, now, real.cost, real.size)
-        own.score, own.parent = real.score, real.parent
-        self.metas[key] = own
+        self._keys[own.id], self.metas[key] = key, own
+        own.content, own.parent, own.depth = real.content, real.parent, real.depth
+        own.level, own.cost, own.size, own.score = real.level, real.cost, real.size, real.score
+        own.born = own.last = now
+        own.hits = 0
         self.policy.add(own)
 
     def pop(self) -> Hashable:
         """Evict by the member's choice; the key that left."""
-        id = self.policy.pop()
-        self._spare.append(id)
-        key = self._keys[id]
-        del self.metas[key]
+        key = self._keys[self.policy.pop()]
+        self._spare.append(self.metas.pop(key))
         return key
 
     def hold(self, key: Hashable) -> None:
