@@ -18,7 +18,7 @@ from heapq import heappop, heappush
 from itertools import chain, repeat
 
 from kvlab.blocks.states import FREE, LEAVING, OPEN, SEALED, BlockStateError, check_books
-from kvlab.core import BlockId, OutOfBlocks
+from kvlab.core import BadInput, BlockId, OutOfBlocks
 from kvlab.policy import BlockMeta, EvictionPolicy, NoEviction
 
 
@@ -37,6 +37,8 @@ class BlockLedger:
         policy: EvictionPolicy | None = None,
         events: Callable[[tuple], None] | None = None,
     ):
+        if capacity is not None and capacity < 1:
+            raise BadInput("cache.budget_blocks", capacity, "must be at least 1 block")
         self.capacity = capacity
         self.policy = NoEviction() if policy is None else policy
         self.events = events

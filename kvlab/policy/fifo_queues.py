@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from math import inf
+
 from kvlab.core import BadInput
 from kvlab.policy.base import nothing
 from kvlab.policy.line import Line
-from kvlab.policy.queues import Ghosts, QueuePolicy
+from kvlab.policy.queues import QueuePolicy
 
 
 class SIEVE(QueuePolicy):
@@ -66,13 +69,16 @@ class S3FIFO(QueuePolicy):
         if not 0 < small < 1:
             raise BadInput("policy.small", small, "must lie between 0 and 1, both excluded")
         self.small, self.ghosts, self.promote = small, ghosts, promote
-        self._small, self._main, self._ghosts = Line(), Line(), Ghosts()
+        self._small, self._main = Line(), Line()
+        self._ghosts: OrderedDict[int, None] = OrderedDict()  # not `Ghosts`: calls cost here
         self._evicted = False
         super().__init__([self._small, self._main])
 
     def resize(self, capacity):
         super().resize(capacity)
-        self._fit(0 if capacity is None else capacity)
+        self._fit(capacity or 0)
+        if capacity is None:
+            self._small_room = inf  # nothing overflows before the first eviction
 
     def _fit(self, blocks):
         self._small_room = int(self.small * blocks)
@@ -82,7 +88,8 @@ class S3FIFO(QueuePolicy):
     def add(self, meta):
         meta.uses = 0
         self._entries = meta.place = self._entries + 1
-        if self._ghosts.recall(meta.content):
+        if meta.content in self._ghosts:
+            del self._ghosts[meta.content]
             self._main.push(meta)
         elif self._evicted or self._small.size < self._small_room:
             self._small.push(meta)
@@ -97,23 +104,31 @@ class S3FIFO(QueuePolicy):
         self._evicted = True
         if self.capacity is None:
             self._fit(self._blocks)
-        main = self._main
+        main, promote = self._main, self.promote
         line = main if main.size > self._main_room else self._small
         while True:
             meta = line.pop()
             if meta is None:
                 line = self._other(line)
-            elif line is main:
+                continue
+            if line is main:
                 if not meta.uses:
                     return meta.id
                 meta.uses -= 1
-                self._enter(meta, main)
-            elif meta.uses < self.promote:
-                self._ghosts.remember(meta.content, 1, self._ghost_room)
+            elif meta.uses < promote:
+                self._remember(meta.content)
                 return meta.id
             else:
                 meta.uses = 0
-                self._enter(meta, main)
+            self._entries = meta.place = self._entries + 1
+            main.push(meta)
+
+    def _remember(self, content):
+        ghosts = self._ghosts
+        if content is not None:
+            ghosts[content] = None
+            if len(ghosts) > self._ghost_room:
+                ghosts.popitem(False)
 
     def _other(self, line):
         other = self._main if line is self._small else self._small
