@@ -60,7 +60,8 @@ class S3FIFO(QueuePolicy):
     ghosts: contents remembered after leaving the small queue, as a share of the cache (0.9).
     promote: hits that carry a block from the small queue to the main one (2).
     Differs from the paper as libCacheSim does: until the first eviction, a full small queue
-    overflows into the main one.
+    overflows into the main one. Differs from both: room is made before the ghosts are asked about
+    what comes in, so that the oldest ghost may be forgotten one eviction too early.
     """
 
     name = "s3fifo"
@@ -70,7 +71,7 @@ class S3FIFO(QueuePolicy):
             raise BadInput("policy.small", small, "must lie between 0 and 1, both excluded")
         self.small, self.ghosts, self.promote = small, ghosts, promote
         self._small, self._main = Line(), Line()
-        self._ghosts: OrderedDict[int, None] = OrderedDict()  # not `Ghosts`: calls cost here
+        self._ghosts: OrderedDict[int, None] = OrderedDict()  # plain, for speed
         self._evicted = False
         super().__init__([self._small, self._main])
 
@@ -88,7 +89,7 @@ class S3FIFO(QueuePolicy):
     def add(self, meta):
         meta.uses = 0
         self._entries = meta.place = self._entries + 1
-        if meta.content in self._ghosts:
+        if meta.content in self._ghosts and meta.content is not None:
             del self._ghosts[meta.content]
             self._main.push(meta)
         elif self._evicted or self._small.size < self._small_room:
@@ -104,7 +105,7 @@ class S3FIFO(QueuePolicy):
         self._evicted = True
         if self.capacity is None:
             self._fit(self._blocks)
-        main, promote = self._main, self.promote
+        main, ghosts, promote = self._main, self._ghosts, self.promote
         line = main if main.size > self._main_room else self._small
         while True:
             meta = line.pop()
@@ -116,19 +117,14 @@ class S3FIFO(QueuePolicy):
                     return meta.id
                 meta.uses -= 1
             elif meta.uses < promote:
-                self._remember(meta.content)
+                ghosts[meta.content] = None
+                if len(ghosts) > self._ghost_room:
+                    ghosts.popitem(False)
                 return meta.id
             else:
                 meta.uses = 0
             self._entries = meta.place = self._entries + 1
             main.push(meta)
-
-    def _remember(self, content):
-        ghosts = self._ghosts
-        if content is not None:
-            ghosts[content] = None
-            if len(ghosts) > self._ghost_room:
-                ghosts.popitem(False)
 
     def _other(self, line):
         other = self._main if line is self._small else self._small
