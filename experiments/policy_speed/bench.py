@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+from itertools import product
 from pathlib import Path
 from time import process_time
 
@@ -82,8 +83,10 @@ def theirs(requests, name, capacity):
 
 
 def measure(requests, cells: list[tuple[str, int]], rounds: int) -> dict:
-    """(policy, capacity, runner) -> hits and least seconds. Rounds go over all cells, so that a busy
-    minute of the machine spoils one round of each and not all rounds of one."""
+    """(policy, capacity, runner) -> hits and least seconds.
+
+    Rounds go over all cells: a busy minute of the machine spoils a round of each, not one cell.
+    """
     found = {}
     for _ in range(rounds):
         for name, capacity in cells:
@@ -103,11 +106,10 @@ def main():
     options = parser.parse_args()
     requests = read(options.trace)
     accesses = sum(map(len, requests))
-    cells = [(name, capacity) for name in options.policies for capacity in options.capacity]
+    cells = list(product(options.policies, options.capacity))
     found = measure(requests, cells, options.rounds)
-    print(
-        "| policy | blocks | hits | M/s | hits of libcachesim | its M/s |\n|---|---|---|---|---|---|"
-    )
+    print("| policy | blocks | hits | M/s | hits of libcachesim | its M/s |")
+    print("|---|---|---|---|---|---|")
     for name, capacity in cells:
         both = [found.get((name, capacity, run)) for run in (ours, theirs)]
         figures = [f"{hits} | {accesses / s / 1e6:.2f}" for hits, s in filter(None, both)]

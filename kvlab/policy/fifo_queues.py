@@ -88,14 +88,14 @@ class S3FIFO(QueuePolicy):
 
     def add(self, meta):
         meta.uses = 0
-        self._entries = meta.place = self._entries + 1
         if meta.content in self._ghosts and meta.content is not None:
             del self._ghosts[meta.content]
-            self._main.push(meta)
+            self._enter(meta, self._main)
         elif self._evicted or self._small.size < self._small_room:
+            meta.place = meta.born
             self._small.push(meta)
         else:
-            self._main.push(meta)
+            self._enter(meta, self._main)
 
     def touch(self, meta):
         if meta.uses < 3:
