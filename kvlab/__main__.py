@@ -1,7 +1,7 @@
 """`python -m kvlab [experiment=NAME] [group=option ...] [key=value ...]`: one run, start to end.
 
-Exit status: 0 done, 2 bad input (one paragraph on stderr, nothing written), 130 interrupted.
-Torch is imported only by jobs that compute with it.
+Exit status: 0 done, 2 bad input (one paragraph on stderr, nothing left behind), 130 interrupted.
+Torch is imported by the jobs that compute with it, not here.
 """
 
 from __future__ import annotations
@@ -11,17 +11,23 @@ import random
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from unittest.mock import patch
 
 import hydra
 import numpy as np
+import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 
 from kvlab.config import Plan, add_config_dir, conf_dir, explain, make_plan
+from kvlab.config.place import Place
 from kvlab.core import BadInput, KvlabError
 from kvlab.report import console_table, write_report
 from kvlab.track import RunFolder
+
+_SHOWS = ("help", "hydra_help", "cfg", "info", "shell_completion")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with patch.dict(os.environ, HYDRA_FULL_ERROR="1"):  # Hydra then lets exceptions through
             _dispatch(argv)
     except KeyboardInterrupt:
-        print("kvlab: interrupted; resume=true on the same folder goes on", file=sys.stderr)
+        print("kvlab: interrupted; resume=true in the same folder goes on", file=sys.stderr)
         return 130
     except Exception as error:
         paragraph = None if debug else explain(error)
@@ -44,17 +50,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(argv: list[str]) -> None:
-    """Check a single run before Hydra makes its folder; leave everything else to Hydra."""
+    """Check a single run before Hydra makes its folder; Hydra's own commands go to Hydra."""
     args = _parse(argv)
-    plan = None
-    informs = args.help or args.hydra_help or args.version or args.cfg or args.info
-    if not (informs or args.shell_completion or args.multirun):
-        plan = _check(args)
-    task = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(
-        lambda _config: execute(plan or make_plan(HydraConfig.get().overrides.task))
-    )
+    single = not (args.multirun or any(getattr(args, name) for name in _SHOWS))
+    checked = _check(args) if single else None
+
+    def task(_config) -> None:
+        state = HydraConfig.get()
+        path = Path(state.runtime.output_dir)
+        place = Place(path, checked.place.missing if checked else (path,))
+        with place.restored_on_refusal():
+            plan = checked or make_plan(_task_overrides(state), state.job.config_name)
+            sweep = None if checked else Path(state.sweep.dir).name
+        execute(plan, place, sweep)
+
+    run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
     with patch.object(sys, "argv", ["kvlab", *argv]):
-        task()
+        run()
 
 
 def _parse(argv: list[str]) -> Namespace:
@@ -74,21 +86,49 @@ def _check(args: Namespace) -> Plan:
         return make_plan(overrides, args.config_name or "config")
 
 
-def execute(plan: Plan) -> None:
-    """Run a checked plan in its folder; a refusal before the first number leaves no folder."""
-    _seed(plan.settings.seed)
-    folder = RunFolder(plan.run_dir, resume=plan.settings.resume, tracker=plan.tracker)
-    try:
-        plan.job.run(folder, plan.variants)
-    except KvlabError:
-        if not folder.rows():
-            folder.discard()
-        raise
-    console_table([plan.run_dir])
-    write_report([plan.run_dir], plan.run_dir / "report")
+def _task_overrides(state) -> list[str]:
+    """A sweep's job was composed by Hydra; its variants need the user's search path again."""
+    search = [o for o in state.overrides.hydra if o.startswith("hydra.searchpath=")]
+    return [*search, *state.overrides.task]
 
 
-def _seed(seed: int) -> None:
+def execute(plan: Plan, place: Place, sweep: str | None = None) -> None:
+    """Run a checked plan in its folder, then print its table and write its report.
+
+    A refusal that comes before the first number takes the folder away again.
+    """
+    seed_everything(plan.settings.seed)
+    with ExitStack() as undo:
+        undo.enter_context(place.restored_on_refusal())
+        folder = undo.enter_context(
+            RunFolder(
+                place.path,
+                config=yaml.safe_dump(plan.config, sort_keys=False, allow_unicode=True),
+                resume=plan.settings.resume,
+                tracker=plan.tracker,
+                group=sweep,
+                job_type=plan.experiment,
+            )
+        )
+        held = len(folder.rows())
+        try:
+            plan.job.run(folder, plan.variants)
+        except KvlabError:
+            if len(folder.rows()) > held:
+                undo.pop_all().close()  # numbers were measured: they stay
+            raise
+        _conclude(folder)
+
+
+def _conclude(folder: RunFolder) -> None:
+    report = write_report([folder.path], folder.path / "report")
+    folder.artifact(report, "report")
+    console_table([folder.path])
+    print(f"report: {report}")
+
+
+def seed_everything(seed: int) -> None:
+    """Every generator that a job may draw from; torch only where a job has loaded it."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 -- libraries below still draw from the global generator
     if "torch" in sys.modules:

@@ -45,11 +45,11 @@ def _unknown_option(error: MissingConfigException) -> KvlabError:
 
 def _refuse_unknown_key(overrides: list[Override], config_name: str) -> None:
     """Compose again with the group choices alone and find the first key that is not there."""
-    known_groups = set(groups())
-    plain = [o for o in overrides if o.key_or_group in known_groups or o.is_hydra_override()]
-    config = hydra.compose(config_name, [o.input_line for o in plain])
+    plain = [o for o in overrides if o.key_or_group in groups() or o.is_hydra_override()]
+    config = hydra.compose(config_name, [o.input_line for o in plain], return_hydra_config=True)
+    choices = config.hydra.runtime.choices
     known = [path for path, _ in leaves(OmegaConf.to_container(config, resolve=False), "") if path]
-    for override in (o for o in overrides if o not in plain):
+    for override in (o for o in overrides if o not in plain and o.key_or_group not in choices):
         key = override.key_or_group
         if key not in known:
             raise BadInput(key, override.value(), f"no such key; {_near(key, known)}")
@@ -70,10 +70,10 @@ def _first_inside(key: str, known: list[str]) -> str:
     return next(inside, key) + "=..."
 
 
-def refuse_strays(tree: dict) -> None:
+def refuse_strays(tree: dict, choices: dict) -> None:
     """A top-level section that neither kvlab nor a config group knows: a typo in a yaml."""
     shipped = OmegaConf.load(conf_dir() / "config.yaml")
-    known = {*map(str, shipped), *groups()} - {"defaults"}
+    known = {*map(str, shipped), *choices} - {"defaults", "hydra"}
     for key in tree.keys() - known:
         raise BadInput(key, tree[key], f"no such key; {did_you_mean(key, sorted(known))}")
     for key in known & tree.keys():

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from kvlab.config.build import build, check, target_of
 from kvlab.config.compose import compose, refuse_strays
 from kvlab.config.overrides import label, layer, parse, split
+from kvlab.config.place import Place
 from kvlab.config.settings import RunSettings
 from kvlab.config.tree import is_used, reachable
 from kvlab.core import BadInput, Variant
@@ -28,7 +29,7 @@ class Plan(NamedTuple):
     variants: list[Variant]
     tracker: object
     experiment: str | None
-    run_dir: Path
+    place: Place
 
 
 class _Composed(NamedTuple):
@@ -52,7 +53,9 @@ def make_plan(strings: Sequence[str], config_name: str = "config") -> Plan:
     _refuse_unused(strings, reachable(base.tree, ["job"]) | spec_keys, base)
     for root in ("job", "track"):
         check(base.tree, base.resolved[root], root)
-    points = expand(strings, settings.variants, spec_keys, base.choices)
+    points = []
+    if wants_specs or settings.variants:
+        points = expand(strings, settings.variants, spec_keys, base.choices)
     specs = [_spec(point, spec_keys, config_name) if wants_specs else None for point in points]
     return Plan(
         config=base.resolved,
@@ -61,7 +64,7 @@ def make_plan(strings: Sequence[str], config_name: str = "config") -> Plan:
         variants=[Variant(p.name, p.params, spec) for p, spec in zip(points, specs)],
         tracker=build(base.tree, base.resolved["track"], "track"),
         experiment=base.choices.get("experiment"),
-        run_dir=base.run_dir,
+        place=Place.at(base.run_dir),
     )
 
 
@@ -71,7 +74,7 @@ def _composed(strings: Sequence[str], config_name: str) -> _Composed:
     run_dir = Path(config.hydra.run.dir)
     tree = OmegaConf.to_container(config, resolve=False)
     del tree["hydra"]
-    refuse_strays(tree)
+    refuse_strays(tree, choices)
     return _Composed(tree, _resolved(config), choices, run_dir)
 
 
