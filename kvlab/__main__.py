@@ -54,6 +54,7 @@ def _dispatch(argv: list[str]) -> None:
     args = _parse(argv)
     single = not (args.multirun or any(getattr(args, name) for name in _SHOWS))
     checked = _check(args) if single else None
+    refusals: list[KvlabError] = []
 
     def task(_config) -> None:
         state = HydraConfig.get()
@@ -62,11 +63,18 @@ def _dispatch(argv: list[str]) -> None:
         with place.restored_on_refusal():
             plan = checked or make_plan(_task_overrides(state), state.job.config_name)
             sweep = None if checked else Path(state.sweep.dir).name
-        execute(plan, place, sweep)
+        try:
+            execute(plan, place, sweep)
+        except KvlabError as error:
+            if not checked:
+                raise  # Hydra names the job of the sweep
+            refusals.append(error)
 
     run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
     with patch.object(sys, "argv", ["kvlab", *argv]):
         run()
+    if refusals:
+        raise refusals[0]
 
 
 def _parse(argv: list[str]) -> Namespace:

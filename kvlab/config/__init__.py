@@ -1,7 +1,7 @@
 """Hydra's side of the house: compose, refuse, expand variants. No other room imports Hydra."""
 
-from kvlab.config.plan import Plan, make_plan
 from kvlab.config.explain import explain
 from kvlab.config.paths import add_config_dir, conf_dir
+from kvlab.config.plan import Plan, make_plan
 
 __all__ = ["Plan", "add_config_dir", "conf_dir", "explain", "make_plan"]

@@ -5,17 +5,19 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from importlib import import_module
 
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from kvlab.config.explain import complaint
-from kvlab.config.signature import describe, did_you_mean, fits, parameters
+from kvlab.config.signature import describe, did_you_mean, fits, parameters, show
 from kvlab.config.tree import lookup, origin
 from kvlab.core import BadInput
 
 _HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+_OPEN_ENDED = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 _FULL_KEY = re.compile(r"full_key: (\S+)")
 
 
@@ -24,12 +26,13 @@ def target_of(tree: dict, path: str) -> Callable:
     node = lookup(tree, origin(tree, path))
     name = node.get("_target_") if isinstance(node, dict) else None
     if name is None:
-        raise BadInput(path, node, "must be a section with a _target_")
+        raise BadInput(path, show(node), "must be a section with a _target_")
+    module, _, attribute = str(name).rpartition(".")
     try:
-        return get_object(name)
+        return getattr(import_module(module or str(name)), attribute)
     except (ImportError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        raise BadInput(f"{path}._target_", name, f"cannot be imported: {reason}") from error
+        where = f"{origin(tree, path)}._target_"
+        raise BadInput(where, name, f"cannot be imported: {error}") from error
 
 
 def check(tree: dict, resolved: object, path: str) -> None:
@@ -49,30 +52,27 @@ def check(tree: dict, resolved: object, path: str) -> None:
 
 def _check_call(tree: dict, node: dict, path: str) -> None:
     params, hints = parameters(target_of(tree, path))
-    named = [n for n, p in params.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    named = [n for n, p in params.items() if p.kind not in _OPEN_ENDED]
     open_ended = len(named) < len(params)
     for key in (k for k in node if k not in _HYDRA_KEYS):
         where, value = origin(tree, f"{path}.{key}"), node[key]
         if key not in params and not open_ended:
-            raise BadInput(where, value, f"no such setting; {did_you_mean(key, named)}")
+            raise BadInput(where, show(value), f"no such setting; {did_you_mean(key, named)}")
         if value == "???":
             raise BadInput(where, value, f"must be given: {where}=...")
         if key in hints and not fits(value, hints[key]):
-            raise BadInput(where, _shown(value), f"must be {describe(hints[key])}")
+            raise BadInput(where, show(value), f"must be {describe(hints[key])}")
     if not node.get("_partial_"):
         _refuse_missing(tree, node, path, params)
 
 
 def _refuse_missing(tree: dict, node: dict, path: str, params: dict) -> None:
-    for name, param in params.items():
-        if param.default is inspect.Parameter.empty and param.kind is param.POSITIONAL_OR_KEYWORD:
-            if name not in node:
-                where = f"{origin(tree, path)}.{name}"
-                raise BadInput(where, None, f"must be given: {where}=...")
-
-
-def _shown(value: object) -> object:
-    return value["_target_"] if isinstance(value, dict) and "_target_" in value else value
+    empty = inspect.Parameter.empty
+    needed = [n for n, p in params.items() if p.default is empty and p.kind not in _OPEN_ENDED]
+    for name in needed:
+        if name not in node:
+            where = f"{origin(tree, path)}.{name}"
+            raise BadInput(where, "null", f"must be given: {where}=...")
 
 
 def build(tree: dict, resolved: dict, path: str) -> object:

@@ -11,63 +11,90 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kvlab.config.explain import tidy
 from kvlab.config.overrides import parse
 from kvlab.config.paths import conf_dir
-from kvlab.config.signature import did_you_mean
-from kvlab.config.tree import leaves
+from kvlab.config.signature import did_you_mean, show
+from kvlab.config.tree import leaves, lookup, origin
 from kvlab.core import BadInput, KvlabError
 
 
 def compose(strings: Sequence[str], config_name: str = "config") -> DictConfig:
-    """The composed configuration, `hydra` included. Raises `BadInput`; Hydra must be initialised."""
+    """The composed configuration, `hydra` included; Hydra must be initialised.
+
+    Raises `BadInput` for a key or an option that is not there.
+    """
     overrides = parse(strings)
     try:
         return hydra.compose(config_name, list(strings), return_hydra_config=True)
     except MissingConfigException as error:
         raise _unknown_option(error) from error
-    except (ConfigCompositionException, OmegaConfBaseException) as error:
+    except (ConfigCompositionException, OmegaConfBaseException, ValueError) as error:
         _refuse_unknown_key(overrides, config_name)
-        raise KvlabError(f"the configuration cannot be composed: {_reason(error)}") from error
+        raise KvlabError(f"the configuration cannot be composed: {tidy(error)}") from error
 
 
-def groups() -> list[str]:
-    """Names of the top-level config groups."""
-    return [g for g in GlobalHydra.instance().config_loader().list_groups("") if g != "hydra"]
+def _groups() -> list[str]:
+    """Names of the config groups that lie beside `config.yaml`."""
+    return GlobalHydra.instance().config_loader().list_groups("")
 
 
 def _unknown_option(error: MissingConfigException) -> KvlabError:
+    """Hydra's message lists the options of every search path, each on a line with a tab."""
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
     if not group:
-        return KvlabError(_reason(error))
-    known = GlobalHydra.instance().config_loader().get_group_options(group)
+        return KvlabError(tidy(error))
+    listing = str(error).partition("earch path:")[0].splitlines()
+    known = [line.strip() for line in listing if line.startswith("\t")]
     return BadInput(group, option, f"no such option; {did_you_mean(option, known)}")
 
 
 def _refuse_unknown_key(overrides: list[Override], config_name: str) -> None:
     """Compose again with the group choices alone and find the first key that is not there."""
-    plain = [o for o in overrides if o.key_or_group in groups() or o.is_hydra_override()]
+    plain = [o for o in overrides if o.key_or_group in _groups() or o.is_hydra_override()]
+    _refuse_scalar_choice([o for o in plain if not o.is_hydra_override()])
     config = hydra.compose(config_name, [o.input_line for o in plain], return_hydra_config=True)
-    choices = config.hydra.runtime.choices
-    known = [path for path, _ in leaves(OmegaConf.to_container(config, resolve=False), "") if path]
+    tree = OmegaConf.to_container(config, resolve=False)
+    choices = tree.pop("hydra")["runtime"]["choices"]
     for override in (o for o in overrides if o not in plain and o.key_or_group not in choices):
-        key = override.key_or_group
-        if key not in known:
-            raise BadInput(key, override.value(), f"no such key; {_near(key, known)}")
-        if isinstance(OmegaConf.select(config, key, throw_on_missing=False), DictConfig):
-            remedy = f"is a section; set one of its keys, for example {_first_inside(key, known)}"
-            raise BadInput(key, override.value(), remedy)
+        _refuse_key(override, tree, choices)
 
 
-def _near(key: str, known: list[str]) -> str:
-    """Suggestions from the same section first; a full list of all keys would be no help."""
-    section = key.rpartition(".")[0]
-    inside = [k for k in known if k.rpartition(".")[0] == section and "_target_" not in k]
-    return did_you_mean(key, inside or [k for k in known if "." not in k])
+def _refuse_scalar_choice(group_overrides: list[Override]) -> None:
+    for override in group_overrides:
+        group, value = override.key_or_group, override.value()
+        if not isinstance(value, (str, list, dict)):
+            known = GlobalHydra.instance().config_loader().get_group_options(group)
+            raise BadInput(group, show(value), f"no such option; {did_you_mean('', known)}")
 
 
-def _first_inside(key: str, known: list[str]) -> str:
-    inside = (k for k in known if k.startswith(key + ".") and "_target_" not in k)
-    return next(inside, key) + "=..."
+def _refuse_key(override: Override, tree: dict, choices: dict) -> None:
+    key, value = override.key_or_group, show(override.value())
+    known = [path for path, _ in leaves(tree, "") if path and "_target_" not in path]
+    if key not in known:
+        raise BadInput(key, value, f"no such key; {_near(key, known, tree, choices)}")
+    if isinstance(lookup(tree, key), dict):
+        inside = next((k for k in known if k.startswith(key + ".")), key)
+        raise BadInput(key, value, f"is a section; set one of its keys, for example {inside}=...")
+
+
+def _near(key: str, known: list[str], tree: dict, choices: dict) -> str:
+    """What was meant: the key behind an alias, a near key of the section, another option."""
+    if (meant := origin(tree, key)) in known:
+        return f"set {meant} instead"
+    section, group = key.rpartition(".")[0], key.partition(".")[0]
+    inside = [k for k in known if k.rpartition(".")[0] == section and k != "spec"]
+    having = _options_with(key)
+    if having:
+        return f"{group}={choices.get(group)} does not have it, {group}={having[0]} does"
+    return did_you_mean(key, inside)
+
+
+def _options_with(key: str) -> list[str]:
+    """The options of a group whose yaml has `key`, for `data.path` those with a path."""
+    group, _, rest = key.partition(".")
+    files = sorted((conf_dir() / group).glob("*.yaml")) if rest else []
+    return [file.stem for file in files if rest in OmegaConf.load(file).keys()]  # noqa: SIM118 -- `in` skips ???
 
 
 def refuse_strays(tree: dict, choices: dict) -> None:
@@ -75,7 +102,7 @@ def refuse_strays(tree: dict, choices: dict) -> None:
     shipped = OmegaConf.load(conf_dir() / "config.yaml")
     known = {*map(str, shipped), *choices} - {"defaults", "hydra"}
     for key in tree.keys() - known:
-        raise BadInput(key, tree[key], f"no such key; {did_you_mean(key, sorted(known))}")
+        raise BadInput(key, show(tree[key]), f"no such key; {did_you_mean(key, sorted(known))}")
     for key in known & tree.keys():
         _refuse_stray_inside(key, tree[key])
 
@@ -89,9 +116,4 @@ def _refuse_stray_inside(group: str, node: object) -> None:
     for key in node:
         if key not in known:
             remedy = f"no such key; {did_you_mean(key, known)}"
-            raise BadInput(f"{group}.{key}", node[key], remedy)
-
-
-def _reason(error: BaseException) -> str:
-    texts = [str(error), str(error.__cause__ or "")]
-    return " ".join(" ".join(texts).split())
+            raise BadInput(f"{group}.{key}", show(node[key]), remedy)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -26,6 +28,11 @@ def explain(error: BaseException) -> str | None:
     if own is not None:
         return " ".join(str(own).split())
     if isinstance(error, (HydraException, OmegaConfBaseException)):
-        texts = dict.fromkeys(" ".join(str(e).split()) for e in chain(error) if str(e))
-        return "; ".join(texts)
+        return tidy(error)
     return None
+
+
+def tidy(error: BaseException) -> str:
+    """The texts of an error and its causes in one line, without advice that does not hold here."""
+    texts = dict.fromkeys(" ".join(str(e).split()) for e in chain(error) if str(e))
+    return re.sub(r"To append to your config use [^;]*?(?=Key |; |$)", "", "; ".join(texts)).strip()

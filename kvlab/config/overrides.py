@@ -9,6 +9,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
+from kvlab.config.signature import show
 from kvlab.core import BadInput
 
 AXES = ("format", "policy", "window", "prefix", "summary", "retrieval", "offload")
@@ -35,12 +36,15 @@ def parse(strings: Sequence[str]) -> list[Override]:
 
 
 def _refuse_form(override: Override) -> None:
-    key, value = override.get_key_element().lstrip("+~"), override.get_value_string()
+    key, value = override.get_key_element().lstrip("+~"), show(override.value())
     if override.is_delete():
         raise BadInput(f"~{key}", value, f"nothing can be left out; {key}=... changes it")
     if override.is_add() or override.is_force_add():
         remedy = f"no key can be added; {key}={value} without + sets one that exists"
         raise BadInput(f"+{key}", value, remedy)
+    if override.is_sweep_override():
+        remedy = "are several values: --multirun makes a run of each, [a,b] is a list"
+        raise BadInput(key, override.get_value_string(), remedy)
 
 
 def split(variant: str) -> list[Override]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-
 from kvlab.core import BadInput
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -26,9 +24,7 @@ def add_config_dir(overrides: Sequence[str], folder: str | None) -> list[str]:
         return list(overrides)
     if not Path(folder).is_dir():
         raise BadInput("--config-dir", folder, "no such folder")
-    parsed = OverridesParser.create().parse_overrides(list(overrides))
-    key = "hydra.searchpath"
-    given = [entry for o in parsed if o.key_or_group == key for entry in o.value()]
-    entries = ",".join([f"'file://{Path(folder).resolve()}'", *(f"'{entry}'" for entry in given)])
-    kept = [o.input_line for o in parsed if o.key_or_group != key]
-    return [*kept, f"{key}=[{entries}]"]
+    key = "hydra.searchpath="
+    given = [text.removeprefix(key).strip("[]") for text in overrides if text.startswith(key)]
+    entries = ",".join([f"'file://{Path(folder).resolve()}'", *given])
+    return [*(text for text in overrides if not text.startswith(key)), f"{key}[{entries}]"]

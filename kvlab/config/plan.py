@@ -13,6 +13,7 @@ from kvlab.config.compose import compose, refuse_strays
 from kvlab.config.overrides import label, layer, parse, split
 from kvlab.config.place import Place
 from kvlab.config.settings import RunSettings
+from kvlab.config.signature import show
 from kvlab.config.tree import is_used, reachable
 from kvlab.core import BadInput, Variant
 
@@ -52,6 +53,7 @@ def make_plan(strings: Sequence[str], config_name: str = "config") -> Plan:
     spec_keys = reachable(base.tree, ["spec"]) if wants_specs else set()
     _refuse_unused(strings, reachable(base.tree, ["job"]) | spec_keys, base)
     for root in ("job", "track"):
+        target_of(base.tree, root)
         check(base.tree, base.resolved[root], root)
     points = []
     if wants_specs or settings.variants:
@@ -93,7 +95,7 @@ def _refuse_unused(strings: Sequence[str], used: set[str], base: _Composed) -> N
         if not is_used(key, used):
             job = base.choices.get("job")
             remedy = f"job={job} does not use it; leave it out or choose another experiment"
-            raise BadInput(key, override.value(), remedy)
+            raise BadInput(key, show(override.value()), remedy)
 
 
 class _Point(NamedTuple):
@@ -130,7 +132,7 @@ def _refuse_outside(own: list, spec_keys: set[str]) -> None:
     for override in own:
         if spec_keys and not is_used(override.key_or_group, spec_keys):
             remedy = "a variant can change the cache and its axes only; set this for the whole run"
-            raise BadInput(f"variants: {override.key_or_group}", override.value(), remedy)
+            raise BadInput(f"variants: {override.key_or_group}", show(override.value()), remedy)
 
 
 def _spec(point: _Point, spec_keys: set[str], config_name: str) -> object:

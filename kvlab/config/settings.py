@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from kvlab.config.signature import describe, fits, parameters
+from kvlab.config.signature import describe, fits, parameters, show
 from kvlab.core import BadInput
 
 
@@ -29,5 +29,5 @@ class RunSettings:
         values = {field.name: tree[field.name] for field in fields(cls)}
         for key, value in values.items():
             if not fits(value, hints[key]):
-                raise BadInput(key, value, f"must be {describe(hints[key])}")
+                raise BadInput(key, show(value), f"must be {describe(hints[key])}")
         return cls(**values)

@@ -26,6 +26,17 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
     return f"{hint}known: {', '.join(sorted(known)) or 'none'}"
 
 
+def show(value: object) -> object:
+    """A value as a user writes it in yaml, a section by its class."""
+    if isinstance(value, dict) and "_target_" in value:
+        return value["_target_"]
+    return {None: "null", True: "true", False: "false"}[value] if _is_word(value) else value
+
+
+def _is_word(value: object) -> bool:
+    return value is None or isinstance(value, bool)
+
+
 def parameters(target: Callable) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
     """The parameters a yaml may set, and their resolved annotations (missing if unresolvable)."""
     params = inspect.signature(target).parameters

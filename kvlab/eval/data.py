@@ -186,8 +186,8 @@ class HubText(Source):
         raise BadInput(
             self.key,
             self.name,
-            f"not in the local cache, and {hub.endpoint()} gives nothing ({reason}); use data=books "
-            "(bundled) or your own text with data=text data.path=FILE",
+            f"not in the local cache, and {hub.endpoint()} gives nothing ({reason}); use the "
+            "bundled data=books or your own text with data=text data.path=FILE",
         )
 
     def __str__(self) -> str:

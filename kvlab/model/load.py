@@ -157,27 +157,20 @@ class RandomModel:
         seed: int = 0,
         dtype: Dtype = "auto",
     ):
-        self.shape = dict(
-            hidden_size=hidden_size,
-            num_hidden_layers=layers,
-            num_attention_heads=query_heads,
-            num_key_value_heads=kv_heads,
-            head_dim=head_dim,
-            intermediate_size=mlp_size,
-            vocab_size=vocabulary,
-            tie_word_embeddings=tied_embeddings,
-        )
-        sizes = dict(
-            hidden_size=hidden_size, layers=layers, query_heads=query_heads, kv_heads=kv_heads,
-            head_dim=head_dim, mlp_size=mlp_size,
-        )
-        for name, size in sizes.items():
-            if size < 1:
-                raise BadInput(name, size, "must be at least 1")
+        self.shape = {
+            "hidden_size": at_least(1, "hidden_size", hidden_size),
+            "num_hidden_layers": at_least(1, "layers", layers),
+            "num_attention_heads": at_least(1, "query_heads", query_heads),
+            "num_key_value_heads": at_least(1, "kv_heads", kv_heads),
+            "head_dim": at_least(2, "head_dim", head_dim),
+            "intermediate_size": at_least(1, "mlp_size", mlp_size),
+            "vocab_size": at_least(8192, "vocabulary", vocabulary),  # the tokenizer's ids
+            "tie_word_embeddings": tied_embeddings,
+        }
         if query_heads % kv_heads:
             raise BadInput("query_heads", query_heads, f"must be a multiple of kv_heads={kv_heads}")
-        if vocabulary < 8192:
-            raise BadInput("vocabulary", vocabulary, "must hold the tokenizer's 8192 ids")
+        if head_dim % 2:
+            raise BadInput("head_dim", head_dim, "must be even: rotary channels come in pairs")
         self.seed, self.dtype = seed, dtype
 
     def config(self) -> dict:
@@ -204,6 +197,13 @@ class RandomModel:
             **self.shape, max_position_embeddings=1 << 20, rope_parameters=rope,
             bos_token_id=0, eos_token_id=0, pad_token_id=0,
         )
+
+
+def at_least(least: int, name: str, value: int) -> int:
+    """`value`, or `BadInput`."""
+    if value < least:
+        raise BadInput(name, value, f"must be at least {least}")
+    return value
 
 
 def resolve_dtype(name: Dtype, device: str | torch.device) -> torch.dtype:
