@@ -139,8 +139,8 @@ def seed_everything(seed: int) -> None:
     """Every generator that a job may draw from; torch only where a job has loaded it."""
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 -- libraries below still draw from the global generator
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(seed)
+    if torch := sys.modules.get("torch"):
+        torch.manual_seed(seed)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import hydra
@@ -30,6 +31,7 @@ def compose(strings: Sequence[str], config_name: str = "config") -> DictConfig:
     except MissingConfigException as error:
         raise _unknown_option(error) from error
     except (ConfigCompositionException, OmegaConfBaseException, ValueError) as error:
+        _refuse_misnamed(overrides, error)
         _refuse_unknown_key(overrides, config_name)
         raise KvlabError(f"the configuration cannot be composed: {tidy(error)}") from error
 
@@ -47,6 +49,16 @@ def _unknown_option(error: MissingConfigException) -> KvlabError:
     listing = str(error).partition("earch path:")[0].splitlines()
     known = [line.strip() for line in listing if line.startswith("\t")]
     return BadInput(group, option, f"no such option; {did_you_mean(option, known)}")
+
+
+def _refuse_misnamed(overrides: list[Override], error: Exception) -> None:
+    """Keys of Hydra itself, and keys inside a section given as a whole: `cache={blok_size: 3}`."""
+    found = re.match("Could not override '(.+?)'", str(error))
+    override = next((o for o in overrides if found and o.key_or_group == found[1]), None)
+    if override is None or not (override.is_hydra_override() or isinstance(override.value(), dict)):
+        return
+    missing = str(error.__cause__).partition("\n")[0]
+    raise BadInput(override.key_or_group, override.value(), f"no such key: {missing}") from error
 
 
 def _refuse_unknown_key(overrides: list[Override], config_name: str) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
@@ -33,6 +31,5 @@ def explain(error: BaseException) -> str | None:
 
 
 def tidy(error: BaseException) -> str:
-    """The texts of an error and its causes in one line, without advice that does not hold here."""
-    texts = dict.fromkeys(" ".join(str(e).split()) for e in chain(error) if str(e))
-    return re.sub(r"To append to your config use [^;]*?(?=Key |; |$)", "", "; ".join(texts)).strip()
+    """The texts of an error and its causes in one line."""
+    return "; ".join(dict.fromkeys(" ".join(str(e).split()) for e in chain(error) if str(e)))
