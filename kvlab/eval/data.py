@@ -25,8 +25,15 @@ BOOKS = Path(__file__).resolve().parents[1] / "assets" / "books" / "heldout.json
 _READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 # Tokens whose spelling may change when the text goes on; they are cut off a partial text.
 _MARGIN_TOKENS = 64
-# Broken JSON, Parquet and encodings are ValueErrors of pyarrow; the hub's errors are OSErrors.
-_READ_ERRORS = (OSError, ValueError, LookupError, datasets.exceptions.DatasetsError)
+# Broken JSON, Parquet and encodings are ValueErrors of pyarrow, an empty file is a RuntimeError,
+# the hub's errors are OSErrors.
+_READ_ERRORS = (
+    OSError,
+    ValueError,
+    LookupError,
+    RuntimeError,
+    datasets.exceptions.DatasetsError,
+)
 
 datasets.logging.set_verbosity(logging.CRITICAL)  # what fails is said once, by BadInput
 datasets.disable_progress_bars()

@@ -132,8 +132,9 @@ def identity(folder: Path) -> str:
         size = file.stat().st_size
         digest.update(json.dumps([size, header], sort_keys=True).encode())
         with file.open("rb") as stream:
-            for i in range(_SAMPLES):
-                stream.seek(start + (size - start) * i // _SAMPLES)
+            last = max(start, size - _SAMPLE_BYTES)
+            for i in range(_SAMPLES):  # evenly spaced, both ends included
+                stream.seek(start + (last - start) * i // (_SAMPLES - 1))
                 digest.update(stream.read(_SAMPLE_BYTES))
     return digest.hexdigest()
 
