@@ -45,6 +45,19 @@ class CountSpecs(Count):
     wants_specs = True
 
 
+class CountData(CountSpecs):
+    """As CountSpecs, over real documents and a real model."""
+
+    def __init__(self, part: Part, data: object, model: object, fail: str | None = None):
+        super().__init__(part, fail=fail)
+        self.data, self.model = data, model
+
+    def run(self, folder, variants):
+        loaded = self.model.load("cpu")
+        self.data.documents(loaded.tokenizer, 1, 64)
+        super().run(folder, variants)
+
+
 class Spec:
     """A cache specification in small."""
 

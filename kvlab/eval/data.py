@@ -25,15 +25,8 @@ BOOKS = Path(__file__).resolve().parents[1] / "assets" / "books" / "heldout.json
 _READERS = {".txt": "text", ".jsonl": "json", ".json": "json", ".parquet": "parquet"}
 # Tokens whose spelling may change when the text goes on; they are cut off a partial text.
 _MARGIN_TOKENS = 64
-# Broken JSON, Parquet and encodings are ValueErrors of pyarrow, an empty file is a RuntimeError,
-# the hub's errors are OSErrors.
-_READ_ERRORS = (
-    OSError,
-    ValueError,
-    LookupError,
-    RuntimeError,
-    datasets.exceptions.DatasetsError,
-)
+# Broken JSON, Parquet and encodings are ValueErrors of pyarrow; the hub's errors are OSErrors.
+_READ_ERRORS = (OSError, ValueError, LookupError, datasets.exceptions.DatasetsError)
 
 datasets.logging.set_verbosity(logging.CRITICAL)  # what fails is said once, by BadInput
 datasets.disable_progress_bars()
@@ -92,11 +85,9 @@ def first_tokens(tokenizer: Callable, text: str, tokens: int) -> np.ndarray:
 
 
 def _too_short(count: int | None, tokens: int, seen: int, found: int, longest: int) -> str:
-    wanted = f"{'some' if count is None else count} documents of {tokens} tokens are wanted"
-    there = f"{seen} documents are there, {found} of them long enough"
-    if not found:
-        there += f" (the longest has {longest} tokens)"
-    return f"{wanted}; {there}; lower eval.tokens or eval.documents, or give longer data"
+    wanted = f"documents of {tokens} tokens wanted: {count or 'at least 1'}, long enough: {found}"
+    there = f"of {seen} there, the longest has {longest} tokens"
+    return f"{wanted} ({there}); lower eval.tokens or eval.documents, or give longer data"
 
 
 class Books(Source):
@@ -218,8 +209,9 @@ def read_file(file: Path, key: str, **options) -> Iterator[dict]:
     reader = _READERS[Path(file.name.removesuffix(".xz")).suffix]
     try:
         rows = load_dataset(reader, data_files=str(file), split="train", streaming=True, **options)
-    except _READ_ERRORS as error:
-        raise BadInput(key, file, f"cannot be read: {str(error).strip()}") from error
+    except (*_READ_ERRORS, StopIteration) as error:
+        reason = str(error).strip().partition("\n")[0] or "it is empty"
+        raise BadInput(key, file, f"cannot be read: {reason}") from error
     return guarded(rows, key, file)
 
 

@@ -53,7 +53,7 @@ def test_short_documents_are_passed_over(tokenizer, tmp_path):
 @pytest.mark.parametrize(
     ("count", "tokens", "words"),
     [
-        (9, 64, "9 documents of 64 tokens are wanted; 8 documents are there"),
+        (9, 64, "documents of 64 tokens wanted: 9, long enough: 8"),
         (0, 64, "at least 1"),
         (1, 1, "at least 2"),
     ],
@@ -95,7 +95,7 @@ BROKEN = {
     "unknown ending": (b"x", "a.doc", "must end in one of .txt, .jsonl"),
     "not utf-8": (b"\xff\xfe\x00", "a.txt", "cannot be read"),
     "broken jsonl": (b'{"text": "a"}\n{oops\n', "a.jsonl", "cannot be read"),
-    "empty jsonl": (b"", "a.jsonl", "cannot be read|0 documents are there"),
+    "empty jsonl": (b"", "a.jsonl", "cannot be read: it is empty"),
     "no parquet": (b"PAR0", "a.parquet", "cannot be read"),
     "no such column": (b'{"body": "a"}\n', "a.jsonl", "data.text_column=text: no such column"),
     "no text in column": (b'{"text": 3}\n', "a.jsonl", "data.text_column=text: row 0 holds no"),
