@@ -45,6 +45,7 @@ TABLE = {
     "unknown key in a whole section": (["part={siz: 3}"], ["part=", "'siz' is not in struct"]),
     "unknown key of Hydra": (["hydra.run.dr=x"], ["hydra.run.dr=x", "'dr' not in 'RunDir'"]),
     "value for a section": (["format.key=3"], ["format.key=3", "must be a Codec"]),
+    "cap that the job does not use": (["memory.cap_gb=4"], ["memory.cap_gb=4", "does not use it"]),
     "setting that the job does not use": (["model=local"], ["model=local", "does not use it"]),
     # -- types
     "text for a whole number": (["cache.size=abc"], ["cache.size=abc", "must be a whole number"]),
@@ -63,8 +64,8 @@ TABLE = {
     "entry is no text": (["variants=[1]"], ["variants=[1]", "a text"]),
     "entry is no override": (["variants=['int4']"], ["argument=int4", "write key=value"]),
     "unknown option in a variant": (["variants=['format=int9']"], ["format=int9", "known:"]),
-    "variant out of its reach": (["variants=['seed=3']"], ["variants: seed=3", "cache and its axes"]),
-    "impossible value in a variant": (["variants=['cache.size=0']"], ["cache.size=0", "at least 1"]),
+    "variant out of its reach": (["variants=['seed=3']"], ["variants: seed=3", "the cache and its"]),
+    "bad value in a variant": (["variants=['cache.size=0']"], ["cache.size=0", "at least 1"]),
     # -- values and combinations
     "impossible value": (["part.size=0"], ["part.size=0", "must be at least 1"]),
     "impossible combination": (

@@ -1,4 +1,4 @@
-"""conf/ mirrors the constructors: every yaml builds, lists every parameter, and no class lacks one."""
+"""conf/ mirrors the constructors: every yaml builds and is whole, no class lacks one."""
 
 from __future__ import annotations
 

@@ -67,7 +67,8 @@ def test_installed_wheel_composes_its_own_configuration(installed, tmp_path):
 
 def test_installed_wheel_loads_its_model_and_books(installed, tmp_path):
     code = (
-        "from kvlab.eval.data import Books; from kvlab.model.load import REFERENCE, ReferenceModel\n"
+        "from kvlab.eval.data import Books\n"
+        "from kvlab.model.load import REFERENCE, ReferenceModel\n"
         "tokenizer = ReferenceModel().load('cpu').tokenizer\n"
         "print(REFERENCE, len(Books().documents(tokenizer, 1, 64)[0].ids))"
     )

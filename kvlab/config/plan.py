@@ -18,7 +18,7 @@ from kvlab.config.tree import is_used, reachable
 from kvlab.core import BadInput, Variant
 
 # Read by __main__ itself; every other key on the command line must reach the job.
-OWN_KEYS = ("seed", "device", "resume", "variants", "experiment", "job", "track", "memory")
+OWN_KEYS = ("seed", "device", "resume", "variants", "experiment", "job", "track")
 
 
 class Plan(NamedTuple):
