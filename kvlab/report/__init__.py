@@ -1,3 +1,6 @@
-def write_report(runs, out):
-    out.mkdir(parents=True, exist_ok=True); return out
-def console_table(runs): print("table", runs)
+"""Results files -> tables, figures and one page. Imports no torch; knows files, not caches."""
+
+from kvlab.report.build import write_report
+from kvlab.report.console import console_table
+
+__all__ = ["console_table", "write_report"]

@@ -41,8 +41,8 @@ class Tracker:
     def artifact(self, path: Path, kind: str) -> None:
         """A file or folder to keep with the run; `kind` such as "results" or "report"."""
 
-    def finish(self) -> None:
-        """The run is over. Calling it again does nothing."""
+    def finish(self, *, failed: bool = False) -> None:
+        """The run is over, `failed` by an error. Calling it again does nothing."""
 
 
 class JsonlTracker(Tracker):
@@ -69,8 +69,8 @@ class JsonlTracker(Tracker):
     def artifact(self, path, kind):
         self._write(event="artifact", kind=kind, path=Path(path).name)
 
-    def finish(self):
-        self._write(event="finish")
+    def finish(self, *, failed=False):
+        self._write(event="finish", failed=failed)
         self._path = None
 
     def _write(self, **fields):

@@ -140,19 +140,19 @@ class RunFolder:
         self.tracker.environment(self.environment)
         return self.environment
 
-    def close(self) -> None:
+    def close(self, *, failed: bool = False) -> None:
         """End the run: hand the files to the tracker and let it finish. Harmless when repeated."""
         if self._file.closed:
             return
         self._file.close()
         self.tracker.artifact(self.path, "results")
-        self.tracker.finish()
+        self.tracker.finish(failed=failed)
 
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *error) -> None:
-        self.close()
+    def __exit__(self, kind, *_) -> None:
+        self.close(failed=kind is not None)
 
     def _recover(self) -> list[dict]:
         """Rows of an earlier run; the file is cut to whole lines and ends with a newline."""
