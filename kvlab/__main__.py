@@ -20,8 +20,10 @@ import numpy as np
 import yaml
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from rich.console import Console
 
-from kvlab.config import Plan, add_config_dir, conf_dir, explain, make_plan
+from kvlab import __version__
+from kvlab.config import Plan, add_config_dir, conf_dir, explain, first_of_sweep, make_plan
 from kvlab.config.place import Place
 from kvlab.core import BadInput, KvlabError
 from kvlab.report import console_table, write_report
@@ -33,6 +35,9 @@ _SHOWS = ("help", "hydra_help", "cfg", "info", "shell_completion")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: the process's own) and return its exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if "--version" in argv:
+        print(f"kvlab {__version__}")
+        return 0
     debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         with patch.dict(os.environ, HYDRA_FULL_ERROR="1"):  # Hydra then lets exceptions through
@@ -52,21 +57,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(argv: list[str]) -> None:
     """Check a single run before Hydra makes its folder; Hydra's own commands go to Hydra."""
     args = _parse(argv)
-    single = not (args.multirun or any(getattr(args, name) for name in _SHOWS))
-    checked = _check(args) if single else None
+    shows = any(getattr(args, name) for name in _SHOWS)
+    plan = None if shows else _check(args)
     refusals: list[KvlabError] = []
 
     def task(_config) -> None:
-        state = HydraConfig.get()
-        path = Path(state.runtime.output_dir)
-        place = Place(path, checked.place.missing if checked else (path,))
-        with place.restored_on_refusal():
-            plan = checked or make_plan(_task_overrides(state), state.job.config_name)
-            sweep = None if checked else Path(state.sweep.dir).name
         try:
-            execute(plan, place, sweep)
+            _run_job(None if args.multirun else plan)
         except KvlabError as error:
-            if not checked:
+            if args.multirun:
                 raise  # Hydra names the job of the sweep
             refusals.append(error)
 
@@ -75,6 +74,18 @@ def _dispatch(argv: list[str]) -> None:
         run()
     if refusals:
         raise refusals[0]
+
+
+def _run_job(plan: Plan | None) -> None:
+    """One job of Hydra's: the run whose plan was checked already, or one of a sweep."""
+    state = HydraConfig.get()
+    path = Path(state.runtime.output_dir)
+    if plan is not None:
+        return execute(plan, Place(path, plan.place.missing))
+    place = Place(path, (path,))
+    with place.restored_on_refusal():
+        plan = make_plan(_task_overrides(state), state.job.config_name)
+    return execute(plan, place, sweep=Path(state.sweep.dir).name)
 
 
 def _parse(argv: list[str]) -> Namespace:
@@ -88,7 +99,9 @@ def _parse(argv: list[str]) -> Namespace:
 
 
 def _check(args: Namespace) -> Plan:
-    overrides = add_config_dir(args.overrides, args.config_dir)
+    """The plan of a single run, or of a sweep's first job."""
+    given = first_of_sweep(args.overrides) if args.multirun else args.overrides
+    overrides = add_config_dir(given, args.config_dir)
     folder = os.path.abspath(args.config_path or conf_dir())
     with hydra.initialize_config_dir(folder, job_name="kvlab", version_base="1.3"):
         return make_plan(overrides, args.config_name or "config")
@@ -129,10 +142,12 @@ def execute(plan: Plan, place: Place, sweep: str | None = None) -> None:
 
 
 def _conclude(folder: RunFolder) -> None:
-    report = write_report([folder.path], folder.path / "report")
-    folder.artifact(report, "report")
-    console_table([folder.path])
-    print(f"report: {report}")
+    if not folder.rows():
+        return
+    page = write_report([folder.path], folder.path / "report")
+    folder.artifact(page.parent, "report")
+    Console().print(console_table(folder.rows()))
+    print(f"\nresults in {folder.path}, report in {page.parent}")
 
 
 def seed_everything(seed: int) -> None:

@@ -64,7 +64,7 @@ TABLE = {
     "entry is no text": (["variants=[1]"], ["variants=[1]", "a text"]),
     "entry is no override": (["variants=['int4']"], ["argument=int4", "write key=value"]),
     "unknown option in a variant": (["variants=['format=int9']"], ["format=int9", "known:"]),
-    "variant out of its reach": (["variants=['seed=3']"], ["variants: seed=3", "the cache and its"]),
+    "variant out of its reach": (["variants=['seed=3']"], ["variants: seed=3", "the cache"]),
     "bad value in a variant": (["variants=['cache.size=0']"], ["cache.size=0", "at least 1"]),
     # -- values and combinations
     "impossible value": (["part.size=0"], ["part.size=0", "must be at least 1"]),

@@ -122,9 +122,26 @@ def test_multirun_makes_a_folder_for_each_job(toy, tmp_path):
 def test_multirun_with_a_bad_job_says_so(toy, tmp_path, capsys):
     sweep = tmp_path / "sweep"
     line = ["-m", "--config-dir", CONF, "experiment=toy_specs", f"hydra.sweep.dir={sweep}"]
-    assert main([*line, "cache.size=0,1"]) == 2
+    assert main([*line, "cache.size=1,0"]) == 2
     assert "cache.size=0: must be at least 1" in capsys.readouterr().err
-    assert not (sweep / "0").exists() and (sweep / "1").exists()
+    assert (sweep / "0").exists() and not (sweep / "1").exists()
+
+
+def test_multirun_that_cannot_start_writes_nothing(toy, tmp_path, capsys):
+    line = ["-m", "--config-dir", CONF, "experiment=toy_specs", f"hydra.sweep.dir={tmp_path / 's'}"]
+    for given, words in {
+        "cache.siz=1,2": "cache.siz=1: no such key; did you mean cache.size?",
+        "format=int5,int4": "format=int5: no such option; did you mean int8?",
+        "int4": "argument=int4: write key=value",
+    }.items():
+        assert main([*line, given]) == 2
+        assert words in capsys.readouterr().err
+        assert not list(tmp_path.iterdir())
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("kvlab 0.")
 
 
 def test_cfg_job_shows_without_running(toy, tmp_path, capsys):

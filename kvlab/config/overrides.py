@@ -47,6 +47,24 @@ def _refuse_form(override: Override) -> None:
         raise BadInput(key, override.get_value_string(), remedy)
 
 
+def first_of_sweep(strings: Sequence[str]) -> list[str]:
+    """The overrides of a sweep's first job, to be checked before any job runs.
+
+    Intervals and globs belong to their sweeper; the job is checked without them.
+    """
+    chosen = []
+    for string in strings:
+        if "=" not in string:
+            return list(strings)  # parse says what is wrong with it
+        [override] = OverridesParser.create().parse_overrides([string])
+        if override.is_choice_sweep() or override.is_range_sweep():
+            key = override.get_key_element()
+            chosen.append(f"{key}={next(iter(override.sweep_string_iterator()))}")
+        elif not override.is_sweep_override():
+            chosen.append(string)
+    return chosen
+
+
 def split(variant: str) -> list[Override]:
     """The overrides in one entry of `variants`: `format=int8 policy=lru`."""
     if not isinstance(variant, str):
