@@ -1,0 +1,272 @@
+"""Who may use which block; every change of ownership passes here.
+
+    FREE --allocate--> OPEN --seal--> SEALED --reclaim--> LEAVING --free--> FREE
+                         \\______________\\_________free___________________/
+
+    OPEN     being written, in compute dtype; never evicted
+    SEALED   read-only; in the policy's hands while nobody pins it
+    LEAVING  chosen by the policy, still readable: spill it, then free it
+
+A block has one owner and any number of pins. Freeing a pinned block takes its owner away; it
+becomes free at the last unpin. Verbs take many ids at a time, and cost O(1) or O(log n) a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from heapq import heappop, heappush
+from itertools import chain, repeat
+
+from kvlab.blocks.states import FREE, LEAVING, OPEN, SEALED, BlockStateError, check_books
+from kvlab.core import BlockId, OutOfBlocks
+from kvlab.policy import BlockMeta, EvictionPolicy, NoEviction
+
+
+class BlockLedger:
+    """Blocks 0..capacity-1, or without end if the capacity is None.
+
+    policy: chooses victims among sealed, unpinned blocks; built for this ledger alone.
+    events: called with one tuple per verb, ("touch", ids) and so on; see `blocks.replay`.
+
+    Steps are the policy's time: each block sealed or touched takes one, and so does `tick`.
+    """
+
+    def __init__(
+        self,
+        capacity: int | None,
+        policy: EvictionPolicy | None = None,
+        events: Callable[[tuple], None] | None = None,
+    ):
+        self.capacity = capacity
+        self.policy = NoEviction() if policy is None else policy
+        self.events = events
+        self.now = 0
+        self._metas: list[BlockMeta] = []  # index is the id; made at first use, then kept
+        self._freed: list[BlockId] = []  # heap of free ids below len(_metas)
+        self.policy.resize(capacity)
+        deaf = type(self.policy).expect is EvictionPolicy.expect
+        self._expect = None if deaf else self.policy.expect
+
+    # -- numbers ---------------------------------------------------------------------------
+
+    @property
+    def free_count(self) -> int | None:
+        """Blocks that `allocate` can give now; None if unbounded."""
+        return None if self.capacity is None else self.capacity - self.held_count
+
+    @property
+    def held_count(self) -> int:
+        """Blocks that are not free: open, sealed or leaving."""
+        return len(self._metas) - len(self._freed)
+
+    @property
+    def evictable_count(self) -> int:
+        """Blocks that `reclaim` can give now."""
+        return len(self.policy)
+
+    def state(self, id: BlockId) -> int:
+        """FREE, OPEN, SEALED or LEAVING."""
+        return self._metas[id].state if 0 <= id < len(self._metas) else FREE
+
+    def meta(self, id: BlockId) -> BlockMeta:
+        """The live record of a block that is not free; read only."""
+        if self.state(id) == FREE:
+            raise BlockStateError("look up", self._find(id), id)
+        return self._metas[id]
+
+    def _find(self, id):
+        return self._metas[id] if 0 <= id < len(self._metas) else None
+
+    # -- the life of a block -----------------------------------------------------------------
+
+    def allocate(self, count: int, owner=None) -> list[BlockId]:
+        """Open `count` blocks, lowest free ids first. Raises OutOfBlocks; never evicts."""
+        if self.capacity is not None and count > self.capacity - self.held_count:
+            raise OutOfBlocks(count, self.free_count, self.capacity)
+        ids = [self._take(owner).id for _ in range(count)]
+        if self.events:
+            self.events(("allocate", ids, owner))
+        return ids
+
+    def _take(self, owner) -> BlockMeta:
+        if self._freed:
+            meta = self._metas[heappop(self._freed)]
+        else:
+            meta = BlockMeta(len(self._metas))
+            self._metas.append(meta)
+        meta.state, meta.owner = OPEN, owner
+        return meta
+
+    def seal(
+        self,
+        ids: Sequence[BlockId],
+        content: Iterable[int | None] = repeat(None),
+        depth: Iterable[int] = repeat(0),
+        level: Iterable[int] = repeat(0),
+        cost: Iterable[float] = repeat(1.0),
+        size: Iterable[int] = repeat(1),
+        parent: Iterable[int | None] = repeat(None),
+    ) -> None:
+        """Make open blocks read-only and known to the policy, with one value per block of each."""
+        for id in ids:
+            if self.state(id) != OPEN:
+                raise BlockStateError("seal", self._find(id), id)
+        rows = list(zip(ids, content, depth, level, cost, size, parent))
+        for id, *facts in rows:
+            meta = self._metas[id]
+            self.now += 1
+            self._describe(meta, *facts)
+            self.policy.add(meta)
+            if meta.pins:
+                self.policy.hold(meta)
+        if self.events:
+            self.events(("seal", rows))
+
+    def _describe(self, meta, content, depth, level, cost, size, parent):
+        meta.state, meta.content, meta.parent = SEALED, content, parent
+        meta.depth, meta.level, meta.cost, meta.size = depth, level, cost, size
+        meta.born = meta.last = self.now
+        meta.hits, meta.score = 0, 0.0
+
+    def reclaim(self, count: int, coming: Iterable[int | None] = ()) -> list[BlockId]:
+        """Let the policy choose `count` victims, first to leave first; they are LEAVING.
+
+        They can be read until `free`. `coming`: contents that take their place, where known
+        (ARC chooses better so). Raises OutOfBlocks, choosing none, if fewer are evictable.
+        """
+        if count > len(self.policy):
+            raise OutOfBlocks(count, len(self.policy), self.capacity)
+        coming = list(coming)
+        victims = []
+        for _, content in zip(range(count), chain(coming, repeat(None))):
+            if self._expect and content is not None:
+                self._expect(content)
+            victims.append(self.policy.pop())
+            self._metas[victims[-1]].state = LEAVING
+        if self.events:
+            self.events(("reclaim", count, coming, victims))
+        return victims
+
+    def free(self, ids: Iterable[BlockId]) -> None:
+        """Give blocks back from any state; a pinned one loses its owner and waits for `unpin`."""
+        ids = list(ids)
+        for id in ids:
+            meta = self._find(id)
+            if meta is None or meta.state == FREE or meta.doomed:
+                raise BlockStateError("free", meta, id)
+            if meta.pins:
+                meta.doomed, meta.owner = True, None
+            else:
+                self._release(meta)
+        if self.events:
+            self.events(("free", ids))
+
+    def _release(self, meta):
+        if meta.state == SEALED:
+            self.policy.remove(meta)
+        meta.state, meta.owner, meta.doomed = FREE, None, False
+        heappush(self._freed, meta.id)
+
+    def admit(self, contents: Sequence[int]) -> tuple[list[BlockId], list[int]]:
+        """Seal one block for each content, evicting one at a time where no block is free.
+
+        The inner loop of flat accounting in one call: for each content in turn `reclaim(1)` and
+        `free` if there is no free block, `allocate(1)`, `seal`. A content may so evict one that
+        came with the same call. Returns the blocks and the contents that left, in order.
+        """
+        metas, now = self._metas, self.now
+        expect, pop, add = self._expect, self.policy.pop, self.policy.add
+        room = len(contents) if self.capacity is None else self.free_count
+        ids, gone = [], []
+        if room < len(contents) and not room and not len(self.policy):
+            raise OutOfBlocks(len(contents), 0, self.capacity)
+        for content in contents:
+            if room:
+                room -= 1
+                meta = self._take(None)
+            else:
+                if expect:
+                    expect(content)
+                meta = metas[pop()]
+                gone.append(meta.content)
+            now += 1
+            meta.state, meta.owner, meta.content = SEALED, None, content
+            meta.born = meta.last = now
+            meta.hits, meta.score = 0, 0.0
+            meta.depth, meta.level, meta.cost, meta.size, meta.parent = 0, 0, 1.0, 1, None
+            add(meta)
+            ids.append(meta.id)
+        self.now = now
+        if self.events:
+            self.events(("admit", list(contents), ids))
+        return ids, gone
+
+    # -- use ---------------------------------------------------------------------------------
+
+    def pin(self, ids: Iterable[BlockId]) -> None:
+        """Keep blocks, in any state but FREE, until as many `unpin`."""
+        ids = list(ids)
+        for id in ids:
+            meta = self._find(id)
+            if meta is None or meta.state == FREE:
+                raise BlockStateError("pin", meta, id)
+            meta.pins += 1
+            if meta.pins == 1 and meta.state == SEALED:
+                self.policy.hold(meta)
+        if self.events:
+            self.events(("pin", ids))
+
+    def unpin(self, ids: Iterable[BlockId]) -> None:
+        """Take one pin off each; at the last, a block is evictable again, or free if freed."""
+        ids = list(ids)
+        for id in ids:
+            meta = self._find(id)
+            if meta is None or not meta.pins:
+                raise BlockStateError("unpin", meta, id)
+            meta.pins -= 1
+            if not meta.pins:
+                self._unheld(meta)
+        if self.events:
+            self.events(("unpin", ids))
+
+    def _unheld(self, meta):
+        if meta.doomed:
+            self._release(meta)
+        elif meta.state == SEALED:
+            self.policy.release(meta)
+
+    def touch(self, ids: Sequence[BlockId]) -> None:
+        """Tell the policy that sealed blocks were used, in this order (a prefix: tail first)."""
+        metas, touch, now = self._metas, self.policy.touch, self.now
+        for id in ids:
+            meta = metas[id]
+            if meta.state != SEALED:
+                raise BlockStateError("touch", meta, id)
+            now += 1
+            meta.last = now
+            meta.hits += 1
+            touch(meta)
+        self.now = now
+        if self.events:
+            self.events(("touch", list(ids)))
+
+    def score(self, id: BlockId, value: float) -> None:
+        """Set the score of a sealed block (attention mass, or what the policy in use reads)."""
+        meta = self._find(id)
+        if meta is None or meta.state != SEALED:
+            raise BlockStateError("score", meta, id)
+        meta.score = value
+        self.policy.rescore(meta)
+        if self.events:
+            self.events(("score", id, value))
+
+    def tick(self) -> None:
+        """End a step: a decode step of the model, or a request of a trace."""
+        self.now += 1
+        self.policy.tick(self.now)
+        if self.events:
+            self.events(("tick",))
+
+    def check(self) -> None:
+        """Raise AssertionError unless every block is in exactly one place. O(blocks)."""
+        check_books(self._metas, self._freed, self.capacity, self.policy)
