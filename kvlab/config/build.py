@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from kvlab.config.explain import complaint
 from kvlab.config.signature import describe, did_you_mean, fits, parameters, show
-from kvlab.config.tree import lookup, origin
+from kvlab.config.tree import leaves, lookup, origin
 from kvlab.core import BadInput
 
 _HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
@@ -76,16 +76,26 @@ def _refuse_missing(tree: dict, node: dict, path: str, params: dict) -> None:
 
 
 def build(tree: dict, resolved: dict, path: str) -> object:
-    """Instantiate the node at `path`; its own `BadInput` gets the key of the configuration."""
-    config = OmegaConf.create({path: resolved})
+    """Instantiate the node at `path`; its own `BadInput` gets the key of the configuration.
+
+    Factories inside it (`_partial_`) are called once for trial: their ranges are checked now and
+    not in the middle of the run.
+    """
+    for inner, node in leaves(resolved, path):
+        if isinstance(node, dict) and node.get("_partial_"):
+            _instantiate(tree, {**node, "_partial_": False}, inner)
+    return _instantiate(tree, resolved, path)
+
+
+def _instantiate(tree: dict, resolved: dict, path: str) -> object:
     try:
-        return instantiate(config[path], _convert_="all")
+        return instantiate(OmegaConf.create(resolved), _convert_="all")
     except InstantiationException as error:
         own = complaint(error)
         if not isinstance(own, BadInput) or "." in own.key:
             raise
-        found = _FULL_KEY.search(str(error))
-        at = found[1] if found else path
+        found = _FULL_KEY.search(str(error))  # relative to the node; absent for the node itself
+        at = f"{path}.{found[1]}" if found else path
         raise BadInput(_config_key(tree, at, own.key), own.value, own.remedy) from error
 
 

@@ -38,16 +38,22 @@ def _is_word(value: object) -> bool:
 
 
 def parameters(target: Callable) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
-    """The parameters a yaml may set, and their resolved annotations (missing if unresolvable)."""
+    """The parameters a yaml may set, and their annotations."""
     params = inspect.signature(target).parameters
     owner = target.__init__ if isinstance(target, type) else target
-    hints: dict[str, Any] = {}
-    for scope in (owner, target):      # dataclasses keep the annotations on the class
+    return dict(params), _hints(target) | _hints(owner)  # a dataclass has them on the class
+
+
+def _hints(scope: object) -> dict[str, Any]:
+    """Annotations; a name imported for type checkers only stands for anything."""
+    unknown: dict[str, Any] = {}
+    while True:
         try:
-            hints = get_type_hints(scope) | hints
-        except (NameError, TypeError, AttributeError):
-            continue                   # an import for type checkers only: not checkable
-    return dict(params), hints
+            return get_type_hints(scope, localns=unknown)
+        except NameError as error:
+            unknown[error.name] = Any
+        except (TypeError, AttributeError):
+            return {}
 
 
 def fits(value: object, hint: Any) -> bool:
@@ -67,10 +73,15 @@ def fits(value: object, hint: Any) -> bool:
 def _fits_list(value: list, kind: Any, args: tuple) -> bool:
     if _is_open(kind):
         return True
-    if not (isinstance(kind, type) and issubclass(kind, Sequence)) or kind is str:
+    if not _takes_list(kind):
         return False
     items = [arg for arg in args if arg is not Ellipsis]
     return all(fits(item, items[0]) for item in value) if len(items) == 1 else True
+
+
+def _takes_list(kind: Any) -> bool:
+    """`Iterable`, `Sequence`, `list` and also `tuple`: yaml has only lists."""
+    return isinstance(kind, type) and (issubclass(list, kind) or kind is tuple)
 
 
 def _fits_scalar(value: object, kind: Any) -> bool:
@@ -82,6 +93,8 @@ def _fits_scalar(value: object, kind: Any) -> bool:
         return isinstance(value, (int, float))
     if kind is Path:
         return isinstance(value, str)
+    if kind is not str and _takes_list(kind):
+        return False  # a text is iterable too, and never meant
     return isinstance(kind, type) and isinstance(value, kind)
 
 
@@ -100,6 +113,6 @@ def describe(hint: Any) -> str:
         return " or ".join(dict.fromkeys(describe(arg) for arg in args))
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
-    if isinstance(origin, type) and issubclass(origin, Sequence):
+    if _takes_list(origin):
         return "a list" + (f" with each entry {describe(args[0])}" if args else "")
     return _WORDS.get(hint, f"a {getattr(hint, '__name__', hint)}")
