@@ -23,7 +23,7 @@ from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
 from kvlab import __version__
-from kvlab.config import Plan, add_config_dir, conf_dir, explain, first_of_sweep, make_plan
+from kvlab.config import Plan, add_config_dir, conf_dir, explain, first_of_sweep, make_plan, quote
 from kvlab.config.place import Place
 from kvlab.core import BadInput, KvlabError
 from kvlab.report import console_table, write_report
@@ -59,18 +59,23 @@ def _dispatch(argv: list[str]) -> None:
     args = _parse(argv)
     shows = any(getattr(args, name) for name in _SHOWS)
     plan = None if shows else _check(args)
+    single = plan is not None and not args.multirun
     refusals: list[KvlabError] = []
 
     def task(_config) -> None:
         try:
-            _run_job(None if args.multirun else plan)
+            with patch.object(sys, "argv", typed):
+                _run_job(plan if single else None)
         except KvlabError as error:
-            if args.multirun:
+            if not single:
                 raise  # Hydra names the job of the sweep
             refusals.append(error)
 
     run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
-    with patch.object(sys, "argv", ["kvlab", *argv]):
+    typed = [sys.argv[0], *argv]
+    # The clock has moved on since the check: the folder that was checked is the one to be made.
+    fixed = [f"hydra.run.dir={quote(str(plan.place.path))}"] if single else []
+    with patch.object(sys, "argv", [*typed, *fixed]):
         run()
     if refusals:
         raise refusals[0]
