@@ -1,0 +1,240 @@
+"""Who may use which block; every change of ownership passes here.
+
+    FREE --allocate--> OPEN --seal--> SEALED --reclaim--> LEAVING --free--> FREE
+                         \\______________\\_________free___________________/
+
+    OPEN     being written, in compute dtype; never evicted
+    SEALED   read-only; in the policy's hands while nobody pins it
+    LEAVING  chosen by the policy, still readable: spill it, then free it
+
+A block has one owner and any number of pins. Freeing a pinned block takes its owner away; it
+becomes free at the last unpin. Verbs take many ids at a time, and cost O(1) or O(log n) a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from heapq import heappop, heappush
+from itertools import repeat
+
+from kvlab.core import BlockId, KvlabError, OutOfBlocks
+from kvlab.policy import BlockMeta, EvictionPolicy, NoEviction
+
+FREE, OPEN, SEALED, LEAVING = range(4)
+STATES = ("free", "open", "sealed", "leaving")
+
+
+class BlockStateError(KvlabError):
+    """A verb was used on a block in the wrong state: an error of the caller, not of the user."""
+
+    def __init__(self, verb: str, meta: BlockMeta | None, id: BlockId):
+        state = "unknown" if meta is None else STATES[meta.state]
+        pins = 0 if meta is None else meta.pins
+        super().__init__(f"cannot {verb} block {id}: it is {state} with {pins} pins")
+
+
+class BlockLedger:
+    """Blocks 0..capacity-1, or without end if the capacity is None.
+
+    policy: chooses victims among sealed, unpinned blocks; built for this ledger alone.
+    events: called with one tuple per verb, ("touch", ids) and so on, to record a run for replay.
+
+    Steps are the policy's time: each block sealed or touched takes one, and so does `tick`.
+    """
+
+    def __init__(
+        self,
+        capacity: int | None,
+        policy: EvictionPolicy | None = None,
+        events: Callable[[tuple], None] | None = None,
+    ):
+        self.capacity = capacity
+        self.policy = NoEviction() if policy is None else policy
+        self.events = events
+        self.now = 0
+        self._metas: list[BlockMeta] = []  # index is the id; made at first use, then kept
+        self._freed: list[BlockId] = []  # heap of free ids below len(_metas)
+        self.policy.resize(capacity)
+
+    # -- numbers ---------------------------------------------------------------------------
+
+    @property
+    def free_count(self) -> int | None:
+        """Blocks that `allocate` can give now; None if unbounded."""
+        return None if self.capacity is None else self.capacity - self.held_count
+
+    @property
+    def held_count(self) -> int:
+        """Blocks that are not free: open, sealed or leaving."""
+        return len(self._metas) - len(self._freed)
+
+    @property
+    def evictable_count(self) -> int:
+        """Blocks that `reclaim` can give now."""
+        return len(self.policy)
+
+    def state(self, id: BlockId) -> int:
+        """FREE, OPEN, SEALED or LEAVING."""
+        return self._metas[id].state if 0 <= id < len(self._metas) else FREE
+
+    def meta(self, id: BlockId) -> BlockMeta:
+        """The live record of a block that is not free; read only."""
+        if self.state(id) == FREE:
+            raise BlockStateError("look up", self._find(id), id)
+        return self._metas[id]
+
+    def _find(self, id):
+        return self._metas[id] if 0 <= id < len(self._metas) else None
+
+    # -- the life of a block -----------------------------------------------------------------
+
+    def allocate(self, count: int, owner=None) -> list[BlockId]:
+        """Open `count` blocks, lowest free ids first. Raises OutOfBlocks; never evicts."""
+        if self.capacity is not None and count > self.capacity - self.held_count:
+            raise OutOfBlocks(count, self.free_count, self.capacity)
+        ids = [self._take(owner) for _ in range(count)]
+        if self.events:
+            self.events(("allocate", ids))
+        return ids
+
+    def _take(self, owner) -> BlockId:
+        if self._freed:
+            meta = self._metas[heappop(self._freed)]
+        else:
+            meta = BlockMeta(len(self._metas))
+            self._metas.append(meta)
+        meta.state, meta.owner = OPEN, owner
+        return meta.id
+
+    def seal(
+        self,
+        ids: Sequence[BlockId],
+        content: Iterable[int | None] = repeat(None),
+        depth: Iterable[int] = repeat(0),
+        level: Iterable[int] = repeat(0),
+        cost: Iterable[float] = repeat(1.0),
+        size: Iterable[int] = repeat(1),
+    ) -> None:
+        """Make open blocks read-only and known to the policy, with one value per block of each."""
+        for id in ids:
+            if self.state(id) != OPEN:
+                raise BlockStateError("seal", self._find(id), id)
+        rows = list(zip(ids, content, depth, level, cost, size))
+        for id, *facts in rows:
+            meta = self._metas[id]
+            self.now += 1
+            self._describe(meta, *facts)
+            self.policy.add(meta)
+            if meta.pins:
+                self.policy.hold(meta)
+        if self.events:
+            self.events(("seal", rows))
+
+    def _describe(self, meta, content, depth, level, cost, size):
+        meta.state = SEALED
+        meta.content, meta.depth, meta.level, meta.cost, meta.size = (
+            content, depth, level, cost, size,
+        )  # fmt: skip
+        meta.born = meta.last = self.now
+        meta.hits, meta.score = 0, 0.0
+
+    def reclaim(self, count: int) -> list[BlockId]:
+        """Let the policy choose `count` victims, first to leave first; they are LEAVING.
+
+        They can be read until `free`. Raises OutOfBlocks, choosing none, if fewer are evictable.
+        """
+        if count > len(self.policy):
+            raise OutOfBlocks(count, len(self.policy), self.capacity)
+        pop = self.policy.pop
+        victims = [pop() for _ in range(count)]
+        for id in victims:
+            self._metas[id].state = LEAVING
+        if self.events:
+            self.events(("reclaim", count, victims))
+        return victims
+
+    def free(self, ids: Iterable[BlockId]) -> None:
+        """Give blocks back from any state; a pinned one loses its owner and waits for `unpin`."""
+        ids = list(ids)
+        for id in ids:
+            meta = self._find(id)
+            if meta is None or meta.state == FREE or meta.doomed:
+                raise BlockStateError("free", meta, id)
+            if meta.pins:
+                meta.doomed, meta.owner = True, None
+            else:
+                self._release(meta)
+        if self.events:
+            self.events(("free", ids))
+
+    def _release(self, meta):
+        if meta.state == SEALED:
+            self.policy.remove(meta)
+        meta.state, meta.owner, meta.doomed = FREE, None, False
+        heappush(self._freed, meta.id)
+
+    # -- use ---------------------------------------------------------------------------------
+
+    def pin(self, ids: Iterable[BlockId]) -> None:
+        """Keep blocks, in any state but FREE, until as many `unpin`."""
+        ids = list(ids)
+        for id in ids:
+            meta = self._find(id)
+            if meta is None or meta.state == FREE:
+                raise BlockStateError("pin", meta, id)
+            meta.pins += 1
+            if meta.pins == 1 and meta.state == SEALED:
+                self.policy.hold(meta)
+        if self.events:
+            self.events(("pin", ids))
+
+    def unpin(self, ids: Iterable[BlockId]) -> None:
+        """Take one pin off each; at the last, a block is evictable again, or free if freed."""
+        ids = list(ids)
+        for id in ids:
+            meta = self._find(id)
+            if meta is None or not meta.pins:
+                raise BlockStateError("unpin", meta, id)
+            meta.pins -= 1
+            if not meta.pins:
+                self._unheld(meta)
+        if self.events:
+            self.events(("unpin", ids))
+
+    def _unheld(self, meta):
+        if meta.doomed:
+            self._release(meta)
+        elif meta.state == SEALED:
+            self.policy.release(meta)
+
+    def touch(self, ids: Sequence[BlockId]) -> None:
+        """Tell the policy that sealed blocks were used, in this order (a prefix: tail first)."""
+        metas, touch, now = self._metas, self.policy.touch, self.now
+        for id in ids:
+            meta = metas[id]
+            if meta.state != SEALED:
+                raise BlockStateError("touch", meta, id)
+            now += 1
+            meta.last = now
+            meta.hits += 1
+            touch(meta)
+        self.now = now
+        if self.events:
+            self.events(("touch", list(ids)))
+
+    def score(self, id: BlockId, value: float) -> None:
+        """Set the score of a sealed block (attention mass, or what the policy in use reads)."""
+        meta = self._find(id)
+        if meta is None or meta.state != SEALED:
+            raise BlockStateError("score", meta, id)
+        meta.score = value
+        self.policy.rescore(meta)
+        if self.events:
+            self.events(("score", id, value))
+
+    def tick(self) -> None:
+        """End a step: a decode step of the model, or a request of a trace."""
+        self.now += 1
+        self.policy.tick(self.now)
+        if self.events:
+            self.events(("tick",))

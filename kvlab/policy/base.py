@@ -1,0 +1,180 @@
+"""Contract of the eviction axis: which evictable block leaves first.
+
+A policy is an ordered bag of blocks. `BlockLedger` owns one and is the only caller; the same
+object serves the pool on the device and a replayed trace. A policy sees `BlockMeta`, never
+tensors, and no clock: time is the ledger's count of steps (one per block sealed or touched,
+one per `tick`). No two blocks share a stamp, and what ties all the same ends at the block id.
+
+Life of a block in a policy:
+
+    add -> touch* -> pop                      evicted: the policy's own choice
+                  -> remove                   freed by its owner
+        -> hold -> touch* -> release -> ...   pinned for a while: known, never popped
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+
+from kvlab.core import BlockId
+
+
+class BlockMeta:
+    """What is known of one block; written by the ledger, read by policies.
+
+    content  hash of the tokens up to and with this block, or None; ghost lists remember it
+    depth    logical index of the block in its sequence, 0 is the head
+    level    user-given priority, higher stays longer
+    born     step at which the block was sealed
+    last     step of its last touch (`born` if there was none)
+    hits     touches since `born`
+    cost     what recomputing it takes (tokens or FLOPs, the caller's choice)
+    size     blocks it counts for
+    score    attention mass averaged over age, or a prefill score
+    """
+
+    __slots__ = (
+        "id", "content", "depth", "level", "born", "last", "hits", "cost", "size", "score",
+        "state", "pins", "owner", "doomed",
+    )  # fmt: skip
+
+    def __init__(self, id: BlockId, content=None, depth=0, level=0, born=0, cost=1.0, size=1):
+        self.id, self.content, self.depth, self.level = id, content, depth, level
+        self.born = self.last = born
+        self.hits, self.cost, self.size, self.score = 0, cost, size, 0.0
+        self.state, self.pins, self.owner, self.doomed = 0, 0, None, False  # the ledger's own
+
+    def __repr__(self):
+        return f"BlockMeta({self.id}, content={self.content}, last={self.last}, hits={self.hits})"
+
+
+class EvictionPolicy:
+    """An ordered bag of evictable blocks."""
+
+    name = ""  # short name, as in `policy=lru`
+    capacity: int | None = None  # blocks of the ledger it serves
+
+    def resize(self, capacity: int | None) -> None:
+        """Say how many blocks the cache has (None: unbounded). Called before anything else."""
+        self.capacity = capacity
+
+    def add(self, meta: BlockMeta) -> None:
+        """Learn of a block just sealed, or (where `hold` forgets) unpinned again."""
+        raise NotImplementedError
+
+    def remove(self, meta: BlockMeta) -> None:
+        """Forget a block, evictable or held; one that is not known is no error."""
+        raise NotImplementedError
+
+    def touch(self, meta: BlockMeta) -> None:
+        """Hear that a block was used; `last` and `hits` are already new. It may be held."""
+
+    def rescore(self, meta: BlockMeta) -> None:
+        """Hear that `meta.score` changed. It may be held."""
+
+    def hold(self, meta: BlockMeta) -> None:
+        """Stop offering a block that was pinned.
+
+        A policy whose order is a function of the metadata forgets it here and finds its place
+        again in `add`; one with state of its own overrides the pair and keeps that state.
+        """
+        self.remove(meta)
+
+    def release(self, meta: BlockMeta) -> None:
+        """Offer a held block again, in the place that it would have without the pin."""
+        self.add(meta)
+
+    def pop(self) -> BlockId:
+        """Choose the victim and forget it; IndexError if nothing is evictable."""
+        raise NotImplementedError
+
+    def tick(self, step: int) -> None:
+        """Hear that a step (of decoding, or a request) is over."""
+
+    def __len__(self) -> int:
+        """Evictable blocks; held ones do not count."""
+        raise NotImplementedError
+
+    def __contains__(self, id: BlockId) -> bool:
+        """Whether the block is evictable."""
+        raise NotImplementedError
+
+
+class NoEviction(EvictionPolicy):
+    """The policy that gives nothing up: blocks leave when their owner frees them."""
+
+    name = "none"
+
+    def add(self, meta):
+        pass
+
+    def remove(self, meta):
+        pass
+
+    def pop(self):
+        raise IndexError("policy none evicts nothing; choose a policy or free a sequence")
+
+    def __len__(self):
+        return 0
+
+    def __contains__(self, id):
+        return False
+
+
+class PriorityPolicy(EvictionPolicy):
+    """A policy that is one function: the block of smallest `priority(meta)` leaves first.
+
+    A heap with lazy deletion. `_filed` holds the entry in force of each block. The heap holds,
+    for each block, at least one entry not above it: an entry below is put right when it surfaces,
+    so a touch that raises a priority costs no heap operation. O(log n) amortized.
+    """
+
+    def __init__(self):
+        self._heap: list[tuple] = []
+        self._filed: dict[BlockId, tuple] = {}
+
+    def priority(self, meta: BlockMeta) -> float | tuple:
+        """Smallest leaves first. Asked when the block is added, touched or rescored."""
+        raise NotImplementedError
+
+    def add(self, meta):
+        entry = self._filed[meta.id] = (self.priority(meta), meta.id)
+        if len(self._heap) > 2 * len(self._filed) + 64:
+            self._compact()
+        else:
+            heappush(self._heap, entry)
+
+    def remove(self, meta):
+        self._filed.pop(meta.id, None)
+
+    def touch(self, meta):
+        filed = self._filed.get(meta.id)
+        if filed is not None:
+            entry = self._filed[meta.id] = (self.priority(meta), meta.id)
+            if entry < filed:
+                heappush(self._heap, entry)
+                if len(self._heap) > 2 * len(self._filed) + 64:
+                    self._compact()
+
+    rescore = touch
+
+    def pop(self):
+        heap, filed = self._heap, self._filed
+        while True:
+            entry = heappop(heap)
+            current = filed.get(entry[1])
+            if current is entry:
+                del filed[entry[1]]
+                return entry[1]
+            if current is not None and entry < current:
+                heappush(heap, current)
+
+    def _compact(self):
+        self._heap = list(self._filed.values())
+        heapify(self._heap)
+
+    def __len__(self):
+        return len(self._filed)
+
+    def __contains__(self, id):
+        return id in self._filed

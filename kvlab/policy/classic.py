@@ -1,0 +1,155 @@
+"""The textbook policies: FIFO, LRU, LFU, Random."""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from random import Random as Generator
+
+from kvlab.core import BlockId
+from kvlab.policy.base import BlockMeta, EvictionPolicy
+from kvlab.policy.line import Line
+
+
+class FIFO(EvictionPolicy):
+    """First in, first out: the block sealed longest ago leaves, used or not.
+
+    With a sinks-and-recent window this is StreamingLLM (https://arxiv.org/abs/2309.17453).
+    """
+
+    name = "fifo"
+
+    def __init__(self):
+        self._line = Line()
+
+    def add(self, meta):
+        self._line.push(meta.id, meta.born)
+
+    def remove(self, meta):
+        self._line.remove(meta.id)
+
+    def pop(self):
+        return self._line.pop()
+
+    def __len__(self):
+        return len(self._line)
+
+    def __contains__(self, id):
+        return id in self._line
+
+
+class LRU(FIFO):
+    """Least recently used: the block whose last touch is oldest leaves.
+
+    Mattson et al. 1970 (https://doi.org/10.1147/sj.92.0078). What vLLM and SGLang do by default.
+    Blocks touched together are told apart by the order of the touch: a prefix touched tail first
+    loses its tail first, which evicts only leaves of the prefix tree.
+    """
+
+    name = "lru"
+
+    def add(self, meta):
+        self._line.push(meta.id, meta.last)
+
+    def touch(self, meta):
+        if self._line.remove(meta.id):
+            self._line.push(meta.id, meta.last)
+
+
+class LFU(EvictionPolicy):
+    """Least frequently used: the block with fewest hits leaves, the least recent of them first.
+
+    Counts start anew when a block returns (in-cache LFU). One `Line` per number of hits, as in
+    Shah, Mitra and Matani 2010 (http://dhruvbird.com/lfu.pdf), so every verb is O(1).
+    """
+
+    name = "lfu"
+
+    def __init__(self):
+        self._lines: dict[int, Line] = {}
+        self._hits: dict[BlockId, int] = {}  # the line that an evictable block stands in
+        self._counts: list[int] = []  # heap of the keys of `_lines`, deleted lazily
+
+    def add(self, meta):
+        hits = self._hits[meta.id] = meta.hits
+        line = self._lines.get(hits)
+        if line is None:
+            line = self._open(hits)
+        line.push(meta.id, meta.last)
+
+    def _open(self, hits):
+        line = self._lines[hits] = Line()
+        if len(self._counts) > 2 * len(self._lines) + 64:
+            self._counts = sorted(self._lines)
+        else:
+            heappush(self._counts, hits)
+        return line
+
+    def remove(self, meta):
+        hits = self._hits.pop(meta.id, None)
+        if hits is not None:
+            line = self._lines[hits]
+            line.remove(meta.id)
+            if not line and hits:  # the line of the unused ones stays, it fills again at once
+                del self._lines[hits]
+
+    def touch(self, meta):
+        if meta.id in self._hits:
+            self.remove(meta)
+            self.add(meta)
+
+    def pop(self):
+        counts, lines = self._counts, self._lines
+        while not lines.get(counts[0]):
+            lines.pop(heappop(counts), None)
+        id = lines[counts[0]].pop()
+        del self._hits[id]
+        return id
+
+    def __len__(self):
+        return len(self._hits)
+
+    def __contains__(self, id):
+        return id in self._hits
+
+
+class Random(EvictionPolicy):
+    """Any evictable block with equal chance; the floor that a policy must beat.
+
+    seed: of its own generator, so that a run repeats (default 0).
+    """
+
+    name = "random"
+
+    def __init__(self, seed: int = 0):
+        self._draw = Generator(seed).random
+        self._ids: list[BlockId] = []
+        self._at: dict[BlockId, int] = {}
+
+    def add(self, meta: BlockMeta):
+        self._at[meta.id] = len(self._ids)
+        self._ids.append(meta.id)
+
+    def remove(self, meta):
+        at = self._at.pop(meta.id, None)
+        if at is not None:
+            self._fill(at)
+
+    def _fill(self, at):
+        """Close the gap at an index with the last block."""
+        last = self._ids.pop()
+        if at < len(self._ids):
+            self._ids[at] = last
+            self._at[last] = at
+
+    def pop(self):
+        at = int(self._draw() * len(self._ids))
+        id = self._ids[at]
+        del self._at[id]
+        self._fill(at)
+        return id
+
+    def __len__(self):
+        return len(self._ids)
+
+    def __contains__(self, id):
+        return id in self._at
