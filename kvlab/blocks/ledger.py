@@ -92,19 +92,19 @@ class BlockLedger:
         """Open `count` blocks, lowest free ids first. Raises OutOfBlocks; never evicts."""
         if self.capacity is not None and count > self.capacity - self.held_count:
             raise OutOfBlocks(count, self.free_count, self.capacity)
-        ids = [self._take(owner) for _ in range(count)]
+        ids = [self._take(owner).id for _ in range(count)]
         if self.events:
             self.events(("allocate", ids))
         return ids
 
-    def _take(self, owner) -> BlockId:
+    def _take(self, owner) -> BlockMeta:
         if self._freed:
             meta = self._metas[heappop(self._freed)]
         else:
             meta = BlockMeta(len(self._metas))
             self._metas.append(meta)
         meta.state, meta.owner = OPEN, owner
-        return meta.id
+        return meta
 
     def seal(
         self,
@@ -172,6 +172,37 @@ class BlockLedger:
             self.policy.remove(meta)
         meta.state, meta.owner, meta.doomed = FREE, None, False
         heappush(self._freed, meta.id)
+
+    def admit(self, contents: Sequence[int]) -> tuple[list[BlockId], list[int]]:
+        """Seal one block for each content, evicting one at a time where no block is free.
+
+        The inner loop of flat accounting in one call: for each content in turn `reclaim(1)` and
+        `free` if there is no free block, `allocate(1)`, `seal`. A content may so evict one that
+        came with the same call. Returns the blocks and the contents that left, in order.
+        """
+        metas, pop, add, now = self._metas, self.policy.pop, self.policy.add, self.now
+        room = len(contents) if self.capacity is None else self.free_count
+        ids, gone = [], []
+        if room < len(contents) and not room and not len(self.policy):
+            raise OutOfBlocks(len(contents), 0, self.capacity)
+        for content in contents:
+            if room:
+                room -= 1
+                meta = self._take(None)
+            else:
+                meta = metas[pop()]
+                gone.append(meta.content)
+            now += 1
+            meta.state, meta.owner, meta.content = SEALED, None, content
+            meta.born = meta.last = now
+            meta.hits, meta.score = 0, 0.0
+            meta.depth, meta.level, meta.cost, meta.size = 0, 0, 1.0, 1
+            add(meta)
+            ids.append(meta.id)
+        self.now = now
+        if self.events:
+            self.events(("admit", list(contents), ids))
+        return ids, gone
 
     # -- use ---------------------------------------------------------------------------------
 
