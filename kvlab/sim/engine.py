@@ -19,6 +19,7 @@ class Tier:
     def __init__(self, ledger: BlockLedger):
         self.ledger = ledger
         self.where: dict[int, BlockId] = {}
+        self.parent: dict[int, int | None] = {}  # of resident contents, where known
 
     def evict(self, count: int) -> list[tuple[int, int, float]]:
         """Let `count` victims of the policy go; (content, depth, cost) of each, in order."""
@@ -27,6 +28,7 @@ class Tier:
         ledger.free(victims)
         for content, _, _ in gone:
             del self.where[content]
+            self.parent.pop(content, None)
         return gone
 
     def put(self, blocks: list[tuple[int, int, float]]) -> int:
@@ -61,12 +63,12 @@ class Engine:
     """One device tier, at most one host tier behind it, and the accounting of the prefix.
 
     A block hits only if all earlier blocks of its request do. Blocks evicted from the device spill
-    to the host; a host hit moves back. `cost_of_depth[d]` is what recomputing block d takes.
+    to the host; a host hit moves back. `cost(depth)` is what recomputing a block there takes.
     """
 
-    def __init__(self, device: Tier, host: Tier | None, partial_misses: bool, cost_of_depth):
+    def __init__(self, device: Tier, host: Tier | None, partial_misses: bool, cost):
         self.device, self.host, self.partial_misses = device, host, partial_misses
-        self.cost_of_depth = cost_of_depth
+        self.cost = cost
         self.host_evictions = 0
 
     def admit(self, contents: list[int], last_partial: bool, extra: int = 0) -> Flight | None:
@@ -117,7 +119,7 @@ class Engine:
     def publish(self, flight: Flight, hold: bool) -> None:
         """The prompt is computed: its blocks can be found. Metadata changes once, tail first, so
         that among equals the deeper block is older. `hold` pins what is new until `finish`."""
-        ledger, where, cost = self.device.ledger, self.device.where, self.cost_of_depth
+        ledger, where, cost = self.device.ledger, self.device.where, self.cost
         rows = {b: (b, c, d) for d, (b, c) in enumerate(zip(flight.blocks, flight.contents))}
         duplicates = {b for b, c, _ in rows.values() if b in flight.new and c in where}
         flight.scratch.extend(duplicates)
@@ -127,8 +129,11 @@ class Engine:
             if not is_new:
                 ledger.touch(blocks)
                 continue
-            ledger.seal(blocks, contents, depths, cost=[cost[d] for d in depths])
+            ledger.seal(blocks, contents, depths, cost=map(cost, depths))
             where.update(zip(contents, blocks))
+            self.device.parent.update(
+                (c, flight.contents[d - 1] if d else None) for c, d in zip(contents, depths)
+            )
             if hold:
                 ledger.pin(blocks)
                 flight.pinned.extend(blocks)
@@ -138,3 +143,17 @@ class Engine:
         self.device.ledger.unpin(flight.pinned)
         self.device.ledger.free(flight.scratch)
         self.device.ledger.tick()
+
+    def orphans(self) -> int | None:
+        """Blocks on the device that cannot hit because an ancestor is gone; None with a host tier,
+        whose blocks may fill the gap."""
+        if self.host:
+            return None
+        parent, reachable = self.device.parent, {None: True}
+        for content in parent:
+            chain = []
+            while content not in reachable and content in parent:
+                chain.append(content)
+                content = parent[content]
+            reachable.update(dict.fromkeys(chain, reachable.get(content, False)))
+        return sum(not reachable[content] for content in parent)
