@@ -180,7 +180,8 @@ class BlockLedger:
         `free` if there is no free block, `allocate(1)`, `seal`. A content may so evict one that
         came with the same call. Returns the blocks and the contents that left, in order.
         """
-        metas, pop, add, now = self._metas, self.policy.pop, self.policy.add, self.now
+        metas, now = self._metas, self.now
+        expect, pop, add = self.policy.expect, self.policy.pop, self.policy.add
         room = len(contents) if self.capacity is None else self.free_count
         ids, gone = [], []
         if room < len(contents) and not room and not len(self.policy):
@@ -190,6 +191,7 @@ class BlockLedger:
                 room -= 1
                 meta = self._take(None)
             else:
+                expect(content)
                 meta = metas[pop()]
                 gone.append(meta.content)
             now += 1

@@ -5,10 +5,12 @@ from __future__ import annotations
 from kvlab.core import BadInput
 from kvlab.policy.base import BlockMeta, EvictionPolicy, NoEviction, PriorityPolicy
 from kvlab.policy.classic import FIFO, LFU, LRU, Random
+from kvlab.policy.fifo_queues import S3FIFO, SIEVE
+from kvlab.policy.lru_queues import ARC, MQ
 
 __all__ = [
-    "BlockMeta", "EvictionPolicy", "FIFO", "LFU", "LRU", "NoEviction", "PriorityPolicy", "Random",
-    "by_name", "names",
+    "ARC", "BlockMeta", "EvictionPolicy", "FIFO", "LFU", "LRU", "MQ", "NoEviction",
+    "PriorityPolicy", "Random", "S3FIFO", "SIEVE", "by_name", "names",
 ]  # fmt: skip
 
 

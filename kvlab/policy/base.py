@@ -31,18 +31,20 @@ class BlockMeta:
     cost     what recomputing it takes (tokens or FLOPs, the caller's choice)
     size     blocks it counts for
     score    attention mass averaged over age, or a prefill score
+    place, uses              the policy's own notes; state, pins, owner, doomed the ledger's
     """
 
     __slots__ = (
         "id", "content", "depth", "level", "born", "last", "hits", "cost", "size", "score",
-        "state", "pins", "owner", "doomed",
+        "state", "pins", "owner", "doomed", "place", "uses",
     )  # fmt: skip
 
     def __init__(self, id: BlockId, content=None, depth=0, level=0, born=0, cost=1.0, size=1):
         self.id, self.content, self.depth, self.level = id, content, depth, level
         self.born = self.last = born
         self.hits, self.cost, self.size, self.score = 0, cost, size, 0.0
-        self.state, self.pins, self.owner, self.doomed = 0, 0, None, False  # the ledger's own
+        self.state, self.pins, self.owner, self.doomed = 0, 0, None, False
+        self.place = self.uses = 0
 
     def __repr__(self):
         return f"BlockMeta({self.id}, content={self.content}, last={self.last}, hits={self.hits})"
@@ -84,6 +86,9 @@ class EvictionPolicy:
         """Offer a held block again, in the place that it would have without the pin."""
         self.add(meta)
 
+    def expect(self, content: int) -> None:
+        """Hear what will take the place of the next victim, where the caller knows it."""
+
     def pop(self) -> BlockId:
         """Choose the victim and forget it; IndexError if nothing is evictable."""
         raise NotImplementedError
@@ -124,54 +129,70 @@ class NoEviction(EvictionPolicy):
 class PriorityPolicy(EvictionPolicy):
     """A policy that is one function: the block of smallest `priority(meta)` leaves first.
 
-    A heap with lazy deletion. `_filed` holds the entry in force of each block. The heap holds,
-    for each block, at least one entry not above it: an entry below is put right when it surfaces,
-    so a touch that raises a priority costs no heap operation. O(log n) amortized.
+    A heap with lazy deletion. `_filed` holds the entry in force of each evictable block, `_held`
+    that of each pinned one. The heap holds, for each evictable block, at least one entry not above
+    the one in force and puts it right when it surfaces, so a touch that raises a priority costs no
+    heap operation. O(log n) amortized.
     """
 
     def __init__(self):
         self._heap: list[tuple] = []
         self._filed: dict[BlockId, tuple] = {}
+        self._held: dict[BlockId, tuple] = {}
 
     def priority(self, meta: BlockMeta) -> float | tuple:
-        """Smallest leaves first. Asked when the block is added, touched or rescored."""
+        """Smallest leaves first. Asked when a block is added, touched or rescored, not later."""
         raise NotImplementedError
 
     def add(self, meta):
-        entry = self._filed[meta.id] = (self.priority(meta), meta.id)
+        self._file((self.priority(meta), meta.id))
+
+    def _file(self, entry):
+        self._filed[entry[1]] = entry
         if len(self._heap) > 2 * len(self._filed) + 64:
-            self._compact()
+            self._heap = list(self._filed.values())
+            heapify(self._heap)
         else:
             heappush(self._heap, entry)
 
     def remove(self, meta):
-        self._filed.pop(meta.id, None)
+        if self._filed.pop(meta.id, None) is None:
+            self._held.pop(meta.id, None)
+
+    def hold(self, meta):
+        self._held[meta.id] = self._filed.pop(meta.id)
+
+    def release(self, meta):
+        self._file(self._held.pop(meta.id))
 
     def touch(self, meta):
-        filed = self._filed.get(meta.id)
+        id = meta.id
+        filed = self._filed.get(id)
         if filed is not None:
-            entry = self._filed[meta.id] = (self.priority(meta), meta.id)
+            entry = (self.priority(meta), id)
             if entry < filed:
-                heappush(self._heap, entry)
-                if len(self._heap) > 2 * len(self._filed) + 64:
-                    self._compact()
+                self._file(entry)
+            else:
+                self._filed[id] = entry
+        elif id in self._held:
+            self._held[id] = (self.priority(meta), id)
 
     rescore = touch
 
     def pop(self):
+        return self._pop()[1]
+
+    def _pop(self) -> tuple[float | tuple, BlockId]:
+        """Priority and id of the victim, which is forgotten."""
         heap, filed = self._heap, self._filed
         while True:
             entry = heappop(heap)
             current = filed.get(entry[1])
             if current is entry:
                 del filed[entry[1]]
-                return entry[1]
+                return entry
             if current is not None and entry < current:
                 heappush(heap, current)
-
-    def _compact(self):
-        self._heap = list(self._filed.values())
-        heapify(self._heap)
 
     def __len__(self):
         return len(self._filed)

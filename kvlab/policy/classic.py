@@ -22,13 +22,14 @@ class FIFO(EvictionPolicy):
         self._line = Line()
 
     def add(self, meta):
-        self._line.push(meta.id, meta.born)
+        meta.place = meta.born
+        self._line.push(meta)
 
     def remove(self, meta):
-        self._line.remove(meta.id)
+        self._line.remove(meta)
 
     def pop(self):
-        return self._line.pop()
+        return self._line.pop().id
 
     def __len__(self):
         return len(self._line)
@@ -48,11 +49,11 @@ class LRU(FIFO):
     name = "lru"
 
     def add(self, meta):
-        self._line.push(meta.id, meta.last)
+        meta.place = meta.last
+        self._line.push(meta)
 
     def touch(self, meta):
-        if self._line.remove(meta.id):
-            self._line.push(meta.id, meta.last)
+        self._line.renew(meta, meta.last)
 
 
 class LFU(EvictionPolicy):
@@ -74,7 +75,8 @@ class LFU(EvictionPolicy):
         line = self._lines.get(hits)
         if line is None:
             line = self._open(hits)
-        line.push(meta.id, meta.last)
+        meta.place = meta.last
+        line.push(meta)
 
     def _open(self, hits):
         line = self._lines[hits] = Line()
@@ -88,7 +90,7 @@ class LFU(EvictionPolicy):
         hits = self._hits.pop(meta.id, None)
         if hits is not None:
             line = self._lines[hits]
-            line.remove(meta.id)
+            line.remove(meta)
             if not line and hits:  # the line of the unused ones stays, it fills again at once
                 del self._lines[hits]
 
@@ -101,7 +103,7 @@ class LFU(EvictionPolicy):
         counts, lines = self._counts, self._lines
         while not lines.get(counts[0]):
             lines.pop(heappop(counts), None)
-        id = lines[counts[0]].pop()
+        id = lines[counts[0]].pop().id
         del self._hits[id]
         return id
 

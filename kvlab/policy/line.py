@@ -1,6 +1,6 @@
-"""A queue ordered by rising keys, for policies built of queues.
+"""A queue of blocks in the order of `meta.place`, for policies built of queues.
 
-Nearly every block enters at the end, since its key is the newest stamp. One that was pinned and
+Nearly every block enters at the end, since its place is the newest stamp. One that was pinned and
 comes back late belongs in the middle: it waits in a heap beside the queue, and `pop` takes the
 smaller of the two heads. So a pin never changes the order, and the usual case is a dict operation.
 """
@@ -11,82 +11,91 @@ from collections import OrderedDict
 from heapq import heappop, heappush
 
 from kvlab.core import BlockId
+from kvlab.policy.base import BlockMeta
 
 
 class Line:
-    """Blocks in the order of their keys, ties by id. Push and remove O(1), or O(log n) late."""
+    """Blocks by rising `place`, ties by id. O(1) a verb, O(log n) for late ones.
 
-    __slots__ = ("_queue", "_newest", "_late", "_heap", "held")
+    The policy sets `place` before `push`, and leaves it alone while the block is here. `size`
+    counts the blocks that stand here, held ones included; `len` those that `pop` can give.
+    """
+
+    __slots__ = ("size", "_queue", "_newest", "_late", "_heap")
 
     def __init__(self):
-        self._queue: OrderedDict[BlockId, int] = OrderedDict()
-        self._newest = -1  # no key in the queue is greater
-        self._late: dict[BlockId, int] = {}
+        self.size = 0
+        self._queue: OrderedDict[BlockId, BlockMeta] = OrderedDict()
+        self._newest = -1  # no place in the queue is greater
+        self._late: dict[BlockId, BlockMeta] = {}
         self._heap: list[tuple[int, BlockId]] = []  # of `_late`, deleted lazily
-        self.held = 0  # blocks that belong here but are pinned; kept by the policy
 
-    def push(self, id: BlockId, key: int) -> None:
-        """Enter a block that is not in the line."""
-        if key > self._newest:
-            self._queue[id] = self._newest = key
+    def push(self, meta: BlockMeta) -> None:
+        """Enter a block that is not here."""
+        self.size += 1
+        if meta.place > self._newest:
+            self._newest = meta.place
+            self._queue[meta.id] = meta
         else:
-            self._late[id] = key
-            heappush(self._heap, (key, id))
+            self._late[meta.id] = meta
+            heappush(self._heap, (meta.place, meta.id))
 
-    def remove(self, id: BlockId) -> bool:
-        """Take a block out; says whether it was there."""
-        if self._queue.pop(id, None) is not None:
+    def renew(self, meta: BlockMeta, place: int) -> bool:
+        """Move a block to a later place; false, and nothing done, if it is not here."""
+        if meta.id in self._queue and place > self._newest:
+            meta.place = self._newest = place
+            self._queue.move_to_end(meta.id)
             return True
-        return self._late.pop(id, None) is not None
+        if self.remove(meta):
+            meta.place = place
+            self.push(meta)
+            return True
+        return False
 
-    def pop(self) -> BlockId:
-        """Take out the block of smallest key; IndexError when empty."""
-        if self._late:
-            self._settle()
-            if self._late and self._late_is_first():
-                return self._pop_late()
-        if not self._queue:
+    def remove(self, meta: BlockMeta) -> bool:
+        """Take a block out; says whether it was here."""
+        if self._queue.pop(meta.id, None) or self._late.pop(meta.id, None):
+            self.size -= 1
+            return True
+        return False
+
+    def hold(self, meta: BlockMeta) -> bool:
+        """Hide a block that keeps standing here; says whether it was here."""
+        return bool(self._queue.pop(meta.id, None) or self._late.pop(meta.id, None))
+
+    def release(self, meta: BlockMeta) -> None:
+        """Show a held block again, at its place."""
+        self.size -= 1
+        self.push(meta)
+
+    def pop(self) -> BlockMeta:
+        """Take out the block of smallest place; IndexError when empty."""
+        if self._late and self._late_is_first():
+            meta = self._late.pop(heappop(self._heap)[1])
+        elif self._queue:
+            meta = self._queue.popitem(False)[1]
+        else:
             raise IndexError("pop from an empty line")
-        return self._queue.popitem(False)[0]
+        self.size -= 1
+        return meta
 
-    def first(self) -> tuple[int, BlockId]:
-        """Key and id of what `pop` would return; IndexError when empty."""
-        self._settle()
-        heads = [self._heap[0]] if self._late else []
-        if self._queue:
-            id = next(iter(self._queue))
-            heads.append((self._queue[id], id))
-        if not heads:
-            raise IndexError("first of an empty line")
-        return min(heads)
-
-    def _settle(self):
-        """Drop heap entries of blocks that are no longer late, or late under another key."""
-        heap, late = self._heap, self._late
-        while heap and late.get(heap[0][1]) != heap[0][0]:
-            heappop(heap)
+    def head(self) -> BlockMeta:
+        """What `pop` would give; the line must not be empty."""
+        if self._late and self._late_is_first():
+            return self._late[self._heap[0][1]]
+        return self._queue[next(iter(self._queue))]
 
     def _late_is_first(self):
+        heap, late = self._heap, self._late
+        while heap[0][1] not in late or late[heap[0][1]].place != heap[0][0]:
+            heappop(heap)  # left, or came back at another place
         if not self._queue:
             return True
         id = next(iter(self._queue))
-        return self._heap[0] < (self._queue[id], id)
-
-    def _pop_late(self):
-        id = heappop(self._heap)[1]
-        del self._late[id]
-        return id
-
-    @property
-    def size(self) -> int:
-        """Blocks that belong here, pinned ones included."""
-        return len(self._queue) + len(self._late) + self.held
+        return heap[0] < (self._queue[id].place, id)
 
     def __len__(self):
         return len(self._queue) + len(self._late)
-
-    def __bool__(self):
-        return bool(self._queue or self._late)
 
     def __contains__(self, id):
         return id in self._queue or id in self._late
