@@ -80,24 +80,31 @@ class Tally:
         """Count misses whose block was evicted less than a window before.
 
         Evictions and misses of a block alternate, so in the order of (block, time) the event
-        before such a miss is its eviction.
+        before such a miss is its eviction. Events are sorted as one integer each: block, place of
+        the event in time, and whether it is a miss.
         """
-        time = piece.arrival_ms[piece.request_of]
         miss = np.flatnonzero(outcome.code == MISS)
         old_ids, old_ms = self._gone
-        ids = np.concatenate([old_ids, outcome.evicted, piece.ids[miss]])
-        ms = np.concatenate([old_ms, time[outcome.evicted_at], time[miss]])
-        # Within one access the miss comes before the eviction that makes room for it.
-        old_at = np.full(len(old_ids), -1)
-        at = np.concatenate([old_at, 2 * outcome.evicted_at + 1, 2 * miss])
-        is_miss = np.arange(len(ids)) >= len(ids) - len(miss)
-        order = np.lexsort((at, ids))
-        before, after = order[:-1], order[1:]
-        back = (ids[before] == ids[after]) & ~is_miss[before] & is_miss[after]
-        soon = ms[after] - ms[before] <= self.window_ms
-        self.thrashed += int(np.count_nonzero(back & soon))
-        last = np.flatnonzero(~is_miss & (ms >= (self.last_ms or 0) - self.window_ms))
-        self._gone = ids[last], ms[last]
+        ms = np.concatenate([old_ms, piece.arrival_ms[piece.request_of]])
+        gone_ids = np.concatenate([old_ids, outcome.evicted])
+        gone_at = np.concatenate([np.arange(len(old_ids)), outcome.evicted_at + len(old_ids)])
+        block = _small(np.concatenate([gone_ids, piece.ids[miss]]))
+        event = np.concatenate([2 * gone_at, 2 * (miss + len(old_ids)) + 1])
+        events = np.sort(block << 32 | event)
+        before, after = events[:-1], events[1:]
+        back = np.flatnonzero((before >> 32 == after >> 32) & (before & 1 == 0) & (after & 1 == 1))
+        at = (events & 0xFFFFFFFF) >> 1
+        absent = ms[at[back + 1]] - ms[at[back]]
+        self.thrashed += int(np.count_nonzero(absent <= self.window_ms))
+        recent = ms[gone_at] >= (self.last_ms or 0) - self.window_ms
+        self._gone = gone_ids[recent], ms[gone_at[recent]]
+
+
+def _small(ids: np.ndarray) -> np.ndarray:
+    """Ids that fit in 31 bits: themselves, or renumbered."""
+    if len(ids) and (ids.min() < 0 or ids.max() >= 1 << 31):
+        return np.unique(ids, return_inverse=True)[1]
+    return ids
 
 
 class _Seen:

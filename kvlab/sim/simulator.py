@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from kvlab.core import BadInput
 from kvlab.policy import EvictionPolicy, by_name
 from kvlab.sim.curves import not_hittable
 from kvlab.sim.engine import Engine, Tier
+from kvlab.sim.fast import Compiled
 from kvlab.sim.files import TraceStream
 from kvlab.sim.flat import Flat
 from kvlab.sim.outcome import Tally
@@ -41,6 +42,7 @@ def simulate(
     shape: str | dict | ModelShape = "llama-3.1-8b",
     window_seconds: float | None = 60.0,
     events: Callable[[tuple], None] | None = None,
+    compiled: bool = False,
 ) -> SimResult:
     """Hits, misses by class and evictions of `policy` on `trace` in `capacity_blocks` blocks.
 
@@ -53,11 +55,18 @@ def simulate(
     service: requests come at their arrival times and hold their blocks while they are served.
     shape: of the model whose prefill FLOPs hits save. window_seconds: for thrash; None skips it.
     events: called with each event of the device's ledger, to record the run.
+    compiled: the same results from numba, much faster, for the policies that `sim/fast.py` names.
     """
     _check(prefix, partial_blocks, host, service)
     shape = shape_by_name(shape)
-    ledger = _ledger(policy, capacity_blocks, events)
-    runner = _runner(ledger, trace, prefix, partial_blocks, host, service, shape)
+    if compiled:
+        _check_compiled(policy, host, service, events)
+        trace = _dense(trace)
+        misses = not_hittable(partial_blocks)
+        runner = Compiled(policy, _capacity(capacity_blocks), prefix, misses)
+    else:
+        ledger = _ledger(policy, capacity_blocks, events)
+        runner = _runner(ledger, trace, prefix, partial_blocks, host, service, shape)
     tally = Tally(shape, window_seconds)
     for piece in trace.pieces():
         tally.add(piece, runner.run(piece))
@@ -69,10 +78,26 @@ def _name(policy: str | EvictionPolicy) -> str:
 
 
 def _ledger(policy: str | EvictionPolicy, capacity: int, events=None) -> BlockLedger:
-    if not isinstance(capacity, (int, np.integer)) or capacity < 1:
-        raise BadInput("capacity_blocks", capacity, "must be a whole number of at least 1")
     policy = by_name(policy) if isinstance(policy, str) else policy
-    return BlockLedger(int(capacity), policy, events)
+    return BlockLedger(_capacity(capacity), policy, events)
+
+
+def _capacity(blocks: int) -> int:
+    if not isinstance(blocks, (int, np.integer)) or blocks < 1:
+        raise BadInput("capacity_blocks", blocks, "must be a whole number of at least 1")
+    return int(blocks)
+
+
+def _dense(trace: Trace | TraceStream) -> Trace | TraceStream:
+    """Tables are indexed by id: renumber a loaded trace where its ids are far apart."""
+    if not isinstance(trace, Trace) or trace.dense[0] is trace.ids:
+        return trace
+    return replace(trace, ids=trace.dense[0])
+
+
+def _check_compiled(policy, host, service, events) -> None:
+    if not isinstance(policy, str) or host or service or events:
+        raise BadInput("compiled", True, "takes a policy's name, and no host, service or events")
 
 
 def _check(prefix, partial_blocks, host, service) -> None:
