@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from kvlab.core import BadInput
+from kvlab.policy.attention_mass import AttentionMass
 from kvlab.policy.base import BlockMeta, EvictionPolicy, NoEviction, PriorityPolicy
+from kvlab.policy.belady import Belady
 from kvlab.policy.classic import FIFO, LFU, LRU, Random
 from kvlab.policy.fifo_queues import S3FIFO, SIEVE
+from kvlab.policy.greedy_dual import GDSF, PGDSF
 from kvlab.policy.lru_queues import ARC, MQ
+from kvlab.policy.priority import Hybrid, Priority
 
 __all__ = [
-    "ARC", "BlockMeta", "EvictionPolicy", "FIFO", "LFU", "LRU", "MQ", "NoEviction",
-    "PriorityPolicy", "Random", "S3FIFO", "SIEVE", "by_name", "names",
+    "ARC", "AttentionMass", "Belady", "BlockMeta", "EvictionPolicy", "FIFO", "GDSF", "Hybrid",
+    "LFU", "LRU", "MQ", "NoEviction", "PGDSF", "Priority", "PriorityPolicy", "Random", "S3FIFO",
+    "SIEVE", "by_name", "names",
 ]  # fmt: skip
 
 

@@ -105,6 +105,11 @@ class EvictionPolicy:
         raise NotImplementedError
 
 
+def nothing() -> IndexError:
+    """What `pop` raises."""
+    return IndexError("pop from a policy that has nothing evictable")
+
+
 class NoEviction(EvictionPolicy):
     """The policy that gives nothing up: blocks leave when their owner frees them."""
 
@@ -185,6 +190,8 @@ class PriorityPolicy(EvictionPolicy):
     def _pop(self) -> tuple[float | tuple, BlockId]:
         """Priority and id of the victim, which is forgotten."""
         heap, filed = self._heap, self._filed
+        if not filed:
+            raise nothing()
         while True:
             entry = heappop(heap)
             current = filed.get(entry[1])

@@ -6,7 +6,7 @@ from heapq import heappop, heappush
 from random import Random as Generator
 
 from kvlab.core import BlockId
-from kvlab.policy.base import BlockMeta, EvictionPolicy
+from kvlab.policy.base import BlockMeta, EvictionPolicy, nothing
 from kvlab.policy.line import Line
 
 
@@ -29,7 +29,10 @@ class FIFO(EvictionPolicy):
         self._line.remove(meta)
 
     def pop(self):
-        return self._line.pop().id
+        meta = self._line.pop()
+        if meta is None:
+            raise nothing()
+        return meta.id
 
     def __len__(self):
         return len(self._line)
@@ -66,16 +69,17 @@ class LFU(EvictionPolicy):
     name = "lfu"
 
     def __init__(self):
-        self._lines: dict[int, Line] = {}
-        self._hits: dict[BlockId, int] = {}  # the line that an evictable block stands in
+        self._lines: dict[int, Line] = {}  # by hits; `meta.uses` says which a block stands in
         self._counts: list[int] = []  # heap of the keys of `_lines`, deleted lazily
+        self._length = 0
 
     def add(self, meta):
-        hits = self._hits[meta.id] = meta.hits
+        self._length += 1
+        hits = meta.uses = meta.hits
+        meta.place = meta.last
         line = self._lines.get(hits)
         if line is None:
             line = self._open(hits)
-        meta.place = meta.last
         line.push(meta)
 
     def _open(self, hits):
@@ -87,31 +91,35 @@ class LFU(EvictionPolicy):
         return line
 
     def remove(self, meta):
-        hits = self._hits.pop(meta.id, None)
-        if hits is not None:
-            line = self._lines[hits]
-            line.remove(meta)
-            if not line and hits:  # the line of the unused ones stays, it fills again at once
-                del self._lines[hits]
+        hits = meta.uses
+        line = self._lines.get(hits)
+        if line is None or not line.remove(meta):
+            return False
+        self._length -= 1
+        if not line.size and hits:  # the line of the unused ones stays, it fills again at once
+            del self._lines[hits]
+        return True
 
     def touch(self, meta):
-        if meta.id in self._hits:
-            self.remove(meta)
+        if self.remove(meta):
             self.add(meta)
 
     def pop(self):
         counts, lines = self._counts, self._lines
-        while not lines.get(counts[0]):
+        while counts:
+            line = lines.get(counts[0])
+            meta = line and line.pop()
+            if meta is not None:
+                self._length -= 1
+                return meta.id
             lines.pop(heappop(counts), None)
-        id = lines[counts[0]].pop().id
-        del self._hits[id]
-        return id
+        raise nothing()
 
     def __len__(self):
-        return len(self._hits)
+        return self._length
 
     def __contains__(self, id):
-        return id in self._hits
+        return any(id in line for line in self._lines.values())
 
 
 class Random(EvictionPolicy):
@@ -144,6 +152,8 @@ class Random(EvictionPolicy):
             self._at[last] = at
 
     def pop(self):
+        if not self._ids:
+            raise nothing()
         at = int(self._draw() * len(self._ids))
         id = self._ids[at]
         del self._at[id]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvlab.core import BadInput
+from kvlab.policy.base import nothing
 from kvlab.policy.line import Line
 from kvlab.policy.queues import Ghosts, QueuePolicy
 
@@ -33,9 +34,12 @@ class SIEVE(QueuePolicy):
 
     def pop(self):
         while True:
-            if not self._ahead:
-                self._turn()
             meta = self._ahead.pop()
+            if meta is None:
+                self._turn()
+                meta = self._ahead.pop()
+            if meta is None:
+                raise nothing()
             if not meta.uses:
                 return meta.id
             meta.uses = 0
@@ -66,13 +70,24 @@ class S3FIFO(QueuePolicy):
         self._evicted = False
         super().__init__([self._small, self._main])
 
+    def resize(self, capacity):
+        super().resize(capacity)
+        self._fit(0 if capacity is None else capacity)
+
+    def _fit(self, blocks):
+        self._small_room = int(self.small * blocks)
+        self._main_room = blocks - self._small_room
+        self._ghost_room = int(self.ghosts * blocks)
+
     def add(self, meta):
         meta.uses = 0
-        proven = self._ghosts.recall(meta.content)
-        if proven or not self._evicted and self._small.size >= int(self.small * self._blocks):
-            self._enter(meta, self._main)
+        self._entries = meta.place = self._entries + 1
+        if self._ghosts.recall(meta.content):
+            self._main.push(meta)
+        elif self._evicted or self._small.size < self._small_room:
+            self._small.push(meta)
         else:
-            self._enter(meta, self._small)
+            self._main.push(meta)
 
     def touch(self, meta):
         if meta.uses < 3:
@@ -80,31 +95,28 @@ class S3FIFO(QueuePolicy):
 
     def pop(self):
         self._evicted = True
-        blocks = self._blocks
-        room = blocks - int(self.small * blocks)
+        if self.capacity is None:
+            self._fit(self._blocks)
+        main = self._main
+        line = main if main.size > self._main_room else self._small
         while True:
-            if not self._small or self._main.size > room and self._main:
-                return self._from_main().id
-            meta = self._from_small()
-            if meta is not None:
-                self._ghosts.remember(meta.content, 1, int(self.ghosts * blocks))
+            meta = line.pop()
+            if meta is None:
+                line = self._other(line)
+            elif line is main:
+                if not meta.uses:
+                    return meta.id
+                meta.uses -= 1
+                self._enter(meta, main)
+            elif meta.uses < self.promote:
+                self._ghosts.remember(meta.content, 1, self._ghost_room)
                 return meta.id
+            else:
+                meta.uses = 0
+                self._enter(meta, main)
 
-    def _from_small(self):
-        """The first unproven block; None if all of the small queue went to the main one."""
-        while self._small:
-            meta = self._small.pop()
-            if meta.uses < self.promote:
-                return meta
-            meta.uses = 0
-            self._enter(meta, self._main)
-        return None
-
-    def _from_main(self):
-        """The first block without credit; each one passed over pays one hit."""
-        while True:
-            meta = self._main.pop()
-            if not meta.uses:
-                return meta
-            meta.uses -= 1
-            self._enter(meta, self._main)
+    def _other(self, line):
+        other = self._main if line is self._small else self._small
+        if not other:
+            raise nothing()
+        return other

@@ -68,14 +68,14 @@ class Line:
         self.size -= 1
         self.push(meta)
 
-    def pop(self) -> BlockMeta:
-        """Take out the block of smallest place; IndexError when empty."""
+    def pop(self) -> BlockMeta | None:
+        """Take out the block of smallest place; None when there is none."""
         if self._late and self._late_is_first():
             meta = self._late.pop(heappop(self._heap)[1])
         elif self._queue:
             meta = self._queue.popitem(False)[1]
         else:
-            raise IndexError("pop from an empty line")
+            return None
         self.size -= 1
         return meta
 

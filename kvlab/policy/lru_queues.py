@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvlab.core import BadInput
-from kvlab.policy.base import BlockMeta
+from kvlab.policy.base import BlockMeta, nothing
 from kvlab.policy.line import Line
 from kvlab.policy.queues import Ghosts, QueuePolicy
 
@@ -24,7 +24,7 @@ class ARC(QueuePolicy):
     def __init__(self):
         self._once, self._again = Line(), Line()  # T1, T2
         self._once_ghosts, self._again_ghosts = Ghosts(), Ghosts()  # B1, B2
-        self._target = 0  # p: blocks that `_once` should have
+        self._target = 0.0  # p: blocks that `_once` should have
         self._found = PLAIN
         self._expected = Ghosts()  # contents found in a ghost list by `expect`, to be added
         super().__init__([self._once, self._again])
@@ -38,10 +38,10 @@ class ARC(QueuePolicy):
         """Where a content is remembered; the target moves towards that list."""
         once, again = len(self._once_ghosts), len(self._again_ghosts)
         if self._once_ghosts.recall(content):
-            self._target = min(self._target + max(again // once, 1), self._blocks)
+            self._target = min(self._target + max(again / once, 1), self._blocks)
             return ONCE
         if self._again_ghosts.recall(content):
-            self._target = max(self._target - max(once // again, 1), 0)
+            self._target = max(self._target - max(once / again, 1), 0)
             return AGAIN
         return PLAIN
 
@@ -75,6 +75,8 @@ class ARC(QueuePolicy):
 
     def _evict(self, line, ghosts):
         meta = line.pop()
+        if meta is None:
+            raise nothing()
         ghosts.remember(meta.content, 1, 2 * self._blocks)
         return meta.id
 
@@ -131,7 +133,9 @@ class MQ(QueuePolicy):
         self._next_expiry = min(heads, default=now + self.lifetime - 1)
 
     def pop(self):
-        line = next((line for line in self._lines if line), self._lines[0])
+        line = next((line for line in self._lines if line), None)
+        if line is None:
+            raise nothing()
         meta = line.pop()
         self._ghosts.remember(meta.content, meta.uses, int(self.ghosts * self._blocks))
         return meta.id
