@@ -31,13 +31,24 @@ def bound(
     window_seconds: float | None = 60.0,
 ) -> SimResult:
     """The best that a policy could do on this trace, as a simulation result named "belady"."""
+    misses, tally = not_hittable(partial_blocks), Tally(shape_by_name(shape), window_seconds)
     if prefix:
         trace.check_prefix_chained()
-    misses = not_hittable(partial_blocks)
-    run = _Reachable(trace, misses) if prefix else _Flat(trace)
-    tally = Tally(shape_by_name(shape), window_seconds)
-    tally.add(trace, run.outcome(capacity_blocks))
+        outcome = _without_refused(trace, capacity_blocks, misses)
+    else:
+        outcome = _Flat(trace).outcome(capacity_blocks)
+    tally.add(trace, outcome)
     return SimResult.of(tally, "belady", capacity_blocks, trace.block_size)
+
+
+def _without_refused(trace: Trace, capacity: int, partial_misses: bool) -> Outcome:
+    """The bound over the requests that fit: uses by a refused request are worth nothing."""
+    fits = np.diff(trace.first) <= capacity
+    kept = np.flatnonzero(fits[trace.request_of])
+    code = np.full(trace.accesses, REFUSED, dtype=np.uint8)
+    inner = _Reachable(trace.select(fits), partial_misses).outcome(capacity)
+    code[kept] = inner.code
+    return Outcome(code, inner.evicted, kept[inner.evicted_at])
 
 
 def regret_percent(result: SimResult, best: SimResult) -> float:
@@ -95,11 +106,12 @@ class _Reachable:
 
     def __init__(self, trace: Trace, partial_misses: bool):
         self.trace = trace
-        requests = np.append(trace.request_of, len(trace))
-        following = requests[next_use(trace)]
-        partial = trace.block_tokens < trace.block_size
-        self.never_hits = partial & partial_misses
-        self.next = np.where(self.never_hits, len(trace), following).tolist()
+        self.never_hits = partial_misses & (trace.block_tokens < trace.block_size)
+        following = np.append(next_use(trace), trace.accesses)
+        never = np.append(self.never_hits, False)
+        for at in np.flatnonzero(never[following])[::-1]:  # uses that cannot hit do not count
+            following[at] = following[following[at]]
+        self.next = np.append(trace.request_of, len(trace))[following[:-1]].tolist()
 
     def outcome(self, capacity: int) -> Outcome:
         trace, first = self.trace, self.trace.first.tolist()
@@ -107,9 +119,6 @@ class _Reachable:
         heap, evicted = [], []
         code = np.full(trace.accesses, HIT, dtype=np.uint8)
         for begin, end, contents in zip(first, first[1:], trace.requests()):
-            if end - begin > capacity:
-                code[begin:end] = REFUSED
-                continue
             run = next((i for i, c in enumerate(contents) if c not in wanted), end - begin)
             code[begin + run : end] = MISS
             wanted.update(dict.fromkeys(contents, -1))  # pinned: their entries in the heap go stale

@@ -76,6 +76,7 @@ class OneByOne:
             flight = engine.admit(contents, partial)
             if flight is None:
                 log.refuse(contents)
+                engine.device.ledger.tick()
                 continue
             engine.publish(flight, hold=False)
             engine.finish(flight)

@@ -9,7 +9,7 @@ import numpy as np
 
 from kvlab.blocks import BlockLedger
 from kvlab.core import BadInput
-from kvlab.policy import EvictionPolicy, by_name
+from kvlab.policy import Belady, EvictionPolicy, by_name
 from kvlab.sim.curves import not_hittable
 from kvlab.sim.engine import Engine, Tier
 from kvlab.sim.fast import Compiled
@@ -65,7 +65,12 @@ def simulate(
         misses = not_hittable(partial_blocks)
         runner = Compiled(policy, _capacity(capacity_blocks), prefix, misses)
     else:
-        ledger = _ledger(policy, capacity_blocks, events)
+        chosen = (
+            _clairvoyant(trace, capacity_blocks, prefix, partial_blocks, service)
+            if policy == "belady"
+            else policy
+        )
+        ledger = _ledger(chosen, capacity_blocks, events)
         runner = _runner(ledger, trace, prefix, partial_blocks, host, service, shape)
     tally = Tally(shape, window_seconds)
     for piece in trace.pieces():
@@ -80,6 +85,21 @@ def _name(policy: str | EvictionPolicy) -> str:
 def _ledger(policy: str | EvictionPolicy, capacity: int, events=None) -> BlockLedger:
     policy = by_name(policy) if isinstance(policy, str) else policy
     return BlockLedger(_capacity(capacity), policy, events)
+
+
+def _clairvoyant(trace, capacity: int, prefix: bool, partial_blocks: str, service) -> Belady:
+    """Belady's policy with this trace's future; what can never hit is no use in it."""
+    if not isinstance(trace, Trace) or service:
+        raise BadInput(
+            "policy", "belady", "needs a whole trace, known ahead, without service times"
+        )
+    if not prefix:
+        return Belady(trace.ids.tolist())
+    trace.check_prefix_chained()
+    hides = not_hittable(partial_blocks) & (trace.input_tokens % trace.block_size > 0)
+    keep = np.where(np.diff(trace.first) <= capacity, np.diff(trace.first) - hides, 0)
+    future = (ids[:count] for ids, count in zip(trace.requests(), keep.tolist()))
+    return Belady(future, by_request=True)
 
 
 def _capacity(blocks: int) -> int:

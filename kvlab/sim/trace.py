@@ -9,7 +9,7 @@ A first line `{"block_size": 16}` gives the tokens of a block; without it they a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -108,6 +108,18 @@ class Trace:
                 "requests; ids must be chained over the whole prefix for this question",
             )
 
+    def select(self, keep: np.ndarray) -> Trace:
+        """The requests of a mask [R], with their blocks."""
+        length = np.diff(self.first)[keep]
+        return replace(
+            self,
+            arrival_ms=self.arrival_ms[keep],
+            input_tokens=self.input_tokens[keep],
+            output_tokens=self.output_tokens[keep],
+            first=np.concatenate([[0], np.cumsum(length)]),
+            ids=self.ids[keep[self.request_of]],
+        )
+
     def coarser(self, multiple: int) -> Trace:
         """The same requests in blocks `multiple` times as large, exactly.
 
@@ -121,14 +133,8 @@ class Trace:
         ends = np.minimum(self.depth + 1, length[self.request_of]) == length[self.request_of]
         kept = ends | ((self.depth + 1) % multiple == 0)
         first = np.concatenate([[0], np.cumsum(-(-length // multiple))])
-        return Trace(
-            self.name,
-            self.block_size * multiple,
-            self.arrival_ms,
-            self.input_tokens,
-            self.output_tokens,
-            first,
-            _renumber(self.ids[kept]),
+        return replace(
+            self, block_size=self.block_size * multiple, first=first, ids=_renumber(self.ids[kept])
         )
 
     def with_block_size(self, tokens: int) -> Trace:
