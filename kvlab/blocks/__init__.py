@@ -1,5 +1,15 @@
 """Who may use which block: ledger, tables and the prefix index. No tensors here."""
 
-from kvlab.blocks.ledger import FREE, LEAVING, OPEN, SEALED, BlockLedger, BlockStateError
+from __future__ import annotations
 
-__all__ = ["BlockLedger", "BlockStateError", "FREE", "LEAVING", "OPEN", "SEALED"]
+from kvlab.blocks.ledger import FREE, LEAVING, OPEN, SEALED, BlockLedger, BlockStateError
+from kvlab.blocks.prefix import NoPrefix, PrefixIndex, chained_hashes
+from kvlab.blocks.prefix_cache import PrefixCache, PrefixHandle
+from kvlab.blocks.replay import replay, victims
+from kvlab.blocks.table import BlockTable, HoleError, SlotRun
+
+__all__ = [
+    "BlockLedger", "BlockStateError", "BlockTable", "FREE", "HoleError", "LEAVING", "NoPrefix",
+    "OPEN", "PrefixCache", "PrefixHandle", "PrefixIndex", "SEALED", "SlotRun", "chained_hashes",
+    "replay", "victims",
+]  # fmt: skip

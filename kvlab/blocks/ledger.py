@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
-from itertools import repeat
+from itertools import chain, repeat
 
 from kvlab.core import BlockId, KvlabError, OutOfBlocks
 from kvlab.policy import BlockMeta, EvictionPolicy, NoEviction
@@ -37,7 +37,7 @@ class BlockLedger:
     """Blocks 0..capacity-1, or without end if the capacity is None.
 
     policy: chooses victims among sealed, unpinned blocks; built for this ledger alone.
-    events: called with one tuple per verb, ("touch", ids) and so on, to record a run for replay.
+    events: called with one tuple per verb, ("touch", ids) and so on; see `blocks.replay`.
 
     Steps are the policy's time: each block sealed or touched takes one, and so does `tick`.
     """
@@ -96,7 +96,7 @@ class BlockLedger:
             raise OutOfBlocks(count, self.free_count, self.capacity)
         ids = [self._take(owner).id for _ in range(count)]
         if self.events:
-            self.events(("allocate", ids))
+            self.events(("allocate", ids, owner))
         return ids
 
     def _take(self, owner) -> BlockMeta:
@@ -140,19 +140,23 @@ class BlockLedger:
         meta.born = meta.last = self.now
         meta.hits, meta.score = 0, 0.0
 
-    def reclaim(self, count: int) -> list[BlockId]:
+    def reclaim(self, count: int, coming: Iterable[int | None] = ()) -> list[BlockId]:
         """Let the policy choose `count` victims, first to leave first; they are LEAVING.
 
-        They can be read until `free`. Raises OutOfBlocks, choosing none, if fewer are evictable.
+        They can be read until `free`. `coming`: contents that take their place, where the caller
+        knows them; ARC chooses better so. Raises OutOfBlocks, choosing none, if fewer are evictable.
         """
         if count > len(self.policy):
             raise OutOfBlocks(count, len(self.policy), self.capacity)
-        pop = self.policy.pop
-        victims = [pop() for _ in range(count)]
-        for id in victims:
-            self._metas[id].state = LEAVING
+        coming = list(coming)
+        victims = []
+        for _, content in zip(range(count), chain(coming, repeat(None))):
+            if self._expect and content is not None:
+                self._expect(content)
+            victims.append(self.policy.pop())
+            self._metas[victims[-1]].state = LEAVING
         if self.events:
-            self.events(("reclaim", count, victims))
+            self.events(("reclaim", count, coming, victims))
         return victims
 
     def free(self, ids: Iterable[BlockId]) -> None:
@@ -274,3 +278,20 @@ class BlockLedger:
         self.policy.tick(self.now)
         if self.events:
             self.events(("tick",))
+
+    def check(self) -> None:
+        """Raise AssertionError unless every block is in exactly one place. O(blocks)."""
+        free = {meta.id for meta in self._metas if meta.state == FREE}
+        assert sorted(free) == sorted(self._freed), "the free list holds the free blocks, once each"
+        assert self.capacity is None or len(self._metas) <= self.capacity, "ids below the capacity"
+        for meta in self._metas:
+            assert meta.pins >= 0, f"block {meta.id} has {meta.pins} pins"
+            assert meta.state != FREE or not (meta.pins or meta.doomed), f"free {meta.id} in use"
+            assert meta.pins or not meta.doomed, (
+                f"block {meta.id} was to be freed at its last unpin"
+            )
+        offered = {m.id for m in self._metas if m.state == SEALED and not m.pins}
+        if not isinstance(self.policy, NoEviction):
+            assert len(self.policy) == len(offered), "the policy holds as many as are evictable"
+            missing = [id for id in offered if id not in self.policy]
+            assert not missing, f"evictable blocks {missing} are unknown to the policy"

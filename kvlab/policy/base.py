@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
 
-from kvlab.core import BlockId
+from kvlab.core import BadInput, BlockId
 
 
 class BlockMeta:
@@ -50,11 +50,31 @@ class BlockMeta:
         return f"BlockMeta({self.id}, content={self.content}, last={self.last}, hits={self.hits})"
 
 
+_KNOWN: dict[str, type[EvictionPolicy]] = {}  # short name -> class
+
+
+def names() -> list[str]:
+    """Short names of all policies, sorted."""
+    return sorted(_KNOWN)
+
+
+def by_name(name: str, **parameters) -> EvictionPolicy:
+    """A new policy of this short name; BadInput lists the known names for an unknown one."""
+    if name not in _KNOWN:
+        raise BadInput("policy", name, "known: " + ", ".join(names()))
+    return _KNOWN[name](**parameters)
+
+
 class EvictionPolicy:
-    """An ordered bag of evictable blocks."""
+    """An ordered bag of evictable blocks. A subclass with a `name` can be asked for by it."""
 
     name = ""  # short name, as in `policy=lru`
     capacity: int | None = None  # blocks of the ledger it serves
+
+    def __init_subclass__(cls, **rest):
+        super().__init_subclass__(**rest)
+        if cls.__dict__.get("name"):
+            _KNOWN[cls.name] = cls
 
     def resize(self, capacity: int | None) -> None:
         """Say how many blocks the cache has (None: unbounded). Called before anything else."""

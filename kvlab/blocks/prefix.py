@@ -1,0 +1,178 @@
+"""Axis `prefix`: which sealed blocks already hold the beginning of a token sequence.
+
+A block is named by a chained hash: of its tokens and of the block before it, the chain beginning
+with the identity of model, format and block size. Equal names mean equal bytes, and since 64 bits
+can collide, a match compares the token ids too.
+
+Only blocks computed with no hole before them belong here: what a block holds depends on all that
+its tokens attended to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+from kvlab.core import BadInput, BlockId
+
+TOKEN = np.dtype("<i8")  # how token ids are hashed and compared, on every machine
+
+
+def chained_hashes(identity: str, block_size: int, token_ids: Sequence[int]) -> list[int]:
+    """Content of each whole block of a sequence: what `BlockLedger.seal` wants as `content`."""
+    return [name for name, _ in _chain(_origin(identity, block_size), block_size, token_ids)]
+
+
+def _origin(identity: str, block_size: int) -> int:
+    return xxh3_64_intdigest(f"{identity}\n{block_size}".encode())
+
+
+def _chain(name: int, block_size: int, token_ids) -> Iterable[tuple[int, bytes]]:
+    """Name and token bytes of each whole block, lazily: a match may stop early."""
+    raw = np.ascontiguousarray(token_ids, dtype=TOKEN).tobytes()
+    step = block_size * TOKEN.itemsize
+    for start in range(0, len(raw) - step + 1, step):
+        tokens = raw[start : start + step]
+        name = xxh3_64_intdigest(tokens, name)
+        yield name, tokens
+
+
+class _Node:
+    """One block of some sequence. It stays while it or a block after it is held."""
+
+    __slots__ = ("name", "tokens", "parent", "children", "id")
+
+    def __init__(self, name, tokens, parent):
+        self.name, self.tokens, self.parent = name, tokens, parent
+        self.children, self.id = 0, None
+
+
+class NoPrefix:
+    """No sharing: every sequence computes all its blocks."""
+
+    name = "none"
+
+    def __init__(self, identity: str = "", block_size: int = 16):
+        if block_size < 1:
+            raise BadInput("cache.block_size", block_size, "must be at least 1 token")
+        self.identity, self.block_size = identity, block_size
+        self._origin = _origin(identity, block_size)
+
+    def contents(self, token_ids: Sequence[int]) -> list[int]:
+        """Chained hash of each whole block, for `BlockLedger.seal`; ghost lists remember it."""
+        return [name for name, _ in _chain(self._origin, self.block_size, token_ids)]
+
+    def match(self, token_ids: Sequence[int]) -> list[BlockId]:
+        """Blocks that hold the longest run of whole blocks from the first token on."""
+        return []
+
+    def insert(self, token_ids: Sequence[int], ids: Sequence[BlockId]) -> list[BlockId]:
+        """Make known that sealed block `ids[i]` holds the i-th whole block of the sequence.
+
+        Returns for each the block under which that content is known: an earlier one stays, and
+        the caller may use it and free its own. A None (hole) raises BadInput.
+        """
+        return list(ids)
+
+    def forget(self, id: BlockId) -> None:
+        """Drop a block that is about to be reused; one that is not known is no error."""
+
+    def __len__(self) -> int:
+        """Blocks known."""
+        return 0
+
+    def __contains__(self, id: BlockId) -> bool:
+        return False
+
+
+class PrefixIndex(NoPrefix):
+    """Hash table of chained hashes, as in vLLM; O(1) a block.
+
+    identity: model, format and whatever else decides what the bytes of a block are.
+    block_size: tokens. A block whose parent was evicted stays known and is found again when the
+    parent comes back.
+    """
+
+    name = "hash"
+
+    def __init__(self, identity: str = "", block_size: int = 16):
+        super().__init__(identity, block_size)
+        self._nodes: dict[int, list[_Node]] = {}  # name -> nodes; more than one is a collision
+        self._held: dict[BlockId, _Node] = {}
+
+    def match(self, token_ids):
+        ids, node = [], None
+        for name, tokens in _chain(self._origin, self.block_size, token_ids):
+            node = self._find(name, tokens, node)
+            if node is None or node.id is None:
+                break
+            ids.append(node.id)
+        return ids
+
+    def _find(self, name, tokens, parent):
+        """The node of these very tokens behind this very parent."""
+        for node in self._nodes.get(name, ()):
+            if node.parent is parent and node.tokens == tokens:
+                return node
+        return None
+
+    def insert(self, token_ids, ids):
+        if None in ids:
+            raise BadInput("ids", list(ids), "a block behind a hole cannot be shared")
+        if len(ids) > len(token_ids) // self.block_size:
+            raise BadInput("ids", len(ids), f"{len(token_ids)} tokens fill fewer blocks")
+        known, node = [], None
+        for id, (name, tokens) in zip(ids, _chain(self._origin, self.block_size, token_ids)):
+            node = self._find(name, tokens, node) or self._add(name, tokens, node)
+            if node.id is None:
+                self._hold(node, id)
+            known.append(node.id)
+        return known
+
+    def _hold(self, node, id):
+        if id in self._held:
+            raise BadInput("ids", id, "this block holds another content; forget it first")
+        node.id = id
+        self._held[id] = node
+
+    def _add(self, name, tokens, parent):
+        node = _Node(name, tokens, parent)
+        self._nodes.setdefault(name, []).append(node)
+        if parent is not None:
+            parent.children += 1
+        return node
+
+    def forget(self, id):
+        node = self._held.pop(id, None)
+        if node is not None:
+            node.id = None
+            self._prune(node)
+
+    def _prune(self, node):
+        """Remove a node that nothing needs, and then its ancestors."""
+        while node is not None and node.id is None and not node.children:
+            nodes = self._nodes[node.name]
+            nodes.remove(node)
+            if not nodes:
+                del self._nodes[node.name]
+            node = node.parent
+            if node is not None:
+                node.children -= 1
+
+    def __len__(self):
+        return len(self._held)
+
+    def __contains__(self, id):
+        return id in self._held
+
+    def check(self) -> None:
+        """Raise AssertionError unless nodes, parents and held blocks agree. O(blocks)."""
+        nodes = [node for bucket in self._nodes.values() for node in bucket]
+        held = {node.id: node for node in nodes if node.id is not None}
+        assert held == self._held, "every held block is reachable by its name"
+        for node in nodes:
+            children = sum(other.parent is node for other in nodes)
+            assert node.children == children, "children are counted"
+            assert node.id is not None or children, "a node that nothing needs is gone"
