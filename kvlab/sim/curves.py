@@ -56,7 +56,9 @@ def stack_distances(trace: Trace) -> np.ndarray:
         request[begin].tolist(), source[begin].tolist(), length.tolist(), len(trace)
     )
     within = np.arange(trace.accesses) - np.repeat(begin, length)
-    return np.where(previous >= 0, np.repeat(above, length) + within + 1, 0)
+    return np.where(
+        previous >= 0, np.repeat(np.array(above, dtype=np.int64), length) + within + 1, 0
+    )
 
 
 def _blocks_above(request: list, source: list, length: list, requests: int) -> list[int]:

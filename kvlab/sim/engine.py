@@ -21,9 +21,11 @@ class Tier:
         self.where: dict[int, BlockId] = {}
         self.parent: dict[int, int | None] = {}  # of resident contents, where known
 
-    def evict(self, count: int) -> list[tuple[int, int, float]]:
-        """Let `count` victims of the policy go; (content, depth, cost) of each, in order."""
-        ledger, victims = self.ledger, self.ledger.reclaim(count)
+    def evict(self, count: int, coming: list[int]) -> list[tuple[int, int, float]]:
+        """Let `count` victims of the policy go, for the last of the contents that come; (content,
+        depth, cost) of each, in order."""
+        ledger = self.ledger
+        victims = ledger.reclaim(count, coming[-count:])
         gone = [(m.content, m.depth, m.cost) for m in map(ledger.meta, victims)]
         ledger.free(victims)
         for content, _, _ in gone:
@@ -35,7 +37,7 @@ class Tier:
         """Take (content, depth, cost) blocks in, newest first if not all fit; evictions made."""
         blocks = blocks[-self.ledger.capacity :]
         short = len(blocks) - self.ledger.free_count
-        dropped = self.evict(short) if short > 0 else ()
+        dropped = self.evict(short, [c for c, _, _ in blocks]) if short > 0 else ()
         ids = self.ledger.allocate(len(blocks))
         content, depth, cost = zip(*blocks) if blocks else ((), (), ())
         self.ledger.seal(ids, content, depth, cost=cost)
@@ -86,7 +88,7 @@ class Engine:
             ledger.unpin(pinned)
             return None
         code = self._codes(contents, blocks, last_partial and self.partial_misses)
-        gone = self._make_room(short, [c for c in missing if self.host and c in self.host.where])
+        gone = self._make_room(short, [c for c in reversed(contents) if c in missing])
         fresh = ledger.allocate(len(missing) + extra)
         scratch = fresh[len(missing) :]
         place = dict(zip((c for c in dict.fromkeys(contents) if c in missing), fresh))
@@ -107,11 +109,12 @@ class Engine:
             code[-1] = PARTIAL
         return code
 
-    def _make_room(self, short: int, promoted: list[int]) -> list[int]:
-        """Contents that left the device; they spill to the host after `promoted` came from it."""
-        if promoted:
-            self.host.take(promoted)
-        gone = self.device.evict(short) if short > 0 else []
+    def _make_room(self, short: int, coming: list[int]) -> list[int]:
+        """Contents that left the device. They spill to the host, from which those that come from
+        there have gone before."""
+        if self.host:
+            self.host.take([c for c in dict.fromkeys(coming) if c in self.host.where])
+        gone = self.device.evict(short, coming) if short > 0 else []
         if self.host and gone:
             self.host_evictions += self.host.put(gone)
         return [content for content, _, _ in gone]

@@ -57,10 +57,10 @@ class CostModel:
 
 
 def recompute_cost(shape: ModelShape, block_size: int) -> Callable[[int], float]:
-    """depth -> prefill FLOPs of a whole block there, as tokens' worth of the dense part."""
-    unit = 2.0 * shape.parameters
-    start = float(shape.prefill_flops(block_size)) / unit
-    step = float(shape.prefill_flops(2 * block_size)) / unit - 2 * start
+    """depth -> prefill FLOPs of a whole block there, in tokens' worth of the first block."""
+    first = float(shape.prefill_flops(block_size))
+    second = float(shape.prefill_flops(2 * block_size)) - first
+    start, step = float(block_size), block_size * (second / first - 1)
     return lambda depth: start + step * depth
 
 

@@ -62,7 +62,7 @@ def test_partial_blocks_hit_or_miss(tmp_path):
 def test_ties_leave_from_the_tail(tiny):
     gone = []
     trace = tiny([0, 1, 2], [3, 4])
-    run(trace, "lru", 3, events=lambda e: gone.append(e[2]) if e[0] == "reclaim" else None)
+    run(trace, "lru", 3, events=lambda e: gone.append(e[-1]) if e[0] == "reclaim" else None)
     assert gone == [[2, 1]]  # blocks are numbered as allocated: head 0, tail 2
 
 
@@ -163,7 +163,7 @@ def _thrash_by_replay(trace, events, window_ms):
     arrivals = trace.arrival_ms.tolist()
     for event in events:
         if event[0] == "reclaim":
-            gone.update((content[i], arrivals[request]) for i in event[2])
+            gone.update((content[i], arrivals[request]) for i in event[-1])
         if event[0] == "seal":
             content.update((row[0], row[1]) for row in event[1])
             for row in event[1]:
