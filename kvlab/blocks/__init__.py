@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from kvlab.blocks.ledger import FREE, LEAVING, OPEN, SEALED, BlockLedger, BlockStateError
+from kvlab.blocks.ledger import BlockLedger
 from kvlab.blocks.prefix import NoPrefix, PrefixIndex, chained_hashes
 from kvlab.blocks.prefix_cache import PrefixCache, PrefixHandle
 from kvlab.blocks.replay import replay, victims
+from kvlab.blocks.states import FREE, LEAVING, OPEN, SEALED, BlockStateError
 from kvlab.blocks.table import BlockTable, HoleError, SlotRun
 
 __all__ = [

@@ -17,20 +17,9 @@ from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
 from itertools import chain, repeat
 
-from kvlab.core import BlockId, KvlabError, OutOfBlocks
+from kvlab.blocks.states import FREE, LEAVING, OPEN, SEALED, BlockStateError, check_books
+from kvlab.core import BlockId, OutOfBlocks
 from kvlab.policy import BlockMeta, EvictionPolicy, NoEviction
-
-FREE, OPEN, SEALED, LEAVING = range(4)
-STATES = ("free", "open", "sealed", "leaving")
-
-
-class BlockStateError(KvlabError):
-    """A verb was used on a block in the wrong state: an error of the caller, not of the user."""
-
-    def __init__(self, verb: str, meta: BlockMeta | None, id: BlockId):
-        state = "unknown" if meta is None else STATES[meta.state]
-        pins = 0 if meta is None else meta.pins
-        super().__init__(f"cannot {verb} block {id}: it is {state} with {pins} pins")
 
 
 class BlockLedger:
@@ -116,12 +105,13 @@ class BlockLedger:
         level: Iterable[int] = repeat(0),
         cost: Iterable[float] = repeat(1.0),
         size: Iterable[int] = repeat(1),
+        parent: Iterable[int | None] = repeat(None),
     ) -> None:
         """Make open blocks read-only and known to the policy, with one value per block of each."""
         for id in ids:
             if self.state(id) != OPEN:
                 raise BlockStateError("seal", self._find(id), id)
-        rows = list(zip(ids, content, depth, level, cost, size))
+        rows = list(zip(ids, content, depth, level, cost, size, parent))
         for id, *facts in rows:
             meta = self._metas[id]
             self.now += 1
@@ -132,19 +122,17 @@ class BlockLedger:
         if self.events:
             self.events(("seal", rows))
 
-    def _describe(self, meta, content, depth, level, cost, size):
-        meta.state = SEALED
-        meta.content, meta.depth, meta.level, meta.cost, meta.size = (
-            content, depth, level, cost, size,
-        )  # fmt: skip
+    def _describe(self, meta, content, depth, level, cost, size, parent):
+        meta.state, meta.content, meta.parent = SEALED, content, parent
+        meta.depth, meta.level, meta.cost, meta.size = depth, level, cost, size
         meta.born = meta.last = self.now
         meta.hits, meta.score = 0, 0.0
 
     def reclaim(self, count: int, coming: Iterable[int | None] = ()) -> list[BlockId]:
         """Let the policy choose `count` victims, first to leave first; they are LEAVING.
 
-        They can be read until `free`. `coming`: contents that take their place, where the caller
-        knows them; ARC chooses better so. Raises OutOfBlocks, choosing none, if fewer are evictable.
+        They can be read until `free`. `coming`: contents that take their place, where known
+        (ARC chooses better so). Raises OutOfBlocks, choosing none, if fewer are evictable.
         """
         if count > len(self.policy):
             raise OutOfBlocks(count, len(self.policy), self.capacity)
@@ -205,7 +193,7 @@ class BlockLedger:
             meta.state, meta.owner, meta.content = SEALED, None, content
             meta.born = meta.last = now
             meta.hits, meta.score = 0, 0.0
-            meta.depth, meta.level, meta.cost, meta.size = 0, 0, 1.0, 1
+            meta.depth, meta.level, meta.cost, meta.size, meta.parent = 0, 0, 1.0, 1, None
             add(meta)
             ids.append(meta.id)
         self.now = now
@@ -281,17 +269,4 @@ class BlockLedger:
 
     def check(self) -> None:
         """Raise AssertionError unless every block is in exactly one place. O(blocks)."""
-        free = {meta.id for meta in self._metas if meta.state == FREE}
-        assert sorted(free) == sorted(self._freed), "the free list holds the free blocks, once each"
-        assert self.capacity is None or len(self._metas) <= self.capacity, "ids below the capacity"
-        for meta in self._metas:
-            assert meta.pins >= 0, f"block {meta.id} has {meta.pins} pins"
-            assert meta.state != FREE or not (meta.pins or meta.doomed), f"free {meta.id} in use"
-            assert meta.pins or not meta.doomed, (
-                f"block {meta.id} was to be freed at its last unpin"
-            )
-        offered = {m.id for m in self._metas if m.state == SEALED and not m.pins}
-        if not isinstance(self.policy, NoEviction):
-            assert len(self.policy) == len(offered), "the policy holds as many as are evictable"
-            missing = [id for id in offered if id not in self.policy]
-            assert not missing, f"evictable blocks {missing} are unknown to the policy"
+        check_books(self._metas, self._freed, self.capacity, self.policy)

@@ -1,11 +1,12 @@
-"""Prefixes kept for whoever asks next: the index of sealed blocks, with their pins in the ledger."""
+"""Prefixes kept for whoever asks next: the index of sealed blocks, with pins in the ledger."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvlab.blocks.ledger import SEALED, BlockLedger
+from kvlab.blocks.ledger import BlockLedger
 from kvlab.blocks.prefix import NoPrefix
+from kvlab.blocks.states import SEALED
 from kvlab.core import BlockId, KvlabError
 
 OWNER = "prefix"  # owner of blocks that belong to no sequence

@@ -89,7 +89,7 @@ class BlockTable:
         return runs
 
     def truncate(self, length: int) -> list[BlockId]:
-        """Forget tokens from `length` on; returns the blocks that hold none of the rest, tail first.
+        """Forget tokens from `length` on; returns the blocks without any of the rest, tail first.
 
         A block that keeps some tokens stays; it must not be sealed if it is to be written again.
         """

@@ -15,12 +15,13 @@ from kvlab.policy.base import (
 from kvlab.policy.belady import Belady
 from kvlab.policy.classic import FIFO, LFU, LRU, Random
 from kvlab.policy.fifo_queues import S3FIFO, SIEVE
-from kvlab.policy.greedy_dual import GDSF, PGDSF
+from kvlab.policy.greedy_dual import GDSF
+from kvlab.policy.leaves import PGDSF, LeafFirst
 from kvlab.policy.lru_queues import ARC, MQ
 from kvlab.policy.priority import Hybrid, Priority
 
 __all__ = [
     "ARC", "Adaptive", "AttentionMass", "Belady", "BlockMeta", "EvictionPolicy", "FIFO", "GDSF",
-    "Hybrid", "LFU", "LRU", "MQ", "NoEviction", "PGDSF", "Priority", "PriorityPolicy", "Random",
-    "S3FIFO", "SIEVE", "by_name", "names",
+    "Hybrid", "LFU", "LRU", "LeafFirst", "MQ", "NoEviction", "PGDSF", "Priority", "PriorityPolicy",
+    "Random", "S3FIFO", "SIEVE", "by_name", "names",
 ]  # fmt: skip

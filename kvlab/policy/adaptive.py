@@ -40,7 +40,7 @@ class Shadow:
             id = len(self._keys)
             self._keys.append(key)
         own = BlockMeta(id, real.content, real.depth, real.level, now, real.cost, real.size)
-        own.score = real.score
+        own.score, own.parent = real.score, real.parent
         self.metas[key] = own
         self.policy.add(own)
 
@@ -68,7 +68,7 @@ class Adaptive(EvictionPolicy):
     https://doi.org/10.1109/MICRO.2006.7): the victim is a block that the leader no longer has, if
     there is one, else the leader's own next victim. So the cache turns into what the leader would
     hold, and pays for a change of leader only as blocks are needed.
-    members: policies to choose among, as names or instances (default lru, lfu, arc, s3fifo).
+    members: policies to choose among, as names or instances (default lru, lfu, s3fifo, mq).
     memory: accesses after which a miss counts half in the comparison (default 20000).
     Differs: misses fade instead of being counted in a fixed window, pins hold in the shadows too,
     and one cache is followed as a whole, not each set of it. Costs a shadow access per member.
@@ -78,7 +78,7 @@ class Adaptive(EvictionPolicy):
 
     def __init__(
         self,
-        members: Sequence[str | EvictionPolicy] = ("lru", "lfu", "arc", "s3fifo"),
+        members: Sequence[str | EvictionPolicy] = ("lru", "lfu", "s3fifo", "mq"),
         memory: int = 20_000,
     ):
         if not members or memory < 1:

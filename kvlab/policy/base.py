@@ -23,6 +23,7 @@ class BlockMeta:
     """What is known of one block; written by the ledger, read by policies.
 
     content  hash of the tokens up to and with this block, or None; ghost lists remember it
+    parent   content of the block before it, None at the head or where unknown
     depth    logical index of the block in its sequence, 0 is the head
     level    user-given priority, higher stays longer
     born     step at which the block was sealed
@@ -35,8 +36,8 @@ class BlockMeta:
     """
 
     __slots__ = (
-        "id", "content", "depth", "level", "born", "last", "hits", "cost", "size", "score",
-        "state", "pins", "owner", "doomed", "place", "uses",
+        "id", "content", "parent", "depth", "level", "born", "last", "hits", "cost", "size",
+        "score", "state", "pins", "owner", "doomed", "place", "uses",
     )  # fmt: skip
 
     def __init__(self, id: BlockId, content=None, depth=0, level=0, born=0, cost=1.0, size=1):
@@ -45,6 +46,7 @@ class BlockMeta:
         self.hits, self.cost, self.size, self.score = 0, cost, size, 0.0
         self.state, self.pins, self.owner, self.doomed = 0, 0, None, False
         self.place = self.uses = 0
+        self.parent: int | None = None
 
     def __repr__(self):
         return f"BlockMeta({self.id}, content={self.content}, last={self.last}, hits={self.hits})"

@@ -19,11 +19,11 @@ class Belady(PriorityPolicy):
     future: all contents of the trace in the order of access; or, with `by_request`, the contents of
     each request.
 
-    Flat (default): each `add` or `touch` is the next access of the trace; next uses are positions
-    in it. By request: time is the number of `tick`s, one per request, and the next use of a block is
-    the next request that has it. A parent is used whenever its child is, so farthest-first with the
-    deeper block first among equals evicts leaves only: with the running request pinned this is the
-    bound that an engine can reach.
+    Flat (default): each `add` or `touch` is the next access of the trace, next uses are positions
+    in it. By request: time is the number of `tick`s, one per request, and the next use of a block
+    is the next request that has it. A parent is used whenever its child is, so farthest-first with
+    the deeper of equals first evicts leaves only: with the running request pinned this is the bound
+    that an engine can reach.
     """
 
     name = "belady"

@@ -108,7 +108,7 @@ class LFU(EvictionPolicy):
         counts, lines = self._counts, self._lines
         while counts:
             line = lines.get(counts[0])
-            meta = line and line.pop()
+            meta = None if line is None else line.pop()
             if meta is not None:
                 self._length -= 1
                 return meta.id

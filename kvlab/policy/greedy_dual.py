@@ -1,4 +1,4 @@
-"""Policies with a clock that inflates: GDSF and, for prefixes, PGDSF."""
+"""Greedy dual policies: a clock that inflates."""
 
 from __future__ import annotations
 
@@ -30,16 +30,10 @@ class GDSF(PriorityPolicy):
         return id
 
 
-class PGDSF(GDSF):
-    """GDSF for prefixes: frequency counts with the cost of computing the block on its prefix.
+class CostGDSF(GDSF):
+    """GDSF where a use of a block saves `meta.cost`: the heart of PGDSF."""
 
-    RAGCache (Jin et al. 2024, https://arxiv.org/abs/2404.12457). No parameters; the caller gives
-    `meta.cost` in tokens or FLOPs. Differs: RAGCache averages measured times of a whole document and
-    evicts leaves of its tree; here blocks weigh one by one, and leaf-only eviction, where wanted,
-    comes from pins (a block with a resident child is pinned).
-    """
-
-    name = "pgdsf"
+    name = ""
 
     def gain(self, meta):
         return meta.cost
