@@ -5,12 +5,22 @@ The same ledger and policy objects that serve the pool on the device, with nothi
 
 from __future__ import annotations
 
-from itertools import groupby
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain, count, groupby
 from typing import NamedTuple
 
 from kvlab.blocks import BlockLedger
 from kvlab.core import BlockId
 from kvlab.sim.outcome import BROKEN_CHAIN, HIT, HOST_HIT, MISS, PARTIAL
+
+
+class Fact(NamedTuple):
+    """What is known of a block's content when it moves: its place in the prefix and its cost."""
+
+    content: int
+    parent: int | None
+    depth: int
+    cost: float
 
 
 class Tier:
@@ -19,29 +29,29 @@ class Tier:
     def __init__(self, ledger: BlockLedger):
         self.ledger = ledger
         self.where: dict[int, BlockId] = {}
-        self.parent: dict[int, int | None] = {}  # of resident contents, where known
 
-    def evict(self, count: int, coming: list[int]) -> list[tuple[int, int, float]]:
-        """Let `count` victims of the policy go, for the last of the contents that come; (content,
-        depth, cost) of each, in order."""
+    def evict(self, count: int, coming: list[int]) -> list[Fact]:
+        """Let `count` victims of the policy go, in order, for the last of the contents coming."""
         ledger = self.ledger
         victims = ledger.reclaim(count, coming[-count:])
-        gone = [(m.content, m.depth, m.cost) for m in map(ledger.meta, victims)]
+        gone = [Fact(m.content, m.parent, m.depth, m.cost) for m in map(ledger.meta, victims)]
         ledger.free(victims)
-        for content, _, _ in gone:
-            del self.where[content]
-            self.parent.pop(content, None)
+        for fact in gone:
+            del self.where[fact.content]
         return gone
 
-    def put(self, blocks: list[tuple[int, int, float]]) -> int:
-        """Take (content, depth, cost) blocks in, newest first if not all fit; evictions made."""
-        blocks = blocks[-self.ledger.capacity :]
-        short = len(blocks) - self.ledger.free_count
-        dropped = self.evict(short, [c for c, _, _ in blocks]) if short > 0 else ()
-        ids = self.ledger.allocate(len(blocks))
-        content, depth, cost = zip(*blocks) if blocks else ((), (), ())
-        self.ledger.seal(ids, content, depth, cost=cost)
+    def seal(self, ids: Sequence[BlockId], facts: Sequence[Fact]) -> None:
+        """Blocks that `allocate` gave now hold these contents, and can be found."""
+        content, parent, depth, cost = zip(*facts)
+        self.ledger.seal(ids, content, depth, cost=cost, parent=parent)
         self.where.update(zip(content, ids))
+
+    def put(self, facts: list[Fact]) -> int:
+        """Take blocks in, the newest if not all fit; how many left for them."""
+        facts = facts[-self.ledger.capacity :]
+        short = len(facts) - self.ledger.free_count
+        dropped = self.evict(short, [f.content for f in facts]) if short > 0 else ()
+        self.seal(self.ledger.allocate(len(facts)), facts)
         return len(dropped)
 
     def take(self, contents: list[int]) -> None:
@@ -68,7 +78,13 @@ class Engine:
     to the host; a host hit moves back. `cost(depth)` is what recomputing a block there takes.
     """
 
-    def __init__(self, device: Tier, host: Tier | None, partial_misses: bool, cost):
+    def __init__(
+        self,
+        device: Tier,
+        host: Tier | None,
+        partial_misses: bool,
+        cost: Callable[[int], float],
+    ):
         self.device, self.host, self.partial_misses = device, host, partial_misses
         self.cost = cost
         self.host_evictions = 0
@@ -117,29 +133,30 @@ class Engine:
         gone = self.device.evict(short, coming) if short > 0 else []
         if self.host and gone:
             self.host_evictions += self.host.put(gone)
-        return [content for content, _, _ in gone]
+        return [fact.content for fact in gone]
 
     def publish(self, flight: Flight, hold: bool) -> None:
         """The prompt is computed: its blocks can be found. Metadata changes once, tail first, so
         that among equals the deeper block is older. `hold` pins what is new until `finish`."""
-        ledger, where, cost = self.device.ledger, self.device.where, self.cost
-        rows = {b: (b, c, d) for d, (b, c) in enumerate(zip(flight.blocks, flight.contents))}
-        duplicates = {b for b, c, _ in rows.values() if b in flight.new and c in where}
+        where = self.device.where
+        rows = {b: (b, f) for b, f in zip(flight.blocks, self._facts(flight.contents))}
+        duplicates = {b for b, fact in rows.values() if b in flight.new and fact.content in where}
         flight.scratch.extend(duplicates)
+        flight.new.difference_update(duplicates)
         tail_first = [row for row in reversed(rows.values()) if row[0] not in duplicates]
         for is_new, group in groupby(tail_first, key=lambda row: row[0] in flight.new):
-            blocks, contents, depths = zip(*group)
+            blocks, facts = zip(*group)
             if not is_new:
-                ledger.touch(blocks)
+                self.device.ledger.touch(blocks)
                 continue
-            ledger.seal(blocks, contents, depths, cost=map(cost, depths))
-            where.update(zip(contents, blocks))
-            self.device.parent.update(
-                (c, flight.contents[d - 1] if d else None) for c, d in zip(contents, depths)
-            )
+            self.device.seal(blocks, facts)
             if hold:
-                ledger.pin(blocks)
+                self.device.ledger.pin(blocks)
                 flight.pinned.extend(blocks)
+
+    def _facts(self, contents: list[int]) -> Iterator[Fact]:
+        parents = chain([None], contents)
+        return map(Fact, contents, parents, count(), map(self.cost, count()))
 
     def finish(self, flight: Flight) -> None:
         """The request is done: pins go, and so do the blocks that nobody can find."""
@@ -152,11 +169,11 @@ class Engine:
         whose blocks may fill the gap."""
         if self.host:
             return None
-        parent, reachable = self.device.parent, {None: True}
-        for content in parent:
-            chain = []
-            while content not in reachable and content in parent:
-                chain.append(content)
-                content = parent[content]
-            reachable.update(dict.fromkeys(chain, reachable.get(content, False)))
-        return sum(not reachable[content] for content in parent)
+        ledger, where, reachable = self.device.ledger, self.device.where, {None: True}
+        for content in where:
+            line = []
+            while content not in reachable and content in where:
+                line.append(content)
+                content = ledger.meta(where[content]).parent
+            reachable.update(dict.fromkeys(line, reachable.get(content, False)))
+        return sum(not reachable[content] for content in where)
