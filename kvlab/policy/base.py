@@ -199,7 +199,7 @@ class PriorityPolicy(EvictionPolicy):
             entry = (self.priority(meta), id)
             if entry < filed:
                 self._file(entry)
-            else:
+            elif entry != filed:  # an equal one must stay: the heap knows it by identity
                 self._filed[id] = entry
         elif id in self._held:
             self._held[id] = (self.priority(meta), id)

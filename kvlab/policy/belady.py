@@ -6,6 +6,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterable
 
+from kvlab.core import BadInput
 from kvlab.policy.base import BlockMeta, PriorityPolicy
 
 NEVER = 2**62
@@ -28,13 +29,14 @@ class Belady(PriorityPolicy):
 
     name = "belady"
 
-    def __init__(self, future: Iterable = (), by_request: bool = False):
+    def __init__(self, future: Iterable | None = None, by_request: bool = False):
         super().__init__()
+        if future is None:
+            raise BadInput("policy", self.name, "needs the future of a trace; only replays have one")
         self.by_request = by_request
         self._now = 0  # position of the access or request under way
         self._uses: dict[int, array] = defaultdict(lambda: array("q"))  # last use first
-        requests = enumerate(future)
-        for position, contents in requests:
+        for position, contents in enumerate(future):
             for content in contents if by_request else (contents,):
                 self._uses[content].append(position)
         for uses in self._uses.values():

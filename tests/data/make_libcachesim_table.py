@@ -1,18 +1,20 @@
 """Record the hits of libcachesim on the bundled traces, as the table that our policies must meet.
 
-    python tests/data/make_libcachesim_table.py TRACE.jsonl [TRACE.jsonl ...]
+    python tests/data/make_libcachesim_table.py
 
-Needs `pip install libcachesim`. Every block id of a trace in file order is one access to an object
+Needs `pip install libcachesim`. hashpower=18 only sizes its hash table. Every block id of a trace in file order is one access to an object
 of size 1 (flat accounting). Writes libcachesim_hits.json beside this file.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+import lzma
 from pathlib import Path
 
 import libcachesim
+
+TRACES = Path(__file__).parents[2] / "kvlab" / "assets" / "traces"
 
 CAPACITIES = [1000, 5000, 10_000, 30_000]
 POLICIES = {
@@ -30,8 +32,8 @@ NEVER = 2**62  # libcachesim's Belady wants a next use for each request, and thi
 
 def read(path: Path) -> list[int]:
     """All block ids in file order."""
-    lines = path.read_text().splitlines()
-    return [content for line in lines for content in json.loads(line)["hash_ids"]]
+    with lzma.open(path, "rt") as lines:
+        return [content for line in lines for content in json.loads(line).get("hash_ids", ())]
 
 
 def requests_of(accesses: list[int]) -> list[libcachesim.Request]:
@@ -60,7 +62,7 @@ def table(path: Path) -> dict:
 
 
 def main():
-    traces = {Path(name).stem: table(Path(name)) for name in sys.argv[1:]}
+    traces = {path.name.split(".")[0]: table(path) for path in sorted(TRACES.glob("*.xz"))}
     found = {"libcachesim": libcachesim.__version__, "traces": traces}
     out = Path(__file__).with_name("libcachesim_hits.json")
     out.write_text(json.dumps(found, indent=1) + "\n")

@@ -1,0 +1,43 @@
+"""Every policy, once: the list that the shared tests run over. A new policy adds its row here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from kvlab import policy
+from kvlab.policy import BlockMeta, EvictionPolicy
+
+
+class Row(NamedTuple):
+    """A way to build a policy and, where its order is a function of the metadata, that function."""
+
+    name: str
+    build: Callable[[], EvictionPolicy]
+    key: Callable[[BlockMeta], tuple] | None = None
+    by_use: bool = True  # a touched block outlives an otherwise equal untouched one
+    by_pin: bool = False  # pins leave their mark on later choices
+
+
+ROWS = [
+    Row("fifo", policy.FIFO, lambda m: (m.born,), by_use=False),
+    Row("lru", policy.LRU, lambda m: (m.last,)),
+    Row("lfu", policy.LFU, lambda m: (m.hits, m.last)),
+    Row("random", policy.Random, by_use=False, by_pin=True),
+    Row(
+        "priority",
+        lambda: policy.Priority(prefix_blocks=2),
+        lambda m: (m.level, m.depth < 2, m.last),
+    ),
+    Row("hybrid", policy.Hybrid),
+    Row("attention_mass", policy.AttentionMass, lambda m: (m.score, m.last)),
+    Row("sieve", policy.SIEVE),
+    Row("s3fifo", lambda: policy.S3FIFO(promote=1)),
+    Row("arc", policy.ARC),
+    Row("mq", lambda: policy.MQ(lifetime=20)),
+    Row("gdsf", policy.GDSF),
+    Row("pgdsf", policy.PGDSF),
+    Row("leaf_first", policy.LeafFirst),
+    Row("adaptive", lambda: policy.Adaptive(memory=50)),
+    Row("belady", lambda: policy.Belady(future=[*range(200)] * 2), by_use=False),
+]
