@@ -1,0 +1,100 @@
+"""Rows of measurements -> entries: one line of a table, one point of a figure.
+
+An entry is what one variant was measured as under one setting. Settings that merely spell out the
+variant (format=int4 of the variant int4) are no setting in this sense; those under which a variant
+was measured more than once are.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+
+from kvlab.report.names import order
+from kvlab.report.source import Run
+
+DENSE = ("full", "baseline", "bf16", "fp16", "fp32")  # names a baseline goes by, first found wins
+BYTES = "cache_allocated_bytes"
+
+
+@dataclass
+class Entry:
+    """`conditions`: setting -> value; `rows`: measurement name -> its row (the last one given)."""
+
+    run: Run
+    variant: str
+    conditions: dict
+    rows: dict[str, dict] = field(default_factory=dict)
+    baseline: Entry | None = None
+
+    def value(self, name: str) -> float | None:
+        return self.rows[name]["value"] if name in self.rows else None
+
+    @property
+    def is_baseline(self) -> bool:
+        return self.baseline is self
+
+    @property
+    def bytes_ratio(self) -> float | None:
+        """Allocated bytes over the baseline's."""
+        other = self.baseline.value(BYTES) if self.baseline else None
+        return self.value(BYTES) / other if other and self.value(BYTES) is not None else None
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must not miss."""
+        if self.is_baseline:
+            return ["baseline"]
+        ratio = self.bytes_ratio
+        return ["no bytes saved"] if ratio is not None and ratio >= 1 else []
+
+
+def entries(runs: list[Run]) -> list[Entry]:
+    """All entries in the order in which they were measured, each with its baseline, if any."""
+    keys = conditions([row for run in runs for row in run.rows])
+    found: dict[str, Entry] = {}
+    for run in runs:
+        for row in run.rows:
+            under = {key: row["params"][key] for key in keys if key in row["params"]}
+            identity = json.dumps([run.name, row["variant"], under], sort_keys=True)
+            entry = found.setdefault(identity, Entry(run, row["variant"], under))
+            entry.rows[row["name"]] = row
+    everything = list(found.values())
+    for entry in everything:
+        entry.baseline = _baseline(entry, everything)
+    return everything
+
+
+def conditions(rows: list[dict]) -> list[str]:
+    """Settings that some variant was measured under with more than one value, in order."""
+    seen: dict[tuple[str, str], set[str]] = {}
+    for row in rows:
+        for key, value in row["params"].items():
+            seen.setdefault((key, row["variant"]), set()).add(json.dumps(value, sort_keys=True))
+    return list(dict.fromkeys(key for (key, _), values in seen.items() if len(values) > 1))
+
+
+def names(everything: list[Entry]) -> list[str]:
+    """Measurement names, known ones in their fixed order."""
+    return order([name for entry in everything for name in entry.rows])
+
+
+def _baseline(entry: Entry, everything: list[Entry]) -> Entry | None:
+    """The full cache under the same conditions, of the same run, else of any other."""
+    same = [other for other in everything if _comparable(other, entry)]
+    for near in ([o for o in same if o.run is entry.run], same):
+        near.sort(key=lambda o: (o.conditions != entry.conditions, -_shared(o, entry)))
+        declared = [o for o in near if any(r["params"].get("baseline") for r in o.rows.values())]
+        named = [o for name in DENSE for o in near if o.variant == name]
+        if declared or named:
+            return (declared or named)[0]
+    return None
+
+
+def _shared(a: Entry, b: Entry) -> int:
+    return len(a.conditions.keys() & b.conditions.keys())
+
+
+def _comparable(a: Entry, b: Entry) -> bool:
+    shared = a.conditions.keys() & b.conditions.keys()
+    return all(a.conditions[key] == b.conditions[key] for key in shared)

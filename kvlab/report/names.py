@@ -1,0 +1,141 @@
+"""What measurements are called on paper, and how their numbers are written."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+FAMILIES = ("Quality", "Memory", "Speed", "Cache hits", "Other")
+
+
+class Metric(NamedTuple):
+    """A measurement name on paper. `unit` is "" for plain numbers, "bytes" is scaled per column."""
+
+    name: str
+    heading: str
+    unit: str
+    family: str
+    better: str | None = None
+
+
+def _family(family: str, *rows: tuple) -> list[Metric]:
+    return [Metric(name, heading, unit, family, better) for name, heading, unit, better in rows]
+
+
+KNOWN = {
+    metric.name: metric
+    for metric in [
+        *_family(
+            "Quality",
+            ("perplexity_delta_percent", "perplexity change", "%", "lower"),
+            ("kl_mean_nats", "KL mean", "nats", "lower"),
+            ("top1_agreement_percent", "top-1 agreement", "%", "higher"),
+            ("kl_p99_nats", "KL p99", "nats", "lower"),
+            ("kl_p999_nats", "KL p99.9", "nats", "lower"),
+            ("kl_max_nats", "KL max", "nats", "lower"),
+            ("perplexity", "perplexity", "", "lower"),
+            ("perplexity_full", "perplexity, full cache", "", "lower"),
+            ("needle_recall_percent", "needle recall", "%", "higher"),
+            ("needle_recall_full_percent", "needle recall, full cache", "%", "higher"),
+        ),
+        *_family(
+            "Memory",
+            ("cache_nominal_bytes", "nominal", "bytes", "lower"),
+            ("cache_logical_bytes", "logical", "bytes", "lower"),
+            ("cache_allocated_bytes", "allocated", "bytes", "lower"),
+            ("cache_host_bytes", "on the host", "bytes", "lower"),
+            ("peak_device_bytes", "peak on device", "bytes", "lower"),
+            ("bits_per_element", "bits per element", "", "lower"),
+            ("resident_tokens_percent", "resident tokens", "%", "lower"),
+        ),
+        *_family(
+            "Speed",
+            ("decode_tokens_per_second", "decode", "tokens/s", "higher"),
+            ("prefill_tokens_per_second", "prefill", "tokens/s", "higher"),
+            ("prefill_seconds", "prefill", "s", "lower"),
+            ("decode_attention_us", "decode attention", "µs", "lower"),
+            ("ttft_ms", "time to first token", "ms", "lower"),
+            ("ttft_cold_ms", "time to first token, cold", "ms", "lower"),
+            ("evictions_per_second", "evictions", "1/s", "higher"),
+        ),
+        *_family(
+            "Cache hits",
+            ("block_hit_percent", "block hits", "%", "higher"),
+            ("token_hit_percent", "token hits", "%", "higher"),
+            ("flops_saved_percent", "FLOPs saved", "%", "higher"),
+            ("evictions", "evictions", "", None),
+            ("working_set_blocks", "working set", "blocks", None),
+            ("thrash_percent", "thrash", "%", "lower"),
+        ),
+    ]
+}
+SUFFIXES = (
+    ("_tokens_per_second", "tokens/s"),
+    ("_per_second", "1/s"),
+    ("_percent", "%"),
+    ("_bytes", "bytes"),
+    ("_seconds", "s"),
+    ("_nats", "nats"),
+    ("_ms", "ms"),
+    ("_us", "µs"),
+)
+
+
+def metric(name: str, unit: str = "", better: str | None = None) -> Metric:
+    """The metric of a name; of an unknown one what its suffix, `unit` and `better` tell."""
+    if name in KNOWN:
+        return KNOWN[name]
+    heading, told = name, unit
+    for suffix, means in SUFFIXES:
+        if name.endswith(suffix) and name != suffix:
+            heading, told = name.removesuffix(suffix), means
+            break
+    return Metric(name, heading.replace("_", " "), told, "Other", better)
+
+
+def order(names: list[str]) -> list[str]:
+    """Known names in the order above, then the others as they came."""
+    rank = {name: place for place, name in enumerate(KNOWN)}
+    return sorted(dict.fromkeys(names), key=lambda name: rank.get(name, len(rank)))
+
+
+def byte_unit(largest: float) -> tuple[float, str]:
+    """Divisor and unit that make `largest` a number between 1 and 1024."""
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    if not (math.isfinite(largest) and largest > 0):
+        return 1.0, units[0]
+    step = min(int(math.log(largest, 1024)), len(units) - 1)
+    return 1024.0**step, units[step]
+
+
+def arrow(better: str | None) -> str:
+    return {"higher": " ↑", "lower": " ↓"}.get(better, "")
+
+
+def number(value: float, spread: float | None = None, size: float | None = None) -> str:
+    """`value` with as many digits as its spread (half a 95 % interval) supports, or a few.
+
+    `size` is the magnitude that decides on powers of ten, where several numbers stand together.
+    """
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "∞" if value > 0 else "-∞"
+    size = abs(value) if size is None else size
+    if 0 < size < 1e-4 or size >= 1e15:
+        return f"{value:.1e}" if value else "0"
+    if spread and math.isfinite(spread):
+        digits = -math.floor(math.log10(spread / 3))
+    elif size >= 1:
+        digits = min(3 - math.floor(math.log10(size)), 2)
+    else:
+        digits = 2 - math.floor(math.log10(size)) if size else 0
+    return f"{value:,.{min(max(digits, 0), 6)}f}"
+
+
+def interval(value: float, low: float | None, high: float | None, scale: float = 1.0) -> str:
+    """`1.23 [1.20, 1.26]`, all divided by `scale`; the value alone where no interval is."""
+    if low is None or high is None:
+        return number(value / scale)
+    value, low, high = value / scale, low / scale, high / scale
+    spread, size = (high - low) / 2, max(abs(value), abs(low), abs(high))
+    texts = [number(x, spread, size if math.isfinite(size) else None) for x in (value, low, high)]
+    return f"{texts[0]} [{texts[1]}, {texts[2]}]"

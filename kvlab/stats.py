@@ -1,0 +1,255 @@
+"""Intervals for what is measured on tokens: a paired bootstrap over documents and blocks of tokens.
+
+Tokens of one text are not independent: neighbours share a context, and whole documents differ. So
+what is resampled is, first, documents, and then, within each document drawn, contiguous blocks of
+tokens (both with replacement); the interval is the 2.5 and 97.5 percentile of the resampled
+statistic. For means two things are corrected. Two full levels would count the noise of blocks twice
+(a document's mean carries it already), so document effects are shrunk by the factor that makes the
+resampled variance the unbiased one, SSB / (a (a - 1)) for `a` documents (Davison and Hinkley,
+Bootstrap Methods and their Application, 1997, section 3.8). And few documents say little about how
+documents differ, so the deviations are widened by Student's t over the normal quantile, with
+Satterthwaite's degrees of freedom: about 2.2 for three documents that differ, 1 where they do not.
+With one document only blocks are resampled, and the interval speaks for that document alone.
+Quantiles use the two full levels, which errs on the wide side.
+
+Everywhere: `values` is one array per document; the result is an Interval (value, low, high) with
+low <= value <= high, repeatable by its seed; low and high are None where there is a single block
+and so no spread to see. Raises ValueError for no tokens at all or arrays that do not pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+LEVEL = 0.95
+CHUNK = 20_000_000  # elements of one temporary array
+
+
+class Interval(NamedTuple):
+    value: float
+    low: float | None
+    high: float | None
+
+
+class _Blocks(NamedTuple):
+    """Contiguous blocks of all documents: their sums, sizes in tokens, and documents, each [K]."""
+
+    sums: np.ndarray
+    sizes: np.ndarray
+    document: np.ndarray
+
+
+def paired_ratio_percent(
+    nll: Sequence[np.ndarray], baseline: Sequence[np.ndarray], *, block=256, resamples=2000, seed=0
+) -> Interval:
+    """By how many percent the perplexity of `nll` exceeds that of `baseline`.
+
+    Both are negative log-likelihoods in nats of the same tokens, so only their difference is
+    resampled: what makes a text hard cancels. 100 * (exp(mean(nll - baseline)) - 1).
+    """
+    differences = _pair(nll, baseline)
+    mean = mean_interval(differences, block=block, resamples=resamples, seed=seed)
+    return _map(mean, lambda x: float(100 * np.expm1(x)))
+
+
+def perplexity_interval(
+    nll: Sequence[np.ndarray], *, block=256, resamples=2000, seed=0
+) -> Interval:
+    """exp(mean nll). This is the interval of one perplexity; compare two with the paired one."""
+    mean = mean_interval(nll, block=block, resamples=resamples, seed=seed)
+    return _map(mean, lambda x: float(np.exp(x)))
+
+
+def proportion_percent(
+    flags: Sequence[np.ndarray], *, block=256, resamples=2000, seed=0
+) -> Interval:
+    """How many percent of the flags are true.
+
+    Where all agree no resample can differ; then the interval is Clopper and Pearson's exact one,
+    which takes the tokens as independent.
+    """
+    flags = [np.asarray(f, dtype=np.float64) for f in flags]
+    mean = mean_interval(flags, block=block, resamples=resamples, seed=seed)
+    if mean.value in (0.0, 1.0):
+        count = sum(f.size for f in flags)
+        exact = stats.binomtest(round(mean.value * count), count).proportion_ci(LEVEL, "exact")
+        mean = Interval(mean.value, float(exact.low), float(exact.high))
+    return _map(mean, lambda x: 100 * x)
+
+
+def mean_interval(values: Sequence[np.ndarray], *, block=256, resamples=2000, seed=0) -> Interval:
+    """The mean over all tokens (long documents weigh more)."""
+    blocks = _blocks(values, block)
+    value = float(blocks.sums.sum() / blocks.sizes.sum())
+    if len(blocks.sizes) == 1:
+        return Interval(value, None, None)
+    counts = _draw(blocks.document, resamples, seed)
+    deviations = counts @ _deviations(blocks, value) / (counts @ blocks.sizes)
+    return _percentiles(value, value + deviations)
+
+
+def quantile_interval(
+    values: Sequence[np.ndarray], q: float, *, block=256, resamples=2000, seed=0
+) -> Interval:
+    """The smallest value that a share `q` of tokens does not exceed (0.99, 0.999; 1: the maximum).
+
+    No resample exceeds the largest value seen: for `q` = 1, and wherever fewer than about ten
+    tokens lie above the quantile, read `high` as "at least".
+    """
+    if not 0 < q <= 1:
+        raise ValueError(f"q must lie in (0, 1], not {q}")
+    blocks = _blocks(values, block)
+    flat = np.concatenate([np.asarray(v, dtype=np.float64) for v in values])
+    order = np.argsort(-flat, kind="stable")
+    point = float(flat[order[_rank(q, flat.size) - 1]])
+    if len(blocks.sizes) == 1:
+        return Interval(point, None, None)
+    counts = _draw(blocks.document, resamples, seed)
+    block_of = np.repeat(np.arange(len(blocks.sizes)), blocks.sizes)[order]
+    ranks = _rank(q, counts @ blocks.sizes)
+    return _percentiles(point, flat[order][_positions(counts, block_of, ranks)])
+
+
+def position_intervals(
+    nll: Sequence[np.ndarray],
+    baseline: Sequence[np.ndarray],
+    *,
+    buckets=16,
+    first=0,
+    block=64,
+    resamples=1000,
+    seed=0,
+) -> dict[str, np.ndarray]:
+    """Where in the text the loss arises: mean nll difference in nats for each bucket of positions.
+
+    `first` is the position of each document's first value. Returns arrays [P] `position` (middle of
+    the bucket), `nll_delta`, `low`, `high` (NaN where a bucket holds a single block), which is what
+    RunFolder.curve takes.
+    """
+    differences = _pair(nll, baseline)
+    longest = max(d.size for d in differences)
+    edges = np.unique(np.linspace(0, longest, buckets + 1).round().astype(int))
+    rows = []
+    for low, high in zip(edges[:-1], edges[1:]):
+        inside = [d[low:high] for d in differences if d.size > low]
+        found = mean_interval(inside, block=block, resamples=resamples, seed=seed)
+        rows.append([first + (low + high - 1) / 2, *found])
+    columns = np.array(rows, dtype=np.float64).T
+    return dict(zip(("position", "nll_delta", "low", "high"), columns))
+
+
+def sample_interval(
+    values: Sequence[float], statistic: Callable = np.mean, *, resamples=2000, seed=0
+) -> Interval:
+    """`statistic` (np.mean, np.median) of independent values, such as timings or needle cases.
+
+    scipy's percentile bootstrap; `statistic` takes `axis`.
+    """
+    sample = np.asarray(values, dtype=np.float64)
+    if sample.size == 0:
+        raise ValueError("no values")
+    value = float(statistic(sample, axis=-1))
+    if sample.size == 1:
+        return Interval(value, None, None)
+    if np.ptp(sample) == 0:
+        return Interval(value, value, value)
+    found = stats.bootstrap(
+        (sample,), statistic, n_resamples=resamples, method="percentile", rng=seed
+    ).confidence_interval
+    return _ordered(value, float(found.low), float(found.high))
+
+
+def _pair(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> list[np.ndarray]:
+    if [np.size(x) for x in a] != [np.size(y) for y in b]:
+        raise ValueError("the two sides do not hold the same tokens: lengths differ")
+    return [np.asarray(x, np.float64) - np.asarray(y, np.float64) for x, y in zip(a, b)]
+
+
+def _blocks(values: Sequence[np.ndarray], block: int) -> _Blocks:
+    arrays = [np.asarray(v, dtype=np.float64) for v in values]
+    if block < 1 or sum(a.size for a in arrays) == 0:
+        raise ValueError("an interval needs at least one token and a block of at least one")
+    starts = [np.arange(0, a.size, block) for a in arrays]
+    return _Blocks(
+        np.concatenate([np.add.reduceat(a, s) for a, s in zip(arrays, starts) if a.size]),
+        np.concatenate([np.diff(s, append=a.size) for a, s in zip(arrays, starts) if a.size]),
+        np.repeat(np.arange(len(arrays)), [len(s) for s in starts]),
+    )
+
+
+def _draw(document: np.ndarray, resamples: int, seed: int) -> np.ndarray:
+    """How often each block was drawn, [resamples, K]: documents first, then blocks within each."""
+    rng = np.random.default_rng(seed)
+    held = np.unique(document, return_counts=True)[1]
+    documents = rng.multinomial(len(held), np.full(len(held), 1 / len(held)), size=resamples)
+    return np.hstack(
+        [rng.multinomial(times * k, np.full(k, 1 / k)) for times, k in zip(documents.T, held)]
+    )
+
+
+def _deviations(blocks: _Blocks, mean: float) -> np.ndarray:
+    """Block sums [K] around `mean`, their two levels scaled as the module's text says.
+
+    Exactly zero for identical values.
+    """
+    _, document, held = np.unique(blocks.document, return_inverse=True, return_counts=True)
+    size = np.bincount(document, blocks.sizes)
+    effects = np.bincount(document, blocks.sums - mean * blocks.sizes) / size
+    residuals = blocks.sums - (mean + effects[document]) * blocks.sizes
+    inflate = held / np.maximum(held - 1, 1)  # of a variance estimated from `held` blocks
+    # Variances of the mean of documents, each weighed alike: what blocks explain, and all.
+    count = len(held)
+    within = (inflate * np.bincount(document, residuals**2) / size**2).sum() / count**2
+    between = (effects**2).sum() / count**2
+    total = max(within, between * count / max(count - 1, 1) if count > 1 else 0.0)
+    shrink = ((total - within) / between) ** 0.5 if between else 0.0
+    scaled = shrink * effects[document] * blocks.sizes + residuals * inflate[document] ** 0.5
+    return scaled * _widen(total - within, within, count - 1, len(document) - count)
+
+
+def _widen(between: float, within: float, df_between: int, df_within: int) -> float:
+    """Student's t over the normal quantile at Satterthwaite's degrees of freedom."""
+    spread = sum(v**2 / df for v, df in ((between, df_between), (within, df_within)) if df)
+    if not spread > 0:
+        return 1.0
+    tail = (1 + LEVEL) / 2
+    return float(stats.t.ppf(tail, (between + within) ** 2 / spread) / stats.norm.ppf(tail))
+
+
+def _rank(q: float, count):
+    """Which value, counted from the largest (1), is the quantile among `count`."""
+    return count - np.ceil(np.round(q * count, 6)).astype(int) + 1
+
+
+def _positions(counts: np.ndarray, block_of: np.ndarray, ranks: np.ndarray) -> np.ndarray:
+    """Index into the descending order at which each resample reaches its rank, [resamples].
+
+    Only the head of the order is looked at: high quantiles need few of many tokens.
+    """
+    found = np.full(len(ranks), -1)
+    head = min(len(block_of), 2 * int(ranks.max()) + 1000)
+    while (left := np.flatnonzero(found < 0)).size:
+        for part in np.array_split(left, -(-left.size * head // CHUNK)):
+            seen = np.cumsum(counts[part][:, block_of[:head]], axis=1)
+            reached = seen[:, -1] >= ranks[part]
+            found[part[reached]] = (seen >= ranks[part, None]).argmax(axis=1)[reached]
+        head = min(len(block_of), 2 * head)
+    return found
+
+
+def _percentiles(value: float, drawn: np.ndarray) -> Interval:
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return _ordered(value, float(low), float(high))
+
+
+def _ordered(value: float, low: float, high: float) -> Interval:
+    return Interval(value, min(low, value), max(high, value))
+
+
+def _map(interval: Interval, rising: Callable[[float], float]) -> Interval:
+    """The same interval on another scale; percentiles keep their order under a rising function."""
+    return Interval(*(None if end is None else rising(end) for end in interval))

@@ -1,0 +1,151 @@
+"""Where a result comes from: commit, versions, device, command. Imports no torch.
+
+Nothing private is written: no user or host name, and paths in the command are shortened (the
+config keeps them whole).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+from kvlab import __version__
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = (
+    *("torch", "transformers", "datasets", "tokenizers", "safetensors", "triton"),
+    *("numpy", "scipy", "numba", "hydra-core", "omegaconf", "wandb", "matplotlib", "xxhash"),
+)
+
+
+def collect(device: str | None = None) -> dict:
+    """The environment as plain data.
+
+    `device` is the run's setting (`cpu`, `cuda`, `cuda:1`, `auto` or None). CUDA facts appear only
+    where torch is loaded already: asking for them must not load it.
+    """
+    return {
+        **revision(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        "command": command(sys.argv),
+        "device": device_facts(device),
+        "python": platform.python_version(),
+        "versions": versions(),
+        "host": host_facts(),
+    }
+
+
+def revision() -> dict:
+    """Commit of kvlab's own checkout, whatever folder the user stands in.
+
+    KVLAB_COMMIT speaks for a copy without .git (`-dirty` at its end is understood); an installation
+    by pip from a repository recorded its commit itself. `dirty` counts changed files and new ones
+    among code and config.
+    """
+    named = os.environ.get("KVLAB_COMMIT", "")
+    if named:
+        return {"commit": named.removesuffix("-dirty"), "dirty": named.endswith("-dirty")}
+    commit = git("rev-parse", "HEAD") if (ROOT / ".git").exists() else None
+    if commit is None:
+        return {"commit": installed_commit(), "dirty": None}
+    changes = (git("status", "--porcelain") or "").splitlines()
+    counted = [c for c in changes if c[:2] != "??" or c[3:].startswith(("kvlab/", "conf/"))]
+    return {"commit": commit.strip(), "dirty": bool(counted)}
+
+
+def git(*arguments: str) -> str | None:
+    """Output of a git command in the checkout; None where git cannot answer."""
+    line = ["git", "-c", "safe.directory=*", "-C", str(ROOT), *arguments]
+    try:
+        done = subprocess.run(line, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def installed_commit() -> str | None:
+    """What pip noted when it installed from a repository (PEP 610)."""
+    try:
+        noted = json.loads(metadata.distribution("kvlab").read_text("direct_url.json") or "{}")
+    except (metadata.PackageNotFoundError, ValueError):
+        return None
+    return noted.get("vcs_info", {}).get("commit_id")
+
+
+def command(argv: list[str]) -> str:
+    """The command line without private folders."""
+    program = Path(argv[0])
+    inside = ROOT / "kvlab" in program.parents and program.name == "__main__.py"
+    module = ".".join(program.relative_to(ROOT).parts[:-1]) if inside else ""
+    start = f"python -m {module}" if module else program.name
+    return " ".join([start, *(shorten(argument) for argument in argv[1:])])
+
+
+def shorten(argument: str) -> str:
+    """Absolute paths inside `argument`: relative to here or to home, else only their last part."""
+
+    def short(match: re.Match) -> str:
+        path = Path(match[0])
+        for folder, sign in ((Path.cwd(), ""), (Path.home(), "~/")):
+            if folder != Path("/") and path.is_relative_to(folder):
+                return f"{sign}{path.relative_to(folder)}"
+        return f".../{path.name}"
+
+    return re.sub(r"(?<![\w/:.~])/[^\s,;:'\"\[\]{}=]+", short, argument)
+
+
+def versions() -> dict:
+    found = {"kvlab": __version__}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def device_facts(device: str | None = None) -> dict:
+    """What the run computes on: kind and name, for CUDA also memory, capability and library."""
+    torch = sys.modules.get("torch")
+    usable = torch is not None and hasattr(torch, "cuda") and torch.cuda.is_available()
+    if str(device or "auto").startswith("cpu") or not usable:
+        return {"kind": "cpu", "name": cpu_name(), "threads": os.cpu_count()}
+    index = int(str(device).partition(":")[2] or torch.cuda.current_device())
+    facts = torch.cuda.get_device_properties(index)
+    return {
+        "kind": "cuda",
+        "name": facts.name,
+        "memory_bytes": facts.total_memory,
+        "capability": f"{facts.major}.{facts.minor}",
+        "cuda": torch.version.cuda,
+    }
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def host_facts() -> dict:
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        memory = None
+    return {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "memory_bytes": memory,
+    }

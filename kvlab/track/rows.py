@@ -1,0 +1,88 @@
+"""The line format of measurements.jsonl and results.jsonl: one measurement, one JSON object.
+
+A line is `{"variant", "params", "name", "value", "unit", "better", "low", "high", "count"}`, with
+`step` when there is one. JSON has no NaN or infinity, so a number that is not finite is written as
+the string "NaN", "Infinity" or "-Infinity": `float(row["value"])` works on every line, and null
+keeps its one meaning, "there is no interval". `read_rows` gives floats back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from kvlab.core import BadInput, Measurement
+
+NUMBERS = ("value", "low", "high")
+
+
+def plain(thing):
+    """What JSON can hold for `thing`: numpy and torch values, tuples and paths included."""
+    if isinstance(thing, dict):
+        return {str(key): plain(value) for key, value in thing.items()}
+    if isinstance(thing, (list, tuple, set, frozenset)):
+        return [plain(value) for value in thing]
+    if hasattr(thing, "tolist"):
+        return plain(thing.tolist())
+    if isinstance(thing, float) and not math.isfinite(thing):
+        return "NaN" if math.isnan(thing) else "Infinity" if thing > 0 else "-Infinity"
+    return thing if isinstance(thing, (str, int, float, bool, type(None))) else str(thing)
+
+
+def to_row(variant: str, params: dict, measurement: Measurement, step: int | None = None) -> dict:
+    """The row of one measurement, its numbers still floats."""
+    row = {"variant": variant, "params": plain(params), **measurement._asdict()}
+    row.update({key: None if row[key] is None else float(row[key]) for key in NUMBERS})
+    return row if step is None else {**row, "step": int(step)}
+
+
+def encode(row: dict) -> str:
+    """One line without its newline; strict JSON whatever the numbers are."""
+    return json.dumps(plain(row), allow_nan=False, ensure_ascii=False)
+
+
+def identity(row: dict) -> tuple:
+    """What makes two rows the same measurement: everything but the result."""
+    return (row["variant"], canonical(row["params"]), row["name"], row.get("step"))
+
+
+def canonical(params: dict) -> str:
+    return json.dumps(plain(params), sort_keys=True)
+
+
+def decode(text: str, where: str) -> dict:
+    """The row of one line. Raises BadInput naming the file and line where it is none."""
+    try:
+        row = json.loads(text)
+        row.update({key: None if row.get(key) is None else float(row[key]) for key in NUMBERS})
+    except (ValueError, TypeError, AttributeError):
+        raise BadInput("line", where, "is no measurement in JSON; remove it or run again") from None
+    if not (isinstance(row.get("variant"), str) and isinstance(row.get("name"), str)):
+        raise BadInput("line", where, "has no variant and name; it is no measurement")
+    if row["value"] is None or not isinstance(row.setdefault("params", {}), dict):
+        raise BadInput("line", where, "needs a value and params that are an object")
+    return {"unit": "", "better": None, "count": None, **row}
+
+
+def read_rows(path: Path) -> tuple[list[dict], int]:
+    """All rows of a file, and how many of its bytes are whole lines.
+
+    A last line without its newline that cannot be read was torn by a killed run: it is left out of
+    both. A broken line anywhere else is damage, and raises BadInput.
+    """
+    *whole, tail = Path(path).read_bytes().split(b"\n")
+    lines = [(number, line) for number, line in enumerate(whole, 1) if line.strip()]
+    rows = [decode(text(line), f"{path}:{number}") for number, line in lines]
+    size = sum(len(line) + 1 for line in whole)
+    try:
+        if tail.strip():
+            rows.append(decode(text(tail), "tail"))
+            size += len(tail)
+    except BadInput:
+        pass
+    return rows, size
+
+
+def text(line: bytes) -> str:
+    return line.decode("utf-8", errors="replace")
