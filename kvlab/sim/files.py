@@ -42,10 +42,13 @@ def load_trace(path: str | Path, block_size: int | None = None) -> Trace:
     return columns.trace(stream.name, stream.block_size)
 
 
-def load_traces(path: str | Path | list, block_size: int | None = None) -> list[Trace]:
-    """Several traces at once; one path gives a list of one."""
-    paths = [path] if isinstance(path, (str, Path)) else path
-    return [load_trace(one, block_size) for one in paths]
+def load_traces(
+    path: str | list[str], block_size: int | None = None, coarser: int = 1
+) -> list[Trace]:
+    """Traces of one path or several; `coarser` joins so many blocks into one, exactly."""
+    paths = path if isinstance(path, list) else [path]
+    traces = [load_trace(one, block_size) for one in paths]
+    return [trace.coarser(coarser) for trace in traces] if coarser != 1 else traces
 
 
 class TraceStream:
