@@ -1,0 +1,38 @@
+"""AXIS format: how a sealed block is stored."""
+
+from kvlab.core import BadInput
+from kvlab.format.base import Codec, KVFormat, Plane
+from kvlab.format.codecs import Dense, Fp8, Int
+
+__all__ = ["Codec", "Dense", "Fp8", "Int", "KVFormat", "NAMES", "Plane", "by_name"]
+
+
+def _ints(key_bits: int, value_bits: int):
+    """Keys of 8 bits need no zero point; below, a channel's mean would eat the few steps."""
+    return lambda: (
+        Int(key_bits, symmetric=key_bits == 8),
+        Int(value_bits, axis="token", symmetric=value_bits == 8),
+    )
+
+
+_PAIRS = {
+    "fp32": lambda: (Dense("float32"), Dense("float32")),
+    "fp16": lambda: (Dense("float16"), Dense("float16")),
+    "bf16": lambda: (Dense("bfloat16"), Dense("bfloat16")),
+    "fp8": lambda: (Fp8(), Fp8()),
+    "int8": _ints(8, 8),
+    "int4": _ints(4, 4),
+    "int3": _ints(3, 3),
+    "int2": _ints(2, 2),
+    "k8v4": _ints(8, 4),
+    "k4v2": _ints(4, 2),
+    "k3v2": _ints(3, 2),
+}
+NAMES = tuple(_PAIRS)
+
+
+def by_name(name: str) -> KVFormat:
+    """The format called `name` with its defaults. Raises `BadInput` listing the known ones."""
+    if name not in _PAIRS:
+        raise BadInput("format", name, f"known formats: {', '.join(NAMES)}")
+    return KVFormat(*_PAIRS[name](), name=name)

@@ -1,0 +1,101 @@
+"""How one sealed block is stored. Formats are stateless and own no memory."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kvlab.core import BadInput, CacheGeometry
+
+
+class Plane(NamedTuple):
+    """One stored array of a block: `shape` per block, after the [L, N] of the pool."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * self.dtype.itemsize
+
+
+class Codec:
+    """How one tensor of a block, its keys or its values, is stored."""
+
+    def planes(self, slots: int, heads: int, dim: int) -> dict[str, Plane]:
+        """Stored arrays for a block of `slots` tokens. Raises `BadInput` for a `dim` it cannot pack."""
+        raise NotImplementedError
+
+    def quantize(self, x: Tensor) -> dict[str, Tensor]:
+        """`x` [N, S, H, D] -> the declared planes, each [N, *shape]."""
+        raise NotImplementedError
+
+    def dequantize(self, planes: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
+        """Planes [N, *shape] -> [N, S, H, D] in `dtype`."""
+        raise NotImplementedError
+
+
+class KVFormat:
+    """A key codec and a value codec; every storage format is such a pair.
+
+    Keys and values want different treatment: keys have outlier channels and enter the softmax,
+    values do not (KIVI, https://arxiv.org/abs/2402.02750).
+    """
+
+    def __init__(self, key: Codec, value: Codec, name: str = ""):
+        self.key, self.value = key, value
+        self.name = name or f"k:{key!r} v:{value!r}"
+
+    def planes(self, g: CacheGeometry) -> dict[str, Plane]:
+        """Plane name -> shape after [L, N] and dtype; scales included."""
+        sides = (("k_", self.key), ("v_", self.value))
+        return {
+            prefix + name: plane
+            for prefix, codec in sides
+            for name, plane in codec.planes(g.block_size, g.kv_heads, g.head_dim).items()
+        }
+
+    def quantize(self, k: Tensor, v: Tensor) -> dict[str, Tensor]:
+        """`k`, `v` [N, S, H, D] -> the declared planes."""
+        keys = {"k_" + n: t for n, t in self.key.quantize(k).items()}
+        return keys | {"v_" + n: t for n, t in self.value.quantize(v).items()}
+
+    def dequantize(self, planes: dict[str, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Planes -> `k`, `v` [N, S, H, D] in `dtype`."""
+        side = {p: {n[2:]: t for n, t in planes.items() if n[:2] == p} for p in ("k_", "v_")}
+        return self.key.dequantize(side["k_"], dtype), self.value.dequantize(side["v_"], dtype)
+
+    def block_bytes(self, g: CacheGeometry) -> int:
+        """Bytes of one sealed block in all layers."""
+        return g.layers * sum(p.nbytes for p in self.planes(g).values())
+
+    def bits_per_element(self, g: CacheGeometry) -> float:
+        """Stored bits for one key or value element, scales and zeros included."""
+        return 8 * self.block_bytes(g) / g.elements_per_block
+
+    @property
+    def identity(self) -> str:
+        """What a hash chain or a stored prefix must agree on."""
+        return f"k:{self.key!r} v:{self.value!r}"
+
+    def __repr__(self) -> str:
+        return f"KVFormat({self.name})"
+
+
+def heads_first(x: Tensor) -> Tensor:
+    """[N, S, H, D] -> contiguous fp32 [N, H, S, D], the order in which blocks are stored."""
+    return x.transpose(1, 2).float().contiguous()
+
+
+def check_axis(axis: str) -> str:
+    if axis not in ("channel", "token", "auto"):
+        raise BadInput("format.axis", axis, "must be channel, token or auto")
+    return axis
+
+
+def resolve_axis(axis: str, slots: int) -> str:
+    """`auto` means per channel where a block has enough tokens to share a scale, else per token."""
+    return ("channel" if slots >= 16 else "token") if axis == "auto" else axis
