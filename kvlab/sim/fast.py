@@ -23,7 +23,7 @@ LARGEST_ID = 1 << 31
 
 
 class Compiled:
-    """Runs pieces of a trace; tables grow with the largest id, 14 to 24 bytes a distinct block."""
+    """Runs pieces of a trace; tables grow with the largest id, 16 to 24 bytes a distinct block."""
 
     def __init__(self, policy: str, capacity: int, prefix: bool, partial_misses: bool = False):
         _check(policy, prefix)
@@ -32,8 +32,8 @@ class Compiled:
         self.prefix = prefix
         self.book = np.zeros(8, dtype=np.int64)
         self.book[loops.CAPACITY] = capacity
-        self.tables = [np.zeros(0, dtype=np.int32) for _ in range(6)]
-        self._by_uses = policy == "lfu"
+        self.tables = [np.zeros(0, dtype=np.int32) for _ in range(4)]
+        self.by_uses = policy == "lfu"
 
     def run(self, piece: Trace) -> Outcome:
         if self.prefix:
@@ -50,26 +50,28 @@ class Compiled:
         return {}
 
     def _grow(self, piece: Trace) -> None:
-        """Tables up to the largest id; LFU's lists up to the most hits that this piece can make."""
+        """Tables up to the largest id, all lists empty: each end is its own neighbour."""
         low, high = int(piece.ids.min(initial=0)), int(piece.ids.max(initial=0))
         if low < 0 or high >= LARGEST_ID:
             raise BadInput(
                 "compiled", True, f"a stream's block ids must lie in 0..{LARGEST_ID - 1}"
             )
         have, want = len(self.tables[0]), high + 1 + loops.NODES
+        if self.by_uses:  # LFU's lists interleave with blocks: up to the most hits there can be
+            want = max(want, int(self.tables[3].max(initial=0)) + piece.accesses + 2)
         if want > have:
             want = max(want, have + have // 2)
-            self.tables[:4] = [_longer(table, want) for table in self.tables[:4]]
-        if not have:  # the three lists begin empty: each end is its own neighbour
-            ends = np.arange(loops.NODES, dtype=np.int32)
-            self.tables[1][: loops.NODES] = self.tables[2][: loops.NODES] = ends
-        if self._by_uses:
-            most = int(self.tables[3].max()) + piece.accesses + 2
-            self.tables[4:] = [_longer(table, most) for table in self.tables[4:]]
+            links = 2 * want if self.by_uses else want
+            sizes = (want, links, links, want)
+            self.tables = [_longer(table, size) for table, size in zip(self.tables, sizes)]
+            begin, end = (2 * have, links) if self.by_uses else (0, 0 if have else loops.NODES)
+            self.tables[1][begin:end] = self.tables[2][begin:end] = np.arange(begin, end)
 
 
 def _longer(table: np.ndarray, size: int) -> np.ndarray:
-    return np.concatenate([table, np.zeros(max(0, size - len(table)), dtype=table.dtype)])
+    longer = np.zeros(size, dtype=table.dtype)
+    longer[: len(table)] = table
+    return longer
 
 
 def _check(policy: str, prefix: bool) -> None:

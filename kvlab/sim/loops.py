@@ -20,9 +20,10 @@ CAPACITY, HELD, FEWEST, SMALL, MAIN, GHOSTS, EVICTED, HAND = range(8)
 _OUT, _IN_SMALL, _IN_MAIN, _IN_GHOSTS = range(4)
 
 loop = njit(cache=True, nogil=True)
+part = njit(inline="always")
 
 
-@loop
+@part
 def _push(after, before, end, node):
     newest = before[end]
     after[newest] = node
@@ -31,7 +32,7 @@ def _push(after, before, end, node):
     before[end] = node
 
 
-@loop
+@part
 def _drop(after, before, node):
     after[before[node]] = after[node]
     before[after[node]] = before[node]
@@ -148,6 +149,7 @@ def s3fifo(ids, first, partial, tables, book, code, evicted, evicted_at):
     """`inside` says which list a block is in: 0 none, 1 small, 2 main, 3 ghosts."""
     inside, after, before, uses = tables[0], tables[1], tables[2], tables[3]
     small = int(0.1 * book[CAPACITY])
+    most_ghosts = int(0.9 * book[CAPACITY])
     gone = 0
     for at in range(len(ids)):
         node = ids[at] + NODES
@@ -155,9 +157,38 @@ def s3fifo(ids, first, partial, tables, book, code, evicted, evicted_at):
             code[at] = HIT
             uses[node] = min(uses[node] + 1, 3)
             continue
-        if book[SMALL] + book[MAIN] == book[CAPACITY]:
+        victim = -1
+        while victim < 0 and book[SMALL] + book[MAIN] == book[CAPACITY]:
             book[EVICTED] = 1
-            evicted[gone], evicted_at[gone] = _s3fifo_victim(tables, book) - NODES, at
+            from_main = not book[SMALL] or book[MAIN] > book[CAPACITY] - small
+            head = after[1 if from_main else 0]
+            _drop(after, before, head)
+            if from_main and uses[head]:  # a hit pays for another round
+                uses[head] -= 1
+                _push(after, before, 1, head)
+            elif from_main:
+                victim = head
+                book[MAIN] -= 1
+                inside[head] = _OUT
+            elif uses[head] >= 2:  # proven
+                uses[head] = 0
+                inside[head] = _IN_MAIN
+                book[SMALL] -= 1
+                book[MAIN] += 1
+                _push(after, before, 1, head)
+            else:
+                victim = head
+                book[SMALL] -= 1
+                book[GHOSTS] += 1
+                inside[head] = _IN_GHOSTS
+                _push(after, before, 2, head)
+                if book[GHOSTS] > most_ghosts:
+                    oldest = after[2]
+                    _drop(after, before, oldest)
+                    inside[oldest] = _OUT
+                    book[GHOSTS] -= 1
+        if victim >= 0:
+            evicted[gone], evicted_at[gone] = victim - NODES, at
             gone += 1
         proven = inside[node] == _IN_GHOSTS
         if proven:
@@ -172,94 +203,29 @@ def s3fifo(ids, first, partial, tables, book, code, evicted, evicted_at):
 
 
 @loop
-def _s3fifo_victim(tables, book):
-    inside, after, before, uses = tables[0], tables[1], tables[2], tables[3]
-    room = book[CAPACITY] - int(0.1 * book[CAPACITY])
-    while True:
-        if not book[SMALL] or book[MAIN] > room:
-            while True:
-                node = after[1]
-                _drop(after, before, node)
-                if not uses[node]:
-                    book[MAIN] -= 1
-                    inside[node] = _OUT
-                    return node
-                uses[node] -= 1
-                _push(after, before, 1, node)
-        while book[SMALL]:
-            node = after[0]
-            _drop(after, before, node)
-            book[SMALL] -= 1
-            if uses[node] < 2:
-                _s3fifo_ghost(tables, book, node)
-                return node
-            uses[node] = 0
-            inside[node] = _IN_MAIN
-            book[MAIN] += 1
-            _push(after, before, 1, node)
-
-
-@loop
-def _s3fifo_ghost(tables, book, node):
-    inside, after, before = tables[0], tables[1], tables[2]
-    inside[node] = _IN_GHOSTS
-    _push(after, before, 2, node)
-    book[GHOSTS] += 1
-    while book[GHOSTS] > int(0.9 * book[CAPACITY]):
-        oldest = after[2]
-        _drop(after, before, oldest)
-        inside[oldest] = _OUT
-        book[GHOSTS] -= 1
-
-
-@loop
 def lfu(ids, first, partial, tables, book, code, evicted, evicted_at):
-    """A list for each number of hits; `oldest` and `newest` are their ends, 0 if empty."""
+    """A list for each number of hits h: node 2h is its end, node 2i + 1 is block i."""
     inside, after, before, uses = tables[0], tables[1], tables[2], tables[3]
-    oldest, newest = tables[4], tables[5]
     gone = 0
     for at in range(len(ids)):
-        node = ids[at] + NODES
-        if inside[node]:
+        block = ids[at]
+        node = 2 * block + 1
+        if inside[block]:
             code[at] = HIT
-            _lfu_leave(after, before, oldest, newest, uses[node], node)
-            uses[node] += 1
+            _drop(after, before, node)
+            uses[block] += 1
         else:
             if book[HELD] == book[CAPACITY]:
-                while not oldest[book[FEWEST]]:
+                while after[2 * book[FEWEST]] == 2 * book[FEWEST]:
                     book[FEWEST] += 1
-                victim = oldest[book[FEWEST]]
-                _lfu_leave(after, before, oldest, newest, book[FEWEST], victim)
-                inside[victim] = 0
-                evicted[gone], evicted_at[gone] = victim - NODES, at
+                victim = after[2 * book[FEWEST]]
+                _drop(after, before, victim)
+                inside[victim // 2] = 0
+                evicted[gone], evicted_at[gone] = victim // 2, at
                 gone += 1
             else:
                 book[HELD] += 1
-            inside[node], uses[node] = 1, 0
+            inside[block], uses[block] = 1, 0
             book[FEWEST] = 0
-        _lfu_enter(after, before, oldest, newest, uses[node], node)
+        _push(after, before, 2 * uses[block], node)
     return gone
-
-
-@loop
-def _lfu_enter(after, before, oldest, newest, hits, node):
-    last = newest[hits]
-    before[node], after[node] = last, 0
-    if last:
-        after[last] = node
-    else:
-        oldest[hits] = node
-    newest[hits] = node
-
-
-@loop
-def _lfu_leave(after, before, oldest, newest, hits, node):
-    previous, following = before[node], after[node]
-    if previous:
-        after[previous] = following
-    else:
-        oldest[hits] = following
-    if following:
-        before[following] = previous
-    else:
-        newest[hits] = previous
