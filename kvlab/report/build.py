@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,12 @@ def _title(runs: list[Run]) -> str:
 
 
 def _draw(page: Page, folder: Path) -> None:
+    """All figures; those of an earlier report here that are drawn no longer go away."""
+    before = folder.parent / "README.md"
+    earlier = before.read_text(encoding="utf-8") if before.is_file() else ""
+    for stem in re.findall(r"\(figures/([\w-]+)\.svg\)", earlier):
+        for suffix in (".svg", ".png"):
+            (folder / f"{stem}{suffix}").unlink(missing_ok=True)
     with canvas.styled():
         for drawing in page.figures:
             canvas.save(drawing.draw(), folder / drawing.stem)

@@ -62,20 +62,20 @@ def look(index: int) -> dict:
     }
 
 
-def rescale(axes: Axes, which: str, values: Iterable[float], *, bars: bool = False) -> None:
+def rescale(axes: Axes, which: str, values: Iterable[float], *, noise: float = 0.0) -> None:
     """Make axis `which` ("x" or "y") logarithmic where `values` span more than 30 times.
 
-    With zeros or negative values among them the axis is symmetric-logarithmic, linear around zero.
-    Bars stay linear: their length is their meaning.
+    With zeros or negative values among them the axis is symmetric-logarithmic; it is linear around
+    zero, at least as far as `noise` (half a typical interval) reaches.
     """
     sizes = [abs(v) for v in values if math.isfinite(v)]
     nonzero = [size for size in sizes if size > 0]
-    if bars or not nonzero or max(nonzero) <= WIDE * min(nonzero):
+    if not nonzero or max(nonzero) <= WIDE * min(nonzero):
         return
     if all(v > 0 for v in values if math.isfinite(v)):
         _log(axes, which)
     else:
-        _symlog(axes, which, nonzero)
+        _symlog(axes, which, max(min(nonzero), max(nonzero) / 1000, min(noise, max(nonzero))))
     axis = getattr(axes, f"{which}axis")
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -85,8 +85,8 @@ def _log(axes: Axes, which: str) -> None:
     getattr(axes, f"set_{which}scale")("log", nonpositive="clip")
 
 
-def _symlog(axes: Axes, which: str, sizes: list[float]) -> None:
-    linear = 10.0 ** math.floor(math.log10(max(min(sizes), max(sizes) / 1000)))
+def _symlog(axes: Axes, which: str, smallest: float) -> None:
+    linear = 10.0 ** math.floor(math.log10(smallest))
     getattr(axes, f"set_{which}scale")("symlog", linthresh=linear)
     locator = SymmetricalLogLocator(base=10, linthresh=linear)
     getattr(axes, f"{which}axis").set_major_locator(locator)
@@ -95,12 +95,14 @@ def _symlog(axes: Axes, which: str, sizes: list[float]) -> None:
     )
 
 
-def legend(made: Figure, axes: Axes) -> None:
-    """Outside, where it covers no data: to the right, or below where there is much of it."""
+def legend(made: Figure, axes: Axes, *, above: bool = False) -> None:
+    """Outside, where it covers no data: to the right, or below where its texts are long."""
     handles, texts = axes.get_legend_handles_labels()
     if len(texts) < 2:
         return
-    if max(map(len, texts)) <= 24:
+    if above:
+        made.legend(handles, texts, loc="outside upper left", ncols=len(texts))
+    elif max(map(len, texts)) <= 24:
         made.legend(handles, texts, loc="outside right upper")
     else:
         made.legend(handles, texts, loc="outside lower left", ncols=1 if len(texts) < 4 else 2)

@@ -5,31 +5,63 @@ from __future__ import annotations
 from rich.table import Table
 from rich.text import Text
 
+from kvlab.report import tables
 from kvlab.report.entries import BYTES, entries
 from kvlab.report.source import Run
-from kvlab.report.tables import summary
+
+MARK = "no bytes saved"
 
 
-def console_table(rows: list[dict], *, most: int = 5) -> Table:
-    """Rows of measurements.jsonl as a rich table for 80 columns.
+def console_table(rows: list[dict], *, width: int = 80) -> Table:
+    """Rows of measurements.jsonl as a rich table for a terminal of `width` columns.
 
-    Columns: variant, the settings that vary, then up to `most` measurements, those that decide
+    Columns: variant, the settings that vary, then as many measurements as fit, those that decide
     first: allocated bytes with the ratio to the baseline, perplexity change with its interval, KL,
-    top-1 agreement. A variant that saves no bytes is marked.
+    top-1 agreement, then speed and others. A variant that saves no bytes is marked with `*`.
     """
-    plain = summary(entries([Run("run", rows)]), most=most, short=True)
+    everything = entries([Run("run", rows)])
+    candidates = (tables.summary(everything, most=most, short=True) for most in range(8, 0, -1))
+    plain = next((t for t in map(_marked, candidates) if _width(t) <= width), None)
+    plain = plain or _marked(tables.summary(everything, most=2, short=True))
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
-    notes = plain.headings.index("notes") if "notes" in plain.headings else None
-    for heading, numeric in zip(plain.headings, plain.numeric):
-        if heading != "notes":
-            table.add_column(Text(heading), justify="right" if numeric else "left")
+    fits = _width(plain) <= width
+    for heading, numeric, need in zip(plain.headings, plain.numeric, _widths(plain)):
+        side = "right" if numeric else "left"
+        table.add_column(Text(heading), justify=side, vertical="bottom", width=need * fits or None)
     for cells in plain.cells:
-        note = cells.pop(notes) if notes is not None else ""
-        style = "yellow" if "no bytes saved" in note else None
-        if style:
-            cells[0] += " (no bytes saved)"
+        style = "yellow" if cells[0].endswith("*") else None
         table.add_row(*(Text(cell) for cell in cells), style=style)
-    table.caption_justify = "left"
-    if BYTES in {row["name"] for row in rows}:
-        table.caption = "(×) of the baseline's bytes; [ ] 95 % interval"
+    table.caption, table.caption_justify = _caption(plain, rows), "left"
     return table
+
+
+def _marked(plain: tables.Table) -> tables.Table:
+    """Without the column of notes; its one warning becomes a star at the variant."""
+    if "notes" not in plain.headings:
+        return plain
+    at = plain.headings.index("notes")
+    starred = [[f"{row[0]} *" if MARK in row[at] else row[0], *row[1:at]] for row in plain.cells]
+    return tables.Table(plain.title, plain.headings[:at], plain.numeric[:at], starred)
+
+
+def _width(plain: tables.Table) -> int:
+    widths = _widths(plain)
+    return sum(widths) + 2 * len(widths) - 2
+
+
+def _widths(plain: tables.Table) -> list[int]:
+    """What each column needs when headings wrap between words and cells do not wrap."""
+    words = [max(map(len, heading.split())) for heading in plain.headings]
+    cells = [max(map(len, column)) for column in zip(*plain.cells)]
+    return list(map(max, words, cells))
+
+
+def _caption(plain: tables.Table, rows: list[dict]) -> str:
+    said = []
+    if BYTES in {row["name"] for row in rows}:
+        said.append("(×) of the baseline's bytes")
+    if any(cell.endswith("]") for row in plain.cells for cell in row):
+        said.append("[ ] 95 % interval")
+    if any(row[0].endswith("*") for row in plain.cells):
+        said.append(f"* {MARK}")
+    return "; ".join(said)

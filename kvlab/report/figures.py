@@ -6,14 +6,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kvlab.report import canvas
 from kvlab.report.entries import BYTES, Entry, names
-from kvlab.report.names import Metric, arrow, metric, number
+from kvlab.report.marks import bars, bars_or_dots, is_number, series
+from kvlab.report.names import arrow, metric
 from kvlab.report.source import Run
-from kvlab.report.tables import described, labels, scaling
+from kvlab.report.tables import described, scaling
 
 QUALITY = ("perplexity_delta_percent", "kl_mean_nats")
 MEMORY = ("cache_nominal_bytes", "cache_logical_bytes", BYTES, "cache_host_bytes")
@@ -61,7 +61,7 @@ def _quality(everything: list[Entry], quality: list[str]) -> Drawing:
             points = [entry for entry in everything if _both(entry, name)]
             divisor, unit = scaling(metric(BYTES), [e.value(BYTES) for e in points])
             axes.set_xlabel(f"allocated cache, {unit}")
-            _series(axes, points, name, lambda e, d=divisor: e.value(BYTES) / d)
+            series(axes, points, name, lambda e, d=divisor: e.value(BYTES) / d)
         canvas.legend(made, panels[0])
         return made
 
@@ -70,47 +70,18 @@ def _quality(everything: list[Entry], quality: list[str]) -> Drawing:
     return Drawing("quality_vs_bytes", title, f"{caption} Lower and further left is better.", draw)
 
 
-def _series(axes: Axes, points: list[Entry], name: str, x_of: Callable[[Entry], float]) -> None:
-    """One series for each variant (and run), with intervals; joined where it has several points."""
-    about = _label_axis(axes, "y", name, points)
-    divisor, _ = scaling(about, [e.value(name) for e in points])
-    series: dict[str, list[Entry]] = {}
-    for entry in points:
-        series.setdefault(_series_name(entry, points), []).append(entry)
-    for index, (label, members) in enumerate(series.items()):
-        members = sorted(members, key=x_of)
-        y = np.array([e.value(name) for e in members]) / divisor
-        look = canvas.look(index)
-        look["linestyle"] = look["linestyle"] if len(members) > 1 else "none"
-        ends = _error_bars([e.rows[name] for e in members], divisor)
-        x = [x_of(e) for e in members]
-        axes.errorbar(x, y, yerr=ends, label=label, capsize=3, markersize=7, **look)
-    canvas.rescale(axes, "x", [x_of(e) for e in points])
-    canvas.rescale(axes, "y", [e.value(name) / divisor for e in points])
-    if "log" not in axes.get_xscale():
-        axes.set_xlim(left=0)
-
-
-def _series_name(entry: Entry, points: list[Entry]) -> str:
-    """Variant, run where there are several, and settings that are words."""
-    several = len({e.run.name for e in points}) > 1
-    parts = [entry.run.label] * several
-    parts += [f"{k}={v}" for k, v in entry.conditions.items() if not _is_number(v)]
-    return f"{entry.variant} ({', '.join(parts)})" if parts else entry.variant
-
-
 def _memory(everything: list[Entry]) -> Drawing:
     shown = [e for e in everything if any(name in e.rows for name in MEMORY)]
     held = [name for name in MEMORY if any(e.value(name) for e in shown)]
     peaks = any(PEAK in e.rows for e in shown)
 
     def draw() -> Figure:
-        height = 1.2 + (0.2 * len(held) + 0.25) * len(shown)
+        height = 1.4 + (0.16 * len(held) + 0.16) * len(shown)
         made, panels = canvas.figure(1 + peaks, width=9, height=max(3.0, height))
-        _bars(panels[0], shown, held, "cache, {unit}")
-        canvas.legend(made, panels[0])
+        bars(panels[0], shown, held, "cache, {unit}")
+        canvas.legend(made, panels[0], above=True)
         if peaks:
-            _bars(panels[1], shown, [PEAK], "peak on device, {unit}", colour=canvas.GREY)
+            bars(panels[1], shown, [PEAK], "peak on device, {unit}", colour=canvas.GREY)
             panels[1].set_yticklabels([])
         return made
 
@@ -130,35 +101,12 @@ def _speed(everything: list[Entry], speed: list[str]) -> Drawing:
         made, panels = canvas.figure(len(speed), width=9, height=height)
         for index, (axes, name) in enumerate(zip(panels, speed)):
             heading = f"{metric(name).heading}, {{unit}}{arrow(metric(name).better)}"
-            _bars(axes, shown, [name], heading, colour=canvas.COLOURS[index])
+            bars(axes, shown, [name], heading, colour=canvas.COLOURS[index])
             if index:
                 axes.set_yticklabels([])
         return made
 
     return Drawing("speed", "Speed", "Tokens per second; longer is better.", draw)
-
-
-def _bars(
-    axes: Axes, shown: list[Entry], held: list[str], heading: str, *, colour: str | None = None
-) -> None:
-    """Horizontal bars, one group for each entry, one bar for each name, with their values."""
-    values = [e.value(name) for e in shown for name in held if name in e.rows]
-    divisor, unit = scaling(metric(held[0]), [v for v in values if np.isfinite(v)])
-    texts = labels(shown)
-    thick = 0.8 / len(held)
-    for row, name in enumerate(held):
-        at = [(i, e.rows[name]) for i, e in enumerate(shown) if name in e.rows]
-        y = np.array([i for i, _ in at]) + (row - (len(held) - 1) / 2) * thick
-        x = np.array([r["value"] for _, r in at]) / divisor
-        ends = _error_bars([r for _, r in at], divisor)
-        look = {"color": colour or canvas.COLOURS[row], "label": metric(name).heading}
-        drawn = axes.barh(y, x, thick * 0.92, xerr=ends, capsize=2, ecolor="#333333", **look)
-        axes.bar_label(drawn, [number(v) for v in x], padding=4, fontsize=8)
-    axes.set_yticks(range(len(shown)), [_shorten(texts[id(e)]) for e in shown])
-    axes.invert_yaxis()
-    axes.grid(False, axis="y")
-    axes.margins(x=0.18)
-    axes.set_xlabel(heading.format(unit=unit))
 
 
 def _positions(run: Run, *, several: bool) -> Drawing:
@@ -176,7 +124,9 @@ def _positions(run: Run, *, several: bool) -> Drawing:
         axes.set_xlabel("position in the document, tokens")
         axes.set_ylabel("loss minus full cache's, nats per token ↓")
         largest = np.nanmax(np.abs(curves["nll_delta"]), axis=1)
-        canvas.rescale(axes, "y", [*largest[largest > 0], 0.0])
+        noise = curves["high"] - curves["low"]
+        noise = float(np.median(noise[noise > 0])) / 2 if (noise > 0).any() else 0.0
+        canvas.rescale(axes, "y", [*largest[largest > 0], 0.0], noise=noise)
         canvas.legend(made, axes)
         return made
 
@@ -200,11 +150,11 @@ def _generic(everything: list[Entry], name: str, axis: str | None) -> Drawing | 
         if over:
             made, (axes,) = canvas.figure(width=8.6)
             axes.set_xlabel(over.replace("_", " "))
-            _series(axes, shown, name, lambda e: e.conditions[over])
+            series(axes, shown, name, lambda e: e.conditions[over])
             canvas.legend(made, axes)
         else:
             made, (axes,) = canvas.figure(height=max(2.6, 1.0 + 0.38 * len(shown)))
-            _bars_or_dots(axes, shown, name)
+            bars_or_dots(axes, shown, name)
         return made
 
     caption = f"{name}{f' over {over}' if over else ''}, with 95 % intervals where there are any."
@@ -213,55 +163,15 @@ def _generic(everything: list[Entry], name: str, axis: str | None) -> Drawing | 
     return Drawing(_file_name(name), title, caption, draw)
 
 
-def _bars_or_dots(axes: Axes, shown: list[Entry], name: str) -> None:
-    """Bars where their lengths can be compared; dots for values close together or far apart."""
-    values = [e.value(name) for e in shown]
-    if min(values) >= 0 and 2 * min(values) < max(values) <= canvas.WIDE * max(min(values), 1e-300):
-        about = described(name, [e.rows[name] for e in shown])
-        unit = ", {unit}" if about.unit else ""
-        _bars(axes, shown, [name], f"{about.heading}{unit}{arrow(about.better)}")
-        return
-    about = _label_axis(axes, "x", name, shown)
-    divisor, _ = scaling(about, values)
-    x = np.array(values) / divisor
-    ends = _error_bars([e.rows[name] for e in shown], divisor)
-    axes.errorbar(x, range(len(shown)), xerr=ends, fmt="o", color=canvas.COLOURS[0], capsize=3)
-    texts = labels(shown)
-    axes.set_yticks(range(len(shown)), [_shorten(texts[id(e)]) for e in shown])
-    axes.invert_yaxis()
-    canvas.rescale(axes, "x", x)
-
-
-def _label_axis(axes: Axes, which: str, name: str, shown: list[Entry]) -> Metric:
-    about = described(name, [e.rows[name] for e in shown])
-    _, unit = scaling(about, [e.value(name) for e in shown])
-    text = f"{about.heading}{f', {unit}' if unit else ''}{arrow(about.better)}"
-    getattr(axes, f"set_{which}label")(text)
-    return about
-
-
 def _numeric_condition(everything: list[Entry]) -> str | None:
     """The numeric setting with the most values, if one was varied at all."""
     values: dict[str, set] = {}
     for entry in everything:
         for key, value in entry.conditions.items():
-            if _is_number(value):
+            if is_number(value):
                 values.setdefault(key, set()).add(value)
     varied = {key: len(found) for key, found in values.items() if len(found) > 1}
     return max(varied, key=varied.get) if varied else None
-
-
-def _error_bars(rows: list[dict], divisor: float) -> np.ndarray | None:
-    """Distances to low and high, [2, rows]; zero where a row has no interval."""
-    if all(row["low"] is None or row["high"] is None for row in rows):
-        return None
-    ends = [
-        [max(r["value"] - r["low"], 0), max(r["high"] - r["value"], 0)]
-        if r["low"] is not None and r["high"] is not None
-        else [0, 0]
-        for r in rows
-    ]
-    return np.nan_to_num(np.array(ends).T / divisor, nan=0, posinf=0, neginf=0)
 
 
 def _both(entry: Entry, name: str) -> bool:
@@ -269,13 +179,5 @@ def _both(entry: Entry, name: str) -> bool:
     return all(value is not None and np.isfinite(value) for value in pair)
 
 
-def _is_number(value) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
 def _file_name(text: str) -> str:
     return "".join(c if c.isalnum() and c.isascii() else "_" for c in text).strip("_") or "figure"
-
-
-def _shorten(text: str, most: int = 34) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"

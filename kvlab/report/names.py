@@ -113,7 +113,7 @@ def arrow(better: str | None) -> str:
 
 
 def number(value: float, spread: float | None = None, size: float | None = None) -> str:
-    """`value` with as many digits as its spread (half a 95 % interval) supports, else about four.
+    """`value` with as many digits as its spread (half a 95 % interval) supports, or a few.
 
     `size` is the magnitude that decides on powers of ten, where several numbers stand together.
     """
@@ -127,7 +127,7 @@ def number(value: float, spread: float | None = None, size: float | None = None)
     elif size >= 1:
         digits = min(3 - math.floor(math.log10(size)), 2)
     else:
-        digits = 3 - math.floor(math.log10(size)) if size else 0
+        digits = 2 - math.floor(math.log10(size)) if size else 0
     return f"{value:,.{min(max(digits, 0), 6)}f}"
 
 

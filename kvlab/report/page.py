@@ -11,10 +11,10 @@ from kvlab.report.figures import Drawing
 from kvlab.report.source import Run
 from kvlab.report.tables import Table
 
-METHOD = (
-    "↑ higher is better, ↓ lower is better. [low, high] is a 95 % interval. (×) is the ratio to "
-    "the baseline's allocated bytes; a variant that does not get below 1 carries the note "
-    "“no bytes saved”."
+METHOD = "↑ higher is better, ↓ lower is better. [low, high] is a 95 % interval."
+RATIO = (
+    " (×) is the ratio to the baseline's allocated bytes; a variant that does not get below 1 "
+    "carries the note “no bytes saved”."
 )
 STYLESHEET = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:1100px;
@@ -86,13 +86,18 @@ def _earlier(run: Run) -> str:
     return "; ".join(f"{s.get('date')} at {str(s.get('commit'))[:12]}" for s in starts)
 
 
+def _method(table: Table) -> str:
+    """How to read the first table."""
+    return METHOD + RATIO * any("×)" in cell for row in table.cells for cell in row)
+
+
 def markdown_page(page: Page) -> str:
     parts = [f"# {_md(page.title)}"]
     parts += [f"> **{_md(banner)}**" for banner in page.banners]
     parts += [page.text] if page.text else []
     for table in page.tables:
         parts += [f"## {table.title}", _markdown_table(table)]
-        parts += [METHOD] if table is page.tables[0] else []
+        parts += [_method(table)] if table is page.tables[0] else []
     for figure in page.figures:
         image = f"![{_md(figure.title)}](figures/{figure.stem}.svg)"
         parts += [f"## {_md(figure.title)}", image, _md(figure.caption)]
@@ -119,7 +124,8 @@ def html_page(page: Page, figures: Path) -> str:
     parts += [f"<p>{escape(part)}</p>" for part in page.text.split("\n\n") if part]
     for table in page.tables:
         parts += [f"<h2>{escape(table.title)}</h2>", _html_table(table)]
-        parts += [f'<p class="note">{METHOD}</p>'] if table is page.tables[0] else []
+        note = f'<p class="note">{escape(_method(table))}</p>'
+        parts += [note] if table is page.tables[0] else []
     for figure in page.figures:
         svg = _inline((figures / f"{figure.stem}.svg").read_text(encoding="utf-8"), figure)
         caption = f"<figcaption>{escape(figure.caption)}</figcaption>"

@@ -38,9 +38,8 @@ def summary(everything: list[Entry], *, most: int = 6, short: bool = False) -> T
     `short` leaves intervals to the loss alone, where there is a loss.
     """
     there = names(everything)
-    chosen = [name for name in SUMMARY if name in there]
-    chosen += [name for name in (*FILLERS, *there) if name in there and name not in chosen]
-    chosen = chosen[: max(most, 1)]
+    wanted = dict.fromkeys([*SUMMARY, *FILLERS, *there])
+    chosen = [name for name in wanted if name in there][: max(most, 1)]
     kept = [entry for entry in everything if any(name in entry.rows for name in chosen)]
     table = _start("Summary", kept)
     for name in chosen:

@@ -1,0 +1,129 @@
+"""What is drawn into one pair of axes: series of points, bars, dots, each with its intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from kvlab.report import canvas
+from kvlab.report.entries import Entry
+from kvlab.report.names import Metric, arrow, metric, number
+from kvlab.report.tables import described, labels, scaling
+
+
+def series(axes: Axes, points: list[Entry], name: str, x_of: Callable[[Entry], float]) -> None:
+    """One series for each variant (and run), with intervals; joined where it has several points."""
+    about = _label_axis(axes, "y", name, points)
+    divisor, _ = scaling(about, [e.value(name) for e in points])
+    groups: dict[str, list[Entry]] = {}
+    for entry in points:
+        groups.setdefault(_series_name(entry, points), []).append(entry)
+    for index, (label, members) in enumerate(groups.items()):
+        members = sorted(members, key=x_of)
+        y = np.array([e.value(name) for e in members]) / divisor
+        look = canvas.look(index)
+        look["linestyle"] = look["linestyle"] if len(members) > 1 else "none"
+        ends = _error_bars([e.rows[name] for e in members], divisor)
+        x = [x_of(e) for e in members]
+        axes.errorbar(x, y, yerr=ends, label=label, capsize=3, markersize=7, **look)
+    canvas.rescale(axes, "x", [x_of(e) for e in points])
+    spread = _noise([e.rows[name] for e in points]) / divisor
+    canvas.rescale(axes, "y", [e.value(name) / divisor for e in points], noise=spread)
+    if "log" not in axes.get_xscale():
+        axes.set_xlim(left=0)
+
+
+def _series_name(entry: Entry, points: list[Entry]) -> str:
+    """Variant, run where there are several, and settings that are words."""
+    several = len({e.run.name for e in points}) > 1
+    parts = [entry.run.label] * several
+    parts += [f"{k}={v}" for k, v in entry.conditions.items() if not is_number(v)]
+    return f"{entry.variant} ({', '.join(parts)})" if parts else entry.variant
+
+
+def bars_or_dots(axes: Axes, shown: list[Entry], name: str) -> None:
+    """Bars where their lengths can be compared; dots for values close together or far apart."""
+    values = [e.value(name) for e in shown]
+    if min(values) >= 0 and 2 * min(values) < max(values) <= canvas.WIDE * max(min(values), 1e-300):
+        about = described(name, [e.rows[name] for e in shown])
+        unit = ", {unit}" if about.unit else ""
+        bars(axes, shown, [name], f"{about.heading}{unit}{arrow(about.better)}")
+        return
+    _dots(axes, shown, name)
+
+
+def _dots(axes: Axes, shown: list[Entry], name: str) -> None:
+    rows = [entry.rows[name] for entry in shown]
+    about = _label_axis(axes, "x", name, shown)
+    divisor, _ = scaling(about, [row["value"] for row in rows])
+    x = np.array([row["value"] for row in rows]) / divisor
+    ends = _error_bars(rows, divisor)
+    axes.errorbar(x, range(len(shown)), xerr=ends, fmt="o", color=canvas.COLOURS[0], capsize=3)
+    canvas.rescale(axes, "x", x, noise=_noise(rows) / divisor)
+    _name_rows(axes, shown)
+
+
+def bars(
+    axes: Axes, shown: list[Entry], held: list[str], heading: str, *, colour: str | None = None
+) -> None:
+    """Horizontal bars, one group for each entry, one bar for each name, with their values."""
+    values = [e.value(name) for e in shown for name in held if name in e.rows]
+    divisor, unit = scaling(metric(held[0]), [v for v in values if np.isfinite(v)])
+    thick = min(0.8 / len(held), 0.55)
+    for row, name in enumerate(held):
+        at = [(i, e.rows[name]) for i, e in enumerate(shown) if name in e.rows]
+        y = np.array([i for i, _ in at]) + (row - (len(held) - 1) / 2) * thick
+        x = np.array([r["value"] for _, r in at]) / divisor
+        ends = _error_bars([r for _, r in at], divisor)
+        look = {"color": colour or canvas.COLOURS[row], "label": metric(name).heading}
+        drawn = axes.barh(y, x, thick * 0.92, xerr=ends, capsize=2, ecolor="#333333", **look)
+        axes.bar_label(drawn, [number(v) for v in x], padding=4, fontsize=8)
+    _name_rows(axes, shown)
+    axes.grid(False, axis="y")
+    axes.margins(x=0.18)
+    axes.set_xlabel(heading.format(unit=unit))
+
+
+def _name_rows(axes: Axes, shown: list[Entry]) -> None:
+    """Entries down the vertical axis. Comes last: turning the axis over fixes both axes' limits."""
+    texts = labels(shown)
+    axes.set_yticks(range(len(shown)), [_shorten(texts[id(e)]) for e in shown])
+    axes.invert_yaxis()
+
+
+def _label_axis(axes: Axes, which: str, name: str, shown: list[Entry]) -> Metric:
+    about = described(name, [e.rows[name] for e in shown])
+    _, unit = scaling(about, [e.value(name) for e in shown])
+    text = f"{about.heading}{f', {unit}' if unit else ''}{arrow(about.better)}"
+    getattr(axes, f"set_{which}label")(text)
+    return about
+
+
+def _error_bars(rows: list[dict], divisor: float) -> np.ndarray | None:
+    """Distances to low and high, [2, rows]; zero where a row has no interval."""
+    if all(row["low"] is None or row["high"] is None for row in rows):
+        return None
+    ends = [
+        [max(r["value"] - r["low"], 0), max(r["high"] - r["value"], 0)]
+        if r["low"] is not None and r["high"] is not None
+        else [0, 0]
+        for r in rows
+    ]
+    return np.nan_to_num(np.array(ends).T / divisor, nan=0, posinf=0, neginf=0)
+
+
+def _noise(rows: list[dict]) -> float:
+    """Half the width of the median interval; 0 where there are none."""
+    ends = [r["high"] - r["low"] for r in rows if None not in (r["low"], r["high"])]
+    ends = [width for width in ends if np.isfinite(width) and width > 0]
+    return float(np.median(ends)) / 2 if ends else 0.0
+
+
+def is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _shorten(text: str, most: int = 34) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}…"
