@@ -29,6 +29,7 @@ from kvlab.core import BadInput, KvlabError
 from kvlab.report import console_table, write_report
 from kvlab.track import RunFolder
 
+_TABLE_LINES = 40
 _SHOWS = ("help", "hydra_help", "cfg", "info", "shell_completion")
 
 
@@ -151,8 +152,19 @@ def _conclude(folder: RunFolder) -> None:
         return
     page = write_report([folder.path], folder.path / "report")
     folder.artifact(page.parent, "report")
-    Console().print(console_table(folder.rows()))
+    shown, settings = _first(folder.rows(), _TABLE_LINES)
+    Console().print(console_table(shown))
+    if settings > _TABLE_LINES:
+        print(f"... {settings - _TABLE_LINES} more in the report")
     print(f"\nresults in {folder.path}, report in {page.parent}")
+
+
+def _first(rows: list[dict], lines: int) -> tuple[list[dict], int]:
+    """The measurements of the first settings, one line of the table each; how many there are."""
+    keys = [(row["variant"], repr(sorted(row["params"].items()))) for row in rows]
+    distinct = list(dict.fromkeys(keys))
+    kept = set(distinct[:lines])
+    return [row for key, row in zip(keys, rows) if key in kept], len(distinct)
 
 
 def seed_everything(seed: int) -> None:

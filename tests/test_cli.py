@@ -48,6 +48,14 @@ def test_run_folder_holds_config_environment_numbers_and_report(toy):
     assert [row["value"] for row in rows(folder)] == [4, 4, 7]
 
 
+def test_a_long_table_is_cut_and_says_so(toy, capsys):
+    variants = ",".join(f"'cache.size={size}'" for size in range(1, 44))
+    _, folder = toy(f"variants=[{variants}]")
+    shown = capsys.readouterr().out
+    assert "cache.size=40" in shown and "cache.size=41" not in shown
+    assert "... 3 more in the report" in shown and len(names(folder)) == 43
+
+
 def test_default_folder_lies_under_outputs(toy, tmp_path):
     assert main(["--config-dir", CONF, "experiment=toy_specs"]) == 0
     assert len(list(tmp_path.glob("outputs/*/*/measurements.jsonl"))) == 1
