@@ -1,0 +1,254 @@
+"""AXIS model: what `conf/model` names, loaded from safetensors; code of a checkpoint never runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.utils import logging
+
+from kvlab.core import BadInput
+from kvlab.model import checkpoint
+
+REFERENCE = Path(__file__).resolve().parents[1] / "assets" / "reference"
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
+
+
+class LoadedModel(NamedTuple):
+    """A model ready to be measured.
+
+    identity: changes when config or weights change; prefix hashes and baselines start from it.
+    random: weights are random, so quality means nothing; memory and speed do.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    identity: str
+    random: bool
+    name: str
+
+
+class FolderModel:
+    """A checkpoint folder of the Llama, Mistral, Qwen2 or Qwen3 architecture (`model=local`).
+
+    path: the folder. dtype: `auto` is float32 on the CPU and bfloat16 on CUDA.
+    """
+
+    def __init__(self, path: str, dtype: Dtype = "auto"):
+        self.path, self.dtype = path, dtype
+
+    def folder(self) -> Path:
+        return Path(self.path).expanduser()
+
+    def config(self) -> dict:
+        """The checkpoint's `config.json`, without loading weights. Raises `BadInput`."""
+        return checkpoint.check(self.folder())
+
+    def load(self, device: str | torch.device, dtype: torch.dtype | None = None) -> LoadedModel:
+        """Model and tokenizer on `device`, in evaluation mode.
+
+        Raises `BadInput` for a folder that cannot be loaded.
+        """
+        folder = self.folder()
+        checkpoint.check(folder)
+        dtype = dtype or resolve_dtype(self.dtype, device)
+        model = _read_weights(folder, dtype).to(device).eval().requires_grad_(False)
+        tokenizer = read_tokenizer(folder, model.config)
+        return LoadedModel(model, tokenizer, checkpoint.identity(folder), False, folder.name)
+
+
+class ReferenceModel(FolderModel):
+    """The bundled 13.8M-parameter Qwen3-architecture model; see `kvlab/assets/reference`.
+
+    path: null takes the bundled checkpoint.
+    """
+
+    def __init__(self, path: str | None = None, dtype: Dtype = "auto"):
+        super().__init__(path or str(REFERENCE), dtype)
+
+
+class OutlierModel(ReferenceModel):
+    """A Qwen3 checkpoint with key channels blown up as large Qwen3 models have them.
+
+    In every layer `channels` rotary pairs (d, d + D/2) have `k_norm` multiplied and `q_norm`
+    divided by `factor`. The pair turns as one under RoPE, so every dot product of query and key,
+    and with it the model's function, stays the same: only quantization notices.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        channels: int = 2,
+        factor: float = 16.0,
+        dtype: Dtype = "auto",
+    ):
+        super().__init__(path, dtype)
+        if channels < 0:
+            raise BadInput("channels", channels, "must be at least 0 rotary pairs")
+        if not 0 < factor < 1e4:
+            raise BadInput("factor", factor, "must lie between 0 and 10000")
+        self.channels, self.factor = channels, factor
+
+    def load(self, device: str | torch.device, dtype: torch.dtype | None = None) -> LoadedModel:
+        loaded = super().load(device, dtype)
+        pairs = self._pairs(loaded.model.config)
+        for layer in loaded.model.model.layers:
+            layer.self_attn.k_norm.weight.data[pairs] *= self.factor
+            layer.self_attn.q_norm.weight.data[pairs] /= self.factor
+        changed = f"{loaded.identity}-outliers-{self.channels}-{self.factor:g}"
+        return loaded._replace(identity=changed, name=f"{loaded.name}_outliers")
+
+    def _pairs(self, config) -> list[int]:
+        """Indices of both halves of the chosen pairs, spread over the rotary frequencies."""
+        half = config.head_dim // 2
+        if config.model_type != "qwen3":
+            raise BadInput("model.path", self.path, "outliers need the k_norm of a Qwen3 model")
+        if self.channels > half:
+            raise BadInput("model.channels", self.channels, f"the model has {half} rotary pairs")
+        first = [(2 * i + 1) * half // (2 * self.channels) for i in range(self.channels)]
+        return first + [d + half for d in first]
+
+
+class HubModel(FolderModel):
+    """A model of the Hugging Face hub, or the same from a folder.
+
+    name: `owner/name` on the hub. path: a local folder used instead; null asks cache and hub.
+    """
+
+    def __init__(self, name: str, path: str | None = None, dtype: Dtype = "auto"):
+        super().__init__(path or "", dtype)
+        self.name = name
+
+    def folder(self) -> Path:
+        return super().folder() if self.path else checkpoint.from_hub(self.name)
+
+    def load(self, device: str | torch.device, dtype: torch.dtype | None = None) -> LoadedModel:
+        return super().load(device, dtype)._replace(name=self.name.rpartition("/")[2])
+
+
+class RandomModel:
+    """A Qwen3 of given shape with random weights: for memory and speed, never for quality.
+
+    The defaults are the shapes of Qwen3-0.6B. Tokens come from the bundled reference tokenizer,
+    whose ids all lie inside the vocabulary.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int = 1024,
+        layers: int = 28,
+        query_heads: int = 16,
+        kv_heads: int = 8,
+        head_dim: int = 128,
+        mlp_size: int = 3072,
+        vocabulary: int = 151936,
+        tied_embeddings: bool = True,
+        seed: int = 0,
+        dtype: Dtype = "auto",
+    ):
+        self.shape = {
+            "hidden_size": at_least(1, "hidden_size", hidden_size),
+            "num_hidden_layers": at_least(1, "layers", layers),
+            "num_attention_heads": at_least(1, "query_heads", query_heads),
+            "num_key_value_heads": at_least(1, "kv_heads", kv_heads),
+            "head_dim": at_least(2, "head_dim", head_dim),
+            "intermediate_size": at_least(1, "mlp_size", mlp_size),
+            "vocab_size": at_least(8192, "vocabulary", vocabulary),  # the tokenizer's ids
+            "tie_word_embeddings": tied_embeddings,
+        }
+        if query_heads % kv_heads:
+            raise BadInput("query_heads", query_heads, f"must be a multiple of kv_heads={kv_heads}")
+        if head_dim % 2:
+            raise BadInput("head_dim", head_dim, "must be even: rotary channels come in pairs")
+        self.seed, self.dtype = seed, dtype
+
+    def config(self) -> dict:
+        """What `config.json` of such a checkpoint would hold."""
+        return self._config().to_dict()
+
+    def load(self, device: str | torch.device, dtype: torch.dtype | None = None) -> LoadedModel:
+        """Model on `device` with seeded weights; equal on the same kind of device only."""
+        device, config = torch.device(device), self._config()
+        dtype = dtype or resolve_dtype(self.dtype, device)
+        devices = [device] if device.type == "cuda" else []
+        with torch.random.fork_rng(devices), torch.device(device):
+            torch.manual_seed(self.seed)
+            model = Qwen3ForCausalLM._from_config(config, dtype=dtype)
+        shape = "-".join(str(value) for value in self.shape.values())
+        identity = f"random-{shape}-seed{self.seed}-{device.type}-{dtype}"
+        tokenizer = read_tokenizer(REFERENCE, config)
+        model = model.to(device).eval().requires_grad_(False)
+        return LoadedModel(model, tokenizer, identity, True, "random")
+
+    def _config(self) -> Qwen3Config:
+        rope = {"rope_type": "default", "rope_theta": 1e6}
+        return Qwen3Config(
+            **self.shape, max_position_embeddings=1 << 20, rope_parameters=rope,
+            bos_token_id=0, eos_token_id=0, pad_token_id=0,
+        )
+
+
+def at_least(least: int, name: str, value: int) -> int:
+    """`value`, or `BadInput`."""
+    if value < least:
+        raise BadInput(name, value, f"must be at least {least}")
+    return value
+
+
+def resolve_dtype(name: Dtype, device: str | torch.device) -> torch.dtype:
+    """`auto` is what a device computes well: float32 on the CPU, bfloat16 on CUDA."""
+    if name == "auto":
+        return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
+    return getattr(torch, name)
+
+
+def read_tokenizer(folder: Path, config) -> PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint, also where only `tokenizer.json` is there."""
+    try:
+        if (folder / "tokenizer_config.json").is_file():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        else:
+            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+            eos = config.eos_token_id
+            eos = eos[0] if isinstance(eos, list) else eos
+            if eos is not None:
+                tokenizer.eos_token = tokenizer.pad_token = tokenizer.convert_ids_to_tokens(eos)
+    except Exception as error:  # the tokenizers library raises bare Exception
+        reason = str(error).strip().partition("\n")[0]
+        raise BadInput("model.path", folder, f"its tokenizer cannot be read: {reason}") from error
+    if len(tokenizer) > config.vocab_size:
+        remedy = f"its tokenizer has {len(tokenizer)} ids, its model only {config.vocab_size}"
+        raise BadInput("model.path", folder, remedy)
+    return tokenizer
+
+
+def _read_weights(folder: Path, dtype: torch.dtype) -> nn.Module:
+    logging.disable_progress_bar()
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise BadInput("model.path", folder, f"cannot be loaded: {reason}") from error
+    if info["missing_keys"]:  # transformers would go on with random numbers in their place
+        missing = sorted(info["missing_keys"])
+        remedy = f"{len(missing)} weights are missing, the first is {missing[0]}"
+        raise BadInput("model.path", folder, remedy)
+    return model

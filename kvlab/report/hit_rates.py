@@ -1,0 +1,241 @@
+"""Figures of replayed traces: hit rates over capacity, formats against policies, the chooser.
+
+They take measurement rows as `measurements.jsonl` and `results.jsonl` hold them. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from kvlab.report import canvas
+
+HIT = "block_hit_percent"
+BOUND = {"color": "#000000", "linestyle": "--", "marker": "", "linewidth": 1.6}
+NAMES = {"belady": "best possible (Belady)", "lru": "LRU", "adaptive": "adaptive"}
+LOUD = ("lru", "adaptive")  # drawn in colour and weight; the others thin
+ORDER = ("fp32", "bf16", "fp16", "fp8", "int8", "int4", "k4v2", "k3v2", "int3", "int2")
+
+
+class Picture(NamedTuple):
+    """A figure still to be drawn: file name, title, what it shows, how to draw it."""
+
+    stem: str
+    title: str
+    caption: str
+    draw: Callable[[], Figure]
+
+
+def pictures(rows: list[dict]) -> list[Picture]:
+    """The figures that these rows allow, the one that says most first; none for other runs."""
+    budgets = sorted({r["params"]["budget_gib"] for r in hits(rows) if "budget_gib" in r["params"]})
+    found = []
+    if budgets:
+        middle = budgets[len(budgets) // 2]
+        found.append(
+            Picture(
+                "format_or_policy",
+                f"A smaller format or a better policy? {middle:g} GiB",
+                "Block hits at one budget of bytes: what each format makes of it under LRU and "
+                "under the adaptive policy, and the most that any policy could (line).",
+                lambda: trade(rows, middle),
+            )
+        )
+        found.append(
+            Picture(
+                "budgets",
+                "Hits over the budget",
+                "Block hits over the budget in bytes; colour is the format, solid LRU, dashed "
+                "adaptive.",
+                lambda: over_budget(rows),
+            )
+        )
+    if any("regret_points" in r["name"] for r in rows):
+        found.append(
+            Picture(
+                "chooser",
+                "The adaptive policy against the best fixed one",
+                "Points of block hit rate between a policy and the best fixed policy at that "
+                "capacity (0). The dotted line is the promise: never more than 2 points behind.",
+                lambda: chooser(rows),
+            )
+        )
+    if _by_capacity(rows):
+        found.append(
+            Picture(
+                "hit_rates",
+                "Hit rate over capacity",
+                "Prefix-correct block hits over the capacity; the dashed line is the most that any "
+                "policy could reach with the running request pinned.",
+                lambda: over_capacity(rows),
+            )
+        )
+    return found
+
+
+def hits(rows: list[dict]) -> list[dict]:
+    return [row for row in rows if row["name"] == HIT]
+
+
+def _by_capacity(rows: list[dict]) -> list[dict]:
+    """Hit rates at capacities that were asked for as such."""
+    return [
+        row
+        for row in hits(rows)
+        if "capacity_blocks" in row["params"] and "budget_gib" not in row["params"]
+    ]
+
+
+def traces(rows: list[dict]) -> list[str]:
+    return list(dict.fromkeys(row["params"]["trace"] for row in rows if "trace" in row["params"]))
+
+
+def _panels(rows: list[dict], width: float = 5.4) -> tuple[Figure, list[tuple[str, Axes]]]:
+    named = traces(hits(rows))
+    made, panels = canvas.figure(len(named), width=width * len(named) + 0.8, height=4.4)
+    for name, axes in zip(named, panels):
+        axes.set_title(name, loc="left")
+        axes.set_ylim(bottom=0)
+    panels[0].set_ylabel("block hits, % of accesses ↑")
+    return made, list(zip(named, panels))
+
+
+def _line(rows: list[dict], x: str) -> tuple[list[float], list[float]]:
+    points = sorted((row["params"][x], row["value"]) for row in rows)
+    return [p[0] for p in points], [p[1] for p in points]
+
+
+def _log(axes: Axes, label: str, ticks: list[float]) -> None:
+    axes.set_xscale("log")
+    axes.set_xlabel(label)
+    axes.set_xticks(ticks)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="x", labelrotation=45)
+
+
+def over_capacity(rows: list[dict]) -> Figure:
+    """One panel per trace, one line per policy (or per block size, where that was varied)."""
+    shown = _by_capacity(rows)
+    sizes = sorted({row["params"].get("trace_block_size", 0) for row in shown})
+    several = len(sizes) > len({_size_of(shown, trace) for trace in traces(shown)})
+    made, panels = _panels(shown)
+    for trace, axes in panels:
+        mine = [row for row in shown if row["params"]["trace"] == trace]
+        (_size_lines if several else _policy_lines)(axes, mine)
+    canvas.legend(made, panels[0][1])
+    return made
+
+
+def _size_of(rows: list[dict], trace: str) -> int:
+    return min(
+        r["params"].get("trace_block_size", 0) for r in rows if r["params"]["trace"] == trace
+    )
+
+
+def _policy_lines(axes: Axes, rows: list[dict]) -> None:
+    policies = list(dict.fromkeys(row["variant"] for row in rows))
+    for index, policy in enumerate(policies):
+        x, y = _line([row for row in rows if row["variant"] == policy], "capacity_blocks")
+        loud = {"linewidth": 2.4, "zorder": 3} if policy in LOUD else {"linewidth": 1.0}
+        look = BOUND if policy == "belady" else {**canvas.look(index), "markersize": 4, **loud}
+        axes.plot(x, y, label=NAMES.get(policy, policy), **look)
+    size = rows[0]["params"].get("trace_block_size", 0)
+    few = (
+        x if len(x) <= 10 else [v for v in (300, 1000, 3000, 10_000, 30_000, 100_000) if v <= x[-1]]
+    )
+    _log(axes, f"capacity, blocks of {size} tokens", few)
+
+
+def _size_lines(axes: Axes, rows: list[dict]) -> None:
+    """LRU and the bound for each block size, over the capacity in tokens."""
+    sizes = sorted({row["params"]["trace_block_size"] for row in rows})
+    for index, size in enumerate(sizes):
+        for policy, style in (("lru", "-"), ("belady", "--")):
+            mine = [r for r in rows if r["variant"] == policy]
+            mine = [r for r in mine if r["params"]["trace_block_size"] == size]
+            x, y = _line(mine, "capacity_tokens")
+            label = f"{NAMES[policy]}, blocks of {size:,}"
+            colour = canvas.COLOURS[index]
+            axes.plot([v / 1e6 for v in x], y, linestyle=style, color=colour, label=label)
+    _log(axes, "capacity, million tokens", [0.2, 0.5, 1, 2, 5, 10, 20, 50])
+
+
+def trade(rows: list[dict], budget: float) -> Figure:
+    """Bars by format, LRU beside adaptive, and the bound as a line over both."""
+    shown = [row for row in hits(rows) if row["params"].get("budget_gib") == budget]
+    made, panels = _panels(shown, width=5.0)
+    for trace, axes in panels:
+        mine = [row for row in shown if row["params"]["trace"] == trace]
+        value = {(r["params"]["format"], r["params"]["policy"]): r["value"] for r in mine}
+        formats = [name for name in ORDER if any(f == name for f, _ in value)]
+        policies = [p for p in dict.fromkeys(p for _, p in value) if p != "belady"]
+        _bars(axes, value, formats, policies)
+        blocks = {r["params"]["format"]: r["params"]["capacity_blocks"] for r in mine}
+        axes.set_xticks(range(len(formats)), [f"{f}\n{blocks[f]:,} blocks" for f in formats])
+        axes.grid(visible=False, axis="x")
+    canvas.legend(made, panels[0][1], above=True)
+    return made
+
+
+def _bars(axes: Axes, value: dict, formats: list[str], policies: list[str]) -> None:
+    width = 0.8 / len(policies)
+    for index, policy in enumerate(policies):
+        x = [at + (index - (len(policies) - 1) / 2) * width for at in range(len(formats))]
+        y = [value[format, policy] for format in formats]
+        colour = canvas.COLOURS[(0, 1, 2, 3)[index % 4]]
+        drawn = axes.bar(x, y, width, color=colour, label=NAMES.get(policy, policy))
+        axes.bar_label(drawn, fmt="%.1f", fontsize=9, padding=1)
+    best = [value.get((format, "belady")) for format in formats]
+    for at, height in enumerate(best):
+        if height is not None:
+            label = NAMES["belady"] if at == 0 else None
+            axes.hlines(height, at - 0.42, at + 0.42, color="#000000", linestyle="--", label=label)
+
+
+def over_budget(rows: list[dict]) -> Figure:
+    shown = [row for row in hits(rows) if "budget_gib" in row["params"]]
+    made, panels = _panels(shown)
+    for trace, axes in panels:
+        mine = [row for row in shown if row["params"]["trace"] == trace]
+        formats = [name for name in ORDER if any(r["params"]["format"] == name for r in mine)]
+        for index, format in enumerate(formats):
+            for policy, style in (("lru", "-"), ("adaptive", "--")):
+                line = [r for r in mine if r["params"]["format"] == format]
+                x, y = _line([r for r in line if r["params"]["policy"] == policy], "budget_gib")
+                look = {**canvas.look(index), "linestyle": style, "markersize": 4}
+                if x:
+                    axes.plot(x, y, label=f"{format} {NAMES.get(policy, policy)}", **look)
+        _log(axes, "budget, GiB", sorted({r["params"]["budget_gib"] for r in mine}))
+    canvas.legend(made, panels[0][1])
+    return made
+
+
+def chooser(rows: list[dict]) -> Figure:
+    """Each policy's distance from the best fixed one, over capacity."""
+    judged = {row["variant"] for row in rows if row["name"] == "regret_points"}
+    shown = [row for row in _by_capacity(rows) if row["variant"] != "belady"]
+    made, panels = _panels(shown)
+    for trace, axes in panels:
+        mine = [row for row in shown if row["params"]["trace"] == trace]
+        best: dict[int, float] = {}
+        for row in mine:
+            if row["variant"] not in judged:
+                at = row["params"]["capacity_blocks"]
+                best[at] = max(best.get(at, 0.0), row["value"])
+        for index, policy in enumerate(dict.fromkeys(row["variant"] for row in mine)):
+            x, y = _line([row for row in mine if row["variant"] == policy], "capacity_blocks")
+            loud = policy in judged or policy == "lru"
+            look = {**canvas.look(index), "markersize": 4, "linewidth": 2.6 if loud else 0.9}
+            below = [value - best[at] for at, value in zip(x, y)]
+            axes.plot(x, below, label=NAMES.get(policy, policy), zorder=3 if loud else 2, **look)
+        axes.axhline(-2, color=canvas.GREY, linestyle=":")
+        axes.set_ylim(-12, 1)
+        _log(axes, "capacity, blocks", sorted(best))
+    panels[0][1].set_ylabel("points behind the best fixed policy")
+    canvas.legend(made, panels[0][1])
+    return made

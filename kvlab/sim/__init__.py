@@ -1,0 +1,18 @@
+"""Request traces replayed against policies; needs no torch.
+
+trace = load_trace("conversation")
+result = simulate(trace, policy="lru", capacity_blocks=10_000)
+capacities, block_hits = hit_curve(trace)
+"""
+
+from kvlab.sim.curves import hit_curve, stack_distances, weighted_curve
+from kvlab.sim.files import TraceStream, load_trace, load_traces, write_trace
+from kvlab.sim.result import SimResult
+from kvlab.sim.service import CostModel
+from kvlab.sim.simulator import Host, simulate
+from kvlab.sim.trace import Trace, from_requests
+
+__all__ = [
+    "CostModel", "Host", "SimResult", "Trace", "TraceStream", "from_requests", "hit_curve",
+    "load_trace", "load_traces", "simulate", "stack_distances", "weighted_curve", "write_trace",
+]  # fmt: skip

@@ -1,0 +1,185 @@
+"""Experiments on traces: hit rates over policies, capacities and budgets; curves; the chooser.
+
+Each job has `run(folder, variants)` and needs no torch. Its points come from its own lists, so
+that a variant of the command line has nothing to change and is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from kvlab.core import BadInput, Measurement
+from kvlab.policy import by_name
+from kvlab.sim import bounds
+from kvlab.sim.result import SimResult
+from kvlab.sim.simulator import simulate
+from kvlab.sim.sizes import blocks_for, shape_by_name, token_bytes
+from kvlab.sim.trace import Trace
+
+GIB = 1 << 30
+
+
+class Point(NamedTuple):
+    """One simulation: a readable name, the settings that vary, and how many blocks there are."""
+
+    variant: str
+    params: dict
+    trace: Trace
+    policy: str
+    capacity_blocks: int
+
+
+class Replay:
+    """Simulates points of one accounting, each once; Belady is computed as the bound it is."""
+
+    def __init__(self, prefix: bool, partial_blocks: str, shape, window_seconds: float | None):
+        self.settings = {"shape": shape_by_name(shape), "window_seconds": window_seconds}
+        self.prefix, self.partial_blocks = prefix, partial_blocks
+        self._done: dict[tuple, SimResult] = {}
+
+    def __call__(self, trace: Trace, policy: str, capacity: int) -> SimResult:
+        key = (trace.name, trace.block_size, policy, capacity)
+        if key not in self._done:
+            how = (trace, capacity, self.prefix, self.partial_blocks)
+            self._done[key] = (
+                bounds.bound(*how, **self.settings)
+                if policy == "belady"
+                else simulate(trace, policy, *how[1:], **self.settings)
+            )
+        return self._done[key]
+
+
+class HitRate:
+    """Hit rates of policies at capacities, and of formats with policies at budgets of bytes.
+
+    traces: as `load_traces` gives them, or one. policies: names. capacity_blocks: of the trace's
+    own blocks. budgets_gib x formats x budget_policies: a budget holds as many blocks as the format
+    lets it, for the model `shape` quantized in blocks of `block_size` tokens.
+    prefix, partial_blocks, window_seconds: as in `simulate`.
+    """
+
+    def __init__(
+        self,
+        traces: Trace | Sequence[Trace],
+        policies: Sequence[str] = ("fifo", "lru", "lfu", "sieve", "s3fifo", "arc", "mq", "belady"),
+        capacity_blocks: Sequence[int] = (1000, 5000, 10_000, 30_000),
+        budgets_gib: Sequence[float] = (),
+        formats: Sequence[str] = ("bf16", "int8", "int4"),
+        budget_policies: Sequence[str] = ("lru", "adaptive", "belady"),
+        shape: str | dict = "llama-3.1-8b",
+        block_size: int = 64,
+        prefix: bool = True,
+        partial_blocks: str = "hit",
+        window_seconds: float | None = 60.0,
+    ):
+        self.traces = listed(traces)
+        self.policies, self.capacity_blocks = known(policies), list(capacity_blocks)
+        self.budgets_gib, self.formats = list(budgets_gib), list(formats)
+        self.budget_policies = known(budget_policies)
+        self.shape, self.block_size, self.prefix = shape, block_size, prefix
+        self.replay = Replay(prefix, partial_blocks, shape, window_seconds)
+        self._fixed = {"prefix": prefix, "partial_blocks": partial_blocks}
+        for format in self.formats:
+            token_bytes(format, shape_by_name(shape), block_size)  # refuses an unknown name now
+
+    def run(self, folder, variants: Sequence = ()) -> None:
+        refuse_variants(variants)
+        for point in [*self._by_capacity(), *self._by_budget()]:
+            if not folder.done(point.variant, point.params):
+                result = self.replay(point.trace, point.policy, point.capacity_blocks)
+                folder.add(point.variant, point.params, result.measurements())
+
+    def _by_capacity(self) -> Iterator[Point]:
+        for trace in self.traces:
+            for capacity in self.capacity_blocks:
+                for policy in self.policies:
+                    params = {**about(trace), "policy": policy, "capacity_blocks": capacity}
+                    yield Point(policy, params | self._fixed, trace, policy, capacity)
+
+    def _by_budget(self) -> Iterator[Point]:
+        shape = shape_by_name(self.shape)
+        for trace in self.traces:
+            for budget in self.budgets_gib:
+                for format in self.formats:
+                    per_token = token_bytes(format, shape, self.block_size)
+                    capacity = blocks_for(budget * GIB, trace.block_size, per_token)
+                    setting = {"format": format, "budget_gib": budget, "shape": self.shape}
+                    setting |= {"cache_block_size": self.block_size, "capacity_blocks": capacity}
+                    for policy in self.budget_policies if capacity else ():
+                        params = {**about(trace), "policy": policy, **setting, **self._fixed}
+                        yield Point(f"{format} {policy}", params, trace, policy, capacity)
+
+
+class AdaptiveRegret:
+    """How far the adaptive chooser stays behind the best fixed policy, and ahead of LRU.
+
+    traces, capacity_blocks as in `HitRate`; `adaptive` is the policy judged, `fixed` are those it
+    is judged by. Emits each hit rate, and for the judged one points of block hit rate:
+    `regret_points` (best fixed minus judged), `gain_over_lru_points`, `regret_to_bound_points`.
+    """
+
+    def __init__(
+        self,
+        traces: Trace | Sequence[Trace],
+        capacity_blocks: Sequence[int] = (1000, 5000, 10_000, 30_000),
+        adaptive: str = "adaptive",
+        fixed: Sequence[str] = ("fifo", "lru", "lfu", "sieve", "s3fifo", "arc", "mq"),
+        prefix: bool = True,
+    ):
+        self.traces, self.capacity_blocks = listed(traces), list(capacity_blocks)
+        self.adaptive, self.fixed = known([adaptive])[0], known(fixed)
+        if "lru" not in self.fixed:
+            raise BadInput("fixed", self.fixed, "must hold lru, the policy to gain over")
+        self.prefix = prefix
+        self.replay = Replay(prefix, "hit", "llama-3.1-8b", None)
+
+    def run(self, folder, variants: Sequence = ()) -> None:
+        refuse_variants(variants)
+        for trace in self.traces:
+            for capacity in self.capacity_blocks:
+                params = {**about(trace), "capacity_blocks": capacity, "prefix": self.prefix}
+                if not folder.done(self.adaptive, params):
+                    self._measure(folder, trace, capacity, params)
+
+    def _measure(self, folder, trace: Trace, capacity: int, params: dict) -> None:
+        names = [*self.fixed, "belady", self.adaptive]
+        percent = {n: self.replay(trace, n, capacity).block_hit_percent for n in names}
+        for name in names[:-1]:
+            row = Measurement("block_hit_percent", percent[name], "%", "higher")
+            folder.add(name, params, [row])
+        judged, best = percent[self.adaptive], max(percent[name] for name in self.fixed)
+        gaps = (
+            ("regret_points", best - judged, "lower"),
+            ("gain_over_lru_points", judged - percent["lru"], "higher"),
+            ("regret_to_bound_points", percent["belady"] - judged, "lower"),
+        )
+        rows = [Measurement("block_hit_percent", judged, "%", "higher")]
+        rows += [Measurement(name, value, "points", better) for name, value, better in gaps]
+        folder.add(self.adaptive, params, rows)
+
+
+def listed(traces: Trace | Sequence[Trace]) -> list[Trace]:
+    """One trace, several, or lists of several, as one list."""
+    if isinstance(traces, Trace):
+        return [traces]
+    return [trace for item in traces for trace in listed(item)]
+
+
+def about(trace: Trace) -> dict:
+    return {"trace": trace.name, "trace_block_size": trace.block_size}
+
+
+def known(policies: Sequence[str]) -> list[str]:
+    """The names, after a check that each one makes a policy."""
+    for name in policies:
+        if name != "belady":  # made with the future of each trace
+            by_name(name)
+    return list(policies)
+
+
+def refuse_variants(variants: Sequence) -> None:
+    if variants:
+        names = [variant.name for variant in variants]
+        remedy = "this job takes its points from lists of its own, such as job.policies=[lru,arc]"
+        raise BadInput("variants", names, remedy)

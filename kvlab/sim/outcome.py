@@ -1,0 +1,130 @@
+"""What happened to each access, and the sums over it: the same for every way to run a trace."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from kvlab.sim.sizes import ModelShape
+from kvlab.sim.trace import Trace
+
+# Codes of an access. Those from HIT on are hits, by tier.
+MISS, BROKEN_CHAIN, PARTIAL, REFUSED, HIT, HOST_HIT = range(6)
+
+
+class Outcome(NamedTuple):
+    """One piece of a trace, run: code uint8 [A] of each access; evicted block ids int64 [E] in
+    order, and the access of the piece during which each left, int64 [E]."""
+
+    code: np.ndarray
+    evicted: np.ndarray
+    evicted_at: np.ndarray
+
+
+class Tally:
+    """Sums of a run, piece by piece, in memory that the length of the trace does not change but
+    for 8 bytes a distinct block.
+
+    window_seconds: an evicted block wanted again within it was thrash; None leaves that out.
+    """
+
+    def __init__(self, shape: ModelShape, window_seconds: float | None = 60.0):
+        self.shape, self.window_ms = shape, window_seconds and 1e3 * window_seconds
+        self.requests = self.refused = self.accesses = self.tokens = 0
+        self.hits = self.host_hits = self.token_hits = self.evictions = self.thrashed = 0
+        self.flops = self.flops_saved = 0.0
+        self.misses = dict.fromkeys(
+            ("compulsory", "capacity", "partial_block", "broken_chain", "refused"), 0
+        )
+        self.first_ms = self.last_ms = None
+        self._seen = _Seen()
+        self._gone = np.empty(0, dtype=np.int64), np.empty(0)  # evicted ids and times, recent
+
+    def add(self, piece: Trace, outcome: Outcome) -> None:
+        self.requests += len(piece)
+        self.accesses += piece.accesses
+        self.tokens += piece.tokens
+        self.evictions += len(outcome.evicted)
+        if len(piece):
+            self.first_ms = piece.arrival_ms[0] if self.first_ms is None else self.first_ms
+            self.last_ms = piece.arrival_ms[-1]
+        self._add_hits(piece, outcome.code)
+        self._add_misses(piece, outcome.code)
+        if self.window_ms is not None:
+            self._add_thrash(piece, outcome)
+
+    def _add_hits(self, piece: Trace, code: np.ndarray) -> None:
+        hit = np.flatnonzero(code >= HIT)
+        self.hits += len(hit)
+        self.host_hits += int(np.count_nonzero(code == HOST_HIT))
+        tokens = piece.block_tokens[hit]
+        self.token_hits += int(tokens.sum())
+        start = piece.depth[hit] * piece.block_size
+        flops = self.shape.prefill_flops
+        self.flops_saved += float((flops(start + tokens) - flops(start)).sum())
+        self.flops += float(flops(piece.input_tokens).sum())
+
+    def _add_misses(self, piece: Trace, code: np.ndarray) -> None:
+        count = np.bincount(code, minlength=HOST_HIT + 1).tolist()
+        first_seen = self._seen.first(piece)
+        compulsory = int(np.count_nonzero(first_seen & (code == MISS)))
+        self.misses["compulsory"] += compulsory
+        self.misses["capacity"] += count[MISS] - compulsory
+        self.misses["partial_block"] += count[PARTIAL]
+        self.misses["broken_chain"] += count[BROKEN_CHAIN]
+        self.misses["refused"] += count[REFUSED]
+        self.refused += len(np.unique(piece.request_of[code == REFUSED]))
+
+    def _add_thrash(self, piece: Trace, outcome: Outcome) -> None:
+        """Count misses whose block was evicted less than a window before.
+
+        Evictions and misses of a block alternate, so in the order of (block, time) the event
+        before such a miss is its eviction. Events are sorted as one integer each: block, place of
+        the event in time, and whether it is a miss.
+        """
+        miss = np.flatnonzero(outcome.code == MISS)
+        old_ids, old_ms = self._gone
+        ms = np.concatenate([old_ms, piece.arrival_ms[piece.request_of]])
+        gone_ids = np.concatenate([old_ids, outcome.evicted])
+        gone_at = np.concatenate([np.arange(len(old_ids)), outcome.evicted_at + len(old_ids)])
+        block = _small(np.concatenate([gone_ids, piece.ids[miss]]))
+        event = np.concatenate([2 * gone_at, 2 * (miss + len(old_ids)) + 1])
+        events = np.sort(block << 32 | event)
+        before, after = events[:-1], events[1:]
+        back = np.flatnonzero((before >> 32 == after >> 32) & (before & 1 == 0) & (after & 1 == 1))
+        at = (events & 0xFFFFFFFF) >> 1
+        absent = ms[at[back + 1]] - ms[at[back]]
+        self.thrashed += int(np.count_nonzero(absent <= self.window_ms))
+        recent = ms[gone_at] >= (self.last_ms or 0) - self.window_ms
+        self._gone = gone_ids[recent], ms[gone_at[recent]]
+
+
+def _small(ids: np.ndarray) -> np.ndarray:
+    """Ids that fit in 31 bits: themselves, or renumbered."""
+    if len(ids) and (ids.min() < 0 or ids.max() >= 1 << 31):
+        return np.unique(ids, return_inverse=True)[1]
+    return ids
+
+
+class _Seen:
+    """Which block ids came before: sorted runs, merged when alike in size, 8 bytes an id."""
+
+    def __init__(self):
+        self._runs: list[np.ndarray] = []
+
+    def first(self, piece: Trace) -> np.ndarray:
+        """Mask [A] of accesses to blocks that no access came to before; remembers them."""
+        first = piece.previous < 0
+        if self._runs:
+            at = np.flatnonzero(first)
+            for run in self._runs:
+                place = np.minimum(np.searchsorted(run, piece.ids[at]), len(run) - 1)
+                at = at[run[place] != piece.ids[at]]
+            first = np.zeros_like(first)
+            first[at] = True
+        if first.any():
+            self._runs.append(np.sort(piece.ids[first]))
+        while len(self._runs) > 1 and len(self._runs[-2]) < 2 * len(self._runs[-1]):
+            self._runs[-2:] = [np.sort(np.concatenate(self._runs[-2:]), kind="stable")]
+        return first

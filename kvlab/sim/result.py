@@ -1,0 +1,122 @@
+"""The result of a simulation: counts, the rates that follow from them, and measurement rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from kvlab.core import Measurement
+from kvlab.sim.outcome import Tally
+
+
+@dataclass
+class SimResult:
+    """What a policy did with a trace.
+
+    Counts are in blocks unless the name says otherwise. `token_hits` and `flops_saved` are of the
+    prompt; `misses` by class: compulsory (never asked before), capacity, partial_block (resident,
+    but partial blocks do not hit), broken_chain (resident behind a gap), refused (of requests
+    larger than the cache). `orphans`: resident at the end but unreachable; None where not known.
+    """
+
+    policy: str
+    capacity_blocks: int
+    block_size: int
+    requests: int
+    refused_requests: int
+    block_accesses: int
+    block_hits: int
+    tokens: int
+    token_hits: int
+    flops: float
+    flops_saved: float
+    evictions: int
+    misses: dict[str, int]
+    seconds: float
+    thrashed: int | None = None
+    host_hits: int = 0
+    host_evictions: int = 0
+    orphans: int | None = None
+    service: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, tally: Tally, policy: str, capacity: int, block_size: int, **more) -> SimResult:
+        known = tally.first_ms is not None
+        return cls(
+            policy=policy,
+            capacity_blocks=capacity,
+            block_size=block_size,
+            requests=tally.requests,
+            refused_requests=tally.refused,
+            block_accesses=tally.accesses,
+            block_hits=tally.hits,
+            tokens=tally.tokens,
+            token_hits=tally.token_hits,
+            flops=tally.flops,
+            flops_saved=tally.flops_saved,
+            evictions=tally.evictions,
+            misses=tally.misses,
+            seconds=(tally.last_ms - tally.first_ms) / 1e3 if known else 0.0,
+            thrashed=None if tally.window_ms is None else tally.thrashed,
+            host_hits=tally.host_hits,
+            **more,
+        )
+
+    @property
+    def device_hits(self) -> int:
+        return self.block_hits - self.host_hits
+
+    @property
+    def block_hit_percent(self) -> float:
+        return _percent(self.block_hits, self.block_accesses)
+
+    @property
+    def token_hit_percent(self) -> float:
+        return _percent(self.token_hits, self.tokens)
+
+    @property
+    def flops_saved_percent(self) -> float:
+        """Share of the prefill FLOPs that hits save (later tokens cost more: attention)."""
+        return _percent(self.flops_saved, self.flops)
+
+    @property
+    def evictions_per_second(self) -> float:
+        """Per second of the trace's own time; 0 if it has none."""
+        return self.evictions / self.seconds if self.seconds else 0.0
+
+    @property
+    def thrash_percent(self) -> float | None:
+        """Share of evictions whose block was wanted again within the window."""
+        return None if self.thrashed is None else _percent(self.thrashed, self.evictions)
+
+    def measurements(self) -> list[Measurement]:
+        """Rows for a run folder, named as in the contract of a run."""
+        count = self.block_accesses
+        rows = [
+            Measurement("block_hit_percent", self.block_hit_percent, "%", "higher", count=count),
+            Measurement("token_hit_percent", self.token_hit_percent, "%", "higher", count=count),
+            Measurement("flops_saved_percent", self.flops_saved_percent, "%", "higher"),
+            Measurement("evictions", self.evictions, "blocks", "lower"),
+            Measurement("evictions_per_second", self.evictions_per_second, "blocks/s", "lower"),
+            Measurement("refused_requests", self.refused_requests, "requests", "lower"),
+        ]
+        rows += [
+            Measurement(f"miss_{name}_percent", _percent(misses, count), "%", "lower")
+            for name, misses in self.misses.items()
+        ]
+        if self.thrashed is not None:
+            rows.append(Measurement("thrash_percent", self.thrash_percent, "%", "lower"))
+        if self.host_hits:
+            share = _percent(self.host_hits, count)
+            rows.append(Measurement("host_hit_percent", share, "%", "higher"))
+        if self.orphans is not None:
+            rows.append(Measurement("orphans", self.orphans, "blocks", "lower"))
+        rows += [Measurement(name, value, _unit(name)) for name, value in self.service.items()]
+        return rows
+
+
+def _percent(part: float, whole: float) -> float:
+    return 100.0 * part / whole if whole else 0.0
+
+
+def _unit(name: str) -> str:
+    return name.rsplit("_", 1)[-1]

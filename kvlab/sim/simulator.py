@@ -1,0 +1,134 @@
+"""Replay a trace against a policy: the ordinary ledger and policy objects, nothing behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from kvlab.blocks import BlockLedger
+from kvlab.core import BadInput
+from kvlab.policy import Belady, EvictionPolicy, by_name
+from kvlab.sim.curves import not_hittable
+from kvlab.sim.engine import Engine, Tier
+from kvlab.sim.fast import Compiled
+from kvlab.sim.files import TraceStream
+from kvlab.sim.flat import Flat
+from kvlab.sim.outcome import Tally
+from kvlab.sim.result import SimResult
+from kvlab.sim.service import CostModel, InFlight, OneByOne, recompute_cost
+from kvlab.sim.sizes import ModelShape, shape_by_name
+from kvlab.sim.trace import Trace
+
+
+@dataclass(frozen=True)
+class Host:
+    """A tier behind the device: blocks evicted there come here, and a hit here moves back."""
+
+    capacity_blocks: int
+    policy: str | EvictionPolicy = "lru"
+
+
+def simulate(
+    trace: Trace | TraceStream,
+    policy: str | EvictionPolicy = "lru",
+    capacity_blocks: int = 1000,
+    prefix: bool = True,
+    partial_blocks: str = "hit",
+    *,
+    host: Host | None = None,
+    service: CostModel | None = None,
+    shape: str | dict | ModelShape = "llama-3.1-8b",
+    window_seconds: float | None = 60.0,
+    events: Callable[[tuple], None] | None = None,
+    compiled: bool = False,
+) -> SimResult:
+    """Hits, misses by class and evictions of `policy` on `trace` in `capacity_blocks` blocks.
+
+    prefix=True: a block hits only if all earlier blocks of its request do. One request at a time:
+    (1) its leading run of resident blocks is looked up, (2) its blocks are pinned, (3) victims
+    leave until the missing ones fit, and a request larger than the capacity is refused, (4)
+    metadata is updated once, deeper blocks being older. A resident block behind a gap is a miss
+    that keeps its place. prefix=False: each block on its own, in file order.
+    partial_blocks "miss": a partial last block takes its place but never hits.
+    service: requests come at their arrival times and hold their blocks while they are served.
+    shape: of the model whose prefill FLOPs hits save. window_seconds: for thrash; None skips it.
+    events: called with each event of the device's ledger, to record the run.
+    compiled: the same results from numba, much faster, for the policies that `sim/fast.py` names.
+    """
+    _check(prefix, partial_blocks, host, service)
+    shape = shape_by_name(shape)
+    if compiled:
+        _check_compiled(policy, host, service, events)
+        trace = _dense(trace)
+        misses = not_hittable(partial_blocks)
+        runner = Compiled(policy, _capacity(capacity_blocks), prefix, misses)
+    else:
+        chosen = (
+            _clairvoyant(trace, capacity_blocks, prefix, partial_blocks, service)
+            if policy == "belady"
+            else policy
+        )
+        ledger = _ledger(chosen, capacity_blocks, events)
+        runner = _runner(ledger, trace, prefix, partial_blocks, host, service, shape)
+    tally = Tally(shape, window_seconds)
+    for piece in trace.pieces():
+        tally.add(piece, runner.run(piece))
+    return SimResult.of(tally, _name(policy), capacity_blocks, trace.block_size, **runner.more())
+
+
+def _name(policy: str | EvictionPolicy) -> str:
+    return policy if isinstance(policy, str) else policy.name or type(policy).__name__
+
+
+def _ledger(policy: str | EvictionPolicy, capacity: int, events=None) -> BlockLedger:
+    policy = by_name(policy) if isinstance(policy, str) else policy
+    return BlockLedger(_capacity(capacity), policy, events)
+
+
+def _clairvoyant(trace, capacity: int, prefix: bool, partial_blocks: str, service) -> Belady:
+    """Belady's policy with this trace's future; what can never hit is no use in it."""
+    if not isinstance(trace, Trace) or service:
+        raise BadInput(
+            "policy", "belady", "needs a whole trace, known ahead, without service times"
+        )
+    if not prefix:
+        return Belady(trace.ids.tolist())
+    trace.check_prefix_chained()
+    hides = not_hittable(partial_blocks) & (trace.input_tokens % trace.block_size > 0)
+    keep = np.where(np.diff(trace.first) <= capacity, np.diff(trace.first) - hides, 0)
+    future = (ids[:count] for ids, count in zip(trace.requests(), keep.tolist()))
+    return Belady(future, by_request=True)
+
+
+def _capacity(blocks: int) -> int:
+    if not isinstance(blocks, (int, np.integer)) or blocks < 1:
+        raise BadInput("capacity_blocks", blocks, "must be a whole number of at least 1")
+    return int(blocks)
+
+
+def _dense(trace: Trace | TraceStream) -> Trace | TraceStream:
+    """Tables are indexed by id: renumber a loaded trace where its ids are far apart."""
+    if not isinstance(trace, Trace) or trace.dense[0] is trace.ids:
+        return trace
+    return replace(trace, ids=trace.dense[0])
+
+
+def _check_compiled(policy, host, service, events) -> None:
+    if not isinstance(policy, str) or host or service or events:
+        raise BadInput("compiled", True, "takes a policy's name, and no host, service or events")
+
+
+def _check(prefix, partial_blocks, host, service) -> None:
+    if not prefix and (host or service or not_hittable(partial_blocks)):
+        raise BadInput("prefix", prefix, "host, service and partial_blocks=miss need prefix=True")
+
+
+def _runner(ledger, trace, prefix, partial_blocks, host, service, shape):
+    if not prefix:
+        return Flat(ledger)
+    second = host and Tier(_ledger(host.policy, host.capacity_blocks))
+    cost = recompute_cost(shape, trace.block_size)
+    engine = Engine(Tier(ledger), second, not_hittable(partial_blocks), cost)
+    return InFlight(engine, service) if service else OneByOne(engine)

@@ -1,0 +1,171 @@
+"""Request traces: what was asked, in which order, and which blocks each request names.
+
+The file format is Mooncake's (FAST'25): one JSON object a line with `timestamp` (ms),
+`input_length` and `output_length` (tokens) and `hash_ids`, the prefix-chained ids of the input's
+blocks. Equal ids mean the same block after the same prefix; the last block may be partial.
+A first line `{"block_size": 16}` gives the tokens of a block; without it they are 512.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from kvlab.core import BadInput
+
+MOONCAKE_BLOCK = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """Requests as flat arrays: R requests, A block accesses.
+
+    arrival_ms float64 [R]; input_tokens, output_tokens int64 [R]; first int64 [R + 1] is where each
+    request's blocks begin in `ids` int64 [A]; block_size in tokens.
+    """
+
+    name: str
+    block_size: int
+    arrival_ms: np.ndarray
+    input_tokens: np.ndarray
+    output_tokens: np.ndarray
+    first: np.ndarray
+    ids: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.input_tokens)
+
+    @property
+    def accesses(self) -> int:
+        return len(self.ids)
+
+    @property
+    def tokens(self) -> int:
+        return int(self.input_tokens.sum())
+
+    def pieces(self) -> Iterator[Trace]:
+        """A loaded trace is one piece; a `TraceStream` yields many. `simulate` takes both."""
+        yield self
+
+    def requests(self) -> Iterator[list[int]]:
+        """The block ids of each request as plain integers."""
+        ids, first = self.ids.tolist(), self.first.tolist()
+        for begin, end in zip(first, first[1:]):
+            yield ids[begin:end]
+
+    @cached_property
+    def dense(self) -> tuple[np.ndarray, int]:
+        """Ids renumbered into 0..U-1 (int64 [A]) and U; bundled traces are that already."""
+        if not self.accesses:
+            return self.ids, 0
+        low, high = int(self.ids.min()), int(self.ids.max())
+        if low >= 0 and high < 2 * self.accesses:  # dense enough: a table indexed by id is small
+            return self.ids, high + 1
+        unique, inverse = np.unique(self.ids, return_inverse=True)
+        return inverse.astype(np.int64), len(unique)
+
+    @cached_property
+    def request_of(self) -> np.ndarray:
+        """Request index of each access, int64 [A]."""
+        return np.repeat(np.arange(len(self)), np.diff(self.first))
+
+    @cached_property
+    def depth(self) -> np.ndarray:
+        """Position of each access in its request, int64 [A]."""
+        return np.arange(self.accesses) - np.repeat(self.first[:-1], np.diff(self.first))
+
+    @cached_property
+    def block_tokens(self) -> np.ndarray:
+        """Tokens that each access stands for, int64 [A]: the block size, less for a partial end."""
+        left = self.input_tokens[self.request_of] - self.depth * self.block_size
+        return np.minimum(left, self.block_size)
+
+    @cached_property
+    def previous(self) -> np.ndarray:
+        """Index of the access before to the same block, -1 for its first; int64 [A]."""
+        ids, _ = self.dense
+        order = np.argsort(ids, kind="stable")
+        again = ids[order[1:]] == ids[order[:-1]]
+        result = np.full(self.accesses, -1)
+        result[order[1:][again]] = order[:-1][again]
+        return result
+
+    def check_prefix_chained(self) -> None:
+        """Raise `BadInput` unless every id always follows the same id at the same depth."""
+        ids, count = self.dense
+        parent = np.where(self.depth > 0, np.roll(ids, 1), -1)
+        known = np.full(count, -2)
+        known[ids] = parent
+        wrong = np.flatnonzero(known[ids] != parent)
+        if len(wrong):
+            raise BadInput(
+                "trace",
+                self.name,
+                f"block id {int(self.ids[wrong[0]])} follows different blocks in different "
+                "requests; ids must be chained over the whole prefix for this question",
+            )
+
+    def select(self, keep: np.ndarray) -> Trace:
+        """The requests of a mask [R], with their blocks."""
+        length = np.diff(self.first)[keep]
+        return replace(
+            self,
+            arrival_ms=self.arrival_ms[keep],
+            input_tokens=self.input_tokens[keep],
+            output_tokens=self.output_tokens[keep],
+            first=np.concatenate([[0], np.cumsum(length)]),
+            ids=self.ids[keep[self.request_of]],
+        )
+
+    def coarser(self, multiple: int) -> Trace:
+        """The same requests in blocks `multiple` times as large, exactly.
+
+        A chained id names its whole prefix, so a group of blocks is named by its last id; ids are
+        then renumbered by first appearance.
+        """
+        if multiple < 1:
+            raise BadInput("multiple", multiple, "must be a whole number of at least 1")
+        self.check_prefix_chained()
+        length = np.diff(self.first)
+        ends = np.minimum(self.depth + 1, length[self.request_of]) == length[self.request_of]
+        kept = ends | ((self.depth + 1) % multiple == 0)
+        first = np.concatenate([[0], np.cumsum(-(-length // multiple))])
+        return replace(
+            self, block_size=self.block_size * multiple, first=first, ids=_renumber(self.ids[kept])
+        )
+
+    def with_block_size(self, tokens: int) -> Trace:
+        """This trace in blocks of `tokens` tokens; finer than its own is refused."""
+        if tokens == self.block_size:
+            return self
+        if tokens < self.block_size or tokens % self.block_size:
+            raise BadInput(
+                "trace.block_size",
+                tokens,
+                f"trace {self.name} has blocks of {self.block_size} tokens; only multiples of that "
+                "can be derived, because an id says nothing about the tokens inside its block",
+            )
+        return self.coarser(tokens // self.block_size)
+
+
+def _renumber(ids: np.ndarray) -> np.ndarray:
+    """Ids replaced by 0, 1, 2, ... in order of first appearance."""
+    _, at, inverse = np.unique(ids, return_index=True, return_inverse=True)
+    rank = np.empty(len(at), dtype=np.int64)
+    rank[np.argsort(at)] = np.arange(len(at))
+    return rank[inverse]
+
+
+def from_requests(
+    requests: Iterable[tuple[float, int, int, list[int]]], block_size: int, name: str = "trace"
+) -> Trace:
+    """A trace of (arrival_ms, input_tokens, output_tokens, block ids) tuples."""
+    rows = list(requests)
+    ids = [np.asarray(row[3], dtype=np.int64) for row in rows]
+    column = [np.array([row[i] for row in rows], dtype=t) for i, t in enumerate("dqq")]
+    first = np.concatenate([[0], np.cumsum([len(row) for row in ids], dtype=np.int64)])
+    flat = np.concatenate(ids) if ids else np.empty(0, dtype=np.int64)
+    return Trace(name, block_size, *column, first.astype(np.int64), flat)

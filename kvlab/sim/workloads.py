@@ -1,0 +1,150 @@
+"""Synthetic request traces, seeded: the same arguments always give the same trace.
+
+Each generator stresses one habit of real traffic. Lengths are in tokens; arrivals are a Poisson
+process of `rate` requests a second; block ids are chained over the prefix as in recorded traces.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from kvlab.core import BadInput
+from kvlab.sim.trace import Trace, from_requests
+
+# A request before ids: the pieces of its prompt as (name, tokens), and the tokens it generates.
+Prompt = tuple[list[tuple[object, int]], int]
+
+
+def system_prompts(
+    requests: int = 2000, *, prompts: int = 200, skew: float = 1.0, system_tokens: int = 4096,
+    user_tokens: int = 512, output_tokens: int = 256, block_size: int = 64, rate: float = 2.0,
+    seed: int = 0,
+) -> Trace:  # fmt: skip
+    """Shared system prompts with Zipf popularity (weight 1 / rank**skew), each with a fresh user
+    turn of about `user_tokens`."""
+    draw = random.Random(seed)
+    weights = 1.0 / np.arange(1, prompts + 1) ** skew
+    ranks = draw.choices(range(prompts), weights=weights.tolist(), k=requests)
+    made = (
+        ([(("system", rank), system_tokens), (("user", i), _about(draw, user_tokens))],
+         _about(draw, output_tokens))
+        for i, rank in enumerate(ranks)
+    )  # fmt: skip
+    return _trace("system_prompts", made, block_size, rate, draw)
+
+
+def chats(
+    requests: int = 2000, *, open_chats: int = 50, turns: int = 6, system_tokens: int = 1024,
+    user_tokens: int = 256, output_tokens: int = 384, block_size: int = 64, rate: float = 2.0,
+    seed: int = 0,
+) -> Trace:  # fmt: skip
+    """Multi-turn chats: `open_chats` at a time take turns at random, each turn's prompt holds all
+    before; a chat ends after about `turns` turns and a new one takes its place."""
+    draw = random.Random(seed)
+
+    def turns_of_all() -> Iterator[Prompt]:
+        live = [_Chat(i, system_tokens) for i in range(open_chats)]
+        for i in range(requests):
+            slot = draw.randrange(open_chats)
+            chat = live[slot]
+            answer = _about(draw, output_tokens)
+            yield chat.turn(("user", i), _about(draw, user_tokens), answer)
+            if draw.random() < 1.0 / turns:
+                live[slot] = _Chat(open_chats + i, system_tokens)
+
+    return _trace("chats", turns_of_all(), block_size, rate, draw)
+
+
+def agents(
+    requests: int = 2000, *, agents: int = 20, steps: int = 12, system_tokens: int = 6144,
+    tool_tokens: int = 1024, output_tokens: int = 128, block_size: int = 64, rate: float = 4.0,
+    seed: int = 0,
+) -> Trace:  # fmt: skip
+    """Agents: `agents` run side by side in turn, each with its own long system prompt; a task is
+    `steps` steps, each adding a tool result, then the agent starts over from its prompt."""
+    draw = random.Random(seed)
+
+    def all_steps() -> Iterator[Prompt]:
+        live = [_Chat(("agent", a), system_tokens) for a in range(agents)]
+        for i in range(requests):
+            a, step = i % agents, i // agents
+            if step % steps == 0:
+                live[a] = _Chat(("agent", a), system_tokens)
+            yield live[a].turn(("tool", i), _about(draw, tool_tokens), _about(draw, output_tokens))
+
+    return _trace("agents", all_steps(), block_size, rate, draw)
+
+
+def scans(
+    requests: int = 2000, *, documents: int = 40, document_tokens: int = 8192, hot: int = 10,
+    hot_share: float = 0.3, user_tokens: int = 64, output_tokens: int = 64, block_size: int = 64,
+    rate: float = 2.0, seed: int = 0,
+) -> Trace:  # fmt: skip
+    """A loop over `documents` long documents, which evicts everything under LRU just before it is
+    wanted again, mixed with a `hot_share` of requests to `hot` popular ones."""
+    if not 0 <= hot_share <= 1:
+        raise BadInput("hot_share", hot_share, "must lie between 0 and 1")
+    draw = random.Random(seed)
+
+    def mixed() -> Iterator[Prompt]:
+        at = 0
+        for i in range(requests):
+            if draw.random() < hot_share:
+                name = ("hot", draw.randrange(hot))
+            else:
+                name, at = ("scan", at % documents), at + 1
+            question = (("user", i), _about(draw, user_tokens))
+            yield [(name, document_tokens), question], _about(draw, output_tokens)
+
+    return _trace("scans", mixed(), block_size, rate, draw)
+
+
+class _Chat:
+    """A conversation whose prompt grows by what was said."""
+
+    def __init__(self, name: object, system_tokens: int):
+        self.parts: list[tuple[object, int]] = [(("system", name), system_tokens)]
+
+    def turn(self, name: object, user_tokens: int, answer_tokens: int) -> Prompt:
+        self.parts.append((name, user_tokens))
+        prompt = list(self.parts)
+        self.parts.append((("answer", name), answer_tokens))
+        return prompt, answer_tokens
+
+
+def _about(draw: random.Random, mean: int) -> int:
+    """A length spread around its mean: half of it to one and a half."""
+    return max(1, round(mean * draw.uniform(0.5, 1.5)))
+
+
+def _trace(
+    name: str, prompts: Iterable[Prompt], block_size: int, rate: float, draw: random.Random
+) -> Trace:
+    ids: dict[tuple, int] = {}
+    now, rows = 0.0, []
+    for parts, output in prompts:
+        tokens = sum(length for _, length in parts)
+        rows.append((round(now, 3), tokens, output, _chain(ids, parts, block_size)))
+        now += 1e3 * draw.expovariate(rate)
+    return from_requests(rows, block_size, name)
+
+
+def _chain(ids: dict[tuple, int], parts: list[tuple[object, int]], block_size: int) -> list[int]:
+    """Chained ids: a block is its parent and the pieces of text in it, so equal prefixes share."""
+    chain, parent, content, room = [], -1, [], block_size
+    for name, length in parts:
+        start = 0
+        while start < length:
+            count = min(room, length - start)
+            content.append((name, start, count))
+            start, room = start + count, room - count
+            if not room:
+                parent = ids.setdefault((parent, *content), len(ids))
+                chain.append(parent)
+                content, room = [], block_size
+    if content:
+        chain.append(ids.setdefault((parent, *content), len(ids)))
+    return chain
