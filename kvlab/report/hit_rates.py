@@ -17,7 +17,8 @@ from kvlab.report import canvas
 HIT = "block_hit_percent"
 BOUND = {"color": "#000000", "linestyle": "--", "marker": "", "linewidth": 1.6}
 NAMES = {"belady": "best possible (Belady)", "lru": "LRU", "adaptive": "adaptive"}
-LOUD = ("lru", "adaptive")  # drawn in colour and weight; the others thin
+LOUD = {"lru": canvas.COLOURS[1], "adaptive": canvas.COLOURS[0]}  # the others thin and grey
+QUIET = ("#9a9a9a", "#5f5f5f")
 ORDER = ("fp32", "bf16", "fp16", "fp8", "int8", "int4", "k4v2", "k3v2", "int3", "int2")
 
 
@@ -99,7 +100,6 @@ def _panels(rows: list[dict], width: float = 5.4) -> tuple[Figure, list[tuple[st
     made, panels = canvas.figure(len(named), width=width * len(named) + 0.8, height=4.4)
     for name, axes in zip(named, panels):
         axes.set_title(name, loc="left")
-        axes.set_ylim(bottom=0)
     panels[0].set_ylabel("block hits, % of accesses ↑")
     return made, list(zip(named, panels))
 
@@ -137,13 +137,28 @@ def _size_of(rows: list[dict], trace: str) -> int:
     )
 
 
+def _look(policy: str, index: int) -> dict:
+    """LRU and the adaptive policy in colour, the others told apart by marker and grey."""
+    if policy == "belady":
+        return BOUND
+    if policy in LOUD:
+        return {
+            "color": LOUD[policy],
+            "linewidth": 2.6,
+            "marker": "o",
+            "markersize": 5,
+            "zorder": 3,
+        }
+    marker = canvas.MARKERS[1 + index % (len(canvas.MARKERS) - 1)]
+    return {"color": QUIET[index % 2], "linewidth": 0.9, "marker": marker, "markersize": 5}
+
+
 def _policy_lines(axes: Axes, rows: list[dict]) -> None:
     policies = list(dict.fromkeys(row["variant"] for row in rows))
     for index, policy in enumerate(policies):
         x, y = _line([row for row in rows if row["variant"] == policy], "capacity_blocks")
-        loud = {"linewidth": 2.4, "zorder": 3} if policy in LOUD else {"linewidth": 1.0}
-        look = BOUND if policy == "belady" else {**canvas.look(index), "markersize": 4, **loud}
-        axes.plot(x, y, label=NAMES.get(policy, policy), **look)
+        axes.plot(x, y, label=NAMES.get(policy, policy), **_look(policy, index))
+    axes.set_ylim(bottom=0)
     size = rows[0]["params"].get("trace_block_size", 0)
     few = (
         x if len(x) <= 10 else [v for v in (300, 1000, 3000, 10_000, 30_000, 100_000) if v <= x[-1]]
@@ -162,6 +177,7 @@ def _size_lines(axes: Axes, rows: list[dict]) -> None:
             label = f"{NAMES[policy]}, blocks of {size:,}"
             colour = canvas.COLOURS[index]
             axes.plot([v / 1e6 for v in x], y, linestyle=style, color=colour, label=label)
+    axes.set_ylim(bottom=0)
     _log(axes, "capacity, million tokens", [0.2, 0.5, 1, 2, 5, 10, 20, 50])
 
 
@@ -185,9 +201,10 @@ def trade(rows: list[dict], budget: float) -> Figure:
 def _bars(axes: Axes, value: dict, formats: list[str], policies: list[str]) -> None:
     width = 0.8 / len(policies)
     for index, policy in enumerate(policies):
-        x = [at + (index - (len(policies) - 1) / 2) * width for at in range(len(formats))]
-        y = [value[format, policy] for format in formats]
-        colour = canvas.COLOURS[(0, 1, 2, 3)[index % 4]]
+        there = [at for at, format in enumerate(formats) if (format, policy) in value]
+        x = [at + (index - (len(policies) - 1) / 2) * width for at in there]
+        y = [value[formats[at], policy] for at in there]
+        colour = LOUD.get(policy, canvas.COLOURS[2 + index])
         drawn = axes.bar(x, y, width, color=colour, label=NAMES.get(policy, policy))
         axes.bar_label(drawn, fmt="%.1f", fontsize=9, padding=1)
     best = [value.get((format, "belady")) for format in formats]
@@ -210,6 +227,7 @@ def over_budget(rows: list[dict]) -> Figure:
                 look = {**canvas.look(index), "linestyle": style, "markersize": 4}
                 if x:
                     axes.plot(x, y, label=f"{format} {NAMES.get(policy, policy)}", **look)
+        axes.set_ylim(bottom=0)
         _log(axes, "budget, GiB", sorted({r["params"]["budget_gib"] for r in mine}))
     canvas.legend(made, panels[0][1])
     return made
@@ -229,10 +247,8 @@ def chooser(rows: list[dict]) -> Figure:
                 best[at] = max(best.get(at, 0.0), row["value"])
         for index, policy in enumerate(dict.fromkeys(row["variant"] for row in mine)):
             x, y = _line([row for row in mine if row["variant"] == policy], "capacity_blocks")
-            loud = policy in judged or policy == "lru"
-            look = {**canvas.look(index), "markersize": 4, "linewidth": 2.6 if loud else 0.9}
             below = [value - best[at] for at, value in zip(x, y)]
-            axes.plot(x, below, label=NAMES.get(policy, policy), zorder=3 if loud else 2, **look)
+            axes.plot(x, below, label=NAMES.get(policy, policy), **_look(policy, index))
         axes.axhline(-2, color=canvas.GREY, linestyle=":")
         axes.set_ylim(-12, 1)
         _log(axes, "capacity, blocks", sorted(best))
