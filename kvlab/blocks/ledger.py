@@ -237,18 +237,20 @@ class BlockLedger:
 
     def touch(self, ids: Sequence[BlockId]) -> None:
         """Tell the policy that sealed blocks were used, in this order (a prefix: tail first)."""
+        ids = list(ids)
         metas, touch, now = self._metas, self.policy.touch, self.now
+        known = len(metas)
         for id in ids:
+            if not 0 <= id < known or metas[id].state != SEALED:
+                raise BlockStateError("touch", self._find(id), id)
             meta = metas[id]
-            if meta.state != SEALED:
-                raise BlockStateError("touch", meta, id)
             now += 1
             meta.last = now
             meta.hits += 1
             touch(meta)
         self.now = now
         if self.events:
-            self.events(("touch", list(ids)))
+            self.events(("touch", ids))
 
     def score(self, id: BlockId, value: float) -> None:
         """Set the score of a sealed block (attention mass, or what the policy in use reads)."""

@@ -11,7 +11,7 @@ from kvlab.policy.base import (
     PriorityPolicy,
     by_name,
     names,
-)  # fmt: skip
+)
 from kvlab.policy.belady import Belady
 from kvlab.policy.classic import FIFO, LFU, LRU, Random
 from kvlab.policy.fifo_queues import S3FIFO, SIEVE

@@ -16,8 +16,9 @@ class Shadow:
         self.policy = policy
         self.misses = 0.0
         self.metas: dict[Hashable, BlockMeta] = {}  # by key: content, or a stand-in for none
+        self.held: set[Hashable] = set()
         self._keys: list[Hashable] = []  # by the id of the shadow's own meta
-        self._spare: list[BlockId] = []
+        self._spare: list[BlockMeta] = []  # to be used again
 
     def access(self, key: Hashable, real: BlockMeta, now: int, held: bool) -> bool:
         """Use a content; says whether the shadow had it. It has it afterwards."""
@@ -29,35 +30,36 @@ class Shadow:
             return True
         self._enter(key, real, now)
         if held:
-            self.policy.hold(self.metas[key])
+            self.hold(key)
         return False
 
     def _enter(self, key, real, now):
         if self._spare:
-            id = self._spare.pop()
-            self._keys[id] = key
+            own = self._spare.pop()
         else:
-            id = len(self._keys)
+            own = BlockMeta(len(self._keys))
             self._keys.append(key)
-        own = BlockMeta(id, real.content, real.depth, real.level, now, real.cost, real.size)
-        own.score, own.parent = real.score, real.parent
-        self.metas[key] = own
+        self._keys[own.id], self.metas[key] = key, own
+        own.content, own.parent, own.depth = real.content, real.parent, real.depth
+        own.level, own.cost, own.size, own.score = real.level, real.cost, real.size, real.score
+        own.born = own.last = now
+        own.hits = 0
         self.policy.add(own)
 
     def pop(self) -> Hashable:
         """Evict by the member's choice; the key that left."""
-        id = self.policy.pop()
-        self._spare.append(id)
-        key = self._keys[id]
-        del self.metas[key]
+        key = self._keys[self.policy.pop()]
+        self._spare.append(self.metas.pop(key))
         return key
 
     def hold(self, key: Hashable) -> None:
-        if key in self.metas:
+        if key in self.metas and key not in self.held:
+            self.held.add(key)
             self.policy.hold(self.metas[key])
 
     def release(self, key: Hashable) -> None:
-        if key in self.metas:
+        if key in self.held:
+            self.held.remove(key)
             self.policy.release(self.metas[key])
 
 
@@ -88,7 +90,7 @@ class Adaptive(EvictionPolicy):
         self._shadows = [Shadow(policy) for policy in made]
         self._strangers: list[OrderedDict[BlockId, None]] = [OrderedDict() for _ in made]
         self._key: dict[BlockId, Hashable] = {}  # of known blocks, held ones included
-        self._at: dict[Hashable, BlockId] = {}  # evictable blocks by key
+        self._at: dict[Hashable, BlockId] = {}
         self._held: set[BlockId] = set()
         self._accesses = 0
         self.followed = [0] * len(made)  # victims chosen under each member, for reports
@@ -106,14 +108,10 @@ class Adaptive(EvictionPolicy):
 
     def add(self, meta):
         key = meta.content
-        if key is None or key in self._at or self._is_held(key):
-            key = ("alone", meta.id, meta.born)  # nothing to recognize it by
-        self._key[meta.id] = key
-        self._at[key] = meta.id
+        if key is None or key in self._at:
+            key = ("alone", meta.id, meta.born)  # nothing to tell it by, or a second copy
+        self._key[meta.id], self._at[key] = key, meta.id
         self._access(key, meta)
-
-    def _is_held(self, key):
-        return any(self._key[id] == key for id in self._held)
 
     def touch(self, meta):
         self._access(self._key[meta.id], meta)
@@ -135,7 +133,7 @@ class Adaptive(EvictionPolicy):
         limit = self.capacity or len(self._key)
         while len(shadow.metas) > limit and len(shadow.policy):
             id = self._at.get(shadow.pop())
-            if id is not None:
+            if id is not None and id not in self._held:
                 strangers[id] = None
 
     def rescore(self, meta):
@@ -146,25 +144,25 @@ class Adaptive(EvictionPolicy):
                 shadow.policy.rescore(own)
 
     def remove(self, meta):
-        self._forget(meta.id)
+        if meta.id in self._key:
+            self._forget(meta.id)
 
     def _forget(self, id):
-        self._at.pop(self._key.pop(id, None), None)
+        key = self._key.pop(id)
+        del self._at[key]
         self._held.discard(id)
-        for strangers in self._strangers:
+        for shadow, strangers in zip(self._shadows, self._strangers):
             strangers.pop(id, None)
+            shadow.release(key)
 
     def hold(self, meta):
-        key = self._key[meta.id]
-        del self._at[key]
         self._held.add(meta.id)
         for shadow, strangers in zip(self._shadows, self._strangers):
             strangers.pop(meta.id, None)
-            shadow.hold(key)
+            shadow.hold(self._key[meta.id])
 
     def release(self, meta):
         key = self._key[meta.id]
-        self._at[key] = meta.id
         self._held.discard(meta.id)
         for shadow, strangers in zip(self._shadows, self._strangers):
             shadow.release(key)
@@ -173,7 +171,7 @@ class Adaptive(EvictionPolicy):
                 strangers[meta.id] = None
 
     def pop(self):
-        if not self._at:
+        if not len(self):
             raise nothing()
         leader = self.leader
         self.followed[leader] += 1
@@ -186,16 +184,16 @@ class Adaptive(EvictionPolicy):
             return next(iter(strangers))
         while len(shadow.policy):
             id = self._at.get(shadow.pop())
-            if id is not None:
+            if id is not None and id not in self._held:
                 return id
-        return min(self._at.values())
+        return min(id for id in self._key if id not in self._held)
 
     def tick(self, step):
         for shadow in self._shadows:
             shadow.policy.tick(step)
 
     def __len__(self):
-        return len(self._at)
+        return len(self._key) - len(self._held)
 
     def __contains__(self, id):
         return id in self._key and id not in self._held

@@ -32,12 +32,12 @@ class BlockMeta:
     cost     what recomputing it takes (tokens or FLOPs, the caller's choice)
     size     blocks it counts for
     score    attention mass averaged over age, or a prefill score
-    place, uses              the policy's own notes; state, pins, owner, doomed the ledger's
+    line, place, uses        the policy's own notes; state, pins, owner, doomed are the ledger's
     """
 
     __slots__ = (
         "id", "content", "parent", "depth", "level", "born", "last", "hits", "cost", "size",
-        "score", "state", "pins", "owner", "doomed", "place", "uses",
+        "score", "state", "pins", "owner", "doomed", "line", "place", "uses",
     )  # fmt: skip
 
     def __init__(self, id: BlockId, content=None, depth=0, level=0, born=0, cost=1.0, size=1):
@@ -45,7 +45,7 @@ class BlockMeta:
         self.born = self.last = born
         self.hits, self.cost, self.size, self.score = 0, cost, size, 0.0
         self.state, self.pins, self.owner, self.doomed = 0, 0, None, False
-        self.place = self.uses = 0
+        self.line, self.place, self.uses = None, 0, 0
         self.parent: int | None = None
 
     def __repr__(self):

@@ -32,7 +32,9 @@ class Belady(PriorityPolicy):
     def __init__(self, future: Iterable | None = None, by_request: bool = False):
         super().__init__()
         if future is None:
-            raise BadInput("policy", self.name, "needs the future of a trace; only replays have one")
+            raise BadInput(
+                "policy", self.name, "needs the future of a trace; only replays have one"
+            )
         self.by_request = by_request
         self._now = 0  # position of the access or request under way
         self._uses: dict[int, array] = defaultdict(lambda: array("q"))  # last use first

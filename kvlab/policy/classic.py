@@ -69,7 +69,7 @@ class LFU(EvictionPolicy):
     name = "lfu"
 
     def __init__(self):
-        self._lines: dict[int, Line] = {}  # by hits; `meta.uses` says which a block stands in
+        self._lines: dict[int, Line] = {}  # by hits
         self._counts: list[int] = []  # heap of the keys of `_lines`, deleted lazily
         self._length = 0
 

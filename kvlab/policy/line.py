@@ -17,8 +17,9 @@ from kvlab.policy.base import BlockMeta
 class Line:
     """Blocks by rising `place`, ties by id. O(1) a verb, O(log n) for late ones.
 
-    The policy sets `place` before `push`, and leaves it alone while the block is here. `size`
-    counts the blocks that stand here, held ones included; `len` those that `pop` can give.
+    The policy sets `place` before `push`, and leaves it alone while the block is here; `meta.line`
+    says where a block stands, held ones included. `size` counts all these, `len` only those that
+    `pop` can give.
     """
 
     __slots__ = ("size", "_queue", "_newest", "_late", "_heap")
@@ -33,6 +34,7 @@ class Line:
     def push(self, meta: BlockMeta) -> None:
         """Enter a block that is not here."""
         self.size += 1
+        meta.line = self
         if meta.place > self._newest:
             self._newest = meta.place
             self._queue[meta.id] = meta
@@ -56,6 +58,7 @@ class Line:
         """Take a block out; says whether it was here."""
         if self._queue.pop(meta.id, None) or self._late.pop(meta.id, None):
             self.size -= 1
+            meta.line = None
             return True
         return False
 
@@ -77,6 +80,7 @@ class Line:
         else:
             return None
         self.size -= 1
+        meta.line = None
         return meta
 
     def head(self) -> BlockMeta:

@@ -26,6 +26,7 @@ class ARC(QueuePolicy):
         self._once_ghosts, self._again_ghosts = Ghosts(), Ghosts()  # B1, B2
         self._target = 0.0  # p: blocks that `_once` should have
         self._found = PLAIN
+        self._new: int | None = None  # the last content that `expect` found in no ghost list
         self._expected = Ghosts()  # contents found in a ghost list by `expect`, to be added
         super().__init__([self._once, self._again])
 
@@ -33,6 +34,8 @@ class ARC(QueuePolicy):
         self._found = self._recall(content)
         if self._found:
             self._expected.remember(content, 1, self._blocks)
+        else:
+            self._new = content
 
     def _recall(self, content):
         """Where a content is remembered; the target moves towards that list."""
@@ -46,12 +49,15 @@ class ARC(QueuePolicy):
         return PLAIN
 
     def add(self, meta):
+        if meta.content is not None and meta.content == self._new:
+            self._enter(meta, self._once)
+            return
         seen = self._expected.recall(meta.content) or self._recall(meta.content)
         self._enter(meta, self._again if seen else self._once)
 
     def touch(self, meta):
-        if self._leave(meta):
-            self._enter(meta, self._again)
+        self._leave(meta)
+        self._enter(meta, self._again)
 
     def pop(self):
         found, self._found = self._found, PLAIN
@@ -107,9 +113,9 @@ class MQ(QueuePolicy):
         self._file(meta)
 
     def touch(self, meta):
-        if self._leave(meta):
-            meta.uses += 1
-            self._file(meta)
+        self._leave(meta)
+        meta.uses += 1
+        self._file(meta)
 
     def _file(self, meta: BlockMeta):
         """Put a used block into its queue. An access makes at most one entry into each queue."""
@@ -119,23 +125,24 @@ class MQ(QueuePolicy):
         if self._accesses > self._next_expiry:
             self._sink()
 
-    def _expiry(self, meta):
-        return meta.place // (self.queues + 1) + self.lifetime
-
     def _sink(self):
         """Move the expired head of each queue one queue down, and note the next expiry."""
-        self._next_expiry = now = self._accesses
-        self._entries = now * (self.queues + 1) - self.queues
+        now, scale = self._accesses, self.queues + 1
+        self._entries = now * scale - self.queues
+        expired = (now - self.lifetime) * scale  # places below were entered too long ago
+        oldest = (now - 1) * scale
         for lower, upper in zip(self._lines, self._lines[1:]):
-            if upper and self._expiry(upper.head()) < now:
+            if upper and upper.head().place < expired:
                 self._enter(upper.pop(), lower)
-        heads = [self._expiry(line.head()) for line in self._lines[1:] if line]
-        self._next_expiry = min(heads, default=now + self.lifetime - 1)
+            if upper:
+                oldest = min(oldest, upper.head().place)
+        self._next_expiry = oldest // scale + self.lifetime
 
     def pop(self):
-        line = next((line for line in self._lines if line), None)
-        if line is None:
-            raise nothing()
-        meta = line.pop()
-        self._ghosts.remember(meta.content, meta.uses, int(self.ghosts * self._blocks))
-        return meta.id
+        for line in self._lines:
+            meta = line.pop()
+            if meta is not None:
+                limit = int(self.ghosts * self._blocks)
+                self._ghosts.remember(meta.content, meta.uses, limit)
+                return meta.id
+        raise nothing()

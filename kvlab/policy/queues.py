@@ -53,35 +53,39 @@ class QueuePolicy(EvictionPolicy):
 
     def __init__(self, lines: list[Line]):
         self._lines = lines
-        self._held: dict[BlockId, Line] = {}
+        self._held: set[BlockId] = set()
         self._entries = 0  # entries into lines so far: the places, rising
 
     def _enter(self, meta: BlockMeta, line: Line) -> None:
         """Put a block that stands nowhere at the end of a line."""
         self._entries += 1
         meta.place = self._entries
-        if self._held and meta.id in self._held:
-            self._held[meta.id] = line
+        if meta.id in self._held:
+            meta.line = line
             line.size += 1
         else:
             line.push(meta)
 
-    def _leave(self, meta: BlockMeta) -> bool:
-        """Take a block out of the line where it stands, held or not; says whether it did."""
-        if self._held and meta.id in self._held:
-            self._held[meta.id].size -= 1
-            return True
-        return any(line.remove(meta) for line in self._lines)
+    def _leave(self, meta: BlockMeta) -> None:
+        """Take a block out of the line where it stands, held or not."""
+        if meta.id in self._held:
+            meta.line.size -= 1
+            meta.line = None
+        else:
+            meta.line.remove(meta)
 
     def remove(self, meta):
-        self._leave(meta)
-        self._held.pop(meta.id, None)
+        if meta.line is not None:
+            self._leave(meta)
+            self._held.discard(meta.id)
 
     def hold(self, meta):
-        self._held[meta.id] = next(line for line in self._lines if line.hold(meta))
+        meta.line.hold(meta)
+        self._held.add(meta.id)
 
     def release(self, meta):
-        self._held.pop(meta.id).release(meta)
+        self._held.remove(meta.id)
+        meta.line.release(meta)
 
     @property
     def _blocks(self) -> int:

@@ -2,8 +2,9 @@
 
     python tests/data/make_libcachesim_table.py
 
-Needs `pip install libcachesim`. hashpower=18 only sizes its hash table. Every block id of a trace in file order is one access to an object
-of size 1 (flat accounting). Writes libcachesim_hits.json beside this file.
+Needs `pip install libcachesim`. Every block id of a trace in file order is one access to an object
+of size 1 (flat accounting). hashpower=18 only sizes libcachesim's hash table. Writes
+libcachesim_hits.json beside this file.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ every_policy = pytest.mark.parametrize("row", ROWS, ids=[row.name for row in ROW
 
 
 def ledger_of(row: Row, blocks: int = CAPACITY) -> BlockLedger:
-    """A full ledger of sealed blocks 0..n-1 with contents 0..n-1, each a child of the one before."""
+    """A full ledger of sealed blocks 0..n-1 with contents 0..n-1."""
     ledger = BlockLedger(CAPACITY, row.build())
     ids = ledger.allocate(blocks)
     ledger.seal(ids, content=ids, depth=ids)
@@ -138,7 +138,9 @@ def random_run(row: Row, seed: int, steps: int = 400, model=None) -> list[int]:
     pins: list[int] = []
     for step in range(steps):
         sealed = [id for id in range(CAPACITY) if ledger.state(id) == SEALED]
-        verb = draw.choice(["fill", "fill", "touch", "touch", "pin", "unpin", "free", "score", "tick"])
+        verb = draw.choice(
+            ["fill", "fill", "touch", "touch", "pin", "unpin", "free", "score", "tick"]
+        )
         if verb == "fill":
             chosen += fill(ledger, draw, step, model)
         elif verb == "touch":
