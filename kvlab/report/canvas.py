@@ -75,7 +75,10 @@ def rescale(axes: Axes, which: str, values: Iterable[float], *, noise: float = 0
     if all(v > 0 for v in values if math.isfinite(v)):
         _log(axes, which)
     else:
-        _symlog(axes, which, max(min(nonzero), max(nonzero) / 1000, min(noise, max(nonzero))))
+        linear = 10.0 ** math.floor(math.log10(max(min(nonzero), max(nonzero) / 1000, noise)))
+        if linear * WIDE > max(nonzero):
+            return  # nearly all of it would be the linear part
+        _symlog(axes, which, linear)
     axis = getattr(axes, f"{which}axis")
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
@@ -85,8 +88,7 @@ def _log(axes: Axes, which: str) -> None:
     getattr(axes, f"set_{which}scale")("log", nonpositive="clip")
 
 
-def _symlog(axes: Axes, which: str, smallest: float) -> None:
-    linear = 10.0 ** math.floor(math.log10(smallest))
+def _symlog(axes: Axes, which: str, linear: float) -> None:
     getattr(axes, f"set_{which}scale")("symlog", linthresh=linear)
     locator = SymmetricalLogLocator(base=10, linthresh=linear)
     getattr(axes, f"{which}axis").set_major_locator(locator)
@@ -100,12 +102,23 @@ def legend(made: Figure, axes: Axes, *, above: bool = False) -> None:
     handles, texts = axes.get_legend_handles_labels()
     if len(texts) < 2:
         return
+    texts = [shorten(text, 44) for text in texts]
+    longest = max(map(len, texts))
+    width, height = made.get_size_inches()
     if above:
         made.legend(handles, texts, loc="outside upper left", ncols=len(texts))
-    elif max(map(len, texts)) <= 24:
+    elif longest <= 24 and 0.24 * len(texts) < height:
         made.legend(handles, texts, loc="outside right upper")
-    else:
-        made.legend(handles, texts, loc="outside lower left", ncols=1 if len(texts) < 4 else 2)
+    else:  # below, and the figure grows by as much: the data keep their room
+        columns = max(1, int(width / (0.7 + 0.085 * longest)))
+        made.set_figheight(height + 0.22 * math.ceil(len(texts) / columns))
+        made.legend(handles, texts, loc="outside lower left", ncols=columns)
+
+
+def shorten(text: str, most: int) -> str:
+    """At most so many characters; what is left out lies in the middle, names differ at the ends."""
+    keep = (most - 1) // 2
+    return text if len(text) <= most else f"{text[:keep]}…{text[-keep:]}"
 
 
 def save(made: Figure, stem: Path) -> None:

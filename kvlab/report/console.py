@@ -25,7 +25,7 @@ def console_table(rows: list[dict], *, width: int = 80) -> Table:
     plain = plain or _marked(tables.summary(everything, most=2, short=True))
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     fits = _width(plain) <= width
-    for heading, numeric, need in zip(plain.headings, plain.numeric, _widths(plain)):
+    for heading, numeric, need in zip(plain.headings, plain.numeric, _roomy(plain, width)):
         side = "right" if numeric else "left"
         table.add_column(Text(heading), justify=side, vertical="bottom", width=need * fits or None)
     for cells in plain.cells:
@@ -54,6 +54,17 @@ def _widths(plain: tables.Table) -> list[int]:
     words = [max(map(len, heading.split())) for heading in plain.headings]
     cells = [max(map(len, column)) for column in zip(*plain.cells)]
     return list(map(max, words, cells))
+
+
+def _roomy(plain: tables.Table, width: int) -> list[int]:
+    """The widths needed; what is left of `width` goes to headings that would wrap."""
+    spare, given = width - _width(plain), []
+    for need, heading in zip(_widths(plain), plain.headings):
+        more = min(max(spare, 0), max(len(heading) - need, 0))
+        more = more if need + more == len(heading) else 0
+        spare -= more
+        given.append(need + more)
+    return given
 
 
 def _caption(plain: tables.Table, rows: list[dict]) -> str:

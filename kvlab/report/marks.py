@@ -69,11 +69,11 @@ def bars(
     axes: Axes, shown: list[Entry], held: list[str], heading: str, *, colour: str | None = None
 ) -> None:
     """Horizontal bars, one group for each entry, one bar for each name, with their values."""
-    values = [e.value(name) for e in shown for name in held if name in e.rows]
-    divisor, unit = scaling(metric(held[0]), [v for v in values if np.isfinite(v)])
+    values = [e.value(name) for e in shown for name in held if _finite(e, name)]
+    divisor, unit = scaling(described(held[0], [e.rows.get(held[0]) for e in shown]), values)
     thick = min(0.8 / len(held), 0.55)
     for row, name in enumerate(held):
-        at = [(i, e.rows[name]) for i, e in enumerate(shown) if name in e.rows]
+        at = [(i, e.rows[name]) for i, e in enumerate(shown) if _finite(e, name)]
         y = np.array([i for i, _ in at]) + (row - (len(held) - 1) / 2) * thick
         x = np.array([r["value"] for _, r in at]) / divisor
         ends = _error_bars([r for _, r in at], divisor)
@@ -86,11 +86,15 @@ def bars(
     axes.set_xlabel(heading.format(unit=unit))
 
 
+def _finite(entry: Entry, name: str) -> bool:
+    return name in entry.rows and bool(np.isfinite(entry.value(name)))
+
+
 def _name_rows(axes: Axes, shown: list[Entry]) -> None:
-    """Entries down the vertical axis. Comes last: turning the axis over fixes both axes' limits."""
+    """Entries down the vertical axis. The first on top."""
     texts = labels(shown)
-    axes.set_yticks(range(len(shown)), [_shorten(texts[id(e)]) for e in shown])
-    axes.invert_yaxis()
+    axes.set_yticks(range(len(shown)), [canvas.shorten(texts[id(e)], 36) for e in shown])
+    axes.set_ylim(len(shown) - 0.4, -0.6)
 
 
 def _label_axis(axes: Axes, which: str, name: str, shown: list[Entry]) -> Metric:
@@ -123,7 +127,3 @@ def _noise(rows: list[dict]) -> float:
 
 def is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _shorten(text: str, most: int = 34) -> str:
-    return text if len(text) <= most else f"{text[: most - 1]}…"

@@ -6,6 +6,7 @@ config keeps them whole).
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -42,8 +43,9 @@ def collect(device: str | None = None) -> dict:
     }
 
 
+@functools.cache
 def revision() -> dict:
-    """Commit of kvlab's own checkout, whatever folder the user stands in.
+    """Commit of kvlab's own checkout when first asked, whatever folder the user stands in.
 
     KVLAB_COMMIT speaks for a copy without .git (`-dirty` at its end is understood); an installation
     by pip from a repository recorded its commit itself. `dirty` counts changed files and new ones
@@ -101,6 +103,7 @@ def shorten(argument: str) -> str:
     return re.sub(r"(?<![\w/:.~])/[^\s,;:'\"\[\]{}=]+", short, argument)
 
 
+@functools.cache
 def versions() -> dict:
     found = {"kvlab": __version__}
     for name in PACKAGES:

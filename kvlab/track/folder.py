@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +47,8 @@ class RunFolder:
         self._measurements = self.path / "measurements.jsonl"
         self._rows = self._recover()
         self._kept = {identity(row) for row in self._rows}
+        self._names: dict[tuple, set[str]] = {}
+        self._note(self._rows)
         self._earlier = _earlier(self.path)
         self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "config.yaml").write_text(config, encoding="utf-8")
@@ -59,6 +62,8 @@ class RunFolder:
             job_type=job_type,
             tags=tuple(tags),
         )
+        for _, batch in groupby(self._rows, key=lambda row: identity(row)[:2]):
+            self.tracker.log(list(batch))  # it mirrors the whole file, rows kept included
         self._file = self._measurements.open("ab", buffering=0)
 
     def add(
@@ -79,16 +84,12 @@ class RunFolder:
         # One write for the whole batch: a kill falls between batches, hardly ever inside one.
         self._file.write("".join(encode(row) + "\n" for row in rows).encode())
         self._rows += rows
+        self._note(rows)
         self.tracker.log(rows)
 
     def done(self, variant: str, params: dict, names: Iterable[str] | None = None) -> bool:
         """Is this measured already? With `names`: every one of them; without: any measurement."""
-        key = canonical(params)
-        there = {
-            row["name"]
-            for row in self._rows
-            if row["variant"] == variant and canonical(row["params"]) == key
-        }
+        there = self._names.get((variant, canonical(params)), set())
         return bool(there) if names is None else set(names) <= there
 
     def rows(self) -> list[dict]:
@@ -153,6 +154,10 @@ class RunFolder:
 
     def __exit__(self, kind, *_) -> None:
         self.close(failed=kind is not None)
+
+    def _note(self, rows: list[dict]) -> None:
+        for row in rows:
+            self._names.setdefault(identity(row)[:2], set()).add(row["name"])
 
     def _recover(self) -> list[dict]:
         """Rows of an earlier run; the file is cut to whole lines and ends with a newline."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from kvlab.core import BadInput
 from kvlab.track.base import Tracker
-from kvlab.track.probe import choose_mode
+from kvlab.track.probe import MODES, choose_mode
 from kvlab.track.rows import canonical, plain
 
 COLUMNS = ("variant", "params", "name", "value", "unit", "better", "low", "high", "count")
@@ -66,6 +66,11 @@ class WandbTracker(Tracker):
         self.project, self.entity, self.mode, self.name = project, entity, mode, name
         self.group, self.job_type, self.tags, self.notes = group, job_type, tuple(tags), notes
         self.artifacts = artifacts
+        if mode not in MODES:
+            raise BadInput("track.mode", mode, f"known: {', '.join(MODES)}")
+        for key, seconds in (("probe", probe_seconds), ("finish", finish_seconds)):
+            if not seconds > 0:
+                raise BadInput(f"track.{key}_seconds", seconds, "must be more than 0 seconds")
         self.probe_seconds, self.finish_seconds = probe_seconds, finish_seconds
         self._wandb = self._run = None
         self._broken = self._refused = False
@@ -133,14 +138,22 @@ class WandbTracker(Tracker):
         if run is None:
             return
         # The library waits for its upload without an end; a thread lets the user go home.
-        waiter = threading.Thread(target=_finish, args=(run, int(failed)), daemon=True)
+        waiter = threading.Thread(target=self._end, args=(run, int(failed)), daemon=True)
         waiter.start()
         waiter.join(self.finish_seconds)
         if waiter.is_alive():
+            self._broken = True
             kept = Path(run.dir).parent
             self._say(f"upload unfinished after {self.finish_seconds:.0f} s; wandb sync {kept}")
         if waiter.is_alive() or self._refused:
             _cut_off(self._wandb)
+
+    def _end(self, run, exit_code: int) -> None:
+        try:
+            run.finish(exit_code=exit_code)
+        except Exception as error:
+            if not self._broken:  # else it was said already
+                self._say(f"the end was not recorded ({_line(error)})")
 
     @_guarded
     def _table(self):
@@ -217,27 +230,19 @@ class WandbTracker(Tracker):
         print(f"W&B: {text}", file=sys.stderr, flush=True)
 
 
-def _finish(run, exit_code: int) -> None:
-    try:
-        run.finish(exit_code=exit_code)
-    except Exception as error:
-        WandbTracker._say(f"the end was not recorded ({_line(error)})")
-
-
-def _cut_off(wandb) -> None:
+def _cut_off(wandb, seconds: float = 5.0) -> None:
     """End W&B's own process, which would hold up our exit for as long as it retries.
 
-    The library offers no way to do so, hence the private names; where a version has others, the
-    exit waits for the upload.
+    It first gets a few seconds to write its files. The library has no way to be cut off, hence the
+    private names; where a version has others, the exit waits for the upload.
     """
-    session = wandb.setup()
-    connection = getattr(session, "_connection", None)
-    forget = getattr(connection, "_cleanup", None)
+    connection = getattr(wandb.setup(), "_connection", None)
     process = getattr(getattr(connection, "_proc", None), "_process", None)
-    if forget and process:
-        forget()  # its exit hook
+    waiter = threading.Thread(target=wandb.teardown, daemon=True)
+    waiter.start()
+    waiter.join(seconds)
+    if process and waiter.is_alive():
         process.kill()
-        session._connection = None  # the next run of this process starts another
 
 
 def _line(error: Exception) -> str:

@@ -31,9 +31,11 @@ def plain(thing):
 
 
 def to_row(variant: str, params: dict, measurement: Measurement, step: int | None = None) -> dict:
-    """The row of one measurement, its numbers still floats."""
+    """The row of one measurement, its numbers still floats. Raises TypeError without a value."""
     row = {"variant": variant, "params": plain(params), **measurement._asdict()}
     row.update({key: None if row[key] is None else float(row[key]) for key in NUMBERS})
+    row["value"] = float(measurement.value)
+    row["count"] = None if measurement.count is None else int(measurement.count)
     return row if step is None else {**row, "step": int(step)}
 
 
