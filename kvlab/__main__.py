@@ -23,12 +23,13 @@ from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
 from kvlab import __version__
-from kvlab.config import Plan, add_config_dir, conf_dir, explain, first_of_sweep, make_plan
+from kvlab.config import Plan, add_config_dir, conf_dir, explain, first_of_sweep, make_plan, quote
 from kvlab.config.place import Place
 from kvlab.core import BadInput, KvlabError
 from kvlab.report import console_table, write_report
 from kvlab.track import RunFolder
 
+_TABLE_LINES = 40
 _SHOWS = ("help", "hydra_help", "cfg", "info", "shell_completion")
 
 
@@ -59,18 +60,23 @@ def _dispatch(argv: list[str]) -> None:
     args = _parse(argv)
     shows = any(getattr(args, name) for name in _SHOWS)
     plan = None if shows else _check(args)
+    single = plan is not None and not args.multirun
     refusals: list[KvlabError] = []
 
     def task(_config) -> None:
         try:
-            _run_job(None if args.multirun else plan)
+            with patch.object(sys, "argv", typed):
+                _run_job(plan if single else None)
         except KvlabError as error:
-            if args.multirun:
+            if not single:
                 raise  # Hydra names the job of the sweep
             refusals.append(error)
 
     run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
-    with patch.object(sys, "argv", ["kvlab", *argv]):
+    typed = [sys.argv[0], *argv]
+    # The clock has moved on since the check: the folder that was checked is the one to be made.
+    fixed = [f"hydra.run.dir={quote(str(plan.place.path))}"] if single else []
+    with patch.object(sys, "argv", [*typed, *fixed]):
         run()
     if refusals:
         raise refusals[0]
@@ -146,8 +152,19 @@ def _conclude(folder: RunFolder) -> None:
         return
     page = write_report([folder.path], folder.path / "report")
     folder.artifact(page.parent, "report")
-    Console().print(console_table(folder.rows()))
+    shown, settings = _first(folder.rows(), _TABLE_LINES)
+    Console().print(console_table(shown))
+    if settings > _TABLE_LINES:
+        print(f"... {settings - _TABLE_LINES} more in the report")
     print(f"\nresults in {folder.path}, report in {page.parent}")
+
+
+def _first(rows: list[dict], lines: int) -> tuple[list[dict], int]:
+    """The measurements of the first settings, one line of the table each; how many there are."""
+    keys = [(row["variant"], repr(sorted(row["params"].items()))) for row in rows]
+    distinct = list(dict.fromkeys(keys))
+    kept = set(distinct[:lines])
+    return [row for key, row in zip(keys, rows) if key in kept], len(distinct)
 
 
 def seed_everything(seed: int) -> None:

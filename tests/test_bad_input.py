@@ -5,15 +5,19 @@ Every row: one paragraph on stderr that begins with `kvlab: `, exit status 2, no
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+import kvlab.eval
 from kvlab.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "kvlab" / "assets" / "reference"
 CONF = str(ROOT / "tests" / "conf")
 
+SMALL = ["model.layers=1", "model.hidden_size=64", "model.mlp_size=64", "model.vocabulary=8192"]
 # id: (arguments, words that the paragraph must contain)
 TABLE = {
     # -- options of the command line
@@ -103,6 +107,33 @@ TABLE = {
 }
 
 
+# The same for the real job: what needs a model, its shape or its data to be found out.
+WHOLE = {
+    "block of no tokens": (["cache.block_size=0"], ["cache.block_size=0", "1 to 256"]),
+    "block too large": (["cache.block_size=257"], ["cache.block_size=257", "1 to 256"]),
+    "two budgets": (
+        ["cache.budget_percent=10", "cache.budget_blocks=3"],
+        ["cache.budget_percent=10", "cache.budget_blocks is given too"],
+    ),
+    "budget over all": (["cache.budget_percent=200"], ["cache.budget_percent=200", "at most 100"]),
+    "budget below a block": (["cache.budget_bytes=10"], ["cache.budget_bytes=10", "one block"]),
+    "chunk of no tokens": (["prefill.chunk_tokens=0"], ["prefill.chunk_tokens=0", "at least 1"]),
+    "one token a document": (["eval.tokens=1"], ["eval.tokens=1", "at least 2"]),
+    "more documents than there are": (["eval.documents=9"], ["data=books", "wanted: 9"]),
+    "no such device": (["device=cuda"], ["device=cuda", "no CUDA device"]),
+    "cap on the CPU": (["device=cpu", "memory.cap_gb=4"], ["memory.cap_gb=4", "needs CUDA"]),
+    "model without its path": (["model=local"], ["model.path=???", "model.path=..."]),
+    "checkpoint missing": (["model.path=/nowhere"], ["model.path=/nowhere", "no such folder"]),
+    "pickled checkpoint": (["model.path=PICKLED"], ["model.path=", "only pickled weights"]),
+    "truncated checkpoint": (["model.path=TRUNCATED"], ["model.path=", "truncated"]),
+    "head too narrow to pack": (["model.path=NARROW", "format=int3"], ["36", "int3"]),
+    "random weights": (["model=qwen3_0_6b_random", *SMALL], ["random"]),
+    "policy that sees the future": (["policy=belady"], ["policy=belady", "future"]),
+    "sinks below zero": (["window=sink", "window.sinks=-1"], ["window.sinks=-1", "at least 0"]),
+    "trace for a live run": (["trace.path=x"], ["trace.path=x"]),
+}
+
+
 def refused(argv: list[str], capsys) -> str:
     """The paragraph that `argv` is refused with."""
     assert main(argv) == 2
@@ -146,3 +177,35 @@ def test_typo_in_a_users_yaml_is_refused(tmp_path, capsys, monkeypatch):
         (tmp_path / "experiment" / "mine.yaml").write_text(head + line)
         conf = ["--config-dir", str(tmp_path), f"hydra.searchpath=['file://{CONF}']"]
         assert words in refused([*conf, "experiment=mine"], capsys)
+
+
+@pytest.mark.skipif(not hasattr(kvlab.eval, "Evaluate"), reason="needs the evaluation job")
+@pytest.mark.parametrize("name", WHOLE)
+def test_bad_input_of_a_whole_run(name, capsys, tmp_path, monkeypatch, tiny_model):
+    monkeypatch.chdir(tmp_path)
+    given, words = WHOLE[name]
+    if name == "no such device":
+        monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    damaged = {a.partition("=")[2] for a in given} & {"PICKLED", "TRUNCATED", "NARROW"}
+    for kind in damaged:
+        path = str(damaged_checkpoint(tmp_path, kind, tiny_model))
+        given = [argument.replace(kind, path) for argument in given]
+    sane = ["track=none", "eval.tokens=128", "eval.documents=1", "variants=[]"]
+    keys = {argument.partition("=")[0] for argument in given}
+    text = refused([*(s for s in sane if s.partition("=")[0] not in keys), *given], capsys)
+    assert not [word for word in words if word not in text], text
+    assert not (tmp_path / "outputs").exists()
+
+
+def damaged_checkpoint(folder: Path, kind: str, tiny_model) -> Path:
+    """A folder with a tiny model and what `kind` says is wrong with it."""
+    path = folder / kind.lower()
+    width = {"head_dim": 36} if kind == "NARROW" else {}
+    tiny_model(vocab_size=8192, **width).save_pretrained(path)
+    shutil.copy(REFERENCE / "tokenizer.json", path)
+    weights = path / "model.safetensors"
+    if kind == "PICKLED":
+        weights.rename(path / "pytorch_model.bin")
+    if kind == "TRUNCATED":
+        weights.write_bytes(weights.read_bytes()[:-1])
+    return path

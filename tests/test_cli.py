@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvlab.__main__ import main
+from kvlab.config import quote
 
 ROOT = Path(__file__).resolve().parents[1]
 CONF = str(ROOT / "tests" / "conf")
@@ -45,6 +46,14 @@ def test_run_folder_holds_config_environment_numbers_and_report(toy):
     assert names(folder) == ["bf16", "int8", "int4 cache.size=7"]
     assert rows(folder)[2]["params"] == {"format": "int4", "cache.size": 7}
     assert [row["value"] for row in rows(folder)] == [4, 4, 7]
+
+
+def test_a_long_table_is_cut_and_says_so(toy, capsys):
+    variants = ",".join(f"'cache.size={size}'" for size in range(1, 44))
+    _, folder = toy(f"variants=[{variants}]")
+    shown = capsys.readouterr().out
+    assert "cache.size=40" in shown and "cache.size=41" not in shown
+    assert "... 3 more in the report" in shown and len(names(folder)) == 43
 
 
 def test_default_folder_lies_under_outputs(toy, tmp_path):
@@ -91,6 +100,27 @@ def test_refusal_before_the_first_number_leaves_nothing(toy, capsys):
     status, folder = toy("job.fail=early", folder="a/b")
     assert status == 2 and not folder.parent.exists()
     assert capsys.readouterr().err == "kvlab: model.path=x: is broken\n"
+
+
+def test_refusal_leaves_no_default_folder_either(toy, tmp_path):
+    line = ["--config-dir", CONF, "experiment=toy_specs", "job.fail=early", "job.seconds=1.1"]
+    assert main(line) == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_folder_with_a_quote_and_a_space(toy):
+    status, folder = toy(experiment="toy", folder="it's a run")
+    assert status == 2 and not folder.exists()      # the shell's quotes are not Hydra's
+    place = f"hydra.run.dir={quote(str(folder))}"
+    assert main(["--config-dir", CONF, "experiment=toy", place]) == 0
+    assert (folder / "config.yaml").exists()
+
+
+def test_environment_tells_the_command_as_it_was_typed(toy, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/kvlab", "not", "this"])
+    _, folder = toy()
+    command = json.loads((folder / "environment.json").read_text())["command"]
+    assert command.startswith("kvlab --config-dir") and command.count("hydra.run.dir=") == 1
 
 
 def test_refusal_after_a_number_keeps_it(toy):

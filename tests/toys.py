@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Literal
 
 from kvlab.core import BadInput, KvlabError, Measurement
@@ -17,12 +18,18 @@ class Part:
 
 
 class Count:
-    """Writes one number a variant; `fail` names what happens instead or afterwards."""
+    """Writes one number a variant; `fail` names what happens instead or afterwards.
+
+    seconds: the constructor takes them, so that the clock moves between check and run.
+    """
 
     wants_specs = False
 
-    def __init__(self, part: Part, tokens: int = 8, fail: str | None = None):
+    def __init__(
+        self, part: Part, tokens: int = 8, fail: str | None = None, seconds: float = 0.0
+    ):
         self.part, self.tokens, self.fail = part, tokens, fail
+        time.sleep(seconds)
 
     def run(self, folder, variants):
         if self.fail == "early":

@@ -27,12 +27,14 @@ def target_of(tree: dict, path: str) -> Callable:
     name = node.get("_target_") if isinstance(node, dict) else None
     if name is None:
         raise BadInput(path, show(node), "must be a section with a _target_")
-    module, _, attribute = str(name).rpartition(".")
+    where, (module, _, attribute) = f"{origin(tree, path)}._target_", str(name).rpartition(".")
     try:
-        return getattr(import_module(module or str(name)), attribute)
-    except (ImportError, AttributeError) as error:
-        where = f"{origin(tree, path)}._target_"
+        room = import_module(module or str(name))
+    except ModuleNotFoundError as error:
         raise BadInput(where, name, f"cannot be imported: {error}") from error
+    if not hasattr(room, attribute):
+        raise BadInput(where, name, f"cannot be imported: {module} has no {attribute}")
+    return getattr(room, attribute)
 
 
 def check(tree: dict, resolved: object, path: str) -> None:

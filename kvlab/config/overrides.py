@@ -47,6 +47,11 @@ def _refuse_form(override: Override) -> None:
         raise BadInput(key, override.get_value_string(), remedy)
 
 
+def quote(value: str) -> str:
+    """A value that Hydra's grammar takes as it stands."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
 def first_of_sweep(strings: Sequence[str]) -> list[str]:
     """The overrides of a sweep's first job, to be checked before any job runs.
 
