@@ -10,7 +10,7 @@ import pytest
 from kvlab.core import BadInput, Variant
 from kvlab.report import canvas
 from kvlab.report.hit_rates import pictures
-from kvlab.sim import hit_curve, simulate
+from kvlab.sim import CostModel, Host, hit_curve, simulate
 from kvlab.sim.diagnose import HitCurve, reuse, working_set
 from kvlab.sim.jobs import AdaptiveRegret, HitRate, listed
 from kvlab.sim.sizes import SHAPES, token_bytes
@@ -105,6 +105,16 @@ def test_curves_are_rows_and_arrays(tmp_path, trace):
     assert value(rows, "unbounded_block_hit_percent", "trace") > 50
 
 
+def test_tiers_and_service_times_reach_the_simulator(tmp_path, trace):
+    host, service = Host(100), CostModel(50_000.0, 200.0)
+    job = HitRate(trace, ["lru"], [300], budget_policies=["lru"], host=host, service=service)
+    rows = run(job, tmp_path / "r")
+    expected = simulate(trace, "lru", 300, host=host, service=service)
+    for name in ("ttft_ms", "stalled_requests"):
+        assert value(rows, name, "lru") == expected.service[name]
+    assert value(rows, "block_hit_percent", "lru") == expected.block_hit_percent
+
+
 def test_reuse_and_working_sets_by_hand(tiny):
     trace = tiny([0, 1], [0, 2], [3], [0, 1])  # one request a second
     found = reuse(trace)
@@ -126,6 +136,7 @@ def test_lists_of_traces_are_one_list(trace):
         (lambda t: HitRate(t, formats=["int5"]), "known: "),
         (lambda t: HitRate(t, shape="gpt"), "llama-3.1-8b"),
         (lambda t: AdaptiveRegret(t, fixed=["fifo"]), "must hold lru"),
+        (lambda t: HitRate(t, policies=["belady"], host=Host(9)), "bounds one tier"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_runs(trace, make, complaint):
