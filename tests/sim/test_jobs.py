@@ -1,8 +1,11 @@
 """Experiments on traces: rows in a run folder, resumed runs, refusals, figures."""
 
 import json
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -169,6 +172,21 @@ def test_every_run_has_its_figures(tmp_path, trace):
                 canvas.save(picture.draw(), tmp_path / picture.stem)
                 assert (tmp_path / f"{picture.stem}.svg").stat().st_size > 10_000
     assert pictures([{"name": "perplexity", "params": {}, "value": 1.0, "variant": "x"}]) == []
+
+
+def test_a_run_is_published_as_a_study(tmp_path, trace):
+    run(HitRate(trace, POLICIES, [200, 300], [0.5], shape="qwen3-0.6b"), tmp_path / "run")
+    (tmp_path / "text.md").write_text("# Why\n")
+    script = Path(__file__).parents[2] / "experiments" / "hit_rate" / "report.py"
+    arguments = [tmp_path / "run", tmp_path / "study", "--text", tmp_path / "text.md"]
+    where = os.environ | {"PYTHONPATH": str(script.parents[2])}
+    subprocess.run([sys.executable, script, *arguments], check=True, env=where)
+    page = (tmp_path / "study" / "README.md").read_text()
+    assert page.startswith("# Why") and "| | 200 | 300 |" in page and "commit" in page
+    for figure in re.findall(r"\((figures/.*\.svg)\)", page):
+        assert (tmp_path / "study" / figure).is_file()
+    rows = (tmp_path / "study" / "results.jsonl").read_text().splitlines()
+    assert {"run", "commit", "device"} <= json.loads(rows[0])["params"].keys()
 
 
 NO_TORCH = """
