@@ -3,7 +3,7 @@
     python experiments/policy_speed/bench.py [TRACE.jsonl] [--policies lru ...] [--capacity N ...]
 
 Flat accounting: every block id of the trace in file order, each block on its own. CPU time, best of
-`--repeats` runs, since other work on the machine only ever slows a run down.
+`--rounds` runs, since other work on the machine only ever slows a run down.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+from itertools import product
 from pathlib import Path
 from time import process_time
 
@@ -81,29 +82,38 @@ def theirs(requests, name, capacity):
     return hits, process_time() - start
 
 
-def best(run, repeats, *arguments):
-    results = [run(*arguments) for _ in range(repeats)]
-    return results[0][0], min(seconds for _, seconds in results)
+def measure(requests, cells: list[tuple[str, int]], rounds: int) -> dict:
+    """(policy, capacity, runner) -> hits and least seconds.
+
+    Rounds go over all cells: a busy minute of the machine spoils a round of each, not one cell.
+    """
+    found = {}
+    for _ in range(rounds):
+        for name, capacity in cells:
+            for run in (ours, theirs) if name in PEERS else (ours,):
+                hits, seconds = run(requests, name, capacity)
+                least = found.get((name, capacity, run), (0, seconds))[1]
+                found[name, capacity, run] = hits, min(least, seconds)
+    return found
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("trace", type=Path, nargs="?", default=TRACE)
     parser.add_argument("--policies", nargs="+", default=["lru", "fifo", "lfu", "s3fifo"])
-    parser.add_argument("--capacity", nargs="+", type=int, default=[1000, 10_000])
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--capacity", nargs="+", type=int, default=[1000, 5000, 10_000, 30_000])
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     requests = read(options.trace)
     accesses = sum(map(len, requests))
-    print(f"{'policy':8}{'blocks':>8}{'hits':>9}{'M/s':>7}   libcachesim get(): hits, M/s")
-    for name in options.policies:
-        for capacity in options.capacity:
-            hits, seconds = best(ours, options.repeats, requests, name, capacity)
-            line = f"{name:8}{capacity:8}{hits:9}{accesses / seconds / 1e6:7.2f}"
-            if name in PEERS:
-                peer_hits, seconds = best(theirs, options.repeats, requests, name, capacity)
-                line += f"   {peer_hits:9}{accesses / seconds / 1e6:7.2f}"
-            print(line)
+    cells = list(product(options.policies, options.capacity))
+    found = measure(requests, cells, options.rounds)
+    print("| policy | blocks | hits | M/s | hits of libcachesim | its M/s |")
+    print("|---|---|---|---|---|---|")
+    for name, capacity in cells:
+        both = [found.get((name, capacity, run)) for run in (ours, theirs)]
+        figures = [f"{hits} | {accesses / s / 1e6:.2f}" for hits, s in filter(None, both)]
+        print(f"| {name} | {capacity} | " + " | ".join(figures) + " |")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from heapq import heappop, heappush
 from itertools import chain, repeat
 
 from kvlab.blocks.states import FREE, LEAVING, OPEN, SEALED, BlockStateError, check_books
-from kvlab.core import BlockId, OutOfBlocks
+from kvlab.core import BadInput, BlockId, OutOfBlocks
 from kvlab.policy import BlockMeta, EvictionPolicy, NoEviction
 
 
@@ -37,11 +37,14 @@ class BlockLedger:
         policy: EvictionPolicy | None = None,
         events: Callable[[tuple], None] | None = None,
     ):
+        if capacity is not None and capacity < 1:
+            raise BadInput("cache.budget_blocks", capacity, "must be at least 1 block")
         self.capacity = capacity
         self.policy = NoEviction() if policy is None else policy
         self.events = events
         self.now = 0
         self._metas: list[BlockMeta] = []  # index is the id; made at first use, then kept
+        self._described = False  # whether any block has facts other than `admit` gives
         self._freed: list[BlockId] = []  # heap of free ids below len(_metas)
         self.policy.resize(capacity)
         deaf = type(self.policy).expect is EvictionPolicy.expect
@@ -111,6 +114,7 @@ class BlockLedger:
         for id in ids:
             if self.state(id) != OPEN:
                 raise BlockStateError("seal", self._find(id), id)
+        self._described = True
         rows = list(zip(ids, content, depth, level, cost, size, parent))
         for id, *facts in rows:
             meta = self._metas[id]
@@ -174,32 +178,40 @@ class BlockLedger:
         `free` if there is no free block, `allocate(1)`, `seal`. A content may so evict one that
         came with the same call. Returns the blocks and the contents that left, in order.
         """
-        metas, now = self._metas, self.now
-        expect, pop, add = self._expect, self.policy.pop, self.policy.add
+        contents = list(contents)
         room = len(contents) if self.capacity is None else self.free_count
-        ids, gone = [], []
         if room < len(contents) and not room and not len(self.policy):
             raise OutOfBlocks(len(contents), 0, self.capacity)
+        ids, gone = [], []
+        for content in contents[:room]:
+            meta = self._take(None)
+            self.now += 1
+            self._describe(meta, content, 0, 0, 1.0, 1, None)
+            self.policy.add(meta)
+            ids.append(meta.id)
+        self._replace(contents[room:], ids, gone)
+        if self.events:
+            self.events(("admit", contents, ids))
+        return ids, gone
+
+    def _replace(self, contents, ids, gone):
+        """The loop of `admit` in a full cache, where a million accesses a second are decided."""
+        metas, now = self._metas, self.now
+        expect, pop, add = self._expect, self.policy.pop, self.policy.add
         for content in contents:
-            if room:
-                room -= 1
-                meta = self._take(None)
-            else:
-                if expect:
-                    expect(content)
-                meta = metas[pop()]
-                gone.append(meta.content)
+            if expect:
+                expect(content)
+            meta = metas[pop()]
+            gone.append(meta.content)
             now += 1
-            meta.state, meta.owner, meta.content = SEALED, None, content
+            meta.content, meta.owner = content, None
             meta.born = meta.last = now
             meta.hits, meta.score = 0, 0.0
-            meta.depth, meta.level, meta.cost, meta.size, meta.parent = 0, 0, 1.0, 1, None
+            if self._described:
+                meta.depth, meta.level, meta.cost, meta.size, meta.parent = 0, 0, 1.0, 1, None
             add(meta)
             ids.append(meta.id)
         self.now = now
-        if self.events:
-            self.events(("admit", list(contents), ids))
-        return ids, gone
 
     # -- use ---------------------------------------------------------------------------------
 

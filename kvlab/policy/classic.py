@@ -75,6 +75,10 @@ class LFU(EvictionPolicy):
 
     def add(self, meta):
         self._length += 1
+        self._stand(meta)
+
+    def _stand(self, meta):
+        """Put a block at the end of the line of its hits."""
         hits = meta.uses = meta.hits
         meta.place = meta.last
         line = self._lines.get(hits)
@@ -90,19 +94,21 @@ class LFU(EvictionPolicy):
             heappush(self._counts, hits)
         return line
 
+    def _leave(self, meta):
+        line = meta.line
+        line.remove(meta)
+        if not line.size and meta.uses:  # the line of the unused stays: it fills again at once
+            del self._lines[meta.uses]
+
     def remove(self, meta):
-        hits = meta.uses
-        line = self._lines.get(hits)
-        if line is None or not line.remove(meta):
-            return False
-        self._length -= 1
-        if not line.size and hits:  # the line of the unused ones stays, it fills again at once
-            del self._lines[hits]
-        return True
+        if meta.line is not None:
+            self._length -= 1
+            self._leave(meta)
 
     def touch(self, meta):
-        if self.remove(meta):
-            self.add(meta)
+        if meta.line is not None:
+            self._leave(meta)
+            self._stand(meta)
 
     def pop(self):
         counts, lines = self._counts, self._lines

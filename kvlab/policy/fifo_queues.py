@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from math import inf
+
 from kvlab.core import BadInput
 from kvlab.policy.base import nothing
 from kvlab.policy.line import Line
-from kvlab.policy.queues import Ghosts, QueuePolicy
+from kvlab.policy.queues import QueuePolicy
 
 
 class SIEVE(QueuePolicy):
@@ -57,7 +60,8 @@ class S3FIFO(QueuePolicy):
     ghosts: contents remembered after leaving the small queue, as a share of the cache (0.9).
     promote: hits that carry a block from the small queue to the main one (2).
     Differs from the paper as libCacheSim does: until the first eviction, a full small queue
-    overflows into the main one.
+    overflows into the main one. Differs from both: room is made before the ghosts are asked about
+    what comes in, so that the oldest ghost may be forgotten one eviction too early.
     """
 
     name = "s3fifo"
@@ -66,13 +70,16 @@ class S3FIFO(QueuePolicy):
         if not 0 < small < 1:
             raise BadInput("policy.small", small, "must lie between 0 and 1, both excluded")
         self.small, self.ghosts, self.promote = small, ghosts, promote
-        self._small, self._main, self._ghosts = Line(), Line(), Ghosts()
+        self._small, self._main = Line(), Line()
+        self._ghosts: OrderedDict[int, None] = OrderedDict()  # plain, for speed
         self._evicted = False
         super().__init__([self._small, self._main])
 
     def resize(self, capacity):
         super().resize(capacity)
-        self._fit(0 if capacity is None else capacity)
+        self._fit(capacity or 0)
+        if capacity is None:
+            self._small_room = inf  # nothing overflows before the first eviction
 
     def _fit(self, blocks):
         self._small_room = int(self.small * blocks)
@@ -81,13 +88,14 @@ class S3FIFO(QueuePolicy):
 
     def add(self, meta):
         meta.uses = 0
-        self._entries = meta.place = self._entries + 1
-        if self._ghosts.recall(meta.content):
-            self._main.push(meta)
+        if meta.content in self._ghosts and meta.content is not None:
+            del self._ghosts[meta.content]
+            self._enter(meta, self._main)
         elif self._evicted or self._small.size < self._small_room:
+            meta.place = meta.born
             self._small.push(meta)
         else:
-            self._main.push(meta)
+            self._enter(meta, self._main)
 
     def touch(self, meta):
         if meta.uses < 3:
@@ -97,23 +105,26 @@ class S3FIFO(QueuePolicy):
         self._evicted = True
         if self.capacity is None:
             self._fit(self._blocks)
-        main = self._main
+        main, ghosts, promote = self._main, self._ghosts, self.promote
         line = main if main.size > self._main_room else self._small
         while True:
             meta = line.pop()
             if meta is None:
                 line = self._other(line)
-            elif line is main:
+                continue
+            if line is main:
                 if not meta.uses:
                     return meta.id
                 meta.uses -= 1
-                self._enter(meta, main)
-            elif meta.uses < self.promote:
-                self._ghosts.remember(meta.content, 1, self._ghost_room)
+            elif meta.uses < promote:
+                ghosts[meta.content] = None
+                if len(ghosts) > self._ghost_room:
+                    ghosts.popitem(False)
                 return meta.id
             else:
                 meta.uses = 0
-                self._enter(meta, main)
+            self._entries = meta.place = self._entries + 1
+            main.push(meta)
 
     def _other(self, line):
         other = self._main if line is self._small else self._small

@@ -75,10 +75,11 @@ class Line:
         """Take out the block of smallest place; None when there is none."""
         if self._late and self._late_is_first():
             meta = self._late.pop(heappop(self._heap)[1])
-        elif self._queue:
-            meta = self._queue.popitem(False)[1]
         else:
-            return None
+            try:
+                meta = self._queue.popitem(False)[1]
+            except KeyError:
+                return None
         self.size -= 1
         meta.line = None
         return meta

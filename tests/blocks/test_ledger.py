@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvlab.blocks import FREE, LEAVING, OPEN, SEALED, BlockLedger, BlockStateError
-from kvlab.core import OutOfBlocks
+from kvlab.core import BadInput, OutOfBlocks
 from kvlab.policy import ARC, LRU
 
 
@@ -147,6 +147,12 @@ def test_unbounded():
     ledger.free(range(10))
     assert ledger.held_count == 990
     assert ledger.allocate(1) == [0]
+
+
+@pytest.mark.parametrize("capacity", [0, -3])
+def test_a_ledger_of_nothing_is_refused(capacity):
+    with pytest.raises(BadInput, match="at least 1 block"):
+        BlockLedger(capacity)
 
 
 def test_stamps_never_repeat():
