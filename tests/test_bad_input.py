@@ -36,7 +36,7 @@ TABLE = {
     # -- options of a group
     "unknown option of a group": (["format=int5"], ["format=int5", "did you mean int8?", "known:"]),
     "unknown experiment": (["experiment=quickstrt"], ["experiment=quickstrt", "mean quickstart?"]),
-    "unknown job": (["job=nope"], ["job=nope", "known: count"]),
+    "unknown job": (["job=nope"], ["job=nope", "known:", "count_specs"]),
     "unknown tracker": (["track=wandbb"], ["track=wandbb", "did you mean wandb?"]),
     "number for a group": (["cache=3"], ["cache=3", "no such option", "default"]),
     "null for a group": (["track=null"], ["track=null", "no such option", "none"]),

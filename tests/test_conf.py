@@ -26,7 +26,11 @@ OPTIONS = sorted(
 )
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 # What a user has to give; any value shows that the rest composes.
-MANDATORY = {"model=local": ["model.path=x"], "data=text": ["data.path=x"]}
+MANDATORY = {
+    "model=local": ["model.path=x"],
+    "data=text": ["data.path=x"],
+    "trace=file": ["trace.path=conversation"],  # traces are read when they are built
+}
 # Where the public classes of an axis live, and what marks them as members.
 AXES = {
     "model": ("kvlab.model.load", "load"),

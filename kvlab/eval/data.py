@@ -86,7 +86,7 @@ def first_tokens(tokenizer: Callable, text: str, tokens: int) -> np.ndarray:
 
 def _too_short(count: int | None, tokens: int, seen: int, found: int, longest: int) -> str:
     wanted = f"documents of {tokens} tokens wanted: {count or 'at least 1'}, long enough: {found}"
-    there = f"of {seen} there, the longest has {longest} tokens"
+    there = f"of {seen} there" + (f", the longest has {longest} tokens" if not found else "")
     return f"{wanted} ({there}); lower eval.tokens or eval.documents, or give longer data"
 
 
