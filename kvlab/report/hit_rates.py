@@ -149,8 +149,11 @@ def _look(policy: str, index: int) -> dict:
             "markersize": 5,
             "zorder": 3,
         }
-    marker = canvas.MARKERS[1 + index % (len(canvas.MARKERS) - 1)]
-    return {"color": QUIET[index % 2], "linewidth": 0.9, "marker": marker, "markersize": 5}
+    around, marker = divmod(index, len(canvas.MARKERS) - 1)
+    colour = QUIET[(index + around) % 2]
+    return {
+        "color": colour, "linewidth": 0.9, "marker": canvas.MARKERS[1 + marker], "markersize": 5,
+    }  # fmt: skip
 
 
 def _policy_lines(axes: Axes, rows: list[dict]) -> None:
