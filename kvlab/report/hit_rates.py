@@ -41,13 +41,6 @@ def pictures(rows: list[dict]) -> list[Picture]:
         )
         title = "The adaptive policy against the best fixed one"
         found.append(Picture("chooser", title, caption, lambda: chooser(rows)))
-    if _several_sizes(rows):
-        caption = (
-            "Prefix-correct token hits of LRU over the capacity in tokens, for the trace's own "
-            "blocks and for coarser ones; dashed, the policy with the most block hits."
-        )
-        title = "Hit rate over capacity, by block size"
-        found.append(Picture("block_sizes", title, caption, lambda: over_tokens(rows)))
     if _by_capacity(rows):
         caption = (
             "Prefix-correct block hits over the capacity; the dashed line is the most that any "
@@ -55,6 +48,13 @@ def pictures(rows: list[dict]) -> list[Picture]:
         )
         title = "Hit rate over capacity"
         found.append(Picture("hit_rates", title, caption, lambda: over_capacity(rows)))
+    if _several_sizes(rows):
+        caption = (
+            "Prefix-correct token hits of LRU over the capacity in tokens, for the trace's own "
+            "blocks and for coarser ones; dashed, the policy with the most block hits."
+        )
+        title = "Hit rate over capacity, by block size"
+        found.append(Picture("block_sizes", title, caption, lambda: over_tokens(rows)))
     return found
 
 

@@ -161,7 +161,7 @@ def test_every_run_has_its_figures(tmp_path, trace):
     }
     wanted = {
         "rates": ["format_or_policy", "budgets", "hit_rates"],
-        "curve": ["block_sizes", "hit_rates"],
+        "curve": ["hit_rates", "block_sizes"],
         "chooser": ["chooser", "hit_rates"],
     }
     for name, job in jobs.items():
