@@ -70,7 +70,7 @@ class Adaptive(EvictionPolicy):
     https://doi.org/10.1109/MICRO.2006.7): the victim is a block that the leader no longer has, if
     there is one, else the leader's own next victim. So the cache turns into what the leader would
     hold, and pays for a change of leader only as blocks are needed.
-    members: policies to choose among, as names or instances (default lru, lfu, s3fifo, mq).
+    members: policies to choose among, as names or instances (default lru, arc, s3fifo, mq, pgdsf).
     memory: accesses after which a miss counts half in the comparison (default 20000).
     Differs: misses fade instead of being counted in a fixed window, pins hold in the shadows too,
     and one cache is followed as a whole, not each set of it. Costs a shadow access per member.
@@ -80,7 +80,7 @@ class Adaptive(EvictionPolicy):
 
     def __init__(
         self,
-        members: Sequence[str | EvictionPolicy] = ("lru", "lfu", "s3fifo", "mq"),
+        members: Sequence[str | EvictionPolicy] = ("lru", "arc", "s3fifo", "mq", "pgdsf"),
         memory: int = 20_000,
     ):
         if not members or memory < 1:

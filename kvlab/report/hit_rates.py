@@ -17,7 +17,8 @@ from kvlab.report import canvas
 HIT = "block_hit_percent"
 BOUND = {"color": "#000000", "linestyle": "--", "marker": "", "linewidth": 1.6}
 NAMES = {"belady": "best possible (Belady)", "lru": "LRU", "adaptive": "adaptive"}
-LOUD = ("lru", "adaptive")  # drawn in colour and weight; the others thin
+LOUD = {"lru": canvas.COLOURS[1], "adaptive": canvas.COLOURS[0]}  # the others thin and grey
+QUIET = ("#9a9a9a", "#5f5f5f")
 ORDER = ("fp32", "bf16", "fp16", "fp8", "int8", "int4", "k4v2", "k3v2", "int3", "int2")
 
 
@@ -32,60 +33,57 @@ class Picture(NamedTuple):
 
 def pictures(rows: list[dict]) -> list[Picture]:
     """The figures that these rows allow, the one that says most first; none for other runs."""
-    budgets = sorted({r["params"]["budget_gib"] for r in hits(rows) if "budget_gib" in r["params"]})
-    found = []
-    if budgets:
-        middle = budgets[len(budgets) // 2]
-        found.append(
-            Picture(
-                "format_or_policy",
-                f"A smaller format or a better policy? {middle:g} GiB",
-                "Block hits at one budget of bytes: what each format makes of it under LRU and "
-                "under the adaptive policy, and the most that any policy could (line).",
-                lambda: trade(rows, middle),
-            )
+    found = _of_budgets(rows)
+    if any(row["name"] == "regret_points" for row in rows):
+        caption = (
+            "Points of block hit rate between a policy and the best fixed policy at that capacity "
+            "(0). The dotted line is the promise: never more than 2 points behind."
         )
-        found.append(
-            Picture(
-                "budgets",
-                "Hits over the budget",
-                "Block hits over the budget in bytes; colour is the format, solid LRU, dashed "
-                "adaptive.",
-                lambda: over_budget(rows),
-            )
-        )
-    if any("regret_points" in r["name"] for r in rows):
-        found.append(
-            Picture(
-                "chooser",
-                "The adaptive policy against the best fixed one",
-                "Points of block hit rate between a policy and the best fixed policy at that "
-                "capacity (0). The dotted line is the promise: never more than 2 points behind.",
-                lambda: chooser(rows),
-            )
-        )
+        title = "The adaptive policy against the best fixed one"
+        found.append(Picture("chooser", title, caption, lambda: chooser(rows)))
     if _by_capacity(rows):
-        found.append(
-            Picture(
-                "hit_rates",
-                "Hit rate over capacity",
-                "Prefix-correct block hits over the capacity; the dashed line is the most that any "
-                "policy could reach with the running request pinned.",
-                lambda: over_capacity(rows),
-            )
+        caption = (
+            "Prefix-correct block hits over the capacity; the dashed line is the most that any "
+            "policy could reach with the running request pinned."
         )
+        title = "Hit rate over capacity"
+        found.append(Picture("hit_rates", title, caption, lambda: over_capacity(rows)))
+    if _several_sizes(rows):
+        caption = (
+            "Prefix-correct token hits of LRU over the capacity in tokens, for the trace's own "
+            "blocks and for coarser ones; dashed, the policy with the most block hits."
+        )
+        title = "Hit rate over capacity, by block size"
+        found.append(Picture("block_sizes", title, caption, lambda: over_tokens(rows)))
     return found
 
 
-def hits(rows: list[dict]) -> list[dict]:
-    return [row for row in rows if row["name"] == HIT]
+def _of_budgets(rows: list[dict]) -> list[Picture]:
+    budgets = sorted({r["params"]["budget_gib"] for r in hits(rows) if "budget_gib" in r["params"]})
+    if not budgets:
+        return []
+    middle = budgets[len(budgets) // 2]
+    bars = (
+        "Block hits at one budget of bytes: what each format makes of it under LRU and under the "
+        "adaptive policy, and the most that any policy could (dashed)."
+    )
+    lines = "Block hits over the budget in bytes; colour is the format, solid LRU, dashed adaptive."
+    title = f"A smaller format or a better policy? {middle:g} GiB"
+    return [
+        Picture("format_or_policy", title, bars, lambda: trade(rows, middle)),
+        Picture("budgets", "Hits over the budget", lines, lambda: over_budget(rows)),
+    ]
 
 
-def _by_capacity(rows: list[dict]) -> list[dict]:
+def hits(rows: list[dict], name: str = HIT) -> list[dict]:
+    return [row for row in rows if row["name"] == name]
+
+
+def _by_capacity(rows: list[dict], name: str = HIT) -> list[dict]:
     """Hit rates at capacities that were asked for as such."""
     return [
         row
-        for row in hits(rows)
+        for row in hits(rows, name)
         if "capacity_blocks" in row["params"] and "budget_gib" not in row["params"]
     ]
 
@@ -95,11 +93,10 @@ def traces(rows: list[dict]) -> list[str]:
 
 
 def _panels(rows: list[dict], width: float = 5.4) -> tuple[Figure, list[tuple[str, Axes]]]:
-    named = traces(hits(rows))
+    named = traces(rows)
     made, panels = canvas.figure(len(named), width=width * len(named) + 0.8, height=4.4)
     for name, axes in zip(named, panels):
         axes.set_title(name, loc="left")
-        axes.set_ylim(bottom=0)
     panels[0].set_ylabel("block hits, % of accesses ↑")
     return made, list(zip(named, panels))
 
@@ -118,32 +115,53 @@ def _log(axes: Axes, label: str, ticks: list[float]) -> None:
     axes.tick_params(axis="x", labelrotation=45)
 
 
+def _size(row: dict) -> int:
+    return row["params"].get("trace_block_size", 0)
+
+
+def _several_sizes(rows: list[dict]) -> bool:
+    return len({(row["params"]["trace"], _size(row)) for row in _by_capacity(rows)}) > len(
+        traces(_by_capacity(rows))
+    )
+
+
 def over_capacity(rows: list[dict]) -> Figure:
-    """One panel per trace, one line per policy (or per block size, where that was varied)."""
+    """One panel per trace, one line per policy, in the trace's own blocks."""
     shown = _by_capacity(rows)
-    sizes = sorted({row["params"].get("trace_block_size", 0) for row in shown})
-    several = len(sizes) > len({_size_of(shown, trace) for trace in traces(shown)})
     made, panels = _panels(shown)
     for trace, axes in panels:
         mine = [row for row in shown if row["params"]["trace"] == trace]
-        (_size_lines if several else _policy_lines)(axes, mine)
+        own = min(map(_size, mine))
+        _policy_lines(axes, [row for row in mine if _size(row) == own])
     canvas.legend(made, panels[0][1])
     return made
 
 
-def _size_of(rows: list[dict], trace: str) -> int:
-    return min(
-        r["params"].get("trace_block_size", 0) for r in rows if r["params"]["trace"] == trace
-    )
+def _look(policy: str, index: int) -> dict:
+    """LRU and the adaptive policy in colour, the others told apart by marker and grey."""
+    if policy == "belady":
+        return BOUND
+    if policy in LOUD:
+        return {
+            "color": LOUD[policy],
+            "linewidth": 2.6,
+            "marker": "o",
+            "markersize": 5,
+            "zorder": 3,
+        }
+    around, marker = divmod(index, len(canvas.MARKERS) - 1)
+    colour = QUIET[(index + around) % 2]
+    return {
+        "color": colour, "linewidth": 0.9, "marker": canvas.MARKERS[1 + marker], "markersize": 5,
+    }  # fmt: skip
 
 
 def _policy_lines(axes: Axes, rows: list[dict]) -> None:
     policies = list(dict.fromkeys(row["variant"] for row in rows))
     for index, policy in enumerate(policies):
         x, y = _line([row for row in rows if row["variant"] == policy], "capacity_blocks")
-        loud = {"linewidth": 2.4, "zorder": 3} if policy in LOUD else {"linewidth": 1.0}
-        look = BOUND if policy == "belady" else {**canvas.look(index), "markersize": 4, **loud}
-        axes.plot(x, y, label=NAMES.get(policy, policy), **look)
+        axes.plot(x, y, label=NAMES.get(policy, policy), **_look(policy, index))
+    axes.set_ylim(bottom=0)
     size = rows[0]["params"].get("trace_block_size", 0)
     few = (
         x if len(x) <= 10 else [v for v in (300, 1000, 3000, 10_000, 30_000, 100_000) if v <= x[-1]]
@@ -151,18 +169,24 @@ def _policy_lines(axes: Axes, rows: list[dict]) -> None:
     _log(axes, f"capacity, blocks of {size} tokens", few)
 
 
-def _size_lines(axes: Axes, rows: list[dict]) -> None:
-    """LRU and the bound for each block size, over the capacity in tokens."""
-    sizes = sorted({row["params"]["trace_block_size"] for row in rows})
-    for index, size in enumerate(sizes):
-        for policy, style in (("lru", "-"), ("belady", "--")):
-            mine = [r for r in rows if r["variant"] == policy]
-            mine = [r for r in mine if r["params"]["trace_block_size"] == size]
-            x, y = _line(mine, "capacity_tokens")
-            label = f"{NAMES[policy]}, blocks of {size:,}"
-            colour = canvas.COLOURS[index]
-            axes.plot([v / 1e6 for v in x], y, linestyle=style, color=colour, label=label)
-    _log(axes, "capacity, million tokens", [0.2, 0.5, 1, 2, 5, 10, 20, 50])
+def over_tokens(rows: list[dict]) -> Figure:
+    """LRU and the bound for each block size, token hits over the capacity in tokens."""
+    shown = _by_capacity(rows, "token_hit_percent")
+    made, panels = _panels(shown)
+    for trace, axes in panels:
+        mine = [row for row in shown if row["params"]["trace"] == trace]
+        for index, size in enumerate(sorted(set(map(_size, mine)))):
+            for policy, style in (("lru", "-"), ("belady", "--")):
+                line = [r for r in mine if r["variant"] == policy and _size(r) == size]
+                x, y = _line(line, "capacity_tokens")
+                look = {"linestyle": style, "color": canvas.COLOURS[index]}
+                label = f"{NAMES[policy]}, blocks of {size:,}"
+                axes.plot([v / 1e6 for v in x], y, label=label, **look)
+        axes.set_ylim(bottom=0)
+        _log(axes, "capacity, million tokens", [0.2, 0.5, 1, 2, 5, 10, 20, 50])
+    panels[0][1].set_ylabel("token hits, % of prompt tokens ↑")
+    canvas.legend(made, panels[0][1])
+    return made
 
 
 def trade(rows: list[dict], budget: float) -> Figure:
@@ -185,9 +209,10 @@ def trade(rows: list[dict], budget: float) -> Figure:
 def _bars(axes: Axes, value: dict, formats: list[str], policies: list[str]) -> None:
     width = 0.8 / len(policies)
     for index, policy in enumerate(policies):
-        x = [at + (index - (len(policies) - 1) / 2) * width for at in range(len(formats))]
-        y = [value[format, policy] for format in formats]
-        colour = canvas.COLOURS[(0, 1, 2, 3)[index % 4]]
+        there = [at for at, format in enumerate(formats) if (format, policy) in value]
+        x = [at + (index - (len(policies) - 1) / 2) * width for at in there]
+        y = [value[formats[at], policy] for at in there]
+        colour = LOUD.get(policy, canvas.COLOURS[2 + index])
         drawn = axes.bar(x, y, width, color=colour, label=NAMES.get(policy, policy))
         axes.bar_label(drawn, fmt="%.1f", fontsize=9, padding=1)
     best = [value.get((format, "belady")) for format in formats]
@@ -210,6 +235,7 @@ def over_budget(rows: list[dict]) -> Figure:
                 look = {**canvas.look(index), "linestyle": style, "markersize": 4}
                 if x:
                     axes.plot(x, y, label=f"{format} {NAMES.get(policy, policy)}", **look)
+        axes.set_ylim(bottom=0)
         _log(axes, "budget, GiB", sorted({r["params"]["budget_gib"] for r in mine}))
     canvas.legend(made, panels[0][1])
     return made
@@ -229,10 +255,8 @@ def chooser(rows: list[dict]) -> Figure:
                 best[at] = max(best.get(at, 0.0), row["value"])
         for index, policy in enumerate(dict.fromkeys(row["variant"] for row in mine)):
             x, y = _line([row for row in mine if row["variant"] == policy], "capacity_blocks")
-            loud = policy in judged or policy == "lru"
-            look = {**canvas.look(index), "markersize": 4, "linewidth": 2.6 if loud else 0.9}
             below = [value - best[at] for at, value in zip(x, y)]
-            axes.plot(x, below, label=NAMES.get(policy, policy), zorder=3 if loud else 2, **look)
+            axes.plot(x, below, label=NAMES.get(policy, policy), **_look(policy, index))
         axes.axhline(-2, color=canvas.GREY, linestyle=":")
         axes.set_ylim(-12, 1)
         _log(axes, "capacity, blocks", sorted(best))

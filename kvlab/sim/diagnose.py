@@ -11,7 +11,7 @@ import numpy as np
 
 from kvlab.core import Measurement
 from kvlab.sim.bounds import bound, smallest_ideal_capacity
-from kvlab.sim.curves import hit_curve, stack_distances
+from kvlab.sim.curves import hit_curve, stack_distances, weighted_curve
 from kvlab.sim.jobs import about, listed, refuse_variants
 from kvlab.sim.trace import Trace
 
@@ -74,6 +74,7 @@ class HitCurve:
         began = perf_counter()
         capacities, hits = hit_curve(trace, self.partial_blocks)
         seconds = perf_counter() - began
+        _, tokens = weighted_curve(trace, trace.block_tokens, self.partial_blocks)
         name = f"curve_{trace.name}_{trace.block_size}"
         folder.arrays(_file_name(name), capacities=capacities, block_hits=hits)
         fixed = {**about(trace), "partial_blocks": self.partial_blocks}
@@ -82,11 +83,13 @@ class HitCurve:
         for capacity in sorted(set(at.tolist())):
             params = fixed | {"capacity_blocks": capacity}
             params["capacity_tokens"] = capacity * trace.block_size
-            lru = 100 * int(hits[capacity - capacities[0]]) / trace.accesses
-            folder.add("lru", params, [Measurement("block_hit_percent", lru, "%", "higher")])
+            at_capacity = capacity - capacities[0]
+            shares = (hits[at_capacity] / trace.accesses, tokens[at_capacity] / trace.tokens)
+            folder.add("lru", params, _percents(shares))
             if not folder.done("belady", params):
                 best = bound(trace, capacity, True, self.partial_blocks, window_seconds=None)
-                folder.add("belady", params, best.measurements()[:1])
+                shares = (best.block_hits / trace.accesses, best.token_hits / trace.tokens)
+                folder.add("belady", params, _percents(shares))
 
     def _facts(self, folder, trace: Trace) -> None:
         again, (_, blocks) = reuse(trace), working_set(trace, self.window_seconds)
@@ -104,6 +107,11 @@ class HitCurve:
             facts["reuse_age_median_seconds"] = (age / 1e3, "s")
         rows = [Measurement(name, float(value), unit) for name, (value, unit) in facts.items()]
         folder.add("trace", about(trace) | {"window_seconds": self.window_seconds}, rows)
+
+
+def _percents(shares: tuple[float, float]) -> list[Measurement]:
+    names = ("block_hit_percent", "token_hit_percent")
+    return [Measurement(n, 100 * float(share), "%", "higher") for n, share in zip(names, shares)]
 
 
 def _file_name(text: str) -> str:

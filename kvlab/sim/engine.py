@@ -174,6 +174,7 @@ class Engine:
             line = []
             while content not in reachable and content in where:
                 line.append(content)
+                reachable[content] = False  # until its head is found; ends a cycle, too
                 content = ledger.meta(where[content]).parent
             reachable.update(dict.fromkeys(line, reachable.get(content, False)))
         return sum(not reachable[content] for content in where)

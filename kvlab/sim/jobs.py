@@ -13,7 +13,8 @@ from kvlab.core import BadInput, Measurement
 from kvlab.policy import by_name
 from kvlab.sim import bounds
 from kvlab.sim.result import SimResult
-from kvlab.sim.simulator import simulate
+from kvlab.sim.service import CostModel
+from kvlab.sim.simulator import Host, simulate
 from kvlab.sim.sizes import blocks_for, shape_by_name, token_bytes
 from kvlab.sim.trace import Trace
 
@@ -31,23 +32,24 @@ class Point(NamedTuple):
 
 
 class Replay:
-    """Simulates points of one accounting, each once; Belady is computed as the bound it is."""
+    """Simulates points under one set of rules, each once; Belady is computed as the bound it is."""
 
-    def __init__(self, prefix: bool, partial_blocks: str, shape, window_seconds: float | None):
-        self.settings = {"shape": shape_by_name(shape), "window_seconds": window_seconds}
-        self.prefix, self.partial_blocks = prefix, partial_blocks
+    def __init__(self, prefix: bool, partial_blocks: str, tiers: dict, **settings):
+        self.rules = (prefix, partial_blocks)
+        self.tiers = {name: value for name, value in tiers.items() if value is not None}
+        self.settings = settings
         self._done: dict[tuple, SimResult] = {}
 
     def __call__(self, trace: Trace, policy: str, capacity: int) -> SimResult:
         key = (trace.name, trace.block_size, policy, capacity)
         if key not in self._done:
-            how = (trace, capacity, self.prefix, self.partial_blocks)
-            self._done[key] = (
-                bounds.bound(*how, **self.settings)
-                if policy == "belady"
-                else simulate(trace, policy, *how[1:], **self.settings)
-            )
+            self._done[key] = self._run(trace, policy, capacity)
         return self._done[key]
+
+    def _run(self, trace: Trace, policy: str, capacity: int) -> SimResult:
+        if policy == "belady":
+            return bounds.bound(trace, capacity, *self.rules, **self.settings)
+        return simulate(trace, policy, capacity, *self.rules, **self.tiers, **self.settings)
 
 
 class HitRate:
@@ -56,7 +58,7 @@ class HitRate:
     traces: as `load_traces` gives them, or one. policies: names. capacity_blocks: of the trace's
     own blocks. budgets_gib x formats x budget_policies: a budget holds as many blocks as the format
     lets it, for the model `shape` quantized in blocks of `block_size` tokens.
-    prefix, partial_blocks, window_seconds: as in `simulate`.
+    prefix, partial_blocks, window_seconds, host, service: as in `simulate`.
     """
 
     def __init__(
@@ -72,16 +74,26 @@ class HitRate:
         prefix: bool = True,
         partial_blocks: str = "hit",
         window_seconds: float | None = 60.0,
+        host: Host | None = None,
+        service: CostModel | None = None,
     ):
         self.traces = listed(traces)
         self.policies, self.capacity_blocks = known(policies), list(capacity_blocks)
         self.budgets_gib, self.formats = list(budgets_gib), list(formats)
         self.budget_policies = known(budget_policies)
-        self.shape, self.block_size, self.prefix = shape, block_size, prefix
-        self.replay = Replay(prefix, partial_blocks, shape, window_seconds)
+        self.shape, self.block_size = shape, block_size
+        tiers = {"host": host, "service": service}
+        known_shape = shape_by_name(shape)
+        self.replay = Replay(
+            prefix, partial_blocks, tiers, shape=known_shape, window_seconds=window_seconds
+        )
         self._fixed = {"prefix": prefix, "partial_blocks": partial_blocks}
+        self._fixed |= {name: str(value) for name, value in self.replay.tiers.items()}
+        if self.replay.tiers and "belady" in [*self.policies, *self.budget_policies]:
+            remedy = "bounds one tier and one request at a time; leave it or host and service out"
+            raise BadInput("policies", "belady", remedy)
         for format in self.formats:
-            token_bytes(format, shape_by_name(shape), block_size)  # refuses an unknown name now
+            token_bytes(format, known_shape, block_size)  # refuses an unknown name now
 
     def run(self, folder, variants: Sequence = ()) -> None:
         refuse_variants(variants)
@@ -132,7 +144,7 @@ class AdaptiveRegret:
         if "lru" not in self.fixed:
             raise BadInput("fixed", self.fixed, "must hold lru, the policy to gain over")
         self.prefix = prefix
-        self.replay = Replay(prefix, "hit", "llama-3.1-8b", None)
+        self.replay = Replay(prefix, "hit", {}, window_seconds=None)
 
     def run(self, folder, variants: Sequence = ()) -> None:
         refuse_variants(variants)

@@ -158,9 +158,10 @@ def s3fifo(ids, first, partial, tables, book, code, evicted, evicted_at):
             uses[node] = min(uses[node] + 1, 3)
             continue
         victim = -1
+        too_many = book[MAIN] > book[CAPACITY] - small
         while victim < 0 and book[SMALL] + book[MAIN] == book[CAPACITY]:
             book[EVICTED] = 1
-            from_main = not book[SMALL] or book[MAIN] > book[CAPACITY] - small
+            from_main = too_many or not book[SMALL]
             head = after[1 if from_main else 0]
             _drop(after, before, head)
             if from_main and uses[head]:  # a hit pays for another round

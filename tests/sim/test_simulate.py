@@ -43,6 +43,11 @@ def test_orphans_are_counted(tiny):
     assert run(tiny([0, 1, 2], [3]), "lru", 3).orphans == 0
 
 
+def test_a_block_named_twice_in_a_request_is_one_block(tiny):
+    result = run(tiny([0, 1, 0], [0, 1, 0]), capacity=2)
+    assert (result.block_hits, result.evictions, result.refused_requests) == (3, 0, 0)
+
+
 def test_requests_larger_than_the_capacity_are_refused_and_change_nothing(tiny):
     result = run(tiny([0, 1], [0, 2, 3, 4, 5], [0, 1]), capacity=4)
     assert result.refused_requests == 1 and result.misses["refused"] == 5
