@@ -1,0 +1,196 @@
+"""Device functions shared by the kernels: where a block lies, what its bytes mean, digits.
+
+Digits: a matrix unit multiplies bytes by bytes, and with one query token most of its columns are
+idle. So a query (or a probability) is written as the sum of a few 8-bit numbers, one per column,
+and the stored bytes are multiplied as they are; the columns are added afterwards. Integer products
+are exact, so 16 bits of the query survive where a conversion of every stored element would not
+fit into the instruction budget.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kvlab.kernel import interpret
+
+NATIVE = tl.constexpr(not interpret.ACTIVE)  # inline PTX exists only where there is a GPU
+
+DENSE, FP8, INT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+
+# 1.5 * 2^23: adding it leaves an integer in a float's low bits; the extra 128 rounds the high byte.
+MAGIC = tl.constexpr(12582912.0 + 128.0)
+TOP = tl.constexpr(32512.0)  # largest value of two signed bytes with a high byte up to 127
+
+
+@triton.jit
+def low_nibble(x):
+    """Bytes -> their low four bits, four bytes an instruction."""
+    if NATIVE:
+        y = tl.inline_asm_elementwise(
+            "and.b32 $0, $1, 0x0f0f0f0f;", "=r,r", [x], dtype=tl.int8, is_pure=True, pack=4
+        )
+    else:
+        y = (x & 15).to(tl.int8)
+    return y
+
+
+@triton.jit
+def high_nibble(x):
+    """Bytes -> their high four bits, two instructions for four bytes."""
+    if NATIVE:
+        y = tl.inline_asm_elementwise(
+            "{ .reg .b32 t; shr.u32 t, $1, 4; and.b32 $0, t, 0x0f0f0f0f; }", "=r,r", [x],
+            dtype=tl.int8, is_pure=True, pack=4,
+        )
+    else:
+        y = (x >> 4).to(tl.int8)
+    return y
+
+
+@triton.jit
+def signed_byte(x):
+    """Unsigned codes 0..255 -> code - 128 as signed bytes."""
+    if NATIVE:
+        y = tl.inline_asm_elementwise(
+            "xor.b32 $0, $1, 0x80808080;", "=r,r", [x], dtype=tl.int8, is_pure=True, pack=4
+        )
+    else:
+        y = (x ^ 128).to(tl.int8, bitcast=True)
+    return y
+
+
+@triton.jit
+def fast_log2(x):
+    """log2 of a positive normal number, to about 2^-22."""
+    if NATIVE:
+        y = tl.inline_asm_elementwise(
+            "lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
+        )
+    else:
+        y = tl.log2(x)
+    return y
+
+
+@triton.jit
+def int_digits(x, j):
+    """|x| <= TOP -> column 0: the high signed byte, other columns: the low one (weights 256, 1)."""
+    bits = (x + MAGIC).to(tl.int32, bitcast=True)
+    return ((bits >> tl.where(j == 0, 8, 0)) ^ tl.where(j == 0, 0, 128)).to(tl.int8)
+
+
+@triton.jit
+def float_digits(x, j, MASK: tl.constexpr, COUNT: tl.constexpr, DT: tl.constexpr):
+    """x -> COUNT columns of type DT whose sum is x; MASK keeps the sign, exponent and DT's bits."""
+    first = (x.to(tl.int32, bitcast=True) & MASK).to(tl.float32, bitcast=True)
+    rest = x - first
+    if COUNT == 2:
+        y = tl.where(j == 0, first, tl.where(j == 1, rest, 0.0))
+    else:
+        second = (rest.to(tl.int32, bitcast=True) & MASK).to(tl.float32, bitcast=True)
+        third = tl.where(j == 2, rest - second, 0.0)
+        y = tl.where(j == 0, first, tl.where(j == 1, second, third))
+    return y.to(DT)
+
+
+@triton.jit
+def digits(x, j, KIND: tl.constexpr, DT: tl.constexpr):
+    """Columns `j` of `x`, which must lie within `reach(KIND)`, as operands of the matrix unit."""
+    if KIND == INT:
+        y = int_digits(x, j)
+    elif DT == tl.float8e4nv:
+        y = float_digits(x, j, -0x100000, 3, DT)
+    elif DT == tl.bfloat16:
+        y = float_digits(x, j, -0x10000, 2, DT)
+    elif DT == tl.float16:
+        y = float_digits(x, j, -0x2000, 2, DT)
+    else:
+        y = tl.where(j == 0, x, 0.0)
+    return y
+
+
+@triton.jit
+def reach(KIND: tl.constexpr):
+    """Largest magnitude that `digits` takes."""
+    top: tl.constexpr = 1.0 if KIND == DENSE else (256.0 if KIND == FP8 else TOP)
+    return top
+
+
+@triton.jit
+def join_digits(x, j, KIND: tl.constexpr):
+    """Products per column [M, GP, ND] -> fp32 [M, GP], the sum with the columns' weights."""
+    if KIND == INT:
+        weight = tl.where(j == 0, 256, tl.where(j == 1, 1, 0))
+        y = tl.sum(x * weight.to(x.dtype), 2).to(tl.float32)
+    else:
+        y = tl.sum(x, 2)
+    return y
+
+
+@triton.jit
+def typed(addr, DT: tl.constexpr):
+    """Byte address (int64) -> pointer."""
+    return addr.to(tl.pointer_type(DT))
+
+
+@triton.jit
+def lane(x, TOKEN_DIM: tl.constexpr):
+    """A vector over tokens or data columns as a row or a column of the tile."""
+    return x[:, None] if TOKEN_DIM == 0 else x[None, :]
+
+
+@triton.jit
+def load_tile(
+    addr, t, w, mask, DT: tl.constexpr, SLOT: tl.constexpr, UNIT: tl.constexpr, VEC: tl.constexpr,
+    MULTI: tl.constexpr, TOKEN_DIM: tl.constexpr,
+):
+    """Stored elements of tokens `t` and columns `w`, [T, W] or, with TOKEN_DIM 1, [W, T].
+
+    addr: int64 byte address of the head's tile, one, or with MULTI one per token; SLOT, UNIT:
+    elements from token to token and from column to column; VEC: elements that lie together and
+    aligned along the axis of unit stride.
+    """
+    off = lane(t, TOKEN_DIM) * SLOT + lane(w, 1 - TOKEN_DIM) * UNIT
+    size: tl.constexpr = DT.primitive_bitwidth // 8
+    if MULTI:
+        p = (lane(addr, TOKEN_DIM) + off * size).to(tl.pointer_type(DT))
+        last: tl.constexpr = UNIT == 1 if TOKEN_DIM == 0 else SLOT == 1
+        if last:
+            p = tl.max_contiguous(tl.multiple_of(p, [1, VEC * size]), [1, VEC])
+    else:
+        p = addr.to(tl.pointer_type(DT))  # a hint on a call's result would be lost with the call
+        p = tl.multiple_of(p, VEC * size) + off
+    return tl.load(p, mask=lane(mask, TOKEN_DIM), other=0 if DT.is_int() else 0.0)
+
+
+@triton.jit
+def load_codes(
+    addr, high, t, mask, D: tl.constexpr, BITS: tl.constexpr, SLOTS_LAST: tl.constexpr,
+    S: tl.constexpr, MULTI: tl.constexpr, TOKEN_DIM: tl.constexpr,
+):
+    """Codes of any width as signed bytes, one load per element: slow, and right for every D.
+
+    addr, high: addresses of the head's tile in the `data` and (3 bits) the `high` plane.
+    """
+    d = tl.arange(0, D)
+    LOW: tl.constexpr = 2 if BITS == 3 else BITS
+    W: tl.constexpr = D * LOW // 8
+    SLOT: tl.constexpr = 1 if SLOTS_LAST else W
+    UNIT: tl.constexpr = S if SLOTS_LAST else 1
+    x = load_tile(addr, t, d % W, mask, tl.uint8, SLOT, UNIT, 1, MULTI, TOKEN_DIM)
+    x = (x.to(tl.int32) >> lane(d // W * LOW, 1 - TOKEN_DIM)) & (2**LOW - 1)
+    if BITS == 3:
+        WH: tl.constexpr = D // 8
+        HSLOT: tl.constexpr = 1 if SLOTS_LAST else WH
+        y = load_tile(high, t, d % WH, mask, tl.uint8, HSLOT, UNIT, 1, MULTI, TOKEN_DIM)
+        x += ((y.to(tl.int32) >> lane(d // WH, 1 - TOKEN_DIM)) & 1) << 2
+    return x.to(tl.int8)
+
+
+@triton.jit
+def load_zero(scale, addr, offsets, mask, BIAS: tl.constexpr, STORED: tl.constexpr):
+    """What a code of 0 stands for, given its scale: the stored zero and the codes' offset."""
+    zero = scale * BIAS
+    if STORED:
+        zero += tl.load(typed(addr, tl.float16) + offsets, mask=mask, other=0.0).to(tl.float32)
+    return zero

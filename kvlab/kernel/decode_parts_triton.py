@@ -1,0 +1,162 @@
+"""The pieces of the split decode kernel: operands, products with stored tiles, the open tail.
+
+Shapes: TILE tokens of one block (MULTI: of neighbouring blocks), W data columns (bytes of a packed
+row; PARTS of them make D), G query heads of one key/value head padded to GP, ND digits per head.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kvlab.kernel.codes_triton import (
+    DENSE,
+    FP8,
+    INT,
+    NATIVE,
+    digits,
+    high_nibble,
+    join_digits,
+    load_codes,
+    load_tile,
+    low_nibble,
+    reach,
+    signed_byte,
+    typed,
+)
+
+
+@triton.jit
+def load_query(q, part, W: tl.constexpr, D: tl.constexpr, G: tl.constexpr, GP: tl.constexpr):
+    """One part of the group's query heads, fp32 [W, GP]; `q` points to the first head."""
+    d, g = part * W + tl.arange(0, W), tl.arange(0, GP)
+    return tl.load(q + g[None, :] * D + d[:, None], mask=g[None, :] < G, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def normalizer(top, KIND: tl.constexpr):
+    """Factor that brings magnitudes up to `top` into the digits' reach; a power of two for FP8."""
+    if KIND == DENSE:
+        y = tl.full(top.shape, 1.0, tl.float32)
+    elif KIND == FP8:
+        power = (tl.maximum(top, 1e-30).to(tl.int32, bitcast=True) & 0x7F800000)
+        y = 128.0 / power.to(tl.float32, bitcast=True)
+    else:
+        y = reach(INT) / tl.maximum(top, 1e-30)
+    return y
+
+
+@triton.jit
+def columns(x, KIND: tl.constexpr, DT: tl.constexpr, ND: tl.constexpr):
+    """[M, GP] within reach -> [M, GP * ND] digits in the type the matrix unit multiplies."""
+    y = digits(x[:, :, None], tl.arange(0, ND)[None, None, :], KIND, DT)
+    y = tl.broadcast_to(y, [x.shape[0], x.shape[1], ND])
+    return tl.reshape(y, [x.shape[0], x.shape[1] * ND])
+
+
+@triton.jit
+def multiply(a, b, acc, KIND: tl.constexpr):
+    """a @ b (+ acc): int32 for codes, fp32 otherwise; exact products for codes and fp32."""
+    if KIND == INT:
+        y = tl.dot(a, b, acc, out_dtype=tl.int32)
+    elif not NATIVE and b.dtype == tl.bfloat16:  # the interpreter would multiply the bits
+        y = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    elif b.dtype == tl.float8e4nv:  # promoted to fp32 registers once per tile, not within
+        y = tl.dot(a, b, acc, max_num_imprecise_acc=1024)
+    else:
+        y = tl.dot(a, b, acc, input_precision="ieee")
+    return y
+
+
+@triton.jit
+def products(
+    addr, high, t, mask, b0, b1, KIND: tl.constexpr, BITS: tl.constexpr, DT: tl.constexpr,
+    PARTS: tl.constexpr, WIDE: tl.constexpr, SLOTS_LAST: tl.constexpr, D: tl.constexpr,
+    S: tl.constexpr, VEC: tl.constexpr, MULTI: tl.constexpr, TOKEN_DIM: tl.constexpr,
+):
+    """Stored tile times columns, before scales: [TILE, N] for keys, two of [W, N] for values.
+
+    Keys (TOKEN_DIM 0) sum over their parts: b0, b1 are the query's. Values (TOKEN_DIM 1) have one
+    right side, b0, and one result per part; with one part both results are the same.
+    """
+    NONE: tl.constexpr = None
+    if WIDE:
+        x = load_codes(addr, high, t, mask, D, BITS, SLOTS_LAST, S, MULTI, TOKEN_DIM)
+        y0 = multiply(x, b0, NONE, INT)
+        y1 = y0
+    else:
+        W: tl.constexpr = D // PARTS
+        SLOT: tl.constexpr = 1 if SLOTS_LAST else W
+        UNIT: tl.constexpr = S if SLOTS_LAST else 1
+        w = tl.arange(0, W)
+        x = load_tile(addr, t, w, mask, DT, SLOT, UNIT, VEC, MULTI, TOKEN_DIM)
+        if PARTS == 2:
+            y0 = multiply(low_nibble(x), b0, NONE, INT)
+            if TOKEN_DIM == 0:
+                y0 = multiply(high_nibble(x), b1, y0, INT)
+                y1 = y0
+            else:
+                y1 = multiply(high_nibble(x), b0, NONE, INT)
+        else:
+            if KIND == INT:
+                y0 = multiply(signed_byte(x), b0, NONE, INT)
+            else:
+                y0 = multiply(x.to(b0.dtype), b0, NONE, KIND)
+            y1 = y0
+    return y0, y1
+
+
+@triton.jit
+def grouped(x, GP: tl.constexpr, ND: tl.constexpr):
+    """[M, GP * ND] -> [M, GP, ND]."""
+    return tl.reshape(x, [x.shape[0], GP, ND])
+
+
+@triton.jit
+def absorb(acc, part, keep, gain):
+    """Running values [W, GP, ND] and a tile's products -> the new running values."""
+    return acc * keep[None, :, None] + part.to(tl.float32) * gain[None, :, None]
+
+
+@triton.jit
+def open_tail(
+    q, k, v, count, m, l, out0, out1, scale, W: tl.constexpr, PARTS: tl.constexpr, D: tl.constexpr,
+    G: tl.constexpr, GP: tl.constexpr, DT: tl.constexpr, CHUNK: tl.constexpr,
+):
+    """Adds the `count` tokens of an open block, dense [S, D] at `k` and `v`, to a partial result.
+
+    m, l: running maximum (base 2) and sum [GP]; out0, out1: unnormalized parts [W, GP].
+    """
+    ND: tl.constexpr = 2 if GP >= 4 else 8 // GP
+    w, d = tl.arange(0, W), tl.arange(0, D)
+    qc = columns(load_query(q, 0, D, D, G, GP), DENSE, DT, ND)
+    j = tl.arange(0, ND)[None, None, :]
+    k, v = tl.multiple_of(k, 16), tl.multiple_of(v, 16)
+    for start in range(0, count, CHUNK):
+        t = start + tl.arange(0, CHUNK)
+        seen = t < count
+        kt = tl.load(k + t[:, None] * D + d[None, :], mask=seen[:, None], other=0.0)
+        s = join_digits(grouped(multiply(kt, qc, None, DENSE), GP, ND), j, DENSE) * scale
+        s = tl.where(seen[:, None], s, -float("inf"))
+        new = tl.maximum(m, tl.max(s, 0))
+        keep, p = tl.exp2(m - new), tl.exp2(s - new[None, :])
+        m, l = new, l * keep + tl.sum(p, 0)
+        pc = columns(p, DENSE, DT, ND)
+        v0 = tl.load(v + t[None, :] * D + w[:, None], mask=seen[None, :], other=0.0)
+        o0 = join_digits(grouped(multiply(v0, pc, None, DENSE), GP, ND), j, DENSE)
+        out0 = out0 * keep[None, :] + o0
+        if PARTS == 2:
+            v1 = tl.load(v + t[None, :] * D + W + w[:, None], mask=seen[None, :], other=0.0)
+            o1 = join_digits(grouped(multiply(v1, pc, None, DENSE), GP, ND), j, DENSE)
+            out1 = out1 * keep[None, :] + o1
+    return m, l, out0, out1
+
+
+@triton.jit
+def open_address(
+    base, slot, P: tl.constexpr, off, h, H: tl.constexpr, HEAD: tl.constexpr, DT: tl.constexpr
+):
+    """Pointer to head `h` of the open row `slot`; HEAD: bytes of one head's tokens."""
+    slab = tl.load(base + slot // P)
+    address = slab + off + (slot % P).to(tl.int64) * (HEAD * H) + h * HEAD
+    return tl.multiple_of(address.to(tl.pointer_type(DT)), 16)

@@ -1,0 +1,252 @@
+"""The split decode kernel: one program reads one stretch of one sequence for one key/value head.
+
+Base-2 throughout: `scale` comes multiplied with log2(e). A program leaves a normalized output and
+its log-sum-exp; `decode_triton` merges them. The range of a program follows from the lengths on
+the device, so the grid depends on nothing that changes between replays of a captured graph.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kvlab.kernel.codes_triton import (
+    DENSE,
+    INT,
+    fast_log2,
+    join_digits,
+    load_zero,
+    reach,
+    typed,
+)
+from kvlab.kernel.decode_parts_triton import (
+    absorb,
+    columns,
+    grouped,
+    load_query,
+    normalizer,
+    open_address,
+    open_tail,
+    products,
+)
+
+
+@triton.jit
+def load_scales(
+    addr, zero_addr, offsets, mask, KIND: tl.constexpr, BIAS: tl.constexpr, STORED: tl.constexpr
+):
+    """fp16 scales and effective zeros as fp32; a dense plane has neither."""
+    if KIND == DENSE:
+        scale, zero = 1.0, 0.0
+    else:
+        scale = tl.load(typed(addr, tl.float16) + offsets, mask=mask, other=1.0).to(tl.float32)
+        zero = load_zero(scale, zero_addr, offsets, mask, BIAS, STORED)
+    return scale, zero
+
+
+@triton.jit
+def side_scales(
+    addr, zero_addr, t, mask, KIND: tl.constexpr, CHANNEL: tl.constexpr, BIAS: tl.constexpr,
+    STORED: tl.constexpr, W: tl.constexpr, PARTS: tl.constexpr,
+):
+    """Scales and zeros of one tile: per token [TILE], or per channel [W] for each of two parts."""
+    if CHANNEL:
+        w = tl.arange(0, W)
+        s0, z0 = load_scales(addr, zero_addr, w, w < W, KIND, BIAS, STORED)
+        if PARTS == 2:
+            s1, z1 = load_scales(addr, zero_addr, W + w, w < W, KIND, BIAS, STORED)
+        else:
+            s1, z1 = s0, z0
+    else:
+        s0, z0 = load_scales(addr, zero_addr, t, mask, KIND, BIAS, STORED)
+        s1, z1 = s0, z0
+    return s0, z0, s1, z1
+
+
+@triton.jit
+def query_operands(
+    q0, q1, s0, s1, KIND: tl.constexpr, DT: tl.constexpr, PARTS: tl.constexpr, ND: tl.constexpr
+):
+    """Digits of the (scaled) query, and the factor [GP] that undoes their normalization."""
+    q0 = q0 * s0
+    top = tl.max(tl.abs(q0), 0)
+    if PARTS == 2:
+        q1 = q1 * s1
+        top = tl.maximum(top, tl.max(tl.abs(q1), 0))
+    gain = normalizer(top, KIND)
+    b0 = columns(q0 * gain[None, :], KIND, DT, ND)
+    b1 = b0
+    if PARTS == 2:
+        b1 = columns(q1 * gain[None, :], KIND, DT, ND)
+    return b0, b1, 1.0 / gain
+
+
+@triton.jit
+def rescale(x, scale, zero, p, j, ZERO: tl.constexpr):
+    """A tile's products of codes [W, GP, ND] with the block's channel scales and zeros applied."""
+    x = x.to(tl.float32) * scale[:, None, None]
+    if ZERO:  # the column of the high byte counts 256 fold
+        lift = zero[:, None] * tl.sum(p, 0)[None, :] * (reach(INT) / 256)
+        x += tl.where(j == 0, lift[:, :, None], 0.0)
+    return x
+
+
+@triton.jit
+def place(i, first, TILE: tl.constexpr, S: tl.constexpr, TPB: tl.constexpr, MULTI: tl.constexpr):
+    """Block index (one, or one per token), slots of the tile's tokens, token index of slot 0."""
+    if MULTI:
+        token = i * TILE + tl.arange(0, TILE)
+        index, t = token // S, token % S
+    else:
+        index, t = i // TPB, (i % TPB) * TILE + tl.arange(0, TILE)
+    return index, t
+
+
+@triton.jit
+def decode_split_kernel(
+    q_ptr, part_out, part_lse, cell_lse, base, table, n_blocks, open_base, open_slot, open_len,
+    max_blocks, splits, scale, kd, kh, ks, kz, vd, vh, vs, vz, ok, ov,
+    H: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
+    P: tl.constexpr, OPEN_P: tl.constexpr, TILE: tl.constexpr, TPB: tl.constexpr,
+    MULTI: tl.constexpr, ND: tl.constexpr, MASS: tl.constexpr, OPEN_DT: tl.constexpr,
+    K_KIND: tl.constexpr, K_BITS: tl.constexpr, K_DT: tl.constexpr, K_MT: tl.constexpr, K_PARTS: tl.constexpr,
+    K_WIDE: tl.constexpr, K_LAST: tl.constexpr, K_VEC: tl.constexpr, K_CHANNEL: tl.constexpr,
+    K_BIAS: tl.constexpr, K_STORED: tl.constexpr, KDS: tl.constexpr, KHS: tl.constexpr,
+    KSS: tl.constexpr,
+    V_KIND: tl.constexpr, V_BITS: tl.constexpr, V_DT: tl.constexpr, V_MT: tl.constexpr, V_PARTS: tl.constexpr,
+    V_WIDE: tl.constexpr, V_LAST: tl.constexpr, V_VEC: tl.constexpr, V_CHANNEL: tl.constexpr,
+    V_BIAS: tl.constexpr, V_STORED: tl.constexpr, VDS: tl.constexpr, VHS: tl.constexpr,
+    VSS: tl.constexpr,
+):
+    """See `decode_triton.paged_decode`. kd .. vz, ok, ov: byte offsets of this layer's planes in a
+    slab (data, high bits, scale, zero; open keys and values); KDS .. VSS: bytes per block and head.
+    """
+    h, sp, b = tl.program_id(0) % H, tl.program_id(1), tl.program_id(0) // H
+    KW: tl.constexpr = D // K_PARTS
+    VW: tl.constexpr = D // V_PARTS
+    K_ZERO: tl.constexpr = K_STORED or K_BIAS != 0
+    V_ZERO: tl.constexpr = V_STORED or V_BIAS != 0
+    j = tl.arange(0, ND)[None, None, :]
+    query = q_ptr + (b * H + h) * G * D
+    q0 = load_query(query, 0, KW, D, G, GP)
+    q1 = load_query(query, K_PARTS - 1, KW, D, G, GP)
+    if not K_CHANNEL:
+        b0, b1, undo = query_operands(q0, q1, 1.0, 1.0, K_KIND, K_MT, K_PARTS, ND)
+        total = tl.sum(q0, 0) + (tl.sum(q1, 0) if K_PARTS == 2 else 0.0)
+    m = tl.full([GP], -1e30, tl.float32)
+    lsum = tl.zeros([TILE, GP], tl.float32)
+    zsum = tl.zeros([TILE, GP], tl.float32)
+    acc0 = tl.zeros([VW, GP, ND], tl.float32)
+    acc1 = tl.zeros([VW, GP, ND], tl.float32)
+    blocks = tl.load(n_blocks + b)
+    tiles = tl.cdiv(blocks * S, TILE) if MULTI else blocks * TPB
+    per = tl.cdiv(tiles, splits)
+    lo = sp * per
+    hi = tl.minimum(lo + per, tiles)
+    row = table + b.to(tl.int64) * max_blocks
+    # Two loads stand before the first byte of a tile: its block id and its slab's address. Each is
+    # fetched one tile ahead of its use, so that a tile never waits for the chain.
+    index, _ = place(lo, 0, TILE, S, TPB, MULTI)
+    block = tl.load(row + tl.minimum(index, tl.maximum(blocks - 1, 0)))
+    index, _ = place(lo + 1, 0, TILE, S, TPB, MULTI)
+    ahead = tl.load(row + tl.minimum(index, tl.maximum(blocks - 1, 0)))
+    slab, slot = tl.load(base + block // P), (block % P).to(tl.int64)
+    for i in range(lo, hi):
+        index, t = place(i, 0, TILE, S, TPB, MULTI)
+        seen = ((index < blocks) & (t < S)) if MULTI else t < S
+        at = slab + slot * (KDS * H) + h * KDS + kd
+        k_high = slab + slot * (KHS * H) + h * KHS + kh
+        k_scale = slab + slot * (KSS * H) + h * KSS
+        v_at = slab + slot * (VDS * H) + h * VDS + vd
+        v_high = slab + slot * (VHS * H) + h * VHS + vh
+        v_scale = slab + slot * (VSS * H) + h * VSS
+        sk0, zk0, sk1, zk1 = side_scales(
+            k_scale + ks, k_scale + kz, t, seen, K_KIND, K_CHANNEL, K_BIAS, K_STORED, KW, K_PARTS
+        )
+        sv0, zv0, sv1, zv1 = side_scales(
+            v_scale + vs, v_scale + vz, t, seen, V_KIND, V_CHANNEL, V_BIAS, V_STORED, VW, V_PARTS
+        )
+        if K_CHANNEL:
+            b0, b1, undo = query_operands(
+                q0, q1, sk0[:, None], sk1[:, None], K_KIND, K_MT, K_PARTS, ND
+            )
+        x, _ = products(
+            at, k_high, t, seen, b0, b1, K_KIND, K_BITS, K_DT, K_PARTS, K_WIDE, K_LAST, D, S,
+            K_VEC, MULTI, 0,
+        )
+        s = join_digits(grouped(x, GP, ND), j, K_KIND) * (undo * scale)[None, :]
+        if K_CHANNEL:
+            if K_ZERO:
+                lift = tl.sum(q0 * zk0[:, None], 0)
+                if K_PARTS == 2:
+                    lift += tl.sum(q1 * zk1[:, None], 0)
+                s += (lift * scale)[None, :]
+        elif K_KIND != DENSE:
+            s = s * sk0[:, None]
+            if K_ZERO:
+                s += zk0[:, None] * (total * scale)[None, :]
+        s = tl.where(seen[:, None], s, -float("inf"))
+        # Probabilities are taken relative to the tile's own maximum of p * value scale: the digits
+        # keep 16 bits of each tile, however small its share of the whole.
+        PER_TOKEN: tl.constexpr = V_KIND != DENSE and not V_CHANNEL
+        if PER_TOKEN:
+            high = s + fast_log2(sv0)[:, None]
+        else:
+            high = s
+        tile_max = tl.max(high, 0)
+        p = tl.exp2(s - tile_max[None, :])
+        weight = p
+        if PER_TOKEN:
+            weight = tl.exp2(high - tile_max[None, :])
+        pc = columns(weight * reach(V_KIND), V_KIND, V_MT, ND)
+        o0, o1 = products(
+            v_at, v_high, t, seen, pc, pc, V_KIND, V_BITS, V_DT, V_PARTS, V_WIDE, V_LAST, D, S,
+            V_VEC, MULTI, 1,
+        )
+        new = tl.maximum(m, tile_max)
+        keep, gain = tl.exp2(m - new), tl.exp2(tile_max - new)
+        m = new
+        lsum = lsum * keep[None, :] + p * gain[None, :]
+        if V_ZERO and not V_CHANNEL:
+            zsum = zsum * keep[None, :] + p * (zv0[:, None] * gain[None, :])
+        o0, o1 = grouped(o0, GP, ND), grouped(o1, GP, ND)
+        if V_CHANNEL:
+            o0 = rescale(o0, sv0, zv0, p, j, V_ZERO)
+            o1 = rescale(o1, sv1, zv1, p, j, V_ZERO)
+        acc0 = absorb(acc0, o0, keep, gain)
+        if V_PARTS == 2:
+            acc1 = absorb(acc1, o1, keep, gain)
+        if MASS:
+            CELLS: tl.constexpr = TILE // S if MULTI else 1
+            cell = i * CELLS + tl.arange(0, CELLS)
+            share = tl.sum(tl.reshape(p, [CELLS, TILE // CELLS, GP]), 1)
+            share = tl.maximum(fast_log2(tl.maximum(share, 1e-37)) + tile_max[None, :], -1e30)
+            g = tl.arange(0, GP)
+            at = ((b * H + h) * G + g)[None, :] * (max_blocks * TPB) + cell[:, None]
+            known = (cell < blocks * TPB)[:, None] & (g < G)[None, :]
+            tl.store(cell_lse + at, share, mask=known)
+        slab, slot = tl.load(base + ahead // P), (ahead % P).to(tl.int64)
+        index, _ = place(i + 2, 0, TILE, S, TPB, MULTI)
+        ahead = tl.load(row + tl.minimum(index, blocks - 1))
+    l = tl.sum(lsum, 0)
+    lift = tl.sum(zsum, 0)[None, :]
+    out0 = join_digits(acc0, j, V_KIND) * (1.0 / reach(V_KIND)) + lift
+    out1 = join_digits(acc1, j, V_KIND) * (1.0 / reach(V_KIND)) + lift
+    if sp == splits - 1:
+        count = tl.load(open_len + b)
+        if count > 0:
+            own = tl.load(open_slot + b)
+            size: tl.constexpr = OPEN_DT.primitive_bitwidth // 8
+            k = open_address(open_base, own, OPEN_P, ok, h, H, S * D * size, OPEN_DT)
+            v = open_address(open_base, own, OPEN_P, ov, h, H, S * D * size, OPEN_DT)
+            m, l, out0, out1 = open_tail(
+                query, k, v, count, m, l, out0, out1, scale, VW, V_PARTS, D, G, GP, OPEN_DT, 32
+            )
+    g, w = tl.arange(0, GP), tl.arange(0, VW)
+    inverse = 1.0 / tl.maximum(l, 1e-37)
+    at = ((b * H + h) * splits + sp) * G + g
+    tl.store(part_lse + at, tl.where(l > 0, m + tl.log2(l), -float("inf")), mask=g < G)
+    at = part_out + at[None, :] * D + w[:, None]
+    tl.store(at, out0 * inverse[None, :], mask=(g < G)[None, :])
+    if V_PARTS == 2:
+        tl.store(at + VW, out1 * inverse[None, :], mask=(g < G)[None, :])
