@@ -28,9 +28,9 @@ from kvlab.kernel.codes_triton import (
 
 @triton.jit
 def load_query(q, part, W: tl.constexpr, D: tl.constexpr, G: tl.constexpr, GP: tl.constexpr):
-    """One part of the group's query heads, fp32 [W, GP]; `q` points to the first head."""
+    """One part of the group's query heads, fp32 [GP, W]; `q` points to the first head."""
     d, g = part * W + tl.arange(0, W), tl.arange(0, GP)
-    return tl.load(q + g[None, :] * D + d[:, None], mask=g[None, :] < G, other=0.0).to(tl.float32)
+    return tl.load(q + g[:, None] * D + d[None, :], mask=g[:, None] < G, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -52,6 +52,15 @@ def columns(x, KIND: tl.constexpr, DT: tl.constexpr, ND: tl.constexpr):
     y = digits(x[:, :, None], tl.arange(0, ND)[None, None, :], KIND, DT)
     y = tl.broadcast_to(y, [x.shape[0], x.shape[1], ND])
     return tl.reshape(y, [x.shape[0], x.shape[1] * ND])
+
+
+@triton.jit
+def query_columns(x, KIND: tl.constexpr, DT: tl.constexpr, ND: tl.constexpr):
+    """[GP, W] within reach -> digits [W, GP * ND]. Laid out by rows of W: the matrix unit takes
+    8-bit operands four neighbours at a time along W."""
+    y = digits(x[:, None, :], tl.arange(0, ND)[None, :, None], KIND, DT)
+    y = tl.broadcast_to(y, [x.shape[0], ND, x.shape[1]])
+    return tl.trans(tl.reshape(y, [x.shape[0] * ND, x.shape[1]]))
 
 
 @triton.jit
@@ -129,7 +138,7 @@ def open_tail(
     """
     ND: tl.constexpr = 2 if GP >= 4 else 8 // GP
     w, d = tl.arange(0, W), tl.arange(0, D)
-    qc = columns(load_query(q, 0, D, D, G, GP), DENSE, DT, ND)
+    qc = query_columns(load_query(q, 0, D, D, G, GP), DENSE, DT, ND)
     j = tl.arange(0, ND)[None, None, :]
     k, v = tl.multiple_of(k, 16), tl.multiple_of(v, 16)
     for start in range(0, count, CHUNK):

@@ -29,11 +29,12 @@ TYPES = {
 
 @triton.jit
 def combine_kernel(
-    part_out, part_lse, out, lse, splits, G: tl.constexpr, D: tl.constexpr, SP: tl.constexpr
+    part_out, part_lse, out, lse, splits, G: tl.constexpr, D: tl.constexpr, SP: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
-    """Merges the splits of one query head; writes the natural log-sum-exp."""
-    bh, g = tl.program_id(0), tl.program_id(1)
-    i, d = tl.arange(0, SP), tl.arange(0, D)
+    """Merges the splits of WIDTH dims of one query head; writes the natural log-sum-exp."""
+    bh, g, c = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    i, d = tl.arange(0, SP), c * WIDTH + tl.arange(0, WIDTH)
     at = (bh * splits + i) * G + g
     part = tl.load(part_lse + at, mask=i < splits, other=-float("inf"))
     top = tl.maximum(tl.max(part, 0), -1e30)
@@ -43,7 +44,8 @@ def combine_kernel(
     x = tl.sum(x * weight[:, None], 0) / tl.maximum(total, 1e-37)
     tl.store(out + (bh * G + g) * D + d, x)
     nat = (top + tl.log2(tl.maximum(total, 1e-37))) * 0.6931471805599453
-    tl.store(lse + bh * G + g, tl.where(total > 0, nat, -float("inf")))
+    if c == 0:
+        tl.store(lse + bh * G + g, tl.where(total > 0, nat, -float("inf")))
 
 
 @triton.jit
@@ -155,7 +157,7 @@ def paged_decode(
     slots = open.planes["k_data"].shape[1]
     device, count = tune.device_facts(q.device)
     key = f"decode {format.identity} S{slots} D{dim} G{heads // kv_heads}"
-    wanted, warps, stages, fill = setting or tune.choose(device, key, _kind(format))
+    wanted, warps, stages, fill, *cap = setting or tune.choose(device, key, _kind(format))
     tile, per_block, multi = _tile(format, slots, wanted)
     splits = max(1, min(count * fill // (rows * kv_heads), -(-table.shape[1] * slots // tile)))
     group = heads // kv_heads
@@ -173,14 +175,14 @@ def paged_decode(
         table.shape[1], splits, scale * LOG2E, *(offset.get(n, 0) for n in names),
         open.planes["k_data"].offset_bytes, open.planes["v_data"].offset_bytes,
         H=kv_heads, G=group, GP=padded, D=dim, S=slots, P=sealed.slab_blocks,
-        OPEN_P=open.slab_blocks, TILE=tile, TPB=per_block, MULTI=multi, ND=max(2, 8 // padded),
+        OPEN_P=open.slab_blocks, WARPS=warps, TILE=tile, TPB=per_block, MULTI=multi, ND=max(2, 8 // padded),
         MASS=mass is not None, OPEN_DT=TYPES[open.planes["k_data"].dtype],
         **_side(format.key, "k_", sealed.planes, slots, dim),
         **_side(format.value, "v_", sealed.planes, slots, dim),
-        num_warps=warps, num_stages=stages,
+        num_warps=warps, num_stages=stages, **({"maxnreg": cap[0]} if cap else {}),
     )
-    combine_kernel[(rows * kv_heads, group)](
-        part_out, part_lse, out, lse, splits, G=group, D=dim, SP=_next_power(splits)
+    combine_kernel[(rows * kv_heads, group, dim // 32)](
+        part_out, part_lse, out, lse, splits, G=group, D=dim, SP=_next_power(splits), WIDTH=32
     )
     if mass is not None:
         width = min(256, _next_power(table.shape[1]))
