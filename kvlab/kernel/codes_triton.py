@@ -117,14 +117,19 @@ def reach(KIND: tl.constexpr):
 
 
 @triton.jit
+def digit_weight(j, KIND: tl.constexpr):
+    """What column `j` counts for: 256 and 1 for two bytes, 1 for float digits."""
+    if KIND == INT:
+        y = tl.where(j == 0, 256.0, tl.where(j == 1, 1.0, 0.0))
+    else:
+        y = tl.where(j < 3, 1.0, 0.0)
+    return y
+
+
+@triton.jit
 def join_digits(x, j, KIND: tl.constexpr):
     """Products per column [M, GP, ND] -> fp32 [M, GP], the sum with the columns' weights."""
-    if KIND == INT:
-        weight = tl.where(j == 0, 256, tl.where(j == 1, 1, 0))
-        y = tl.sum(x * weight.to(x.dtype), 2).to(tl.float32)
-    else:
-        y = tl.sum(x, 2)
-    return y
+    return tl.sum(x.to(tl.float32) * digit_weight(j, KIND), 2)
 
 
 @triton.jit

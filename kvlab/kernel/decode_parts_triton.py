@@ -27,10 +27,13 @@ from kvlab.kernel.codes_triton import (
 
 
 @triton.jit
-def load_query(q, part, W: tl.constexpr, D: tl.constexpr, G: tl.constexpr, GP: tl.constexpr):
-    """One part of the group's query heads, fp32 [GP, W]; `q` points to the first head."""
-    d, g = part * W + tl.arange(0, W), tl.arange(0, GP)
-    return tl.load(q + g[:, None] * D + d[None, :], mask=g[:, None] < G, other=0.0).to(tl.float32)
+def load_query(
+    q, part, W: tl.constexpr, D: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, ND: tl.constexpr
+):
+    """One part of the group's query heads, fp32 [GP, ND, W], once per digit; `q`: first head."""
+    d, g = part * W + tl.arange(0, W)[None, None, :], tl.arange(0, GP)[:, None, None]
+    at = q + g * D + d + tl.arange(0, ND)[None, :, None] * 0
+    return tl.load(at, mask=g < G, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -55,12 +58,11 @@ def columns(x, KIND: tl.constexpr, DT: tl.constexpr, ND: tl.constexpr):
 
 
 @triton.jit
-def query_columns(x, KIND: tl.constexpr, DT: tl.constexpr, ND: tl.constexpr):
-    """[GP, W] within reach -> digits [W, GP * ND]. Laid out by rows of W: the matrix unit takes
+def query_columns(x, KIND: tl.constexpr, DT: tl.constexpr):
+    """[GP, ND, W] within reach -> digits [W, GP * ND]. Laid out by rows of W: the matrix unit takes
     8-bit operands four neighbours at a time along W."""
-    y = digits(x[:, None, :], tl.arange(0, ND)[None, :, None], KIND, DT)
-    y = tl.broadcast_to(y, [x.shape[0], ND, x.shape[1]])
-    return tl.trans(tl.reshape(y, [x.shape[0] * ND, x.shape[1]]))
+    y = digits(x, tl.arange(0, x.shape[1])[None, :, None], KIND, DT)
+    return tl.trans(tl.reshape(y, [x.shape[0] * x.shape[1], x.shape[2]]))
 
 
 @triton.jit
@@ -136,9 +138,9 @@ def open_tail(
 
     m, l: running maximum (base 2) and sum [GP]; out0, out1: unnormalized parts [W, GP].
     """
-    ND: tl.constexpr = 2 if GP >= 4 else 8 // GP
+    ND: tl.constexpr = 2
     w, d = tl.arange(0, W), tl.arange(0, D)
-    qc = query_columns(load_query(q, 0, D, D, G, GP), DENSE, DT, ND)
+    qc = query_columns(load_query(q, 0, D, D, G, GP, ND), DENSE, DT)
     j = tl.arange(0, ND)[None, None, :]
     k, v = tl.multiple_of(k, 16), tl.multiple_of(v, 16)
     for start in range(0, count, CHUNK):

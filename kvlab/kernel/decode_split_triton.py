@@ -13,6 +13,7 @@ import triton.language as tl
 from kvlab.kernel.codes_triton import (
     DENSE,
     INT,
+    digit_weight,
     fast_log2,
     join_digits,
     load_zero,
@@ -80,11 +81,11 @@ def _peak_and_sum(a, x, b, y):
 @triton.jit
 def query_operands(
     q0, q1, s0, z0, s1, z1, KIND: tl.constexpr, MT: tl.constexpr, PARTS: tl.constexpr,
-    ND: tl.constexpr,
 ):
-    """Digits of the scaled query, the factor [GP] that undoes their normalization, q @ zeros [GP].
+    """Digits of the scaled query [W, GP * ND] per part, the factor of each column [GP, ND], and
+    what the zeros add to each column, q @ zeros in column 0.
 
-    q0, q1: [GP, W]; s0 .. z1: scales and zeros per channel [1, W] of the parts, or numbers.
+    q0, q1: [GP, ND, W]; s0 .. z1: scales and zeros per channel [1, 1, W] of the parts, or numbers.
     """
     lift = q0 * z0
     q0 = q0 * s0
@@ -93,13 +94,14 @@ def query_operands(
         lift += q1 * z1
         q1 = q1 * s1
         peak = tl.maximum(peak, tl.abs(q1))
-    top, lift = tl.reduce((peak, lift), 1, _peak_and_sum)
+    top, lift = tl.reduce((peak, lift), 2, _peak_and_sum)
     gain = normalizer(top, KIND)
-    b0 = query_columns(q0 * gain[:, None], KIND, MT, ND)
+    b0 = query_columns(q0 * gain[:, :, None], KIND, MT)
     b1 = b0
     if PARTS == 2:
-        b1 = query_columns(q1 * gain[:, None], KIND, MT, ND)
-    return b0, b1, 1.0 / gain, lift
+        b1 = query_columns(q1 * gain[:, :, None], KIND, MT)
+    j = tl.arange(0, q0.shape[1])[None, :]
+    return b0, b1, digit_weight(j, KIND) / gain, tl.where(j == 0, lift, 0.0)
 
 
 @triton.jit
@@ -196,10 +198,10 @@ def decode_split_kernel(
     j = tl.arange(0, ND)[None, None, :]
     order, plain = token_order(TILE, WARPS, SHUFFLE), tl.arange(0, TILE)
     query = q_ptr + (b * H + h) * G * D
-    q0 = load_query(query, 0, KW, D, G, GP)
-    q1 = load_query(query, K_PARTS - 1, KW, D, G, GP)
+    q0 = load_query(query, 0, KW, D, G, GP, ND)
+    q1 = load_query(query, K_PARTS - 1, KW, D, G, GP, ND)
     if not K_CHANNEL:
-        b0, b1, undo, lift = query_operands(q0, q1, 1.0, 1.0, 1.0, 1.0, K_KIND, K_MT, K_PARTS, ND)
+        b0, b1, undo, lift = query_operands(q0, q1, 1.0, 1.0, 1.0, 1.0, K_KIND, K_MT, K_PARTS)
     m = tl.full([GP], -1e30, tl.float32)
     lsum = tl.zeros([TILE, GP], tl.float32)
     zsum = tl.zeros([TILE, GP], tl.float32)
@@ -239,20 +241,22 @@ def decode_split_kernel(
         _, vt, v_seen = place(i, plain, blocks, TILE, S, TPB, MULTI)
         if K_CHANNEL:
             b0, b1, undo, lift = query_operands(
-                q0, q1, sk0[None, :], zk0[None, :], sk1[None, :], zk1[None, :],
-                K_KIND, K_MT, K_PARTS, ND,
+                q0, q1, sk0[None, None, :], zk0[None, None, :], sk1[None, None, :],
+                zk1[None, None, :], K_KIND, K_MT, K_PARTS,
             )
         x, _ = products(
             k_at, k_up, t, seen, b0, b1, K_KIND, K_BITS, K_DT, K_PARTS, K_WIDE, K_LAST, D, S,
             K_VEC, MULTI, 0,
         )
-        s = join_digits(grouped(x, GP, ND), j, K_KIND) * (undo * scale)[None, :]
+        x = grouped(x, GP, ND).to(tl.float32) * (undo * scale)[None, :, :]
         if K_CHANNEL:
-            s += (lift * scale)[None, :]
+            s = tl.sum(x + (lift * scale)[None, :, :], 2)
         elif K_KIND != DENSE:
-            s = s * sk0[:, None]
+            s = tl.sum(x, 2) * sk0[:, None]
             if K_ZERO:
-                s += zk0[:, None] * (lift * scale)[None, :]
+                s += zk0[:, None] * tl.sum(lift * scale, 1)[None, :]
+        else:
+            s = tl.sum(x, 2)
         s = tl.where(seen[:, None], s, -float("inf"))
         # Probabilities are taken relative to the tile's own maximum of p * value scale: the digits
         # keep 16 bits of each tile, however small its share of the whole.

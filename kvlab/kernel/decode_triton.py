@@ -175,7 +175,7 @@ def paged_decode(
         table.shape[1], splits, scale * LOG2E, *(offset.get(n, 0) for n in names),
         open.planes["k_data"].offset_bytes, open.planes["v_data"].offset_bytes,
         H=kv_heads, G=group, GP=padded, D=dim, S=slots, P=sealed.slab_blocks,
-        OPEN_P=open.slab_blocks, WARPS=warps, TILE=tile, TPB=per_block, MULTI=multi, ND=max(2, 8 // padded),
+        OPEN_P=open.slab_blocks, WARPS=warps, TILE=tile, TPB=per_block, MULTI=multi, ND=2,
         MASS=mass is not None, OPEN_DT=TYPES[open.planes["k_data"].dtype],
         **_side(format.key, "k_", sealed.planes, slots, dim),
         **_side(format.value, "v_", sealed.planes, slots, dim),
