@@ -73,6 +73,25 @@ def fast_log2(x):
 
 
 @triton.jit
+def _round_bits(x, LOST: tl.constexpr):
+    """fp32 with its last LOST bits rounded off, to nearest even; NaN stays."""
+    bits = x.to(tl.int32, bitcast=True)
+    bits = (bits + (2 ** (LOST - 1) - 1) + ((bits >> LOST) & 1)) & -(2**LOST)
+    return tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+
+
+@triton.jit
+def narrow(x, DT: tl.constexpr):
+    """fp32 -> DT, to nearest even; the interpreter's own casts are not."""
+    if not NATIVE and DT == tl.bfloat16:
+        x = _round_bits(x, 16)
+    elif not NATIVE and DT == tl.float8e4nv:
+        small = ((x * 512.0 + 12582912.0) - 12582912.0) / 512.0  # below 2^-6: multiples of 2^-9
+        x = tl.where(tl.abs(x) < 0.015625, small, _round_bits(x, 20))
+    return x.to(DT)
+
+
+@triton.jit
 def int_digits(x, j):
     """|x| <= TOP -> column 0: the high signed byte, other columns: the low one (weights 256, 1)."""
     bits = (x + MAGIC).to(tl.int32, bitcast=True)
@@ -145,6 +164,18 @@ def lane(x, TOKEN_DIM: tl.constexpr):
 
 
 @triton.jit
+def tile_pointer(addr, rows, cols, DT: tl.constexpr, DOWN: tl.constexpr, ALONG: tl.constexpr,
+                 VEC: tl.constexpr):
+    """Pointers [rows, cols] from byte address `addr`, aligned to VEC elements.
+
+    The hint sits on the cast itself: on the result of a call it would be lost.
+    """
+    p = addr.to(tl.pointer_type(DT))
+    p = tl.multiple_of(p, VEC * (DT.primitive_bitwidth // 8))
+    return p + rows[:, None] * DOWN + cols[None, :] * ALONG
+
+
+@triton.jit
 def load_tile(
     addr, t, w, mask, DT: tl.constexpr, SLOT: tl.constexpr, UNIT: tl.constexpr, VEC: tl.constexpr,
     MULTI: tl.constexpr, TOKEN_DIM: tl.constexpr,
@@ -159,8 +190,9 @@ def load_tile(
     size: tl.constexpr = DT.primitive_bitwidth // 8
     if MULTI:
         p = (lane(addr, TOKEN_DIM) + off * size).to(tl.pointer_type(DT))
-        last: tl.constexpr = UNIT == 1 if TOKEN_DIM == 0 else SLOT == 1
-        if last:
+        if (SLOT == 1) == (TOKEN_DIM == 0):  # the tile's rows hold the run of unit stride
+            p = tl.max_contiguous(tl.multiple_of(p, [VEC * size, 1]), [VEC, 1])
+        else:
             p = tl.max_contiguous(tl.multiple_of(p, [1, VEC * size]), [1, VEC])
     else:
         p = addr.to(tl.pointer_type(DT))  # a hint on a call's result would be lost with the call

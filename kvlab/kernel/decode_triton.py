@@ -18,6 +18,7 @@ from kvlab.core import BadInput
 from kvlab.format import Dense, Fp8, Int, KVFormat
 from kvlab.format.base import resolve_axis
 from kvlab.kernel import tune
+from kvlab.kernel.codes_triton import narrow
 from kvlab.kernel.decode_split_triton import decode_split_kernel
 
 LOG2E = 1.4426950408889634
@@ -42,7 +43,7 @@ def combine_kernel(
     total = tl.sum(weight, 0)
     x = tl.load(part_out + at[:, None] * D + d[None, :], mask=(i < splits)[:, None], other=0.0)
     x = tl.sum(x * weight[:, None], 0) / tl.maximum(total, 1e-37)
-    tl.store(out + (bh * G + g) * D + d, x)
+    tl.store(out + (bh * G + g) * D + d, narrow(x, out.dtype.element_ty))
     nat = (top + tl.log2(tl.maximum(total, 1e-37))) * 0.6931471805599453
     if c == 0:
         tl.store(lse + bh * G + g, tl.where(total > 0, nat, -float("inf")))
