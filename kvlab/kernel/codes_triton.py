@@ -83,10 +83,11 @@ def _round_bits(x, LOST: tl.constexpr):
 @triton.jit
 def narrow(x, DT: tl.constexpr):
     """fp32 -> DT, to nearest even; the interpreter's own casts are not."""
-    if not NATIVE and DT == tl.bfloat16:
+    if not NATIVE and tl.bfloat16 == DT:
         x = _round_bits(x, 16)
-    elif not NATIVE and DT == tl.float8e4nv:
+    elif not NATIVE and tl.float8e4nv == DT:
         small = ((x * 512.0 + 12582912.0) - 12582912.0) / 512.0  # below 2^-6: multiples of 2^-9
+        small = tl.where(small == 0, x * 0.0, small)  # keeps the sign of a zero
         x = tl.where(tl.abs(x) < 0.015625, small, _round_bits(x, 20))
     return x.to(DT)
 
@@ -99,17 +100,10 @@ def int_digits(x, j):
 
 
 @triton.jit
-def float_digits(x, j, MASK: tl.constexpr, COUNT: tl.constexpr, DT: tl.constexpr):
-    """x -> COUNT columns of type DT whose sum is x; MASK keeps the sign, exponent and DT's bits."""
+def float_digits(x, j, MASK: tl.constexpr, DT: tl.constexpr):
+    """x -> two columns of type DT whose sum is x; MASK keeps the sign, exponent and DT's bits."""
     first = (x.to(tl.int32, bitcast=True) & MASK).to(tl.float32, bitcast=True)
-    rest = x - first
-    if COUNT == 2:
-        y = tl.where(j == 0, first, tl.where(j == 1, rest, 0.0))
-    else:
-        second = (rest.to(tl.int32, bitcast=True) & MASK).to(tl.float32, bitcast=True)
-        third = tl.where(j == 2, rest - second, 0.0)
-        y = tl.where(j == 0, first, tl.where(j == 1, second, third))
-    return y.to(DT)
+    return tl.where(j == 0, first, tl.where(j == 1, x - first, 0.0)).to(DT)
 
 
 @triton.jit
@@ -117,12 +111,10 @@ def digits(x, j, KIND: tl.constexpr, DT: tl.constexpr):
     """Columns `j` of `x`, which must lie within `reach(KIND)`, as operands of the matrix unit."""
     if KIND == INT:
         y = int_digits(x, j)
-    elif DT == tl.float8e4nv:
-        y = float_digits(x, j, -0x100000, 3, DT)
-    elif DT == tl.bfloat16:
-        y = float_digits(x, j, -0x10000, 2, DT)
-    elif DT == tl.float16:
-        y = float_digits(x, j, -0x2000, 2, DT)
+    elif tl.bfloat16 == DT:
+        y = float_digits(x, j, -0x10000, DT)
+    elif tl.float16 == DT:
+        y = float_digits(x, j, -0x2000, DT)
     else:
         y = tl.where(j == 0, x, 0.0)
     return y
@@ -141,7 +133,7 @@ def digit_weight(j, KIND: tl.constexpr):
     if KIND == INT:
         y = tl.where(j == 0, 256.0, tl.where(j == 1, 1.0, 0.0))
     else:
-        y = tl.where(j < 3, 1.0, 0.0)
+        y = tl.where(j < 2, 1.0, 0.0)
     return y
 
 
@@ -177,57 +169,46 @@ def tile_pointer(addr, rows, cols, DT: tl.constexpr, DOWN: tl.constexpr, ALONG: 
 
 @triton.jit
 def load_tile(
-    addr, t, w, mask, DT: tl.constexpr, SLOT: tl.constexpr, UNIT: tl.constexpr, VEC: tl.constexpr,
-    MULTI: tl.constexpr, TOKEN_DIM: tl.constexpr,
+    addr, t, w, mask, W: tl.constexpr, DT: tl.constexpr, RUN: tl.constexpr,
+    SLOTS_LAST: tl.constexpr, S: tl.constexpr, MULTI: tl.constexpr, TOKEN_DIM: tl.constexpr,
 ):
     """Stored elements of tokens `t` and columns `w`, [T, W] or, with TOKEN_DIM 1, [W, T].
 
-    addr: int64 byte address of the head's tile, one, or with MULTI one per token; SLOT, UNIT:
-    elements from token to token and from column to column; VEC: elements that lie together and
-    aligned along the axis of unit stride.
+    addr: int64 byte address of the head's tile, one, or with MULTI one per token; RUN: elements
+    that lie together and aligned along the axis of unit stride.
     """
-    off = lane(t, TOKEN_DIM) * SLOT + lane(w, 1 - TOKEN_DIM) * UNIT
     size: tl.constexpr = DT.primitive_bitwidth // 8
+    SLOT: tl.constexpr = 1 if SLOTS_LAST else W
+    UNIT: tl.constexpr = S if SLOTS_LAST else 1
+    off = lane(t, TOKEN_DIM) * SLOT + lane(w, 1 - TOKEN_DIM) * UNIT
     if MULTI:
         p = (lane(addr, TOKEN_DIM) + off * size).to(tl.pointer_type(DT))
-        if (SLOT == 1) == (TOKEN_DIM == 0):  # the tile's rows hold the run of unit stride
-            p = tl.max_contiguous(tl.multiple_of(p, [VEC * size, 1]), [VEC, 1])
+        if (TOKEN_DIM == 0) == SLOTS_LAST:  # the run lies along the tile's first dim
+            p = tl.max_contiguous(tl.multiple_of(p, [RUN * size, 1]), [RUN, 1])
         else:
-            p = tl.max_contiguous(tl.multiple_of(p, [1, VEC * size]), [1, VEC])
+            p = tl.max_contiguous(tl.multiple_of(p, [1, RUN * size]), [1, RUN])
     else:
         p = addr.to(tl.pointer_type(DT))  # a hint on a call's result would be lost with the call
-        p = tl.multiple_of(p, VEC * size) + off
+        p = tl.multiple_of(p, RUN * size) + off
     return tl.load(p, mask=lane(mask, TOKEN_DIM), other=0 if DT.is_int() else 0.0)
 
 
 @triton.jit
 def load_codes(
-    addr, high, t, mask, D: tl.constexpr, BITS: tl.constexpr, SLOTS_LAST: tl.constexpr,
-    S: tl.constexpr, MULTI: tl.constexpr, TOKEN_DIM: tl.constexpr,
+    addr, high, t, mask, D: tl.constexpr, S: tl.constexpr, MULTI: tl.constexpr,
+    TOKEN_DIM: tl.constexpr, C: tl.constexpr,
 ):
     """Codes of any width as signed bytes, one load per element: slow, and right for every D.
 
     addr, high: addresses of the head's tile in the `data` and (3 bits) the `high` plane.
     """
     d = tl.arange(0, D)
-    LOW: tl.constexpr = 2 if BITS == 3 else BITS
+    LOW: tl.constexpr = 2 if C.bits == 3 else C.bits
     W: tl.constexpr = D * LOW // 8
-    SLOT: tl.constexpr = 1 if SLOTS_LAST else W
-    UNIT: tl.constexpr = S if SLOTS_LAST else 1
-    x = load_tile(addr, t, d % W, mask, tl.uint8, SLOT, UNIT, 1, MULTI, TOKEN_DIM)
+    x = load_tile(addr, t, d % W, mask, W, tl.uint8, 1, C.slots_last, S, MULTI, TOKEN_DIM)
     x = (x.to(tl.int32) >> lane(d // W * LOW, 1 - TOKEN_DIM)) & (2**LOW - 1)
-    if BITS == 3:
-        WH: tl.constexpr = D // 8
-        HSLOT: tl.constexpr = 1 if SLOTS_LAST else WH
-        y = load_tile(high, t, d % WH, mask, tl.uint8, HSLOT, UNIT, 1, MULTI, TOKEN_DIM)
-        x += ((y.to(tl.int32) >> lane(d // WH, 1 - TOKEN_DIM)) & 1) << 2
+    if C.bits == 3:
+        V: tl.constexpr = D // 8
+        y = load_tile(high, t, d % V, mask, V, tl.uint8, 1, C.slots_last, S, MULTI, TOKEN_DIM)
+        x += ((y.to(tl.int32) >> lane(d // V, 1 - TOKEN_DIM)) & 1) << 2
     return x.to(tl.int8)
-
-
-@triton.jit
-def load_zero(scale, addr, offsets, mask, BIAS: tl.constexpr, STORED: tl.constexpr):
-    """What a code of 0 stands for, given its scale: the stored zero and the codes' offset."""
-    zero = scale * BIAS
-    if STORED:
-        zero += tl.load(typed(addr, tl.float16) + offsets, mask=mask, other=0.0).to(tl.float32)
-    return zero

@@ -16,13 +16,11 @@ from kvlab.kernel.codes_triton import (
     NATIVE,
     digits,
     high_nibble,
-    join_digits,
     load_codes,
     load_tile,
     low_nibble,
     reach,
     signed_byte,
-    typed,
 )
 
 
@@ -72,8 +70,6 @@ def multiply(a, b, acc, KIND: tl.constexpr):
         y = tl.dot(a, b, acc, out_dtype=tl.int32)
     elif not NATIVE and b.dtype == tl.bfloat16:  # the interpreter would multiply the bits
         y = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
-    elif b.dtype == tl.float8e4nv:  # promoted to fp32 registers once per tile, not within
-        y = tl.dot(a, b, acc, max_num_imprecise_acc=1024)
     else:
         y = tl.dot(a, b, acc, input_precision="ieee")
     return y
@@ -81,9 +77,7 @@ def multiply(a, b, acc, KIND: tl.constexpr):
 
 @triton.jit
 def products(
-    addr, high, t, mask, b0, b1, KIND: tl.constexpr, BITS: tl.constexpr, DT: tl.constexpr,
-    PARTS: tl.constexpr, WIDE: tl.constexpr, SLOTS_LAST: tl.constexpr, D: tl.constexpr,
-    S: tl.constexpr, VEC: tl.constexpr, MULTI: tl.constexpr, TOKEN_DIM: tl.constexpr,
+    addr, high, t, mask, b0, b1, TOKEN_DIM: tl.constexpr, F: tl.constexpr, C: tl.constexpr
 ):
     """Stored tile times columns, before scales: [TILE, N] for keys, two of [W, N] for values.
 
@@ -91,17 +85,17 @@ def products(
     right side, b0, and one result per part; with one part both results are the same.
     """
     NONE: tl.constexpr = None
-    if WIDE:
-        x = load_codes(addr, high, t, mask, D, BITS, SLOTS_LAST, S, MULTI, TOKEN_DIM)
+    if C.wide:
+        x = load_codes(addr, high, t, mask, F.D, F.S, F.multi, TOKEN_DIM, C)
         y0 = multiply(x, b0, NONE, INT)
         y1 = y0
     else:
-        W: tl.constexpr = D // PARTS
-        SLOT: tl.constexpr = 1 if SLOTS_LAST else W
-        UNIT: tl.constexpr = S if SLOTS_LAST else 1
+        W: tl.constexpr = F.D // C.parts
         w = tl.arange(0, W)
-        x = load_tile(addr, t, w, mask, DT, SLOT, UNIT, VEC, MULTI, TOKEN_DIM)
-        if PARTS == 2:
+        x = load_tile(
+            addr, t, w, mask, W, C.dtype, C.run, C.slots_last, F.S, F.multi, TOKEN_DIM
+        )
+        if C.parts == 2:
             y0 = multiply(low_nibble(x), b0, NONE, INT)
             if TOKEN_DIM == 0:
                 y0 = multiply(high_nibble(x), b1, y0, INT)
@@ -109,10 +103,9 @@ def products(
             else:
                 y1 = multiply(high_nibble(x), b0, NONE, INT)
         else:
-            if KIND == INT:
-                y0 = multiply(signed_byte(x), b0, NONE, INT)
-            else:
-                y0 = multiply(x.to(b0.dtype), b0, NONE, KIND)
+            if C.kind == INT:
+                x = signed_byte(x)
+            y0 = multiply(x.to(b0.dtype), b0, NONE, C.kind)
             y1 = y0
     return y0, y1
 
@@ -130,44 +123,42 @@ def absorb(acc, part, keep, gain):
 
 
 @triton.jit
-def open_tail(
-    q, k, v, count, m, l, out0, out1, scale, W: tl.constexpr, PARTS: tl.constexpr, D: tl.constexpr,
-    G: tl.constexpr, GP: tl.constexpr, DT: tl.constexpr, CHUNK: tl.constexpr,
-):
+def open_tail(query, k, v, count, m, l, out0, out1, scale, PARTS: tl.constexpr, F: tl.constexpr):
     """Adds the `count` tokens of an open block, dense [S, D] at `k` and `v`, to a partial result.
 
     m, l: running maximum (base 2) and sum [GP]; out0, out1: unnormalized parts [W, GP].
     """
-    ND: tl.constexpr = 2
-    w, d = tl.arange(0, W), tl.arange(0, D)
-    qc = query_columns(load_query(q, 0, D, D, G, GP, ND), DENSE, DT)
-    j = tl.arange(0, ND)[None, None, :]
+    CHUNK: tl.constexpr = 32
+    W: tl.constexpr = F.D // PARTS
+    w, d = tl.arange(0, W), tl.arange(0, F.D)
+    q = load_query(query, 0, F.D, F.D, F.G, F.GP, F.digits)
+    qc = query_columns(q, DENSE, F.open_dtype)
     k, v = tl.multiple_of(k, 16), tl.multiple_of(v, 16)
     for start in range(0, count, CHUNK):
         t = start + tl.arange(0, CHUNK)
         seen = t < count
-        kt = tl.load(k + t[:, None] * D + d[None, :], mask=seen[:, None], other=0.0)
-        s = join_digits(grouped(multiply(kt, qc, None, DENSE), GP, ND), j, DENSE) * scale
+        kt = tl.load(k + t[:, None] * F.D + d[None, :], mask=seen[:, None], other=0.0)
+        s = tl.sum(grouped(multiply(kt, qc, None, DENSE), F.GP, F.digits), 2) * scale
         s = tl.where(seen[:, None], s, -float("inf"))
         new = tl.maximum(m, tl.max(s, 0))
         keep, p = tl.exp2(m - new), tl.exp2(s - new[None, :])
         m, l = new, l * keep + tl.sum(p, 0)
-        pc = columns(p, DENSE, DT, ND)
-        v0 = tl.load(v + t[None, :] * D + w[:, None], mask=seen[None, :], other=0.0)
-        o0 = join_digits(grouped(multiply(v0, pc, None, DENSE), GP, ND), j, DENSE)
+        pc = columns(p, DENSE, F.open_dtype, F.digits)
+        at = v + t[None, :] * F.D + w[:, None]
+        v0 = tl.load(at, mask=seen[None, :], other=0.0)
+        o0 = tl.sum(grouped(multiply(v0, pc, None, DENSE), F.GP, F.digits), 2)
         out0 = out0 * keep[None, :] + o0
         if PARTS == 2:
-            v1 = tl.load(v + t[None, :] * D + W + w[:, None], mask=seen[None, :], other=0.0)
-            o1 = join_digits(grouped(multiply(v1, pc, None, DENSE), GP, ND), j, DENSE)
+            v1 = tl.load(at + W, mask=seen[None, :], other=0.0)
+            o1 = tl.sum(grouped(multiply(v1, pc, None, DENSE), F.GP, F.digits), 2)
             out1 = out1 * keep[None, :] + o1
     return m, l, out0, out1
 
 
 @triton.jit
-def open_address(
-    base, slot, P: tl.constexpr, off, h, H: tl.constexpr, HEAD: tl.constexpr, DT: tl.constexpr
-):
-    """Pointer to head `h` of the open row `slot`; HEAD: bytes of one head's tokens."""
-    slab = tl.load(base + slot // P)
-    address = slab + off + (slot % P).to(tl.int64) * (HEAD * H) + h * HEAD
-    return tl.multiple_of(address.to(tl.pointer_type(DT)), 16)
+def open_address(base, slot, off, h, F: tl.constexpr):
+    """Pointer to head `h` of the open row `slot`."""
+    HEAD: tl.constexpr = F.S * F.D * (F.open_dtype.primitive_bitwidth // 8)
+    place = ((slot % F.open_P).to(tl.int64) * F.H + h) * HEAD + off
+    address = tl.load(base + slot // F.open_P) + place
+    return tl.multiple_of(address.to(tl.pointer_type(F.open_dtype)), 16)

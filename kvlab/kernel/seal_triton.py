@@ -12,9 +12,8 @@ from torch import Tensor
 
 from kvlab.format import KVFormat
 from kvlab.kernel.codes_triton import DENSE, INT, narrow, tile_pointer, typed
-from kvlab.kernel.gather_triton import constants
 from kvlab.kernel.quantize_ref import FP8_MAX, ROUND_UP, SCALE_FLOOR
-from kvlab.kernel.sides import next_power, sides
+from kvlab.kernel.sides import next_power, offsets, sides
 
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds a small number to nearest even
 UP, FLOOR, TOP = tl.constexpr(ROUND_UP), tl.constexpr(SCALE_FLOOR), tl.constexpr(FP8_MAX)
@@ -29,82 +28,85 @@ def stored_scale(span, STEPS: tl.constexpr):
 
 
 @triton.jit
-def encode(x, seen, CHANNEL: tl.constexpr, KIND: tl.constexpr, BITS: tl.constexpr,
-           SYMMETRIC: tl.constexpr):
+def divide(x, s, AXIS: tl.constexpr):
+    """x / s with IEEE rounding, `s` without dim AXIS."""
+    return tl.div_rn(x, tl.broadcast_to(tl.expand_dims(s, AXIS), x.shape))
+
+
+@triton.jit
+def encode(x, seen, C: tl.constexpr):
     """fp32 [T, D] -> values to store [T, D] (int32 codes or fp32), scale and zero [D] or [T]."""
-    AXIS: tl.constexpr = 0 if CHANNEL else 1
-    if KIND == INT and not SYMMETRIC:
+    AXIS: tl.constexpr = 0 if C.channel else 1
+    if C.zero:
         low = tl.min(tl.where(seen, x, float("inf")), AXIS)
         high = tl.max(tl.where(seen, x, -float("inf")), AXIS)
-        low = tl.where(low == float("inf"), 0.0, low)  # rows that do not exist
-        scale, s = stored_scale(tl.maximum(high, low) - low, 2**BITS - 1)
+        low = tl.where(low == float("inf"), 0.0, low)  # of tokens that do not exist
+        scale, s = stored_scale(tl.maximum(high, low) - low, 2**C.bits - 1)
         zero = low.to(tl.float16)
-        x = tl.div_rn(x - tl.expand_dims(zero.to(tl.float32), AXIS), tl.expand_dims(s, AXIS) + x * 0)
-        x = tl.minimum(tl.maximum(x, 0.0), 2.0**BITS - 1)
-        y = (x + ROUND).to(tl.int32, bitcast=True) & (2**BITS - 1)
+        x = divide(x - tl.expand_dims(zero.to(tl.float32), AXIS), s, AXIS)
+        x = tl.minimum(tl.maximum(x, 0.0), 2.0**C.bits - 1)
+        y = (x + ROUND).to(tl.int32, bitcast=True) & (2**C.bits - 1)
     else:
-        LIMIT: tl.constexpr = 2.0 ** (BITS - 1) - 1 if KIND == INT else TOP
+        LIMIT: tl.constexpr = 2.0 ** (C.bits - 1) - 1 if C.kind == INT else TOP
         scale, s = stored_scale(tl.max(tl.where(seen, tl.abs(x), 0.0), AXIS), LIMIT)
         zero = scale
-        x = tl.div_rn(x, tl.expand_dims(s, AXIS) + x * 0)
-        x = tl.minimum(tl.maximum(x, -LIMIT), LIMIT)
-        if KIND == INT:
-            y = ((x + ROUND).to(tl.int32, bitcast=True) + 2 ** (BITS - 1)) & (2**BITS - 1)
+        x = tl.minimum(tl.maximum(divide(x, s, AXIS), -LIMIT), LIMIT)
+        if C.kind == INT:
+            code = (x + ROUND).to(tl.int32, bitcast=True) + 2 ** (C.bits - 1)
+            y = code & (2**C.bits - 1)
         else:
-            y = x
+            y = narrow(x, C.dtype)
     return y, scale, zero
 
 
 @triton.jit
-def store_packed(at, code, t, seen, D: tl.constexpr, BITS: tl.constexpr, S: tl.constexpr,
-                 LAST: tl.constexpr, VEC: tl.constexpr):
+def store_packed(
+    at, code, t, seen, D: tl.constexpr, BITS: tl.constexpr, S: tl.constexpr, C: tl.constexpr
+):
     """The low BITS of int32 codes [T, D], planar, to the plane at byte address `at`."""
     PER: tl.constexpr = 8 // BITS
     W: tl.constexpr = D // PER
+    RUN: tl.constexpr = 8 if (S if C.slots_last else W) % 8 == 0 else 1
     i, w = tl.arange(0, PER), tl.arange(0, W)
     part = tl.reshape(code & (2**BITS - 1), [code.shape[0], PER, W])
     byte = tl.sum(part << (i * BITS)[None, :, None], 1)
-    SLOT: tl.constexpr = 1 if LAST else W
-    UNIT: tl.constexpr = S if LAST else 1
-    p = tile_pointer(at, t, w, tl.uint8, SLOT, UNIT, VEC)
+    p = tile_pointer(
+        at, t, w, tl.uint8, 1 if C.slots_last else W, S if C.slots_last else 1,
+        RUN if BITS == 1 else C.run,
+    )
     tl.store(p, byte.to(tl.uint8), mask=seen[:, None])
 
 
 @triton.jit
 def seal_side(
     x_ptr, i, h, slab, slot, data, high, scale, zero, H: tl.constexpr, D: tl.constexpr,
-    S: tl.constexpr, SP: tl.constexpr, KIND: tl.constexpr, BITS: tl.constexpr, DT: tl.constexpr,
-    LAST: tl.constexpr, VEC: tl.constexpr, CHANNEL: tl.constexpr, SYMMETRIC: tl.constexpr,
-    DATA: tl.constexpr, HIGH: tl.constexpr, SCALE: tl.constexpr,
+    S: tl.constexpr, SP: tl.constexpr, C: tl.constexpr,
 ):
     """Head `h` of rows i * S .. of `x` [n * S, H, D] -> one block; the inverse of `gather_side`."""
     t, d = tl.arange(0, SP), tl.arange(0, D)
     seen = t < S
     row = (i * S + t).to(tl.int64)
     x = tl.load(x_ptr + (row * H + h)[:, None] * D + d[None, :], mask=seen[:, None], other=0.0)
-    at = slab + slot * (DATA * H) + data + h * DATA
-    if KIND == DENSE:
-        y = narrow(x.to(tl.float32), DT)
+    at = slab + slot * (C.data * H) + data + h * C.data
+    if C.kind == DENSE:
+        y = narrow(x.to(tl.float32), C.dtype)
     else:
-        y, scales, zeros = encode(
-            x.to(tl.float32), seen[:, None], CHANNEL, KIND, BITS, SYMMETRIC
-        )
-        if KIND != INT:
-            y = narrow(y, DT)
-        run = d if CHANNEL else t
-        known = run < (D if CHANNEL else S)
-        place = slab + slot * (SCALE * H) + h * SCALE
+        y, scales, zeros = encode(x.to(tl.float32), seen[:, None], C)
+        run = d if C.channel else t
+        known = run < (D if C.channel else S)
+        place = slab + slot * (C.scale * H) + h * C.scale
         tl.store(typed(place + scale, tl.float16) + run, scales, mask=known)
-        if KIND == INT and not SYMMETRIC:
+        if C.zero:
             tl.store(typed(place + zero, tl.float16) + run, zeros, mask=known)
-    if KIND == INT:
-        store_packed(at, y, t, seen, D, 2 if BITS == 3 else BITS, S, LAST, VEC)
-        if BITS == 3:
-            above = slab + slot * (HIGH * H) + high + h * HIGH
-            run8: tl.constexpr = 8 if (S if LAST else D // 8) % 8 == 0 else 1
-            store_packed(above, y >> 2, t, seen, D, 1, S, LAST, run8)
+    if C.kind == INT:
+        store_packed(at, y, t, seen, D, 2 if C.bits == 3 else C.bits, S, C)
+        if C.bits == 3:
+            above = slab + slot * (C.high * H) + high + h * C.high
+            store_packed(above, y >> 2, t, seen, D, 1, S, C)
     else:
-        p = tile_pointer(at, t, d, DT, 1 if LAST else D, S if LAST else 1, VEC)
+        p = tile_pointer(
+            at, t, d, C.dtype, 1 if C.slots_last else D, S if C.slots_last else 1, C.run
+        )
         tl.store(p, y, mask=seen[:, None])
 
 
@@ -113,20 +115,14 @@ def seal_kernel(
     x_k, x_v, base, ids, kd, kh, ks, kz, vd, vh, vs, vz, P: tl.constexpr, H: tl.constexpr,
     D: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):
-    """Program (block of the list, head, side). K, V: the constants of `seal_side`."""
+    """Program (block of the list, head, side)."""
     i, h = tl.program_id(0), tl.program_id(1)
     block = tl.load(ids + i)
     slab, slot = tl.load(base + block // P), (block % P).to(tl.int64)
     if tl.program_id(2) == 0:
-        seal_side(
-            x_k, i, h, slab, slot, kd, kh, ks, kz, H, D, S, SP, K[0], K[1], K[2], K[3], K[4],
-            K[5], K[6], K[7], K[8], K[9],
-        )
+        seal_side(x_k, i, h, slab, slot, kd, kh, ks, kz, H, D, S, SP, K)
     else:
-        seal_side(
-            x_v, i, h, slab, slot, vd, vh, vs, vz, H, D, S, SP, V[0], V[1], V[2], V[3], V[4],
-            V[5], V[6], V[7], V[8], V[9],
-        )
+        seal_side(x_v, i, h, slab, slot, vd, vh, vs, vz, H, D, S, SP, V)
 
 
 @triton.jit
@@ -156,11 +152,11 @@ def seal(x_k: Tensor, x_v: Tensor, format: KVFormat, planes, block_ids: Tensor) 
     if not len(block_ids):
         return
     slots, (_, heads, dim) = x_k.shape[0] // len(block_ids), x_k.shape
-    k, v = sides(format, planes.planes, slots)
+    k, v = sides(format, planes.planes, slots, dim)
     seal_kernel[(len(block_ids), heads, 2)](
-        x_k, x_v, planes.base, block_ids, *k.offsets, *v.offsets, P=planes.slab_blocks, H=heads,
-        D=dim, S=slots, SP=next_power(slots), K=constants(k), V=constants(v), num_warps=4 if slots * dim <= 8192 else 8,
-        enable_fp_fusion=False,
+        x_k, x_v, planes.base, block_ids, *offsets(planes.planes), P=planes.slab_blocks, H=heads,
+        D=dim, S=slots, SP=next_power(slots), K=k, V=v,
+        num_warps=4 if slots * dim <= 8192 else 8, enable_fp_fusion=False,
     )
 
 
