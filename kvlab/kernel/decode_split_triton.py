@@ -42,32 +42,63 @@ def head_address(slab, slot, off, h, H: tl.constexpr, HEAD: tl.constexpr):
 
 @triton.jit
 def load_scales(at, zero_at, offsets, mask, C: tl.constexpr):
-    """fp16 scales and what a code of 0 stands for, as fp32; a dense plane has neither."""
-    if C.kind == DENSE:
-        scale, zero = tl.full([], 1.0, tl.float32), tl.full([], 0.0, tl.float32)
-    else:
-        scale = tl.load(typed(at, tl.float16) + offsets, mask=mask, other=1.0).to(tl.float32)
-        zero = scale * C.bias
-        if C.zero:
-            stored = tl.load(typed(zero_at, tl.float16) + offsets, mask=mask, other=0.0)
-            zero += stored.to(tl.float32)
+    """fp16 scales and what a code of 0 stands for, as fp32."""
+    scale = tl.load(typed(at, tl.float16) + offsets, mask=mask, other=1.0).to(tl.float32)
+    zero = scale * C.bias
+    if C.zero:
+        stored = tl.load(typed(zero_at, tl.float16) + offsets, mask=mask, other=0.0)
+        zero += stored.to(tl.float32)
     return scale, zero
 
 
 @triton.jit
-def side_scales(slab, slot, h, off, zero_off, t, mask, F: tl.constexpr, C: tl.constexpr):
-    """Scales and zeros of one tile: per token [TILE], or per channel [W] for each of two parts."""
+def stack(a, b):
+    """[M], [M] -> [2 M]."""
+    return tl.reshape(tl.permute(tl.join(a, b), [1, 0]), [2 * a.shape[0]])
+
+
+@triton.jit
+def load_run(at, zero_at, first, N: tl.constexpr, KNOWN: tl.constexpr, SHUFFLE: tl.constexpr,
+             F: tl.constexpr, C: tl.constexpr):
+    """Scales and zeros `first` .. first + N, in `token_order` if asked, KNOWN of them stored.
+
+    In two halves where there is one element per thread: a load of fewer elements than threads may
+    be made in the layout of its use, a larger one passes through shared memory, at two barriers.
+    """
+    M: tl.constexpr = N // 2 if N >= 32 * F.warps else N
+    r = tl.arange(0, M)
+    t = first + token_order(r, SHUFFLE, F)
+    s, z = load_scales(at, zero_at, t, t < KNOWN, C)
+    if N > M:
+        t = first + token_order(M + r, SHUFFLE, F)
+        s1, z1 = load_scales(at, zero_at, t, t < KNOWN, C)
+        s, z = stack(s, s1), stack(z, z1)
+    return s, z
+
+
+@triton.jit
+def side_scales(
+    slab, slot, h, off, zero_off, i, blocks, SHUFFLE: tl.constexpr, F: tl.constexpr,
+    C: tl.constexpr,
+):
+    """Scales and zeros of tile `i`: per token [TILE], or per channel [W] for each of two parts."""
     at = head_address(slab, slot, off, h, F.H, C.scale)
     zero_at = head_address(slab, slot, zero_off, h, F.H, C.scale)
-    if C.channel:
+    if C.kind == DENSE:
+        s0, z0 = tl.full([], 1.0, tl.float32), tl.full([], 0.0, tl.float32)
+        s1, z1 = s0, z0
+    elif C.channel:
         W: tl.constexpr = F.D // C.parts
-        w = tl.arange(0, W)
-        s0, z0 = load_scales(at, zero_at, w, w < W, C)
+        s0, z0 = load_run(at, zero_at, 0, W, F.D, False, F, C)
         s1, z1 = s0, z0
         if C.parts == 2:
-            s1, z1 = load_scales(at, zero_at, W + w, w < W, C)
+            s1, z1 = load_run(at, zero_at, W, W, F.D, False, F, C)
+    elif F.multi:
+        _, t, seen = place(i, tl.arange(0, F.tile), blocks, F)
+        s0, z0 = load_scales(at, zero_at, t, seen, C)
+        s1, z1 = s0, z0
     else:
-        s0, z0 = load_scales(at, zero_at, t, mask, C)
+        s0, z0 = load_run(at, zero_at, i % F.per_block * F.tile, F.tile, F.S, SHUFFLE, F, C)
         s1, z1 = s0, z0
     return s0, z0, s1, z1
 
@@ -138,14 +169,13 @@ def keep_cells(cell_lse, p, top, first, stride, cells, CELLS: tl.constexpr, G: t
 
 
 @triton.jit
-def token_order(SHUFFLE: tl.constexpr, F: tl.constexpr):
-    """Token of each row of the score tile.
+def token_order(r, SHUFFLE: tl.constexpr, F: tl.constexpr):
+    """Token of row `r` of the score tile.
 
     In the matrix unit's result a thread holds rows r, r+8, r+64, ...; packing the bytes of
     neighbouring tokens into one word wants those rows to be neighbours. Loading keys in this order
     and calling `in_order` on the probabilities makes them so, at no cost.
     """
-    r = tl.arange(0, F.tile)
     if SHUFFLE:
         REPS: tl.constexpr = F.tile // (16 * F.warps)
         warp, rep = r // 16 % F.warps, r // (16 * F.warps)
@@ -187,6 +217,9 @@ def decode_split_kernel(
     slab (data, high bits, scale, zero of keys and values; open keys and values).
     """
     h, sp, b = tl.program_id(0) % F.H, tl.program_id(1), tl.program_id(0) // F.H
+    TILE: tl.constexpr = F.tile
+    GP: tl.constexpr = F.GP
+    ND: tl.constexpr = F.digits
     W: tl.constexpr = F.D // V.parts
     PER_TOKEN: tl.constexpr = V.kind != DENSE and not V.channel
     ZERO: tl.constexpr = PER_TOKEN and (V.zero or V.bias != 0)
@@ -194,17 +227,18 @@ def decode_split_kernel(
     SHUFFLE: tl.constexpr = V.kind == INT and not F.multi and WHOLE
     CELLS: tl.constexpr = F.tile // F.S if F.multi else 1
     j = tl.arange(0, F.digits)[None, None, :]
-    order, plain = token_order(SHUFFLE, F), tl.arange(0, F.tile)
+    plain = tl.arange(0, TILE)
+    order = token_order(plain, SHUFFLE, F)
     query = q_ptr + (b * F.H + h) * F.G * F.D
     q0 = load_query(query, 0, F.D // K.parts, F.D, F.G, F.GP, F.digits)
     q1 = load_query(query, K.parts - 1, F.D // K.parts, F.D, F.G, F.GP, F.digits)
     if not K.channel:
         b0, b1, undo, lift = query_operands(q0, q1, 1.0, 1.0, 1.0, 1.0, K)
-    m = tl.full([F.GP], -1e30, tl.float32)
-    lsum = tl.zeros([F.tile, F.GP], tl.float32)
-    zsum = tl.zeros([F.tile, F.GP], tl.float32)
-    acc0 = tl.zeros([W, F.GP, F.digits], tl.float32)
-    acc1 = tl.zeros([W, F.GP, F.digits], tl.float32)
+    m = tl.full([GP], -1e30, tl.float32)
+    lsum = tl.zeros([TILE, GP], tl.float32)
+    zsum = tl.zeros([TILE, GP], tl.float32)
+    acc0 = tl.zeros([W, GP, ND], tl.float32)
+    acc1 = tl.zeros([W, GP, ND], tl.float32)
     blocks = tl.load(n_blocks + b)
     tiles = tl.cdiv(blocks * F.S, F.tile) if F.multi else blocks * F.per_block
     per = tl.cdiv(tiles, splits)
@@ -213,11 +247,10 @@ def decode_split_kernel(
     row = table + b.to(tl.int64) * max_blocks
     # Before a tile stand its block id, its slab's address and its scales, each found through the
     # one before. Each is fetched a tile ahead of its use, so that no tile waits for the chain.
-    index, t, seen = place(lo, order, blocks, F)
-    block = tl.load(row + index)
+    block = tl.load(row + place(lo, order, blocks, F)[0])
     slab, slot = tl.load(base + block // F.P), (block % F.P).to(tl.int64)
-    sk0, zk0, sk1, zk1 = side_scales(slab, slot, h, ks, kz, t, seen, F, K)
-    sv0, zv0, sv1, zv1 = side_scales(slab, slot, h, vs, vz, t, seen, F, V)
+    sk0, zk0, sk1, zk1 = side_scales(slab, slot, h, ks, kz, lo, blocks, SHUFFLE, F, K)
+    sv0, zv0, sv1, zv1 = side_scales(slab, slot, h, vs, vz, lo, blocks, SHUFFLE, F, V)
     k_at = head_address(slab, slot, kd, h, F.H, K.data)
     k_up = head_address(slab, slot, kh, h, F.H, K.high)
     v_at = head_address(slab, slot, vd, h, F.H, V.data)
@@ -226,9 +259,8 @@ def decode_split_kernel(
     slab, slot = tl.load(base + block // F.P), (block % F.P).to(tl.int64)
     ahead = tl.load(row + place(lo + 2, order, blocks, F)[0])
     for i in range(lo, hi):
-        _, t, seen = place(i + 1, order, blocks, F)
-        next_k = side_scales(slab, slot, h, ks, kz, t, seen, F, K)
-        next_v = side_scales(slab, slot, h, vs, vz, t, seen, F, V)
+        next_k = side_scales(slab, slot, h, ks, kz, i + 1, blocks, SHUFFLE, F, K)
+        next_v = side_scales(slab, slot, h, vs, vz, i + 1, blocks, SHUFFLE, F, V)
         _, t, seen = place(i, order, blocks, F)
         _, vt, v_seen = place(i, plain, blocks, F)
         if K.channel:
