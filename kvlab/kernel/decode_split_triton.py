@@ -58,30 +58,33 @@ def stack(a, b):
 
 
 @triton.jit
-def load_run(at, zero_at, first, N: tl.constexpr, KNOWN: tl.constexpr, SHUFFLE: tl.constexpr,
+def load_run(at, zero_at, first, known, N: tl.constexpr, SHUFFLE: tl.constexpr,
              F: tl.constexpr, C: tl.constexpr):
-    """Scales and zeros `first` .. first + N, in `token_order` if asked, KNOWN of them stored.
+    """Scales and zeros `first` .. first + N, in `token_order` if asked; those below `known`.
 
     In two halves where there is one element per thread: a load of fewer elements than threads may
     be made in the layout of its use, a larger one passes through shared memory, at two barriers.
     """
-    M: tl.constexpr = N // 2 if N >= 32 * F.warps else N
+    M: tl.constexpr = N // 2 if 32 * F.warps <= N else N
     r = tl.arange(0, M)
     t = first + token_order(r, SHUFFLE, F)
-    s, z = load_scales(at, zero_at, t, t < KNOWN, C)
+    s, z = load_scales(at, zero_at, t, t < known, C)
     if N > M:
         t = first + token_order(M + r, SHUFFLE, F)
-        s1, z1 = load_scales(at, zero_at, t, t < KNOWN, C)
+        s1, z1 = load_scales(at, zero_at, t, t < known, C)
         s, z = stack(s, s1), stack(z, z1)
     return s, z
 
 
 @triton.jit
 def side_scales(
-    slab, slot, h, off, zero_off, i, blocks, SHUFFLE: tl.constexpr, F: tl.constexpr,
+    slab, slot, h, off, zero_off, i, blocks, live, SHUFFLE: tl.constexpr, F: tl.constexpr,
     C: tl.constexpr,
 ):
-    """Scales and zeros of tile `i`: per token [TILE], or per channel [W] for each of two parts."""
+    """Scales and zeros of tile `i`: per token [TILE], or per channel [W] for each of two parts.
+
+    live: 1, or 0 where nothing may be read.
+    """
     at = head_address(slab, slot, off, h, F.H, C.scale)
     zero_at = head_address(slab, slot, zero_off, h, F.H, C.scale)
     if C.kind == DENSE:
@@ -89,16 +92,17 @@ def side_scales(
         s1, z1 = s0, z0
     elif C.channel:
         W: tl.constexpr = F.D // C.parts
-        s0, z0 = load_run(at, zero_at, 0, W, F.D, False, F, C)
+        s0, z0 = load_run(at, zero_at, 0, F.D * live, W, False, F, C)
         s1, z1 = s0, z0
         if C.parts == 2:
-            s1, z1 = load_run(at, zero_at, W, W, F.D, False, F, C)
+            s1, z1 = load_run(at, zero_at, W, F.D * live, W, False, F, C)
     elif F.multi:
         _, t, seen = place(i, tl.arange(0, F.tile), blocks, F)
         s0, z0 = load_scales(at, zero_at, t, seen, C)
         s1, z1 = s0, z0
     else:
-        s0, z0 = load_run(at, zero_at, i % F.per_block * F.tile, F.tile, F.S, SHUFFLE, F, C)
+        first = i % F.per_block * F.tile
+        s0, z0 = load_run(at, zero_at, first, F.S * live, F.tile, SHUFFLE, F, C)
         s1, z1 = s0, z0
     return s0, z0, s1, z1
 
@@ -247,20 +251,21 @@ def decode_split_kernel(
     row = table + b.to(tl.int64) * max_blocks
     # Before a tile stand its block id, its slab's address and its scales, each found through the
     # one before. Each is fetched a tile ahead of its use, so that no tile waits for the chain.
-    block = tl.load(row + place(lo, order, blocks, F)[0])
+    live = tl.minimum(blocks, 1)  # 0: an empty row, whose table may hold anything
+    block = tl.load(row + place(lo, order, blocks, F)[0]) * live
     slab, slot = tl.load(base + block // F.P), (block % F.P).to(tl.int64)
-    sk0, zk0, sk1, zk1 = side_scales(slab, slot, h, ks, kz, lo, blocks, SHUFFLE, F, K)
-    sv0, zv0, sv1, zv1 = side_scales(slab, slot, h, vs, vz, lo, blocks, SHUFFLE, F, V)
+    sk0, zk0, sk1, zk1 = side_scales(slab, slot, h, ks, kz, lo, blocks, live, SHUFFLE, F, K)
+    sv0, zv0, sv1, zv1 = side_scales(slab, slot, h, vs, vz, lo, blocks, live, SHUFFLE, F, V)
     k_at = head_address(slab, slot, kd, h, F.H, K.data)
     k_up = head_address(slab, slot, kh, h, F.H, K.high)
     v_at = head_address(slab, slot, vd, h, F.H, V.data)
     v_up = head_address(slab, slot, vh, h, F.H, V.high)
-    block = tl.load(row + place(lo + 1, order, blocks, F)[0])
+    block = tl.load(row + place(lo + 1, order, blocks, F)[0]) * live
     slab, slot = tl.load(base + block // F.P), (block % F.P).to(tl.int64)
-    ahead = tl.load(row + place(lo + 2, order, blocks, F)[0])
+    ahead = tl.load(row + place(lo + 2, order, blocks, F)[0]) * live
     for i in range(lo, hi):
-        next_k = side_scales(slab, slot, h, ks, kz, i + 1, blocks, SHUFFLE, F, K)
-        next_v = side_scales(slab, slot, h, vs, vz, i + 1, blocks, SHUFFLE, F, V)
+        next_k = side_scales(slab, slot, h, ks, kz, i + 1, blocks, 1, SHUFFLE, F, K)
+        next_v = side_scales(slab, slot, h, vs, vz, i + 1, blocks, 1, SHUFFLE, F, V)
         _, t, seen = place(i, order, blocks, F)
         _, vt, v_seen = place(i, plain, blocks, F)
         if K.channel:

@@ -84,8 +84,14 @@ def _buffer(name: str, size: int, device) -> Tensor:
 _kept: list = []
 
 
-def _kind(k: Side, v: Side) -> str:
-    return ("dense", "fp8", "int")[max(k.kind, v.kind)]
+def _setting(format: KVFormat, k: Side, v: Side, slots: int, frame_key: str, device: str):
+    """Launch settings: stored for this device and shape, or the defaults of the wider side."""
+    bits = max(16 if c.kind == 0 else 8 if c.kind == 1 else c.bits for c in (k, v))
+    fp8 = 1 in (k.kind, v.kind)
+    low = min(c.bits for c in (k, v)) in (2, 3)
+    kind = "dense" if bits == 16 else "low" if low else "fp8" if fp8 else f"int{bits}"
+    span = slots if k.channel or v.channel or slots == 64 else 256
+    return tune.choose(device, f"decode {format.identity} {frame_key}", kind, max(slots, span))
 
 
 def _check(q: Tensor, table: Tensor, n_blocks: Tensor, open_slot: Tensor, open_len: Tensor) -> None:
@@ -94,6 +100,8 @@ def _check(q: Tensor, table: Tensor, n_blocks: Tensor, open_slot: Tensor, open_l
         raise BadInput("head_dim", dim, "the decode kernel takes 32, 64, 128 or 256")
     if not q.is_contiguous() or not table.is_contiguous():
         raise BadInput("q, table", (q.stride(), table.stride()), "must be contiguous")
+    if not table.shape[1]:
+        raise BadInput("table", tuple(table.shape), "must have at least one column")
     for name, x in (("table", table), ("n_blocks", n_blocks), ("open_slot", open_slot),
                     ("open_len", open_len)):
         if x.dtype != torch.int32:
@@ -122,11 +130,13 @@ def paged_decode(
     group, width = heads // kv_heads, table.shape[1]
     k, v = sides(format, sealed.planes, slots, dim)
     device, count = tune.device_facts(q.device)
-    key = f"decode {format.identity} S{slots} D{dim} G{group}"
-    wanted, warps, stages, fill, *cap = setting or tune.choose(device, key, _kind(k, v))
+    wanted, warps, stages, fill, *cap = setting or _setting(
+        format, k, v, slots, f"S{slots} D{dim} G{group}", device
+    )
     tile, per_block, multi = _tile(k, v, slots, wanted)
     most = max(1, -(-width * slots // tile))
-    splits = max(1, min(count * fill // (rows * kv_heads), most))
+    # a large ragged batch still gets a few splits, so that its longest row is not one program's
+    splits = max(1, min(max(count * fill // (rows * kv_heads), 4 if rows > 1 else 1), most))
     frame = Frame(
         H=kv_heads, G=group, GP=next_power(group), D=dim, S=slots, P=sealed.slab_blocks,
         open_P=open.slab_blocks, warps=warps, tile=tile, per_block=per_block, multi=multi,

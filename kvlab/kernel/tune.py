@@ -1,8 +1,8 @@
-"""Launch settings of the kernels: a table that travels with the code, and one measured here.
+"""Launch settings of the kernels: defaults that travel with the code, and a table measured here.
 
 `choose` never measures: it may run while a graph is captured. `tune.store` (called by
 experiments/kernel_roofline) writes what was measured to a small JSON in the user's cache folder;
-a device or shape that is in neither table gets settings computed from its size.
+whatever is not in it gets the defaults below.
 """
 
 from __future__ import annotations
@@ -14,11 +14,17 @@ from pathlib import Path
 
 import torch
 
-# (device name, kind of key and value) -> tile tokens, warps, stages, programs per multiprocessor
-DEFAULTS: dict[str, dict[str, list[int]]] = {
-    "NVIDIA H200": {},
+# Without a measured setting: (kind, tokens that share a tile) -> tile tokens, warps, stages,
+# programs per multiprocessor. Measured on an H200 (experiments/kernel_roofline). A tile that must
+# stay within a small block is worked by few warps and many programs.
+Setting = tuple[int, int, int, int]
+DEFAULTS: dict[str, dict[int, Setting]] = {
+    "dense": {256: (64, 4, 3, 3)},
+    "fp8": {32: (32, 1, 3, 12), 64: (64, 2, 3, 6), 256: (128, 4, 3, 3)},
+    "int8": {32: (32, 1, 3, 12), 64: (64, 2, 3, 4), 256: (128, 4, 3, 3)},
+    "int4": {32: (32, 1, 3, 12), 64: (64, 2, 3, 6), 256: (128, 4, 3, 4)},
+    "low": {32: (32, 1, 3, 12), 64: (64, 2, 3, 4), 256: (128, 4, 3, 3)},
 }
-PLAIN = {"dense": [64, 4, 3, 3], "fp8": [128, 4, 3, 3], "int": [128, 4, 3, 3]}
 
 
 def path() -> Path:
@@ -44,16 +50,26 @@ def store(device: str, key: str, setting: list[int]) -> None:
     new = path().with_suffix(".new")
     new.write_text(json.dumps(table, indent=1, sort_keys=True))
     new.replace(path())
-    _stored.cache_clear()
+    forget()
 
 
 @lru_cache(maxsize=1024)
-def choose(device: str, key: str, kind: str) -> tuple[int, int, int, int]:
-    """(tile tokens, warps, stages, programs per multiprocessor) for a kernel on a device."""
-    for table in (_stored(), DEFAULTS):
-        if key in table.get(device, {}):
-            return tuple(table[device][key])
-    return tuple(PLAIN[kind])
+def choose(device: str, key: str, kind: str, span: int) -> tuple[int, ...]:
+    """Settings for a kernel on a device.
+
+    key: names format and shape in the stored table; kind: dense, fp8, int8, int4 or low (fewer
+    bits); span: tokens that may share a tile, the block size where scales belong to one block.
+    """
+    stored = _stored().get(device, {}).get(key)
+    if stored:
+        return tuple(stored)
+    return next(s for limit, s in DEFAULTS[kind].items() if span <= limit)
+
+
+def forget() -> None:
+    """Read the stored table again at the next call."""
+    _stored.cache_clear()
+    choose.cache_clear()
 
 
 @lru_cache(maxsize=16)
