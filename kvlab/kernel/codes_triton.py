@@ -24,28 +24,61 @@ TOP = tl.constexpr(32512.0)  # largest value of two signed bytes with a high byt
 
 
 @triton.jit
-def low_nibble(x):
-    """Bytes -> their low four bits, four bytes an instruction."""
-    if NATIVE:
+def take_bits(x, SHIFT: tl.constexpr, MASK: tl.constexpr):
+    """Bytes -> (byte >> SHIFT) & MASK, two instructions for four bytes (one if SHIFT is 0)."""
+    if NATIVE:  # the constants come as packed operands; the assembler folds them
+        shift, mask = tl.full(x.shape, SHIFT, tl.int8), tl.full(x.shape, MASK, tl.int8)
         y = tl.inline_asm_elementwise(
-            "and.b32 $0, $1, 0x0f0f0f0f;", "=r,r", [x], dtype=tl.int8, is_pure=True, pack=4
+            "{ .reg .b32 t, n; and.b32 n, $2, 0xff; shr.u32 t, $1, n; and.b32 $0, t, $3; }",
+            "=r,r,r,r", [x, shift, mask], dtype=tl.int8, is_pure=True, pack=4,
         )
     else:
-        y = (x & 15).to(tl.int8)
+        y = ((x >> SHIFT) & MASK).to(tl.int8)
     return y
 
 
 @triton.jit
-def high_nibble(x):
-    """Bytes -> their high four bits, two instructions for four bytes."""
+def above(low, high):
+    """Two-bit codes and their third bits, as bytes -> low + 4 * high."""
     if NATIVE:
         y = tl.inline_asm_elementwise(
-            "{ .reg .b32 t; shr.u32 t, $1, 4; and.b32 $0, t, 0x0f0f0f0f; }", "=r,r", [x],
+            "{ .reg .b32 t; shl.b32 t, $2, 2; or.b32 $0, $1, t; }", "=r,r,r", [low, high],
             dtype=tl.int8, is_pure=True, pack=4,
         )
     else:
-        y = (x >> 4).to(tl.int8)
+        y = low + (high << 2)
     return y
+
+
+@triton.jit
+def spread_bits(x, BITS: tl.constexpr, AXIS: tl.constexpr):
+    """Packed bytes [A, B] -> codes as bytes, the dims of a byte apart along AXIS as `pack` put
+    them: part i of the result holds bits i * BITS of every byte."""
+    MASK: tl.constexpr = 2**BITS - 1
+    A: tl.constexpr = x.shape[0] * (8 // BITS) if AXIS == 0 else x.shape[0]
+    B: tl.constexpr = x.shape[1] * (8 // BITS) if AXIS == 1 else x.shape[1]
+    if BITS == 4:
+        y = tl.join(take_bits(x, 0, MASK), take_bits(x, 4, MASK))
+        y = tl.permute(y, [2, 0, 1] if AXIS == 0 else [0, 2, 1])
+    elif BITS == 2:
+        y = tl.join(
+            tl.join(take_bits(x, 0, MASK), take_bits(x, 2, MASK)),
+            tl.join(take_bits(x, 4, MASK), take_bits(x, 6, MASK)),
+        )
+        y = tl.permute(y, [3, 2, 0, 1] if AXIS == 0 else [0, 3, 2, 1])
+    else:
+        y = tl.join(
+            tl.join(
+                tl.join(take_bits(x, 0, MASK), take_bits(x, 1, MASK)),
+                tl.join(take_bits(x, 2, MASK), take_bits(x, 3, MASK)),
+            ),
+            tl.join(
+                tl.join(take_bits(x, 4, MASK), take_bits(x, 5, MASK)),
+                tl.join(take_bits(x, 6, MASK), take_bits(x, 7, MASK)),
+            ),
+        )
+        y = tl.permute(y, [4, 3, 2, 0, 1] if AXIS == 0 else [0, 4, 3, 2, 1])
+    return tl.reshape(y, [A, B])
 
 
 @triton.jit
@@ -198,17 +231,19 @@ def load_codes(
     addr, high, t, mask, D: tl.constexpr, S: tl.constexpr, MULTI: tl.constexpr,
     TOKEN_DIM: tl.constexpr, C: tl.constexpr,
 ):
-    """Codes of any width as signed bytes, one load per element: slow, and right for every D.
+    """Codes of fewer than 8 bits as bytes, for all D dims at once: any width and head_dim.
 
     addr, high: addresses of the head's tile in the `data` and (3 bits) the `high` plane.
     """
-    d = tl.arange(0, D)
     LOW: tl.constexpr = 2 if C.bits == 3 else C.bits
     W: tl.constexpr = D * LOW // 8
-    x = load_tile(addr, t, d % W, mask, W, tl.uint8, 1, C.slots_last, S, MULTI, TOKEN_DIM)
-    x = (x.to(tl.int32) >> lane(d // W * LOW, 1 - TOKEN_DIM)) & (2**LOW - 1)
+    w = tl.arange(0, W)
+    x = load_tile(addr, t, w, mask, W, C.dtype, C.run, C.slots_last, S, MULTI, TOKEN_DIM)
+    x = spread_bits(x, LOW, 1 - TOKEN_DIM)
     if C.bits == 3:
         V: tl.constexpr = D // 8
-        y = load_tile(high, t, d % V, mask, V, tl.uint8, 1, C.slots_last, S, MULTI, TOKEN_DIM)
-        x += ((y.to(tl.int32) >> lane(d // V, 1 - TOKEN_DIM)) & 1) << 2
-    return x.to(tl.int8)
+        v = tl.arange(0, V)
+        RUN: tl.constexpr = C.run if C.slots_last else min(C.run, V)
+        y = load_tile(high, t, v, mask, V, C.dtype, RUN, C.slots_last, S, MULTI, TOKEN_DIM)
+        x = above(x, spread_bits(y, 1, 1 - TOKEN_DIM))
+    return x

@@ -15,12 +15,11 @@ from kvlab.kernel.codes_triton import (
     INT,
     NATIVE,
     digits,
-    high_nibble,
     load_codes,
     load_tile,
-    low_nibble,
     reach,
     signed_byte,
+    take_bits,
 )
 
 
@@ -96,12 +95,12 @@ def products(
             addr, t, w, mask, W, C.dtype, C.run, C.slots_last, F.S, F.multi, TOKEN_DIM
         )
         if C.parts == 2:
-            y0 = multiply(low_nibble(x), b0, NONE, INT)
+            y0 = multiply(take_bits(x, 0, 15), b0, NONE, INT)
             if TOKEN_DIM == 0:
-                y0 = multiply(high_nibble(x), b1, y0, INT)
+                y0 = multiply(take_bits(x, 4, 15), b1, y0, INT)
                 y1 = y0
             else:
-                y1 = multiply(high_nibble(x), b0, NONE, INT)
+                y1 = multiply(take_bits(x, 4, 15), b0, NONE, INT)
         else:
             if C.kind == INT:
                 x = signed_byte(x)
