@@ -51,34 +51,25 @@ def above(low, high):
 
 
 @triton.jit
-def spread_bits(x, BITS: tl.constexpr, AXIS: tl.constexpr):
-    """Packed bytes [A, B] -> codes as bytes, the dims of a byte apart along AXIS as `pack` put
-    them: part i of the result holds bits i * BITS of every byte."""
-    MASK: tl.constexpr = 2**BITS - 1
-    A: tl.constexpr = x.shape[0] * (8 // BITS) if AXIS == 0 else x.shape[0]
-    B: tl.constexpr = x.shape[1] * (8 // BITS) if AXIS == 1 else x.shape[1]
-    if BITS == 4:
-        y = tl.join(take_bits(x, 0, MASK), take_bits(x, 4, MASK))
-        y = tl.permute(y, [2, 0, 1] if AXIS == 0 else [0, 2, 1])
-    elif BITS == 2:
-        y = tl.join(
-            tl.join(take_bits(x, 0, MASK), take_bits(x, 2, MASK)),
-            tl.join(take_bits(x, 4, MASK), take_bits(x, 6, MASK)),
-        )
-        y = tl.permute(y, [3, 2, 0, 1] if AXIS == 0 else [0, 3, 2, 1])
-    else:
-        y = tl.join(
-            tl.join(
-                tl.join(take_bits(x, 0, MASK), take_bits(x, 1, MASK)),
-                tl.join(take_bits(x, 2, MASK), take_bits(x, 3, MASK)),
-            ),
-            tl.join(
-                tl.join(take_bits(x, 4, MASK), take_bits(x, 5, MASK)),
-                tl.join(take_bits(x, 6, MASK), take_bits(x, 7, MASK)),
-            ),
-        )
-        y = tl.permute(y, [4, 3, 2, 0, 1] if AXIS == 0 else [0, 4, 3, 2, 1])
-    return tl.reshape(y, [A, B])
+def narrow_code(x, y, PART: tl.constexpr, C: tl.constexpr):
+    """Part PART of packed bytes `x`; with 3 bits the third comes from the bytes `y`."""
+    BITS: tl.constexpr = 2 if C.bits == 3 else C.bits
+    z = take_bits(x, PART * BITS, 2**BITS - 1)
+    if C.bits == 3:
+        z = above(z, take_bits(y, PART * BITS, 1))
+    return z
+
+
+@triton.jit
+def spread_bits(x, y, C: tl.constexpr):
+    """Packed bytes [A, B] -> codes as bytes [A, B, parts]; part i is the i-th run of dims."""
+    if C.bits == 4:
+        z = tl.join(narrow_code(x, y, 0, C), narrow_code(x, y, 1, C))
+    else:  # join adds the fastest dim: 0 and 2 first, so that the parts end in order
+        even = tl.join(narrow_code(x, y, 0, C), narrow_code(x, y, 2, C))
+        odd = tl.join(narrow_code(x, y, 1, C), narrow_code(x, y, 3, C))
+        z = tl.reshape(tl.join(even, odd), [x.shape[0], x.shape[1], 4])
+    return z
 
 
 @triton.jit
@@ -235,15 +226,18 @@ def load_codes(
 
     addr, high: addresses of the head's tile in the `data` and (3 bits) the `high` plane.
     """
-    LOW: tl.constexpr = 2 if C.bits == 3 else C.bits
-    W: tl.constexpr = D * LOW // 8
-    w = tl.arange(0, W)
+    T: tl.constexpr = t.shape[0]
+    W: tl.constexpr = D * (2 if C.bits == 3 else C.bits) // 8
+    V: tl.constexpr = D // 8
+    w, v = tl.arange(0, W), tl.arange(0, V)
     x = load_tile(addr, t, w, mask, W, C.dtype, C.run, C.slots_last, S, MULTI, TOKEN_DIM)
-    x = spread_bits(x, LOW, 1 - TOKEN_DIM)
-    if C.bits == 3:
-        V: tl.constexpr = D // 8
-        v = tl.arange(0, V)
+    y = x
+    if C.bits == 3:  # bit n of byte j is dim n * D / 8 + j: two bytes' worth for each of x
         RUN: tl.constexpr = C.run if C.slots_last else min(C.run, V)
         y = load_tile(high, t, v, mask, V, C.dtype, RUN, C.slots_last, S, MULTI, TOKEN_DIM)
-        x = above(x, spread_bits(y, 1, 1 - TOKEN_DIM))
-    return x
+        y = tl.join(take_bits(y, 0, 255), take_bits(y, 1, 127))
+        y = tl.permute(y, [2, 0, 1] if TOKEN_DIM else [0, 2, 1])
+        y = tl.reshape(y, [W, T] if TOKEN_DIM else [T, W])
+    z = spread_bits(x, y, C)
+    z = tl.permute(z, [2, 0, 1] if TOKEN_DIM else [0, 2, 1])
+    return tl.reshape(z, [D, T] if TOKEN_DIM else [T, D])
