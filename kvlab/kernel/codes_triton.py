@@ -38,36 +38,43 @@ def take_bits(x, SHIFT: tl.constexpr, MASK: tl.constexpr):
 
 
 @triton.jit
-def above(low, high):
-    """Two-bit codes and their third bits, as bytes -> low + 4 * high."""
+def third_bit(low, y, first, SHIFT: tl.constexpr):
+    """Two-bit codes and the bytes of their third bits -> three-bit codes.
+
+    first: bytes of all ones where the third bit is bit SHIFT of `y`, zeros where it is the next.
+    """
     if NATIVE:
-        y = tl.inline_asm_elementwise(
-            "{ .reg .b32 t; shl.b32 t, $2, 2; or.b32 $0, $1, t; }", "=r,r,r", [low, high],
-            dtype=tl.int8, is_pure=True, pack=4,
+        shift = tl.full(y.shape, SHIFT, tl.int8)
+        z = tl.inline_asm_elementwise(
+            """{ .reg .b32 n, t, u, v; and.b32 n, $4, 0xff; shr.u32 t, $2, n;
+            and.b32 u, t, 0x01010101; shl.b32 u, u, 2; and.b32 v, t, 0x02020202; shl.b32 v, v, 1;
+            lop3.b32 u, u, v, $3, 0xe4; or.b32 $0, $1, u; }""",
+            "=r,r,r,r,r", [low, y, first, shift], dtype=tl.int8, is_pure=True, pack=4,
         )
     else:
-        y = low + (high << 2)
-    return y
-
-
-@triton.jit
-def narrow_code(x, y, PART: tl.constexpr, C: tl.constexpr):
-    """Part PART of packed bytes `x`; with 3 bits the third comes from the bytes `y`."""
-    BITS: tl.constexpr = 2 if C.bits == 3 else C.bits
-    z = take_bits(x, PART * BITS, 2**BITS - 1)
-    if C.bits == 3:
-        z = above(z, take_bits(y, PART * BITS, 1))
+        bit = tl.where(first != 0, y >> SHIFT, y >> (SHIFT + 1)) & 1
+        z = low + (bit << 2).to(tl.int8)
     return z
 
 
 @triton.jit
-def spread_bits(x, y, C: tl.constexpr):
+def narrow_code(x, y, first, PART: tl.constexpr, C: tl.constexpr):
+    """Part PART of packed bytes `x`; with 3 bits the third comes from the bytes `y`."""
+    BITS: tl.constexpr = 2 if C.bits == 3 else C.bits
+    z = take_bits(x, PART * BITS, 2**BITS - 1)
+    if C.bits == 3:
+        z = third_bit(z, y, first, PART * 2)
+    return z
+
+
+@triton.jit
+def spread_bits(x, y, first, C: tl.constexpr):
     """Packed bytes [A, B] -> codes as bytes [A, B, parts]; part i is the i-th run of dims."""
     if C.bits == 4:
-        z = tl.join(narrow_code(x, y, 0, C), narrow_code(x, y, 1, C))
+        z = tl.join(narrow_code(x, y, first, 0, C), narrow_code(x, y, first, 1, C))
     else:  # join adds the fastest dim: 0 and 2 first, so that the parts end in order
-        even = tl.join(narrow_code(x, y, 0, C), narrow_code(x, y, 2, C))
-        odd = tl.join(narrow_code(x, y, 1, C), narrow_code(x, y, 3, C))
+        even = tl.join(narrow_code(x, y, first, 0, C), narrow_code(x, y, first, 2, C))
+        odd = tl.join(narrow_code(x, y, first, 1, C), narrow_code(x, y, first, 3, C))
         z = tl.reshape(tl.join(even, odd), [x.shape[0], x.shape[1], 4])
     return z
 
@@ -218,26 +225,34 @@ def load_tile(
 
 
 @triton.jit
-def load_codes(
-    addr, high, t, mask, D: tl.constexpr, S: tl.constexpr, MULTI: tl.constexpr,
-    TOKEN_DIM: tl.constexpr, C: tl.constexpr,
+def load_packed(
+    addr, high, t, mask, F: tl.constexpr, TOKEN_DIM: tl.constexpr, C: tl.constexpr
 ):
-    """Codes of fewer than 8 bits as bytes, for all D dims at once: any width and head_dim.
+    """Bytes of packed codes [T, W] (TOKEN_DIM 1: [W, T]); for 3 bits also the bytes that hold the
+    third bits, and the mask that `third_bit` wants.
 
-    addr, high: addresses of the head's tile in the `data` and (3 bits) the `high` plane.
+    addr, high: addresses of the head's tile in the `data` and the `high` plane.
     """
-    T: tl.constexpr = t.shape[0]
-    W: tl.constexpr = D * (2 if C.bits == 3 else C.bits) // 8
-    V: tl.constexpr = D // 8
-    w, v = tl.arange(0, W), tl.arange(0, V)
-    x = load_tile(addr, t, w, mask, W, C.dtype, C.run, C.slots_last, S, MULTI, TOKEN_DIM)
-    y = x
-    if C.bits == 3:  # bit n of byte j is dim n * D / 8 + j: two bytes' worth for each of x
+    W: tl.constexpr = F.D * (2 if C.bits == 3 else C.bits) // 8
+    w = tl.arange(0, W)
+    x = load_tile(
+        addr, t, w, mask, W, C.dtype, C.run, C.slots_last, F.S, F.multi, TOKEN_DIM
+    )
+    y, first = x, x
+    if C.bits == 3:  # bit n of byte j is dim n * D / 8 + j: each byte serves two of x
+        V: tl.constexpr = F.D // 8
         RUN: tl.constexpr = C.run if C.slots_last else min(C.run, V)
-        y = load_tile(high, t, v, mask, V, C.dtype, RUN, C.slots_last, S, MULTI, TOKEN_DIM)
-        y = tl.join(take_bits(y, 0, 255), take_bits(y, 1, 127))
-        y = tl.permute(y, [2, 0, 1] if TOKEN_DIM else [0, 2, 1])
-        y = tl.reshape(y, [W, T] if TOKEN_DIM else [T, W])
-    z = spread_bits(x, y, C)
-    z = tl.permute(z, [2, 0, 1] if TOKEN_DIM else [0, 2, 1])
-    return tl.reshape(z, [D, T] if TOKEN_DIM else [T, D])
+        y = load_tile(
+            high, t, w % V, mask, V, C.dtype, RUN, C.slots_last, F.S, F.multi, TOKEN_DIM
+        )
+        first = tl.broadcast_to(lane(tl.where(w < V, -1, 0).to(tl.int8), 1 - TOKEN_DIM), y.shape)
+    return x, y, first
+
+
+@triton.jit
+def whole_codes(x, y, first, TOKEN_DIM: tl.constexpr, C: tl.constexpr):
+    """Packed bytes -> codes as bytes for all dims at once: slower, and right for every head_dim."""
+    z = tl.permute(spread_bits(x, y, first, C), [2, 0, 1] if TOKEN_DIM else [0, 2, 1])
+    A: tl.constexpr = z.shape[0] * z.shape[1] if TOKEN_DIM else z.shape[0]
+    B: tl.constexpr = z.shape[2] if TOKEN_DIM else z.shape[1] * z.shape[2]
+    return tl.reshape(z, [A, B])

@@ -15,22 +15,25 @@ from kvlab.kernel.codes_triton import (
     INT,
     NATIVE,
     digits,
-    load_codes,
+    load_packed,
     load_tile,
+    narrow_code,
     reach,
     signed_byte,
-    take_bits,
+    whole_codes,
 )
 
 
 @triton.jit
-def load_query(
-    q, part, W: tl.constexpr, D: tl.constexpr, G: tl.constexpr, GP: tl.constexpr, ND: tl.constexpr
-):
-    """One part of the group's query heads, fp32 [GP, ND, W], once per digit; `q`: first head."""
-    d, g = part * W + tl.arange(0, W)[None, None, :], tl.arange(0, GP)[:, None, None]
-    at = q + g * D + d + tl.arange(0, ND)[None, :, None] * 0
-    return tl.load(at, mask=g < G, other=0.0).to(tl.float32)
+def load_query(q, PARTS: tl.constexpr, F: tl.constexpr):
+    """The group's query heads in parts, each fp32 [GP, ND, W], once per digit; `q`: first head."""
+    W: tl.constexpr = F.D // PARTS
+    g, j = tl.arange(0, F.GP)[:, None, None], tl.arange(0, F.digits)[None, :, None]
+    at = q + g * F.D + tl.arange(0, W)[None, None, :] + j * 0
+    parts = ()
+    for i in tl.static_range(PARTS):
+        parts = parts + (tl.load(at + i * W, mask=g < F.G, other=0.0).to(tl.float32),)
+    return parts
 
 
 @triton.jit
@@ -75,38 +78,45 @@ def multiply(a, b, acc, KIND: tl.constexpr):
 
 
 @triton.jit
-def products(
-    addr, high, t, mask, b0, b1, TOKEN_DIM: tl.constexpr, F: tl.constexpr, C: tl.constexpr
-):
-    """Stored tile times columns, before scales: [TILE, N] for keys, two of [W, N] for values.
-
-    Keys (TOKEN_DIM 0) sum over their parts: b0, b1 are the query's. Values (TOKEN_DIM 1) have one
-    right side, b0, and one result per part; with one part both results are the same.
-    """
-    NONE: tl.constexpr = None
-    if C.wide:
-        x = load_codes(addr, high, t, mask, F.D, F.S, F.multi, TOKEN_DIM, C)
-        y0 = multiply(x, b0, NONE, INT)
-        y1 = y0
-    else:
-        W: tl.constexpr = F.D // C.parts
-        w = tl.arange(0, W)
-        x = load_tile(
-            addr, t, w, mask, W, C.dtype, C.run, C.slots_last, F.S, F.multi, TOKEN_DIM
-        )
-        if C.parts == 2:
-            y0 = multiply(take_bits(x, 0, 15), b0, NONE, INT)
-            if TOKEN_DIM == 0:
-                y0 = multiply(take_bits(x, 4, 15), b1, y0, INT)
-                y1 = y0
-            else:
-                y1 = multiply(take_bits(x, 4, 15), b0, NONE, INT)
+def operands(addr, high, t, mask, TOKEN_DIM: tl.constexpr, F: tl.constexpr, C: tl.constexpr):
+    """The stored tile as left sides of products, one per part: [TILE, W] or [W, TILE]."""
+    PARTS: tl.constexpr = C.parts
+    if C.kind == INT and C.bits < 8:
+        x, y, first = load_packed(addr, high, t, mask, F, TOKEN_DIM, C)
+        if C.wide:
+            parts = (whole_codes(x, y, first, TOKEN_DIM, C),)
         else:
-            if C.kind == INT:
-                x = signed_byte(x)
-            y0 = multiply(x.to(b0.dtype), b0, NONE, C.kind)
-            y1 = y0
-    return y0, y1
+            parts = ()
+            for i in tl.static_range(PARTS):
+                parts = parts + (narrow_code(x, y, first, i, C),)
+    else:
+        x = load_tile(
+            addr, t, tl.arange(0, F.D), mask, F.D, C.dtype, C.run, C.slots_last, F.S, F.multi,
+            TOKEN_DIM,
+        )
+        parts = (signed_byte(x) if C.kind == INT else x.to(C.multiply),)
+    return parts
+
+
+@triton.jit
+def key_products(addr, high, t, mask, b, F: tl.constexpr, C: tl.constexpr):
+    """Stored keys times the query's digits `b` (one right side per part): [TILE, N]."""
+    PARTS: tl.constexpr = C.parts
+    a = operands(addr, high, t, mask, 0, F, C)
+    y = multiply(a[0], b[0], None, C.kind)
+    for i in tl.static_range(1, PARTS):
+        y = multiply(a[i], b[i], y, C.kind)
+    return y
+
+
+@triton.jit
+def value_products(addr, high, t, mask, b, F: tl.constexpr, C: tl.constexpr):
+    """Stored values times the probabilities' digits `b`: [W, GP, ND] per part."""
+    PARTS: tl.constexpr = C.parts
+    a, y = operands(addr, high, t, mask, 1, F, C), ()
+    for i in tl.static_range(PARTS):
+        y = y + (grouped(multiply(a[i], b, None, C.kind), F.GP, F.digits),)
+    return y
 
 
 @triton.jit
@@ -116,22 +126,25 @@ def grouped(x, GP: tl.constexpr, ND: tl.constexpr):
 
 
 @triton.jit
-def absorb(acc, part, keep, gain):
-    """Running values [W, GP, ND] and a tile's products -> the new running values."""
-    return acc * keep[None, :, None] + part.to(tl.float32) * gain[None, :, None]
+def absorb(acc, parts, keep, gain, PARTS: tl.constexpr):
+    """Running values [W, GP, ND] per part and a tile's products -> the new running values."""
+    y = ()
+    for i in tl.static_range(PARTS):
+        y = y + (acc[i] * keep[None, :, None] + parts[i].to(tl.float32) * gain[None, :, None],)
+    return y
 
 
 @triton.jit
-def open_tail(query, k, v, count, m, l, out0, out1, scale, PARTS: tl.constexpr, F: tl.constexpr):
+def open_tail(query, k, v, count, m, l, out, scale, F: tl.constexpr, V: tl.constexpr):
     """Adds the `count` tokens of an open block, dense [S, D] at `k` and `v`, to a partial result.
 
-    m, l: running maximum (base 2) and sum [GP]; out0, out1: unnormalized parts [W, GP].
+    m, l: running maximum (base 2) and sum [GP]; out: unnormalized parts [W, GP].
     """
+    PARTS: tl.constexpr = V.parts
     CHUNK: tl.constexpr = 32
-    W: tl.constexpr = F.D // PARTS
+    W: tl.constexpr = F.D // V.parts
     w, d = tl.arange(0, W), tl.arange(0, F.D)
-    q = load_query(query, 0, F.D, F.D, F.G, F.GP, F.digits)
-    qc = query_columns(q, DENSE, F.open_dtype)
+    qc = query_columns(load_query(query, 1, F)[0], DENSE, F.open_dtype)
     k, v = tl.multiple_of(k, 16), tl.multiple_of(v, 16)
     for start in range(0, count, CHUNK):
         t = start + tl.arange(0, CHUNK)
@@ -143,15 +156,13 @@ def open_tail(query, k, v, count, m, l, out0, out1, scale, PARTS: tl.constexpr, 
         keep, p = tl.exp2(m - new), tl.exp2(s - new[None, :])
         m, l = new, l * keep + tl.sum(p, 0)
         pc = columns(p, DENSE, F.open_dtype, F.digits)
-        at = v + t[None, :] * F.D + w[:, None]
-        v0 = tl.load(at, mask=seen[None, :], other=0.0)
-        o0 = tl.sum(grouped(multiply(v0, pc, None, DENSE), F.GP, F.digits), 2)
-        out0 = out0 * keep[None, :] + o0
-        if PARTS == 2:
-            v1 = tl.load(at + W, mask=seen[None, :], other=0.0)
-            o1 = tl.sum(grouped(multiply(v1, pc, None, DENSE), F.GP, F.digits), 2)
-            out1 = out1 * keep[None, :] + o1
-    return m, l, out0, out1
+        at, parts = v + t[None, :] * F.D + w[:, None], ()
+        for i in tl.static_range(PARTS):
+            vt = tl.load(at + i * W, mask=seen[None, :], other=0.0)
+            o = tl.sum(grouped(multiply(vt, pc, None, DENSE), F.GP, F.digits), 2)
+            parts = parts + (out[i] * keep[None, :] + o,)
+        out = parts
+    return m, l, out
 
 
 @triton.jit

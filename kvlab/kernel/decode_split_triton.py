@@ -25,12 +25,13 @@ from kvlab.kernel.decode_parts_triton import (
     absorb,
     columns,
     grouped,
+    key_products,
     load_query,
     normalizer,
     open_address,
     open_tail,
-    products,
     query_columns,
+    value_products,
 )
 
 
@@ -81,30 +82,30 @@ def side_scales(
     slab, slot, h, off, zero_off, i, blocks, live, SHUFFLE: tl.constexpr, F: tl.constexpr,
     C: tl.constexpr,
 ):
-    """Scales and zeros of tile `i`: per token [TILE], or per channel [W] for each of two parts.
+    """Scales and zeros of tile `i`, two tuples: per token one [TILE], per channel a [W] per part.
 
     live: 1, or 0 where nothing may be read.
     """
+    PARTS: tl.constexpr = C.parts
     at = head_address(slab, slot, off, h, F.H, C.scale)
     zero_at = head_address(slab, slot, zero_off, h, F.H, C.scale)
+    W: tl.constexpr = F.D // C.parts
     if C.kind == DENSE:
-        s0, z0 = tl.full([], 1.0, tl.float32), tl.full([], 0.0, tl.float32)
-        s1, z1 = s0, z0
+        scales, zeros = (tl.full([], 1.0, tl.float32),), (tl.full([], 0.0, tl.float32),)
     elif C.channel:
-        W: tl.constexpr = F.D // C.parts
-        s0, z0 = load_run(at, zero_at, 0, F.D * live, W, False, F, C)
-        s1, z1 = s0, z0
-        if C.parts == 2:
-            s1, z1 = load_run(at, zero_at, W, F.D * live, W, False, F, C)
+        scales, zeros = (), ()
+        for part in tl.static_range(PARTS):
+            s, z = load_run(at, zero_at, part * W, F.D * live, W, False, F, C)
+            scales, zeros = scales + (s,), zeros + (z,)
     elif F.multi:
         _, t, seen = place(i, tl.arange(0, F.tile), blocks, F)
-        s0, z0 = load_scales(at, zero_at, t, seen, C)
-        s1, z1 = s0, z0
+        s, z = load_scales(at, zero_at, t, seen, C)
+        scales, zeros = (s,), (z,)
     else:
         first = i % F.per_block * F.tile
-        s0, z0 = load_run(at, zero_at, first, F.S * live, F.tile, SHUFFLE, F, C)
-        s1, z1 = s0, z0
-    return s0, z0, s1, z1
+        s, z = load_run(at, zero_at, first, F.S * live, F.tile, SHUFFLE, F, C)
+        scales, zeros = (s,), (z,)
+    return scales, zeros
 
 
 @triton.jit
@@ -113,27 +114,25 @@ def _peak_and_sum(a, x, b, y):
 
 
 @triton.jit
-def query_operands(q0, q1, s0, z0, s1, z1, C: tl.constexpr):
-    """Digits of the scaled query [W, GP * ND] per part, the factor of each column [GP, ND], and
-    what the zeros add to each column, q @ zeros in column 0.
+def query_operands(q, scales, zeros, SCALED: tl.constexpr, C: tl.constexpr):
+    """Digits of the query [W, GP * ND] per part, the factor of each column [GP, ND], and what the
+    zeros add to each column, in column 0: q @ zeros, or with SCALED off the sum of q.
 
-    q0, q1: [GP, ND, W]; s0 .. z1: scales and zeros per channel [1, 1, W] of the parts, or numbers.
+    q: [GP, ND, W] per part; scales, zeros: [W] per part, used if SCALED.
     """
-    lift = q0 * z0
-    q0 = q0 * s0
-    peak = tl.abs(q0)
-    if C.parts == 2:
-        lift += q1 * z1
-        q1 = q1 * s1
-        peak = tl.maximum(peak, tl.abs(q1))
+    PARTS: tl.constexpr = C.parts
+    scaled, lift, peak = (), 0.0, 0.0
+    for i in tl.static_range(PARTS):
+        x, y = q[i], q[i]
+        if SCALED:
+            x, y = x * scales[i][None, None, :], y * zeros[i][None, None, :]
+        scaled, lift, peak = scaled + (x,), lift + y, tl.maximum(tl.abs(x), peak)
     top, lift = tl.reduce((peak, lift), 2, _peak_and_sum)
-    gain = normalizer(top, C.kind)
-    b0 = query_columns(q0 * gain[:, :, None], C.kind, C.multiply)
-    b1 = b0
-    if C.parts == 2:
-        b1 = query_columns(q1 * gain[:, :, None], C.kind, C.multiply)
-    j = tl.arange(0, q0.shape[1])[None, :]
-    return b0, b1, digit_weight(j, C.kind) / gain, tl.where(j == 0, lift, 0.0)
+    gain, b = normalizer(top, C.kind), ()
+    for i in tl.static_range(PARTS):
+        b = b + (query_columns(scaled[i] * gain[:, :, None], C.kind, C.multiply),)
+    j = tl.arange(0, q[0].shape[1])[None, :]
+    return b, digit_weight(j, C.kind) / gain, tl.where(j == 0, lift, 0.0)
 
 
 @triton.jit
@@ -152,13 +151,36 @@ def logits(x, undo, lift, s, z, scale, seen, F: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def rescale(x, scale, zero, p, j, C: tl.constexpr):
+def rescale(parts, scales, zeros, p, j, C: tl.constexpr):
     """A tile's products of codes [W, GP, ND] with the block's channel scales and zeros applied."""
-    x = x.to(tl.float32) * scale[:, None, None]
-    if C.zero or C.bias != 0:  # the column of the high byte counts 256 fold
-        lift = zero[:, None] * tl.sum(p, 0)[None, :] * (reach(INT) / 256)
-        x += tl.where(j == 0, lift[:, :, None], 0.0)
-    return x
+    PARTS: tl.constexpr = C.parts
+    y = ()
+    for i in tl.static_range(PARTS):
+        x = parts[i].to(tl.float32) * scales[i][:, None, None]
+        if C.zero or C.bias != 0:  # the column of the high byte counts 256 fold
+            lift = zeros[i][:, None] * tl.sum(p, 0)[None, :] * (reach(INT) / 256)
+            x += tl.where(j == 0, lift[:, :, None], 0.0)
+        y = y + (x,)
+    return y
+
+
+@triton.jit
+def zero_parts(PARTS: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr):
+    """PARTS zero tensors [A, B, C]."""
+    y = ()
+    for _ in tl.static_range(PARTS):
+        y = y + (tl.zeros([A, B, C], tl.float32),)
+    return y
+
+
+@triton.jit
+def finish(acc, lift, j, C: tl.constexpr):
+    """Running values per part -> unnormalized outputs [W, GP]; lift: what the zeros add."""
+    PARTS: tl.constexpr = C.parts
+    y = ()
+    for i in tl.static_range(PARTS):
+        y = y + (join_digits(acc[i], j, C.kind) * (1.0 / reach(C.kind)) + lift,)
+    return y
 
 
 @triton.jit
@@ -220,6 +242,7 @@ def decode_split_kernel(
     """See `decode_triton.paged_decode`. kd .. vz, ok, ov: byte offsets of this layer's planes in a
     slab (data, high bits, scale, zero of keys and values; open keys and values).
     """
+    PARTS: tl.constexpr = V.parts
     h, sp, b = tl.program_id(0) % F.H, tl.program_id(1), tl.program_id(0) // F.H
     TILE: tl.constexpr = F.tile
     GP: tl.constexpr = F.GP
@@ -234,15 +257,13 @@ def decode_split_kernel(
     plain = tl.arange(0, TILE)
     order = token_order(plain, SHUFFLE, F)
     query = q_ptr + (b * F.H + h) * F.G * F.D
-    q0 = load_query(query, 0, F.D // K.parts, F.D, F.G, F.GP, F.digits)
-    q1 = load_query(query, K.parts - 1, F.D // K.parts, F.D, F.G, F.GP, F.digits)
+    q = load_query(query, K.parts, F)
     if not K.channel:
-        b0, b1, undo, lift = query_operands(q0, q1, 1.0, 1.0, 1.0, 1.0, K)
+        digits, undo, lift = query_operands(q, q, q, False, K)
     m = tl.full([GP], -1e30, tl.float32)
     lsum = tl.zeros([TILE, GP], tl.float32)
     zsum = tl.zeros([TILE, GP], tl.float32)
-    acc0 = tl.zeros([W, GP, ND], tl.float32)
-    acc1 = tl.zeros([W, GP, ND], tl.float32)
+    acc = zero_parts(V.parts, W, GP, ND)
     blocks = tl.load(n_blocks + b)
     tiles = tl.cdiv(blocks * F.S, F.tile) if F.multi else blocks * F.per_block
     per = tl.cdiv(tiles, splits)
@@ -254,8 +275,8 @@ def decode_split_kernel(
     live = tl.minimum(blocks, 1)  # 0: an empty row, whose table may hold anything
     block = tl.load(row + place(lo, order, blocks, F)[0]) * live
     slab, slot = tl.load(base + block // F.P), (block % F.P).to(tl.int64)
-    sk0, zk0, sk1, zk1 = side_scales(slab, slot, h, ks, kz, lo, blocks, live, SHUFFLE, F, K)
-    sv0, zv0, sv1, zv1 = side_scales(slab, slot, h, vs, vz, lo, blocks, live, SHUFFLE, F, V)
+    k_scales, k_zeros = side_scales(slab, slot, h, ks, kz, lo, blocks, live, SHUFFLE, F, K)
+    v_scales, v_zeros = side_scales(slab, slot, h, vs, vz, lo, blocks, live, SHUFFLE, F, V)
     k_at = head_address(slab, slot, kd, h, F.H, K.data)
     k_up = head_address(slab, slot, kh, h, F.H, K.high)
     v_at = head_address(slab, slot, vd, h, F.H, V.data)
@@ -269,40 +290,34 @@ def decode_split_kernel(
         _, t, seen = place(i, order, blocks, F)
         _, vt, v_seen = place(i, plain, blocks, F)
         if K.channel:
-            b0, b1, undo, lift = query_operands(
-                q0, q1, sk0[None, None, :], zk0[None, None, :], sk1[None, None, :],
-                zk1[None, None, :], K,
-            )
-        x, _ = products(k_at, k_up, t, seen, b0, b1, 0, F, K)
-        s = logits(x, undo, lift, sk0, zk0, scale, seen, F, K)
+            digits, undo, lift = query_operands(q, k_scales, k_zeros, True, K)
+        x = key_products(k_at, k_up, t, seen, digits, F, K)
+        s = logits(x, undo, lift, k_scales[0], k_zeros[0], scale, seen, F, K)
         # Probabilities are taken relative to the tile's own maximum of p * value scale: the digits
         # keep 16 bits of each tile, however small its share of the whole.
-        high = s + fast_log2(sv0)[:, None] if PER_TOKEN else s
+        high = s + fast_log2(v_scales[0])[:, None] if PER_TOKEN else s
         tile_max = tl.max(high, 0)
         p = tl.exp2(s - tile_max[None, :])
         weight = tl.exp2(high - tile_max[None, :]) if PER_TOKEN else p
         pc = columns(weight * reach(V.kind), V.kind, V.multiply, F.digits)
-        o0, o1 = products(v_at, v_up, vt, v_seen, in_order(pc, SHUFFLE, F), 0, 1, F, V)
+        o = value_products(v_at, v_up, vt, v_seen, in_order(pc, SHUFFLE, F), F, V)
         new = tl.maximum(m, tile_max)
         keep, gain = tl.exp2(m - new), tl.exp2(tile_max - new)
         m = new
         lsum = lsum * keep[None, :] + p * gain[None, :]
         if ZERO:
-            zsum = zsum * keep[None, :] + p * (zv0[:, None] * gain[None, :])
-        o0, o1 = grouped(o0, F.GP, F.digits), grouped(o1, F.GP, F.digits)
+            zsum = zsum * keep[None, :] + p * (v_zeros[0][:, None] * gain[None, :])
         if V.channel:
-            o0, o1 = rescale(o0, sv0, zv0, p, j, V), rescale(o1, sv1, zv1, p, j, V)
-        acc0 = absorb(acc0, o0, keep, gain)
-        if V.parts == 2:
-            acc1 = absorb(acc1, o1, keep, gain)
+            o = rescale(o, v_scales, v_zeros, p, j, V)
+        acc = absorb(acc, o, keep, gain, V.parts)
         if F.mass:
             keep_cells(
                 cell_lse + (b * F.H + h) * F.G * max_blocks * F.per_block,
                 in_order(p, SHUFFLE, F), tile_max, i * CELLS, max_blocks * F.per_block,
                 blocks * F.per_block, CELLS, F.G,
             )
-        sk0, zk0, sk1, zk1 = next_k
-        sv0, zv0, sv1, zv1 = next_v
+        k_scales, k_zeros = next_k
+        v_scales, v_zeros = next_v
         k_at = head_address(slab, slot, kd, h, F.H, K.data)
         k_up = head_address(slab, slot, kh, h, F.H, K.high)
         v_at = head_address(slab, slot, vd, h, F.H, V.data)
@@ -310,22 +325,17 @@ def decode_split_kernel(
         slab, slot = tl.load(base + ahead // F.P), (ahead % F.P).to(tl.int64)
         ahead = tl.load(row + place(i + 3, order, blocks, F)[0])
     l = tl.sum(lsum, 0)
-    lifted = tl.sum(zsum, 0)[None, :]
-    out0 = join_digits(acc0, j, V.kind) * (1.0 / reach(V.kind)) + lifted
-    out1 = join_digits(acc1, j, V.kind) * (1.0 / reach(V.kind)) + lifted
+    out = finish(acc, tl.sum(zsum, 0)[None, :], j, V)
     if sp == splits - 1:
         count = tl.load(open_len + b)
         if count > 0:
             own = tl.load(open_slot + b)
             k, v = open_address(open_base, own, ok, h, F), open_address(open_base, own, ov, h, F)
-            m, l, out0, out1 = open_tail(
-                query, k, v, count, m, l, out0, out1, scale, V.parts, F
-            )
+            m, l, out = open_tail(query, k, v, count, m, l, out, scale, F, V)
     g, w = tl.arange(0, F.GP), tl.arange(0, W)
     inverse = 1.0 / tl.maximum(l, 1e-37)
     at = ((b * F.H + h) * splits + sp) * F.G + g
     tl.store(part_lse + at, tl.where(l > 0, m + tl.log2(l), -float("inf")), mask=g < F.G)
     at = part_out + at[None, :] * F.D + w[:, None]
-    tl.store(at, out0 * inverse[None, :], mask=(g < F.G)[None, :])
-    if V.parts == 2:
-        tl.store(at + W, out1 * inverse[None, :], mask=(g < F.G)[None, :])
+    for i in tl.static_range(PARTS):
+        tl.store(at + i * W, out[i] * inverse[None, :], mask=(g < F.G)[None, :])

@@ -26,8 +26,8 @@ class Side(NamedTuple):
     bits: int
     dtype: tl.dtype  # of the data plane
     multiply: tl.dtype  # operands of the matrix unit; FP8 goes through fp16, which loses nothing
-    parts: int  # 2: a byte holds two dims, D / 2 apart, multiplied separately
-    wide: bool  # codes are unpacked one load per element: any width, any head_dim
+    parts: int  # a byte holds this many dims, D / parts apart, multiplied one after another
+    wide: bool  # no parts: a small head's codes are unpacked side by side first
     slots_last: bool
     run: int  # elements that lie together and 16-byte aligned along the data's unit stride
     channel: bool
@@ -70,7 +70,9 @@ def side(codec: Codec, prefix: str, planes: dict, slots: int, dim: int) -> Side:
     heads, bits, data = mine["data"].shape[0], getattr(codec, "bits", 0), mine["data"]
     head = {n: p.block_stride_bytes // heads for n, p in mine.items()}
     symmetric, fp8 = bool(bits) and codec.symmetric, isinstance(codec, Fp8)
-    parts = 2 if bits == 4 and dim >= 64 else 1
+    parts = {4: 2, 3: 4, 2: 4}.get(bits, 1)
+    if dim < 32 * parts:  # 32: the least depth of a product of bytes
+        parts = 1
     bias = (128 if bits == 8 else 0) - (2 ** (bits - 1) if symmetric else 0)
     return Side(
         kind=2 if bits else 1 if fp8 else 0, bits=bits, dtype=TYPES[data.dtype],
