@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvlab.blocks import BlockLedger, BlockTable
+from kvlab.blocks import FREE, BlockLedger, BlockTable
 from kvlab.core import BlockId, OutOfBlocks, SeqId
 from kvlab.kernel import attend_sdpa
 from kvlab.pool import BlockPool
-from kvlab.window import Window
+from kvlab.window import NoWindow
 
 
 @dataclass(slots=True)
@@ -39,7 +39,7 @@ class Extent:
 class LayerGroup:
     """Ledger (which block), pool (its bytes) and block tables of consecutive layers."""
 
-    def __init__(self, ledger: BlockLedger, pool: BlockPool, window: Window, workspace_tokens: int):
+    def __init__(self, ledger: BlockLedger, pool: BlockPool, window: NoWindow, workspace_tokens: int):
         self.ledger, self.pool, self.window = ledger, pool, window
         self.block_size = pool.geometry.block_size
         self.segment_blocks = max(1, workspace_tokens // self.block_size)
@@ -69,7 +69,7 @@ class LayerGroup:
         table.append(shared)
         if fill:
             table.append([self._copy_tail(source.ids[-1], fill)])
-        table.length = source.length
+        table.length = source.length  # the last block is full or a copy of the same tail
 
     def crop(self, seq: SeqId, length: int) -> None:
         """Forget all tokens from `length` on.
@@ -152,10 +152,8 @@ class LayerGroup:
         """Make the step's blocks part of the sequence."""
         table = self.tables[e.seq]
         first = e.past // self.block_size
-        table.append(e.new)
-        table.length += e.count
-        for depth, block in enumerate(e.sealing, first):
-            self.ledger.seal([block], depth=depth)
+        table.append(e.new, e.count)
+        self.ledger.seal(e.sealing, depth=range(first, first + len(e.sealing)))
         if e.tail is not None and e.sealing:
             self.pool.close_block(e.tail)
         self.ledger.tick()
@@ -204,9 +202,10 @@ class LayerGroup:
 
     def _release(self, seq: SeqId, blocks: list[BlockId], borrowed: set[BlockId]) -> None:
         own = [b for b in blocks if b not in borrowed]
-        gone = self.ledger.free(own) + self.ledger.unpin([b for b in blocks if b in borrowed])
+        self.ledger.free(own)
+        self.ledger.unpin([b for b in blocks if b in borrowed])
         borrowed.difference_update(blocks)
-        self.pool.drop(gone)
+        self.pool.drop([b for b in blocks if self.ledger.state(b) == FREE])
 
     def _copy_tail(self, tail: BlockId, fill: int) -> BlockId:
         (block,) = self._allocate(None, 1)

@@ -12,7 +12,7 @@ from kvlab import policy as policies
 from kvlab.core import BadInput, CacheGeometry
 from kvlab.format import KVFormat
 from kvlab.policy import EvictionPolicy
-from kvlab.window import NoWindow, Window
+from kvlab.window import NoWindow
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class CacheSpec:
 
     format: KVFormat | str = "bf16"
     policy: Callable[[], EvictionPolicy] | str = "none"
-    window: Window = field(default_factory=NoWindow)
+    window: NoWindow = field(default_factory=NoWindow)
     block_size: int = 64
     budget_blocks: int | None = None
     budget_bytes: int | None = None

@@ -48,6 +48,7 @@ class Dense(Codec):
         if dtype not in DTYPES:
             raise BadInput("format.dtype", dtype, f"must be one of {', '.join(DTYPES)}")
         self.dtype = DTYPES[dtype]
+        self.bits = 8 * self.dtype.itemsize
 
     def planes(self, slots: int, heads: int, dim: int) -> dict[str, Plane]:
         return {"data": Plane((heads, slots, dim), self.dtype)}
@@ -69,6 +70,8 @@ class Fp8(Codec):
         head within the block), or `auto`.
     slots_last: store [H, D, S] instead of [H, S, D]; what the decode kernel wants of values.
     """
+
+    bits = 8
 
     def __init__(self, axis: str = "token", slots_last: bool = False):
         self.axis, self.slots_last = check_axis(axis), slots_last
