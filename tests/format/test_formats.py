@@ -109,7 +109,8 @@ def test_round_trip_on_cuda_is_the_cpu_one(name):
     format, x = by_name(name), contents("outliers", 16, 128, 2)
     check_round_trip(format, x.cuda())
     for n, plane in format.quantize(x.cuda(), x.cuda()).items():
-        assert torch.equal(plane.cpu().view(torch.uint8), format.quantize(x, x)[n].view(torch.uint8))
+        expected = format.quantize(x, x)[n]
+        assert torch.equal(plane.cpu().view(torch.uint8), expected.view(torch.uint8))
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "fp16"])
