@@ -86,6 +86,8 @@ class PagedCache:
         """Find room for `counts[i]` new tokens of `seqs[i]`; raises `OutOfBlocks`."""
         if self._step is not None:
             raise KvlabError("the previous step was neither committed nor aborted")
+        for group in self.groups:  # all rows at once, or an early row would evict in vain
+            group.make_room(sum(map(group.needs, seqs, counts)))
         step: list[list[Extent]] = []
         try:
             for seq, count in zip(seqs, counts, strict=True):
