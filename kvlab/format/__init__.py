@@ -11,7 +11,7 @@ def _ints(key_bits: int, value_bits: int):
     """Keys of 8 bits need no zero point; below, a channel's mean would eat the few steps."""
     return lambda: (
         Int(key_bits, symmetric=key_bits == 8),
-        Int(value_bits, axis="token", symmetric=value_bits == 8),
+        Int(value_bits, axis="token", symmetric=value_bits == 8, slots_last=True),
     )
 
 
@@ -19,7 +19,7 @@ _PAIRS = {
     "fp32": lambda: (Dense("float32"), Dense("float32")),
     "fp16": lambda: (Dense("float16"), Dense("float16")),
     "bf16": lambda: (Dense("bfloat16"), Dense("bfloat16")),
-    "fp8": lambda: (Fp8(), Fp8()),
+    "fp8": lambda: (Fp8(), Fp8(slots_last=True)),
     "int8": _ints(8, 8),
     "int4": _ints(4, 4),
     "int3": _ints(3, 3),

@@ -23,10 +23,15 @@ class Plane(NamedTuple):
 
 
 class Codec:
-    """How one tensor of a block, its keys or its values, is stored."""
+    """How one tensor of a block, its keys or its values, is stored.
+
+    bits: payload bits of one element, without scales.
+    """
+
+    bits: int
 
     def planes(self, slots: int, heads: int, dim: int) -> dict[str, Plane]:
-        """Stored arrays for a block of `slots` tokens. Raises `BadInput` for a `dim` it cannot pack."""
+        """Stored arrays of a block of `slots` tokens; `BadInput` for a `dim` it cannot pack."""
         raise NotImplementedError
 
     def quantize(self, x: Tensor) -> dict[str, Tensor]:
@@ -75,6 +80,11 @@ class KVFormat:
     def bits_per_element(self, g: CacheGeometry) -> float:
         """Stored bits for one key or value element, scales and zeros included."""
         return 8 * self.block_bytes(g) / g.elements_per_block
+
+    @property
+    def payload_bits(self) -> float:
+        """Bits of one element on average, without scales and zeros: what a name promises."""
+        return (self.key.bits + self.value.bits) / 2
 
     @property
     def identity(self) -> str:

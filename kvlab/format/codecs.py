@@ -23,6 +23,19 @@ def reduced_dim(axis: str, slots: int) -> int:
     return -2 if resolve_axis(axis, slots) == "channel" else -1
 
 
+def laid(x: Tensor, slots_last: bool) -> Tensor:
+    """[N, H, S, W] <-> [N, H, W, S] where a codec stores a channel's tokens side by side.
+
+    A matrix unit reads 8-bit operands along the reduced dim only, and values are reduced over
+    tokens: stored this way they go from memory to the unit with no shuffle.
+    """
+    return x.transpose(-1, -2).contiguous() if slots_last else x
+
+
+def data_shape(slots: int, heads: int, width: int, slots_last: bool) -> tuple[int, int, int]:
+    return (heads, width, slots) if slots_last else (heads, slots, width)
+
+
 def spread(scale: Tensor, axis: str, slots: int) -> Tensor:
     """Stored scale [N, H, D or S] -> fp32, broadcast over [N, H, S, D]."""
     return scale.float().unsqueeze(reduced_dim(axis, slots))
@@ -35,6 +48,7 @@ class Dense(Codec):
         if dtype not in DTYPES:
             raise BadInput("format.dtype", dtype, f"must be one of {', '.join(DTYPES)}")
         self.dtype = DTYPES[dtype]
+        self.bits = 8 * self.dtype.itemsize
 
     def planes(self, slots: int, heads: int, dim: int) -> dict[str, Plane]:
         return {"data": Plane((heads, slots, dim), self.dtype)}
@@ -54,26 +68,30 @@ class Fp8(Codec):
 
     axis: what one scale covers: `token` (one token of one head), `channel` (one channel of one
         head within the block), or `auto`.
+    slots_last: store [H, D, S] instead of [H, S, D]; what the decode kernel wants of values.
     """
 
-    def __init__(self, axis: str = "token"):
-        self.axis = check_axis(axis)
+    bits = 8
+
+    def __init__(self, axis: str = "token", slots_last: bool = False):
+        self.axis, self.slots_last = check_axis(axis), slots_last
 
     def planes(self, slots: int, heads: int, dim: int) -> dict[str, Plane]:
-        data = Plane((heads, slots, dim), torch.float8_e4m3fn)
+        shape = data_shape(slots, heads, dim, self.slots_last)
+        data = Plane(shape, torch.float8_e4m3fn)
         return {"data": data, "scale": scale_plane(self.axis, slots, heads, dim)}
 
     def quantize(self, x: Tensor) -> dict[str, Tensor]:
         data, scale = ref.quantize_fp8(heads_first(x), reduced_dim(self.axis, x.shape[1]))
-        return {"data": data, "scale": scale}
+        return {"data": laid(data, self.slots_last), "scale": scale}
 
     def dequantize(self, planes: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
-        data = planes["data"].float()
+        data = laid(planes["data"], self.slots_last).float()
         scale = spread(planes["scale"], self.axis, data.shape[2])
         return (data * scale).to(dtype).transpose(1, 2)
 
     def __repr__(self) -> str:
-        return f"fp8/{self.axis}"
+        return f"fp8/{self.axis}" + ("/slots" if self.slots_last else "")
 
 
 class Int(Codec):
@@ -86,18 +104,22 @@ class Int(Codec):
     bits: 8, 4, 3 or 2, really packed; 3 bits are a plane of two bits and a plane of one.
     axis: `channel`, `token` or `auto` (channel from 16 tokens a block on).
     symmetric: no zero point; costs accuracy where a channel's mean is far from zero.
+    slots_last: store [H, D*bits/8, S]; what the decode kernel wants of values.
     """
 
-    def __init__(self, bits: int, axis: str = "auto", symmetric: bool = False):
+    def __init__(
+        self, bits: int, axis: str = "auto", symmetric: bool = False, slots_last: bool = False
+    ):
         if bits not in (8, 4, 3, 2):
             raise BadInput("format.bits", bits, "must be 8, 4, 3 or 2")
         self.bits, self.axis, self.symmetric = bits, check_axis(axis), symmetric
+        self.slots_last = slots_last
 
     def planes(self, slots: int, heads: int, dim: int) -> dict[str, Plane]:
         self._check(dim)
         scale = scale_plane(self.axis, slots, heads, dim)
         data = {
-            name: Plane((heads, slots, dim * bits // 8), torch.uint8)
+            name: Plane(data_shape(slots, heads, dim * bits // 8, self.slots_last), torch.uint8)
             for name, (_, bits) in self._bit_planes.items()
         }
         return data | {"scale": scale} | ({} if self.symmetric else {"zero": scale})
@@ -111,13 +133,13 @@ class Int(Codec):
             codes, scale, zero = ref.quantize_asymmetric(x, self.bits, dim)
             extra = {"scale": scale, "zero": zero}
         return {
-            name: ref.pack((codes >> shift) & (2**bits - 1), bits)
+            name: laid(ref.pack((codes >> shift) & (2**bits - 1), bits), self.slots_last)
             for name, (shift, bits) in self._bit_planes.items()
         } | extra
 
     def dequantize(self, planes: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
         codes = sum(
-            ref.unpack(planes[name], bits) << shift
+            ref.unpack(laid(planes[name], self.slots_last), bits) << shift
             for name, (shift, bits) in self._bit_planes.items()
         )
         slots = codes.shape[2]
@@ -143,4 +165,5 @@ class Int(Codec):
             )
 
     def __repr__(self) -> str:
-        return f"int{self.bits}/{self.axis}/{'sym' if self.symmetric else 'asym'}"
+        layout = "/slots" if self.slots_last else ""
+        return f"int{self.bits}/{self.axis}/{'sym' if self.symmetric else 'asym'}{layout}"

@@ -1,0 +1,7 @@
+"""The cache: puts the axes together."""
+
+from kvlab.cache.paged import PagedCache
+from kvlab.cache.spec import CacheSpec
+from kvlab.cache.stats import CacheStats
+
+__all__ = ["CacheSpec", "CacheStats", "PagedCache"]

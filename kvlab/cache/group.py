@@ -1,0 +1,224 @@
+"""A layer group: the layers that share block ids, with their ledger, pool and tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kvlab.blocks import FREE, BlockLedger, BlockTable
+from kvlab.core import BlockId, OutOfBlocks, SeqId
+from kvlab.kernel import attend_sdpa
+from kvlab.pool import BlockPool
+from kvlab.window import NoWindow
+
+
+@dataclass(slots=True)
+class Extent:
+    """What one step does to one sequence; computed once, used by every layer.
+
+        past    tokens before the step: [0, past)
+        fill    of them in the open tail block: [past - fill, past)
+        count   new tokens: [past, past + count)
+        sealing blocks that are full after the step, the old tail first if it is among them
+        rest    open block after the step, holding the last `rest_count` tokens; None if none
+    """
+
+    seq: SeqId
+    past: int
+    fill: int
+    count: int
+    tail: BlockId | None
+    new: list[BlockId]
+    sealing: list[BlockId]
+    rest: BlockId | None
+    rest_count: int
+
+
+class LayerGroup:
+    """Ledger (which block), pool (its bytes) and block tables of consecutive layers."""
+
+    def __init__(self, ledger: BlockLedger, pool: BlockPool, window: NoWindow, workspace_tokens: int):
+        self.ledger, self.pool, self.window = ledger, pool, window
+        self.block_size = pool.geometry.block_size
+        self.segment_blocks = max(1, workspace_tokens // self.block_size)
+        self.tables: dict[SeqId, BlockTable] = {}
+        self.borrowed: dict[SeqId, set[BlockId]] = {}
+        self.evictions = 0
+
+    # ---- the life of a sequence
+
+    def open(self, seq: SeqId) -> None:
+        self.tables[seq], self.borrowed[seq] = BlockTable(self.block_size), set()
+
+    def close(self, seq: SeqId) -> None:
+        """Give back every block, tail first, so that a shared prefix outlives its suffixes."""
+        table, borrowed = self.tables.pop(seq), self.borrowed.pop(seq)
+        self._release(seq, [b for b in reversed(table.ids) if b is not None], borrowed)
+
+    def fork(self, parent: SeqId, child: SeqId) -> None:
+        """`child` shares the sealed blocks of `parent` and gets a copy of its open tail."""
+        self.open(child)
+        table, source = self.tables[child], self.tables[parent]
+        fill = source.length % self.block_size
+        shared = source.ids[:-1] if fill else list(source.ids)
+        held = [b for b in shared if b is not None]
+        self.ledger.pin(held)
+        self.borrowed[child].update(held)
+        table.append(shared)
+        if fill:
+            table.append([self._copy_tail(source.ids[-1], fill)])
+        table.length = source.length  # the last block is full or a copy of the same tail
+
+    def crop(self, seq: SeqId, length: int) -> None:
+        """Forget all tokens from `length` on.
+
+        A sealed block that is cut becomes open again from its stored contents: exact for dense
+        formats, within one rounding for the others.
+        """
+        table, size = self.tables[seq], self.block_size
+        whole, fill = divmod(length, size)
+        dropped = table.ids[-(-length // size) :]
+        cut = table.ids[whole] if fill else None
+        was_open = table.length % size and whole == table.length // size
+        del table.ids[-(-length // size) :]
+        table.length = length
+        self._release(seq, [b for b in reversed(dropped) if b is not None], self.borrowed[seq])
+        if cut is not None and not was_open:
+            self._reopen(seq, whole, cut, fill)
+
+    # ---- one step
+
+    def begin(self, seq: SeqId, count: int) -> Extent:
+        """Find room for `count` new tokens of `seq`. Raises `OutOfBlocks`; nothing changes then."""
+        table, size = self.tables[seq], self.block_size
+        past, fill = table.length, table.length % size
+        full, rest_count = divmod(fill + count, size)
+        tail = table.ids[-1] if fill else None
+        new = self._allocate(seq, full + bool(rest_count) - bool(fill))
+        ids = ([tail] if fill else []) + new
+        rest = ids[full] if rest_count else None
+        if rest is not None and rest != tail:
+            self.pool.open_block(rest)
+        return Extent(seq, past, fill, count, tail, new, ids[:full], rest, rest_count)
+
+    def attend(
+        self, layer: int, e: Extent, q: Tensor, k: Tensor, v: Tensor, scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """Attention of the step's queries over past and step, fp32 [Hq, T, D]; stores k and v.
+
+        q [Hq, T, D], k and v [T, H, D]; window: the model's own sliding window in tokens.
+        """
+        span = dict(scale=scale, window=window, q_start=e.past)
+        parts = [
+            attend_sdpa.attend(q, *self.pool.read(layer, blocks), k_start=start, **span)
+            for start, blocks in self.segments(e, window)
+        ]
+        first, keys, values = e.past, k, v
+        if e.fill:
+            tail = self.pool.read_open(layer, e.tail, e.fill)
+            if e.count == 1:  # one query sees tail and itself: one segment instead of two
+                first, keys, values = e.past - e.fill, *map(torch.cat, zip(tail, (k, v)))
+            else:
+                start = e.past - e.fill
+                parts.append(attend_sdpa.attend(q, *tail, k_start=start, **span))
+        parts.append(
+            attend_sdpa.attend(q, keys, values, causal=e.count > 1, k_start=first, **span)
+        )
+        self._store(layer, e, k, v)
+        return attend_sdpa.merge(parts)[0]
+
+    def segments(self, e: Extent, window: int | None = None) -> list[tuple[int, list[BlockId]]]:
+        """(first position, sealed blocks) of each bounded piece of the readable past.
+
+        Positions only matter under a sliding window; there a piece also ends at a hole.
+        """
+        size, horizon = self.block_size, 0 if window is None else e.past - window + 1
+        pieces: list[tuple[int, list[BlockId]]] = []
+        previous = None
+        for index, block in enumerate(self.tables[e.seq].ids[: e.past // size]):
+            if block is None or (index + 1) * size <= horizon:
+                continue
+            gap = window is not None and previous != index - 1
+            if not pieces or gap or len(pieces[-1][1]) == self.segment_blocks:
+                pieces.append((index * size, []))
+            pieces[-1][1].append(block)
+            previous = index
+        return pieces
+
+    def commit(self, e: Extent) -> None:
+        """Make the step's blocks part of the sequence."""
+        table = self.tables[e.seq]
+        first = e.past // self.block_size
+        table.append(e.new, e.count)
+        self.ledger.seal(e.sealing, depth=range(first, first + len(e.sealing)))
+        if e.tail is not None and e.sealing:
+            self.pool.close_block(e.tail)
+        self.ledger.tick()
+
+    def abort(self, e: Extent) -> None:
+        """Undo `begin`: the old tail was never overwritten below its fill."""
+        self.ledger.free(e.new)
+        self.pool.drop(e.new)
+        if e.tail is not None and e.sealing:
+            self.pool.sealed.drop([e.tail])
+
+    # ---- pieces
+
+    def _allocate(self, seq: SeqId, count: int) -> list[BlockId]:
+        capacity = self.ledger.capacity
+        short = 0 if capacity is None else count - (capacity - self.ledger.held_count)
+        if short > self.ledger.evictable_count:
+            raise OutOfBlocks(count, capacity - self.ledger.held_count, capacity)
+        if short > 0:
+            self.evict(short)
+        return self.ledger.allocate(count, owner=seq)
+
+    def evict(self, count: int) -> None:
+        """Choose, spill, free: `count` blocks leave and become holes in their tables."""
+        victims = self.ledger.reclaim(count)
+        leaving = set(victims)
+        for table in self.tables.values():
+            for index, block in enumerate(table.ids):
+                if block in leaving:
+                    table.punch(index)
+        self.ledger.free(victims)
+        self.pool.drop(victims)
+        self.evictions += count
+
+    def _store(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> None:
+        start = e.fill
+        if e.sealing:
+            if e.fill:
+                tail = self.pool.read_open(layer, e.tail, e.fill)
+                k, v = map(torch.cat, zip(tail, (k, v)))
+            cut = len(e.sealing) * self.block_size
+            self.pool.seal(layer, e.sealing, k[:cut], v[:cut])
+            k, v, start = k[cut:], v[cut:], 0
+        if e.rest is not None:
+            self.pool.write(layer, e.rest, start, k, v)
+
+    def _release(self, seq: SeqId, blocks: list[BlockId], borrowed: set[BlockId]) -> None:
+        own = [b for b in blocks if b not in borrowed]
+        self.ledger.free(own)
+        self.ledger.unpin([b for b in blocks if b in borrowed])
+        borrowed.difference_update(blocks)
+        self.pool.drop([b for b in blocks if self.ledger.state(b) == FREE])
+
+    def _copy_tail(self, tail: BlockId, fill: int) -> BlockId:
+        (block,) = self._allocate(None, 1)
+        self.pool.open_block(block)
+        for layer in range(self.pool.geometry.layers):
+            self.pool.write(layer, block, 0, *self.pool.read_open(layer, tail, fill))
+        return block
+
+    def _reopen(self, seq: SeqId, index: int, cut: BlockId, fill: int) -> None:
+        (block,) = self._allocate(seq, 1)
+        self.pool.open_block(block)
+        for layer in range(self.pool.geometry.layers):
+            k, v = self.pool.read(layer, [cut])
+            self.pool.write(layer, block, 0, k[:fill], v[:fill])
+        self.tables[seq].ids[index] = block
+        self._release(seq, [cut], self.borrowed[seq])

@@ -1,0 +1,89 @@
+"""One composed cache as constructor arguments: what `conf/` mirrors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from kvlab import format as formats
+from kvlab import policy as policies
+from kvlab.core import BadInput, CacheGeometry
+from kvlab.format import KVFormat
+from kvlab.policy import EvictionPolicy
+from kvlab.window import NoWindow
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """The axes of a cache. Strings mean the class with its defaults.
+
+    format: how sealed blocks are stored.
+    policy: makes the eviction policy; called once for each ledger.
+    window: which tokens stay, whatever the policy says.
+    block_size: tokens in a block, 1 to 256.
+    budget_blocks, budget_bytes, budget_percent: at most one; blocks held by all sequences
+        together, bytes of sealed blocks, or a share of the tokens seen.
+    workspace_tokens: tokens of the past that are dequantized at a time.
+    """
+
+    format: KVFormat | str = "bf16"
+    policy: Callable[[], EvictionPolicy] | str = "none"
+    window: NoWindow = field(default_factory=NoWindow)
+    block_size: int = 64
+    budget_blocks: int | None = None
+    budget_bytes: int | None = None
+    budget_percent: float | None = None
+    workspace_tokens: int = 16384
+
+    def __post_init__(self):
+        if isinstance(self.format, str):
+            object.__setattr__(self, "format", formats.by_name(self.format))
+        if isinstance(self.policy, str):
+            name = self.policy
+            policies.by_name(name)
+            object.__setattr__(self, "policy", lambda: policies.by_name(name))
+        if not 1 <= self.block_size <= 256:
+            raise BadInput("cache.block_size", self.block_size, "must be 1 to 256 tokens")
+        if self.workspace_tokens < 1:
+            raise BadInput("cache.workspace_tokens", self.workspace_tokens, "must be at least 1")
+        self._check_budget()
+
+    def _check_budget(self) -> None:
+        named = {n: getattr(self, n) for n in ("budget_blocks", "budget_bytes", "budget_percent")}
+        given = {n: v for n, v in named.items() if v is not None}
+        if len(given) > 1:
+            raise BadInput(f"cache.{list(given)[1]}", list(given.values())[1],
+                           f"cache.{list(given)[0]} is given too; give one budget only")
+        for name, value in given.items():
+            if value <= 0:
+                raise BadInput(f"cache.{name}", value, "must be positive, or null for no budget")
+        if self.budget_percent is not None and self.budget_percent > 100:
+            raise BadInput("cache.budget_percent", self.budget_percent, "must be at most 100")
+
+    def geometry(self, layers: int, query_heads: int, kv_heads: int, head_dim: int) -> CacheGeometry:
+        return CacheGeometry(layers, query_heads, kv_heads, head_dim, self.block_size)
+
+    def capacity_blocks(self, g: CacheGeometry) -> int | None:
+        """Blocks the ledger may hold; None without a budget. Raises `BadInput` below one block."""
+        if self.budget_bytes is None:
+            return self.budget_blocks
+        block = self.format.block_bytes(g)
+        if self.budget_bytes < block:
+            raise BadInput("cache.budget_bytes", self.budget_bytes,
+                           f"is less than one block of this model, which takes {block} bytes")
+        return self.budget_bytes // block
+
+    def checked_for(self, g: CacheGeometry) -> CacheSpec:
+        """Self, after every refusal that needs the model's shape."""
+        self.format.planes(g)
+        self.capacity_blocks(g)
+        return self
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Open blocks hold what the model computes in. Raises `BadInput` for anything exotic."""
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise BadInput("model.dtype", dtype, "must be float32, float16 or bfloat16")
+    return dtype

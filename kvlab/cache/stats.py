@@ -1,0 +1,29 @@
+"""What a cache holds, in counts and bytes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class CacheStats(NamedTuple):
+    """Counts are tokens and blocks; bytes are summed over layers.
+
+    nominal_bytes: the payload bits alone, for every token seen (what a paper's ratio promises).
+    logical_bytes: blocks in use, with scales and zeros, open blocks counted by their tokens.
+    allocated_bytes: every tensor the cache holds: whole slabs, open blocks, tables.
+    host_bytes: bytes of the past kept in host memory (0 without offload).
+    """
+
+    tokens: int
+    resident_tokens: int
+    blocks: int
+    evictions: int
+    nominal_bytes: int
+    logical_bytes: int
+    allocated_bytes: int
+    host_bytes: int
+    bits_per_element: float
+
+    @property
+    def resident_tokens_percent(self) -> float:
+        return 100.0 * self.resident_tokens / max(1, self.tokens)

@@ -1,0 +1,53 @@
+"""Attention over one segment of the past, and the exact merge of segments, in plain torch.
+
+Each segment gives a partial output and the natural log of its sum of exponentials (lse); two
+disjoint segments merge exactly (online softmax, https://arxiv.org/abs/1805.02867).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+Partial = tuple[Tensor, Tensor]  # out fp32 [Hq, T, D], lse fp32 [Hq, T]
+
+
+def visible(
+    queries: int, keys: int, q_start: int, k_start: int, causal: bool, window: int | None, device
+) -> Tensor:
+    """Bool [T, n]: which key each query may see, from the positions of both."""
+    q = torch.arange(q_start, q_start + queries, device=device)[:, None]
+    k = torch.arange(k_start, k_start + keys, device=device)[None, :]
+    seen = k <= q if causal else torch.ones(queries, keys, dtype=torch.bool, device=device)
+    return seen if window is None else seen & (k > q - window)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool = False,
+    window: int | None = None, q_start: int = 0, k_start: int = 0,
+) -> Partial:
+    """Softmax attention of `q` [Hq, T, D] over `k`, `v` [n, H, D], in fp32.
+
+    causal: key position <= query position; window: key position > query position - window, both
+    counted from `q_start` and `k_start`. A query that sees no key gets zeros and lse = -inf.
+    """
+    heads, (n, kv_heads, dim) = q.shape[0], k.shape
+    grouped = q.float().reshape(kv_heads, heads // kv_heads, -1, dim)
+    logits = torch.einsum("hgtd,nhd->hgtn", grouped, k.float()) * scale
+    if causal or window is not None:
+        seen = visible(q.shape[1], n, q_start, k_start, causal, window, q.device)
+        logits = logits.masked_fill(~seen, -torch.inf)
+    lse = logits.logsumexp(-1)
+    weights = torch.exp(logits - lse.nan_to_num(neginf=0.0)[..., None])
+    out = torch.einsum("hgtn,nhd->hgtd", weights, v.float())
+    return out.reshape(heads, -1, dim), lse.reshape(heads, -1)
+
+
+def merge(parts: list[Partial]) -> Partial:
+    """Partial results over disjoint keys -> the result over all of them."""
+    if len(parts) == 1:
+        return parts[0]
+    lses = torch.stack([lse for _, lse in parts])
+    total = lses.logsumexp(0)
+    weights = torch.exp(lses - total.nan_to_num(neginf=0.0))
+    return sum(o * w[..., None] for (o, _), w in zip(parts, weights)), total

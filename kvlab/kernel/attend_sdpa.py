@@ -1,0 +1,59 @@
+"""The library's attention with log-sum-exp: same names and signatures as `attend_ref`.
+
+cuDNN first on CUDA, FlashAttention-2 where cuDNN refuses, torch's flash kernel on the CPU, and
+the reference where a window needs a mask that none of them takes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kvlab.kernel import attend_ref
+from kvlab.kernel.attend_ref import Partial, merge
+
+__all__ = ["attend", "merge"]
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool = False,
+    window: int | None = None, q_start: int = 0, k_start: int = 0,
+) -> Partial:
+    """As `attend_ref.attend`; `causal` asks for a square (q_start == k_start, n == T)."""
+    span = (q_start - k_start, k.shape[0])
+    banded = window is not None and q_start + q.shape[1] - k_start > window
+    if banded or (causal and span != (0, q.shape[1])) or not k.shape[0]:
+        return attend_ref.attend(
+            q, k, v, scale=scale, causal=causal, window=window, q_start=q_start, k_start=k_start
+        )
+    run = _on_cpu if q.device.type == "cpu" else _on_cuda
+    return run(q, k.to(q.dtype), v.to(q.dtype), scale, causal)
+
+
+def _on_cpu(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Partial:
+    heads, tokens, dim = q.shape
+    kv_heads = k.shape[1]
+    k, v = (x.transpose(0, 1) for x in (k, v))
+    if causal:  # query heads cannot be folded into rows: each row has its own horizon
+        k, v = (x.repeat_interleave(heads // kv_heads, 0) for x in (k, v))
+    q = q.reshape(k.shape[0], -1, dim)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q[None], k[None], v[None], 0.0, causal, scale=scale
+    )
+    return out[0].reshape(heads, tokens, dim).float(), lse[0].reshape(heads, tokens).float()
+
+
+def _on_cuda(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Partial:
+    if q.dtype == torch.float32:  # neither library kernel takes fp32
+        return attend_ref.attend(q, k, v, scale=scale, causal=causal)
+    args = (q[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None])
+    try:
+        result = torch.ops.aten._scaled_dot_product_cudnn_attention(
+            *args, None, True, 0.0, causal, False, scale=scale
+        )
+    except RuntimeError:
+        result = torch.ops.aten._scaled_dot_product_flash_attention(
+            *args, 0.0, causal, False, scale=scale
+        )
+    out, lse = result[0][0], result[1].reshape(q.shape[0], -1)
+    return out.float(), lse.float()

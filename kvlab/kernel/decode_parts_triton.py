@@ -1,0 +1,174 @@
+"""The pieces of the split decode kernel: operands, products with stored tiles, the open tail.
+
+Shapes: TILE tokens of one block (MULTI: of neighbouring blocks), W data columns (bytes of a packed
+row; PARTS of them make D), G query heads of one key/value head padded to GP, ND digits per head.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kvlab.kernel.codes_triton import (
+    DENSE,
+    FP8,
+    INT,
+    NATIVE,
+    digits,
+    load_packed,
+    load_tile,
+    narrow_code,
+    reach,
+    signed_byte,
+    whole_codes,
+)
+
+
+@triton.jit
+def load_query(q, PARTS: tl.constexpr, F: tl.constexpr):
+    """The group's query heads in parts, each fp32 [GP, ND, W], once per digit; `q`: first head."""
+    W: tl.constexpr = F.D // PARTS
+    g, j = tl.arange(0, F.GP)[:, None, None], tl.arange(0, F.digits)[None, :, None]
+    at = q + g * F.D + tl.arange(0, W)[None, None, :] + j * 0
+    parts = ()
+    for i in tl.static_range(PARTS):
+        parts = parts + (tl.load(at + i * W, mask=g < F.G, other=0.0).to(tl.float32),)
+    return parts
+
+
+@triton.jit
+def normalizer(top, KIND: tl.constexpr):
+    """Factor that brings magnitudes up to `top` into the digits' reach; a power of two for FP8."""
+    if KIND == DENSE:
+        y = tl.full(top.shape, 1.0, tl.float32)
+    elif KIND == FP8:
+        power = (tl.maximum(top, 1e-30).to(tl.int32, bitcast=True) & 0x7F800000)
+        y = 128.0 / power.to(tl.float32, bitcast=True)
+    else:
+        y = reach(INT) / tl.maximum(top, 1e-30)
+    return y
+
+
+@triton.jit
+def columns(x, KIND: tl.constexpr, DT: tl.constexpr, ND: tl.constexpr):
+    """[M, GP] within reach -> [M, GP * ND] digits in the type the matrix unit multiplies."""
+    y = digits(x[:, :, None], tl.arange(0, ND)[None, None, :], KIND, DT)
+    y = tl.broadcast_to(y, [x.shape[0], x.shape[1], ND])
+    return tl.reshape(y, [x.shape[0], x.shape[1] * ND])
+
+
+@triton.jit
+def query_columns(x, KIND: tl.constexpr, DT: tl.constexpr):
+    """[GP, ND, W] within reach -> digits [W, GP * ND]. Laid out by rows of W: the matrix unit takes
+    8-bit operands four neighbours at a time along W."""
+    y = digits(x, tl.arange(0, x.shape[1])[None, :, None], KIND, DT)
+    return tl.trans(tl.reshape(y, [x.shape[0] * x.shape[1], x.shape[2]]))
+
+
+@triton.jit
+def multiply(a, b, acc, KIND: tl.constexpr):
+    """a @ b (+ acc): int32 for codes, fp32 otherwise; exact products for codes and fp32."""
+    if KIND == INT:
+        y = tl.dot(a, b, acc, out_dtype=tl.int32)
+    elif not NATIVE and b.dtype == tl.bfloat16:  # the interpreter would multiply the bits
+        y = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision="ieee")
+    else:
+        y = tl.dot(a, b, acc, input_precision="ieee")
+    return y
+
+
+@triton.jit
+def operands(addr, high, t, mask, TOKEN_DIM: tl.constexpr, F: tl.constexpr, C: tl.constexpr):
+    """The stored tile as left sides of products, one per part: [TILE, W] or [W, TILE]."""
+    PARTS: tl.constexpr = C.parts
+    if C.kind == INT and C.bits < 8:
+        x, y, first = load_packed(addr, high, t, mask, F, TOKEN_DIM, C)
+        if C.wide:
+            parts = (whole_codes(x, y, first, TOKEN_DIM, C),)
+        else:
+            parts = ()
+            for i in tl.static_range(PARTS):
+                parts = parts + (narrow_code(x, y, first, i, C),)
+    else:
+        x = load_tile(
+            addr, t, tl.arange(0, F.D), mask, F.D, C.dtype, C.run, C.slots_last, F.S, F.multi,
+            TOKEN_DIM,
+        )
+        parts = (signed_byte(x) if C.kind == INT else x.to(C.multiply),)
+    return parts
+
+
+@triton.jit
+def key_products(addr, high, t, mask, b, F: tl.constexpr, C: tl.constexpr):
+    """Stored keys times the query's digits `b` (one right side per part): [TILE, N]."""
+    PARTS: tl.constexpr = C.parts
+    a = operands(addr, high, t, mask, 0, F, C)
+    y = multiply(a[0], b[0], None, C.kind)
+    for i in tl.static_range(1, PARTS):
+        y = multiply(a[i], b[i], y, C.kind)
+    return y
+
+
+@triton.jit
+def value_products(addr, high, t, mask, b, F: tl.constexpr, C: tl.constexpr):
+    """Stored values times the probabilities' digits `b`: [W, GP, ND] per part."""
+    PARTS: tl.constexpr = C.parts
+    a, y = operands(addr, high, t, mask, 1, F, C), ()
+    for i in tl.static_range(PARTS):
+        y = y + (grouped(multiply(a[i], b, None, C.kind), F.GP, F.digits),)
+    return y
+
+
+@triton.jit
+def grouped(x, GP: tl.constexpr, ND: tl.constexpr):
+    """[M, GP * ND] -> [M, GP, ND]."""
+    return tl.reshape(x, [x.shape[0], GP, ND])
+
+
+@triton.jit
+def absorb(acc, parts, keep, gain, PARTS: tl.constexpr):
+    """Running values [W, GP, ND] per part and a tile's products -> the new running values."""
+    y = ()
+    for i in tl.static_range(PARTS):
+        y = y + (acc[i] * keep[None, :, None] + parts[i].to(tl.float32) * gain[None, :, None],)
+    return y
+
+
+@triton.jit
+def open_tail(query, k, v, count, m, l, out, scale, F: tl.constexpr, V: tl.constexpr):
+    """Adds the `count` tokens of an open block, dense [S, D] at `k` and `v`, to a partial result.
+
+    m, l: running maximum (base 2) and sum [GP]; out: unnormalized parts [W, GP].
+    """
+    PARTS: tl.constexpr = V.parts
+    CHUNK: tl.constexpr = 32
+    W: tl.constexpr = F.D // V.parts
+    w, d = tl.arange(0, W), tl.arange(0, F.D)
+    qc = query_columns(load_query(query, 1, F)[0], DENSE, F.open_dtype)
+    k, v = tl.multiple_of(k, 16), tl.multiple_of(v, 16)
+    for start in range(0, count, CHUNK):
+        t = start + tl.arange(0, CHUNK)
+        seen = t < count
+        kt = tl.load(k + t[:, None] * F.D + d[None, :], mask=seen[:, None], other=0.0)
+        s = tl.sum(grouped(multiply(kt, qc, None, DENSE), F.GP, F.digits), 2) * scale
+        s = tl.where(seen[:, None], s, -float("inf"))
+        new = tl.maximum(m, tl.max(s, 0))
+        keep, p = tl.exp2(m - new), tl.exp2(s - new[None, :])
+        m, l = new, l * keep + tl.sum(p, 0)
+        pc = columns(p, DENSE, F.open_dtype, F.digits)
+        at, parts = v + t[None, :] * F.D + w[:, None], ()
+        for i in tl.static_range(PARTS):
+            vt = tl.load(at + i * W, mask=seen[None, :], other=0.0)
+            o = tl.sum(grouped(multiply(vt, pc, None, DENSE), F.GP, F.digits), 2)
+            parts = parts + (out[i] * keep[None, :] + o,)
+        out = parts
+    return m, l, out
+
+
+@triton.jit
+def open_address(base, slot, off, h, F: tl.constexpr):
+    """Pointer to head `h` of the open row `slot`."""
+    HEAD: tl.constexpr = F.S * F.D * (F.open_dtype.primitive_bitwidth // 8)
+    place = ((slot % F.open_P).to(tl.int64) * F.H + h) * HEAD + off
+    address = tl.load(base + slot // F.open_P) + place
+    return tl.multiple_of(address.to(tl.pointer_type(F.open_dtype)), 16)

@@ -1,0 +1,229 @@
+"""The split decode kernel: one program reads one stretch of one sequence for one key/value head.
+
+Base-2 throughout: `scale` comes multiplied with log2(e). A program leaves a normalized output and
+its log-sum-exp; `decode_triton` merges them. The range of a program follows from the lengths on
+the device, so the grid depends on nothing that changes between replays of a captured graph.
+
+In the signatures F is a `sides.Frame`, C, K and V are a `sides.Side`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from kvlab.kernel.codes_triton import (
+    DENSE,
+    INT,
+    digit_weight,
+    fast_log2,
+    join_digits,
+    reach,
+)
+from kvlab.kernel.decode_parts_triton import (
+    absorb,
+    columns,
+    grouped,
+    key_products,
+    load_query,
+    normalizer,
+    open_address,
+    open_tail,
+    query_columns,
+    value_products,
+)
+from kvlab.kernel.decode_place_triton import head_address, in_order, place, side_scales, token_order
+
+
+@triton.jit
+def _peak_and_sum(a, x, b, y):
+    return tl.maximum(a, b), x + y
+
+
+@triton.jit
+def query_operands(q, scales, zeros, SCALED: tl.constexpr, C: tl.constexpr):
+    """Digits of the query [W, GP * ND] per part, the factor of each column [GP, ND], and what the
+    zeros add to each column, in column 0: q @ zeros, or with SCALED off the sum of q.
+
+    q: [GP, ND, W] per part; scales, zeros: [W] per part, used if SCALED.
+    """
+    PARTS: tl.constexpr = C.parts
+    scaled, lift, peak = (), 0.0, 0.0
+    for i in tl.static_range(PARTS):
+        x, y = q[i], q[i]
+        if SCALED:
+            x, y = x * scales[i][None, None, :], y * zeros[i][None, None, :]
+        scaled, lift, peak = scaled + (x,), lift + y, tl.maximum(tl.abs(x), peak)
+    top, lift = tl.reduce((peak, lift), 2, _peak_and_sum)
+    gain, b = normalizer(top, C.kind), ()
+    for i in tl.static_range(PARTS):
+        b = b + (query_columns(scaled[i] * gain[:, :, None], C.kind, C.multiply),)
+    j = tl.arange(0, q[0].shape[1])[None, :]
+    return b, digit_weight(j, C.kind) / gain, tl.where(j == 0, lift, 0.0)
+
+
+@triton.jit
+def logits(x, undo, lift, s, z, scale, seen, F: tl.constexpr, C: tl.constexpr):
+    """Products of stored keys and digits [TILE, GP * ND] -> base-2 logits [TILE, GP]."""
+    x = grouped(x, F.GP, F.digits).to(tl.float32) * (undo * scale)[None, :, :]
+    if C.channel:
+        y = tl.sum(x + (lift * scale)[None, :, :], 2)
+    elif C.kind != DENSE:
+        y = tl.sum(x, 2) * s[:, None]
+        if C.zero or C.bias != 0:
+            y += z[:, None] * tl.sum(lift * scale, 1)[None, :]
+    else:
+        y = tl.sum(x, 2)
+    return tl.where(seen[:, None], y, -float("inf"))
+
+
+@triton.jit
+def rescale(parts, scales, zeros, p, j, C: tl.constexpr):
+    """A tile's products of codes [W, GP, ND] with the block's channel scales and zeros applied."""
+    PARTS: tl.constexpr = C.parts
+    y = ()
+    for i in tl.static_range(PARTS):
+        x = parts[i].to(tl.float32) * scales[i][:, None, None]
+        if C.zero or C.bias != 0:  # the column of the high byte counts 256 fold
+            lift = zeros[i][:, None] * tl.sum(p, 0)[None, :] * (reach(INT) / 256)
+            x += tl.where(j == 0, lift[:, :, None], 0.0)
+        y = y + (x,)
+    return y
+
+
+@triton.jit
+def zero_parts(PARTS: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr):
+    """PARTS zero tensors [A, B, C]."""
+    y = ()
+    for _ in tl.static_range(PARTS):
+        y = y + (tl.zeros([A, B, C], tl.float32),)
+    return y
+
+
+@triton.jit
+def finish(acc, lift, j, C: tl.constexpr):
+    """Running values per part -> unnormalized outputs [W, GP]; lift: what the zeros add."""
+    PARTS: tl.constexpr = C.parts
+    y = ()
+    for i in tl.static_range(PARTS):
+        y = y + (join_digits(acc[i], j, C.kind) * (1.0 / reach(C.kind)) + lift,)
+    return y
+
+
+@triton.jit
+def keep_cells(cell_lse, p, top, first, stride, cells, CELLS: tl.constexpr, G: tl.constexpr):
+    """Writes the log2 of the sum of each block's (or part of a block's) probabilities."""
+    GP: tl.constexpr = p.shape[1]
+    share = tl.sum(tl.reshape(p, [CELLS, p.shape[0] // CELLS, GP]), 1)
+    share = tl.maximum(fast_log2(tl.maximum(share, 1e-37)) + top[None, :], -1e30)
+    g, cell = tl.arange(0, GP), first + tl.arange(0, CELLS)
+    known = (cell < cells)[:, None] & (g < G)[None, :]
+    tl.store(cell_lse + g[None, :] * stride + cell[:, None], share, mask=known)
+
+
+@triton.jit
+def decode_split_kernel(
+    q_ptr, part_out, part_lse, cell_lse, base, table, n_blocks, open_base, open_slot, open_len,
+    max_blocks, splits, scale, kd, kh, ks, kz, vd, vh, vs, vz, ok, ov,
+    F: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+):
+    """See `decode_triton.paged_decode`. kd .. vz, ok, ov: byte offsets of this layer's planes in a
+    slab (data, high bits, scale, zero of keys and values; open keys and values).
+    """
+    PARTS: tl.constexpr = V.parts
+    h, sp, b = tl.program_id(0) % F.H, tl.program_id(1), tl.program_id(0) // F.H
+    TILE: tl.constexpr = F.tile
+    GP: tl.constexpr = F.GP
+    ND: tl.constexpr = F.digits
+    W: tl.constexpr = F.D // V.parts
+    PER_TOKEN: tl.constexpr = V.kind != DENSE and not V.channel
+    ZERO: tl.constexpr = PER_TOKEN and (V.zero or V.bias != 0)
+    WHOLE: tl.constexpr = F.tile % (16 * F.warps) == 0
+    SHUFFLE: tl.constexpr = V.kind == INT and not F.multi and WHOLE
+    CELLS: tl.constexpr = F.tile // F.S if F.multi else 1
+    j = tl.arange(0, F.digits)[None, None, :]
+    plain = tl.arange(0, TILE)
+    order = token_order(plain, SHUFFLE, F)
+    query = q_ptr + (b * F.H + h) * F.G * F.D
+    q = load_query(query, K.parts, F)
+    if not K.channel:
+        digits, undo, lift = query_operands(q, q, q, False, K)
+    m = tl.full([GP], -1e30, tl.float32)
+    lsum = tl.zeros([TILE, GP], tl.float32)
+    zsum = tl.zeros([TILE, GP], tl.float32)
+    acc = zero_parts(V.parts, W, GP, ND)
+    blocks = tl.load(n_blocks + b)
+    tiles = tl.cdiv(blocks * F.S, F.tile) if F.multi else blocks * F.per_block
+    per = tl.cdiv(tiles, splits)
+    lo = sp * per
+    hi = tl.minimum(lo + per, tiles)
+    row = table + b.to(tl.int64) * max_blocks
+    # Before a tile stand its block id, its slab's address and its scales, each found through the
+    # one before. Each is fetched a tile ahead of its use, so that no tile waits for the chain.
+    live = tl.minimum(blocks, 1)  # 0: an empty row, whose table may hold anything
+    block = tl.load(row + place(lo, order, blocks, F)[0]) * live
+    slab, slot = tl.load(base + block // F.P), (block % F.P).to(tl.int64)
+    k_scales, k_zeros = side_scales(slab, slot, h, ks, kz, lo, blocks, live, SHUFFLE, F, K)
+    v_scales, v_zeros = side_scales(slab, slot, h, vs, vz, lo, blocks, live, SHUFFLE, F, V)
+    k_at = head_address(slab, slot, kd, h, F.H, K.data)
+    k_up = head_address(slab, slot, kh, h, F.H, K.high)
+    v_at = head_address(slab, slot, vd, h, F.H, V.data)
+    v_up = head_address(slab, slot, vh, h, F.H, V.high)
+    block = tl.load(row + place(lo + 1, order, blocks, F)[0]) * live
+    slab, slot = tl.load(base + block // F.P), (block % F.P).to(tl.int64)
+    ahead = tl.load(row + place(lo + 2, order, blocks, F)[0]) * live
+    for i in range(lo, hi):
+        next_k = side_scales(slab, slot, h, ks, kz, i + 1, blocks, 1, SHUFFLE, F, K)
+        next_v = side_scales(slab, slot, h, vs, vz, i + 1, blocks, 1, SHUFFLE, F, V)
+        _, t, seen = place(i, order, blocks, F)
+        _, vt, v_seen = place(i, plain, blocks, F)
+        if K.channel:
+            digits, undo, lift = query_operands(q, k_scales, k_zeros, True, K)
+        x = key_products(k_at, k_up, t, seen, digits, F, K)
+        s = logits(x, undo, lift, k_scales[0], k_zeros[0], scale, seen, F, K)
+        # Probabilities are taken relative to the tile's own maximum of p * value scale: the digits
+        # keep 16 bits of each tile, however small its share of the whole.
+        high = s + fast_log2(v_scales[0])[:, None] if PER_TOKEN else s
+        tile_max = tl.max(high, 0)
+        p = tl.exp2(s - tile_max[None, :])
+        weight = tl.exp2(high - tile_max[None, :]) if PER_TOKEN else p
+        pc = columns(weight * reach(V.kind), V.kind, V.multiply, F.digits)
+        o = value_products(v_at, v_up, vt, v_seen, in_order(pc, SHUFFLE, F), F, V)
+        new = tl.maximum(m, tile_max)
+        keep, gain = tl.exp2(m - new), tl.exp2(tile_max - new)
+        m = new
+        lsum = lsum * keep[None, :] + p * gain[None, :]
+        if ZERO:
+            zsum = zsum * keep[None, :] + p * (v_zeros[0][:, None] * gain[None, :])
+        if V.channel:
+            o = rescale(o, v_scales, v_zeros, p, j, V)
+        acc = absorb(acc, o, keep, gain, V.parts)
+        if F.mass:
+            keep_cells(
+                cell_lse + (b * F.H + h) * F.G * max_blocks * F.per_block,
+                in_order(p, SHUFFLE, F), tile_max, i * CELLS, max_blocks * F.per_block,
+                blocks * F.per_block, CELLS, F.G,
+            )
+        k_scales, k_zeros = next_k
+        v_scales, v_zeros = next_v
+        k_at = head_address(slab, slot, kd, h, F.H, K.data)
+        k_up = head_address(slab, slot, kh, h, F.H, K.high)
+        v_at = head_address(slab, slot, vd, h, F.H, V.data)
+        v_up = head_address(slab, slot, vh, h, F.H, V.high)
+        slab, slot = tl.load(base + ahead // F.P), (ahead % F.P).to(tl.int64)
+        ahead = tl.load(row + place(i + 3, order, blocks, F)[0])
+    l = tl.sum(lsum, 0)
+    out = finish(acc, tl.sum(zsum, 0)[None, :], j, V)
+    if sp == splits - 1:
+        count = tl.load(open_len + b)
+        if count > 0:
+            own = tl.load(open_slot + b)
+            k, v = open_address(open_base, own, ok, h, F), open_address(open_base, own, ov, h, F)
+            m, l, out = open_tail(query, k, v, count, m, l, out, scale, F, V)
+    g, w = tl.arange(0, F.GP), tl.arange(0, W)
+    inverse = 1.0 / tl.maximum(l, 1e-37)
+    at = ((b * F.H + h) * splits + sp) * F.G + g
+    tl.store(part_lse + at, tl.where(l > 0, m + tl.log2(l), -float("inf")), mask=g < F.G)
+    at = part_out + at[None, :] * F.D + w[:, None]
+    for i in tl.static_range(PARTS):
+        tl.store(at + i * W, out[i] * inverse[None, :], mask=(g < F.G)[None, :])

@@ -1,0 +1,176 @@
+"""Quantize, pack and scatter full blocks in one launch; append one token per row to open blocks.
+
+`seal` gives the very bits of `format.quantize`: division and rounding are IEEE, products and sums
+are not fused.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kvlab.format import KVFormat
+from kvlab.kernel.codes_triton import DENSE, INT, narrow, tile_pointer, typed
+from kvlab.kernel.quantize_ref import FP8_MAX, ROUND_UP, SCALE_FLOOR
+from kvlab.kernel.sides import next_power, offsets, sides
+
+ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds a small number to nearest even
+UP, FLOOR, TOP = tl.constexpr(ROUND_UP), tl.constexpr(SCALE_FLOOR), tl.constexpr(FP8_MAX)
+
+
+@triton.jit
+def stored_scale(span, STEPS: tl.constexpr):
+    """fp16 scale and the fp32 number it stands for."""
+    factor: tl.constexpr = UP / STEPS
+    scale = tl.maximum(span * factor, FLOOR).to(tl.float16)
+    return scale, scale.to(tl.float32)
+
+
+@triton.jit
+def divide(x, s, AXIS: tl.constexpr):
+    """x / s with IEEE rounding, `s` without dim AXIS."""
+    return tl.div_rn(x, tl.broadcast_to(tl.expand_dims(s, AXIS), x.shape))
+
+
+@triton.jit
+def encode(x, seen, C: tl.constexpr):
+    """fp32 [T, D] -> values to store [T, D] (int32 codes or fp32), scale and zero [D] or [T]."""
+    AXIS: tl.constexpr = 0 if C.channel else 1
+    if C.zero:
+        low = tl.min(tl.where(seen, x, float("inf")), AXIS)
+        high = tl.max(tl.where(seen, x, -float("inf")), AXIS)
+        low = tl.where(low == float("inf"), 0.0, low)  # of tokens that do not exist
+        scale, s = stored_scale(tl.maximum(high, low) - low, 2**C.bits - 1)
+        zero = low.to(tl.float16)
+        x = divide(x - tl.expand_dims(zero.to(tl.float32), AXIS), s, AXIS)
+        x = tl.minimum(tl.maximum(x, 0.0), 2.0**C.bits - 1)
+        y = (x + ROUND).to(tl.int32, bitcast=True) & (2**C.bits - 1)
+    else:
+        LIMIT: tl.constexpr = 2.0 ** (C.bits - 1) - 1 if C.kind == INT else TOP
+        scale, s = stored_scale(tl.max(tl.where(seen, tl.abs(x), 0.0), AXIS), LIMIT)
+        zero = scale
+        x = tl.minimum(tl.maximum(divide(x, s, AXIS), -LIMIT), LIMIT)
+        if C.kind == INT:
+            code = (x + ROUND).to(tl.int32, bitcast=True) + 2 ** (C.bits - 1)
+            y = code & (2**C.bits - 1)
+        else:
+            y = narrow(x, C.dtype)
+    return y, scale, zero
+
+
+@triton.jit
+def store_packed(
+    at, code, t, seen, D: tl.constexpr, BITS: tl.constexpr, S: tl.constexpr, C: tl.constexpr
+):
+    """The low BITS of int32 codes [T, D], planar, to the plane at byte address `at`."""
+    PER: tl.constexpr = 8 // BITS
+    W: tl.constexpr = D // PER
+    RUN: tl.constexpr = 8 if (S if C.slots_last else W) % 8 == 0 else 1
+    i, w = tl.arange(0, PER), tl.arange(0, W)
+    part = tl.reshape(code & (2**BITS - 1), [code.shape[0], PER, W])
+    byte = tl.sum(part << (i * BITS)[None, :, None], 1)
+    p = tile_pointer(
+        at, t, w, tl.uint8, 1 if C.slots_last else W, S if C.slots_last else 1,
+        RUN if BITS == 1 else C.run,
+    )
+    tl.store(p, byte.to(tl.uint8), mask=seen[:, None])
+
+
+@triton.jit
+def seal_side(
+    x_ptr, i, h, slab, slot, data, high, scale, zero, H: tl.constexpr, D: tl.constexpr,
+    S: tl.constexpr, SP: tl.constexpr, C: tl.constexpr,
+):
+    """Head `h` of rows i * S .. of `x` [n * S, H, D] -> one block; the inverse of `gather_side`."""
+    t, d = tl.arange(0, SP), tl.arange(0, D)
+    seen = t < S
+    row = (i * S + t).to(tl.int64)
+    x = tl.load(x_ptr + (row * H + h)[:, None] * D + d[None, :], mask=seen[:, None], other=0.0)
+    at = slab + slot * (C.data * H) + data + h * C.data
+    if C.kind == DENSE:
+        y = narrow(x.to(tl.float32), C.dtype)
+    else:
+        y, scales, zeros = encode(x.to(tl.float32), seen[:, None], C)
+        run = d if C.channel else t
+        known = run < (D if C.channel else S)
+        place = slab + slot * (C.scale * H) + h * C.scale
+        tl.store(typed(place + scale, tl.float16) + run, scales, mask=known)
+        if C.zero:
+            tl.store(typed(place + zero, tl.float16) + run, zeros, mask=known)
+    if C.kind == INT:
+        store_packed(at, y, t, seen, D, 2 if C.bits == 3 else C.bits, S, C)
+        if C.bits == 3:
+            above = slab + slot * (C.high * H) + high + h * C.high
+            store_packed(above, y >> 2, t, seen, D, 1, S, C)
+    else:
+        p = tile_pointer(
+            at, t, d, C.dtype, 1 if C.slots_last else D, S if C.slots_last else 1, C.run
+        )
+        tl.store(p, y, mask=seen[:, None])
+
+
+@triton.jit
+def seal_kernel(
+    x_k, x_v, base, ids, kd, kh, ks, kz, vd, vh, vs, vz, P: tl.constexpr, H: tl.constexpr,
+    D: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+):
+    """Program (block of the list, head, side)."""
+    i, h = tl.program_id(0), tl.program_id(1)
+    block = tl.load(ids + i)
+    slab, slot = tl.load(base + block // P), (block % P).to(tl.int64)
+    if tl.program_id(2) == 0:
+        seal_side(x_k, i, h, slab, slot, kd, kh, ks, kz, H, D, S, SP, K)
+    else:
+        seal_side(x_v, i, h, slab, slot, vd, vh, vs, vz, H, D, S, SP, V)
+
+
+@triton.jit
+def append_kernel(
+    k, v, base, slots, lens, ok, ov, P: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
+    DP: tl.constexpr, S: tl.constexpr,
+):
+    """Program (row, head): one token's key and value into the row's open block."""
+    b, h, d = tl.program_id(0), tl.program_id(1), tl.arange(0, DP)
+    slot, n = tl.load(slots + b), tl.load(lens + b)
+    if (n >= 0) & (n < S):
+        size: tl.constexpr = k.dtype.element_ty.primitive_bitwidth // 8
+        place = ((slot % P).to(tl.int64) * H + h) * (S * D * size) + n * (D * size)
+        at = tl.load(base + slot // P) + place
+        source = (b * H + h) * D + d
+        inside = d < D
+        x, y = tl.load(k + source, mask=inside), tl.load(v + source, mask=inside)
+        tl.store(typed(at + ok, k.dtype.element_ty) + d, x, mask=inside)
+        tl.store(typed(at + ov, v.dtype.element_ty) + d, y, mask=inside)
+
+
+def seal(x_k: Tensor, x_v: Tensor, format: KVFormat, planes, block_ids: Tensor) -> None:
+    """Keys and values [n * S, H, D] (contiguous) into the n sealed blocks `block_ids`.
+
+    planes: `LayerPlanes` of one layer, rows committed; block_ids: int64 [n] on the device.
+    """
+    if not len(block_ids):
+        return
+    slots, (_, heads, dim) = x_k.shape[0] // len(block_ids), x_k.shape
+    k, v = sides(format, planes.planes, slots, dim)
+    seal_kernel[(len(block_ids), heads, 2)](
+        x_k, x_v, planes.base, block_ids, *offsets(planes.planes), P=planes.slab_blocks, H=heads,
+        D=dim, S=slots, SP=next_power(slots), K=k, V=v,
+        num_warps=4 if slots * dim <= 8192 else 8, enable_fp_fusion=False,
+    )
+
+
+def append(k: Tensor, v: Tensor, open, open_slot: Tensor, open_len: Tensor) -> None:
+    """One new token per row into its open block, at slot `open_len[b]`.
+
+    k, v: [B, H, D] contiguous, in the open store's dtype; open: `LayerPlanes` of the open store;
+    open_slot, open_len: int32 [B] on the device. A row with open_len < 0 or a full block is left
+    alone. Lengths are not advanced: one step appends in every layer at the same place.
+    """
+    plane = open.planes["k_data"]
+    rows, heads, dim = k.shape
+    append_kernel[(rows, heads)](
+        k, v, open.base, open_slot, open_len, plane.offset_bytes,
+        open.planes["v_data"].offset_bytes, P=open.slab_blocks, H=heads, D=dim,
+        DP=next_power(dim), S=plane.shape[1], num_warps=1,
+    )

@@ -1,0 +1,99 @@
+"""What the kernels know at compile time: the two sides of a format, and the frame they work in."""
+
+from __future__ import annotations
+
+from math import gcd
+from typing import NamedTuple
+
+import torch
+import triton.language as tl
+
+from kvlab.core import BadInput
+from kvlab.format import Codec, Dense, Fp8, Int, KVFormat
+from kvlab.format.base import resolve_axis
+
+TYPES = {
+    torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16,
+    torch.float8_e4m3fn: tl.float8e4nv, torch.uint8: tl.uint8,
+}
+PLANES = ("data", "high", "scale", "zero")
+
+
+class Side(NamedTuple):
+    """Keys or values as stored, and how the decode kernel multiplies them."""
+
+    kind: int  # 0 dense, 1 FP8, 2 integers, as in codes_triton
+    bits: int
+    dtype: tl.dtype  # of the data plane
+    multiply: tl.dtype  # operands of the matrix unit; FP8 goes through fp16, which loses nothing
+    parts: int  # a byte holds this many dims, D / parts apart, multiplied one after another
+    wide: bool  # no parts: a small head's codes are unpacked side by side first
+    slots_last: bool
+    run: int  # elements that lie together and 16-byte aligned along the data's unit stride
+    channel: bool
+    symmetric: bool
+    zero: bool  # a stored zero point
+    bias: float  # a code of 0 as the decode kernel multiplies it, in scales
+    data: int  # bytes of one head of one block in the data, high and scale planes
+    high: int
+    scale: int
+
+
+class Frame(NamedTuple):
+    """Sizes and choices of one decode kernel."""
+
+    H: int  # key/value heads
+    G: int  # query heads of each
+    GP: int  # G rounded up to a power of two
+    D: int
+    S: int
+    P: int  # blocks in a slab
+    open_P: int
+    warps: int
+    tile: int  # tokens at a time
+    per_block: int  # tiles of a block
+    multi: bool  # a tile covers several blocks
+    digits: int
+    mass: bool
+    open_dtype: tl.dtype
+
+
+def next_power(n: int) -> int:
+    return 1 << (n - 1).bit_length()
+
+
+def side(codec: Codec, prefix: str, planes: dict, slots: int, dim: int) -> Side:
+    """`planes`: name -> PlaneView of one layer. Raises `BadInput` for a codec it does not know."""
+    if not isinstance(codec, (Dense, Fp8, Int)):
+        raise BadInput("format", codec, "has no kernel; known codecs are Dense, Fp8 and Int")
+    mine = {n: planes[prefix + n] for n in PLANES if prefix + n in planes}
+    heads, bits, data = mine["data"].shape[0], getattr(codec, "bits", 0), mine["data"]
+    head = {n: p.block_stride_bytes // heads for n, p in mine.items()}
+    symmetric, fp8 = bool(bits) and codec.symmetric, isinstance(codec, Fp8)
+    parts = {4: 2, 3: 4, 2: 4}.get(bits, 1)
+    if dim < 32 * parts:  # 32: the least depth of a product of bytes
+        parts = 1
+    bias = (128 if bits == 8 else 0) - (2 ** (bits - 1) if symmetric else 0)
+    return Side(
+        kind=2 if bits else 1 if fp8 else 0, bits=bits, dtype=TYPES[data.dtype],
+        multiply=tl.float16 if fp8 else TYPES[data.dtype], parts=parts,
+        wide=bool(bits) and bits != 8 and parts == 1,
+        slots_last=getattr(codec, "slots_last", False),
+        run=gcd(data.shape[2], 16 // data.dtype.itemsize),
+        channel=not isinstance(codec, Dense) and resolve_axis(codec.axis, slots) == "channel",
+        symmetric=symmetric, zero="zero" in mine, bias=float(bias) if bits else 0.0,
+        data=head["data"], high=head.get("high", 0), scale=head.get("scale", 0),
+    )
+
+
+def sides(format: KVFormat, planes: dict, slots: int, dim: int) -> tuple[Side, Side]:
+    """Keys and values of a format, from the planes of one layer."""
+    return (
+        side(format.key, "k_", planes, slots, dim), side(format.value, "v_", planes, slots, dim)
+    )
+
+
+def offsets(planes: dict) -> list[int]:
+    """Bytes from a slab's start to this layer's key planes and value planes, 0 where none."""
+    names = [prefix + n for prefix in ("k_", "v_") for n in PLANES]
+    return [planes[n].offset_bytes if n in planes else 0 for n in names]

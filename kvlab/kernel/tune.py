@@ -1,0 +1,81 @@
+"""Launch settings of the kernels: defaults that travel with the code, and a table measured here.
+
+`choose` never measures: it may run while a graph is captured. `tune.store` (called by
+experiments/kernel_roofline) writes what was measured to a small JSON in the user's cache folder;
+whatever is not in it gets the defaults below.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+# Without a measured setting: (kind, tokens that share a tile) -> tile tokens, warps, stages,
+# programs per multiprocessor. Measured on an H200 (experiments/kernel_roofline). A tile that must
+# stay within a small block is worked by few warps and many programs.
+Setting = tuple[int, int, int, int]
+DEFAULTS: dict[str, dict[int, Setting]] = {
+    "dense": {256: (64, 4, 3, 3)},
+    "fp8": {32: (32, 1, 3, 12), 64: (64, 2, 3, 6), 256: (128, 4, 3, 3)},
+    "int8": {32: (32, 1, 3, 12), 64: (64, 2, 3, 4), 256: (128, 4, 3, 3)},
+    "int4": {32: (32, 1, 3, 12), 64: (64, 2, 3, 6), 256: (128, 4, 3, 4)},
+    "low": {32: (32, 1, 3, 12), 64: (64, 2, 3, 4), 256: (128, 4, 3, 3)},
+}
+
+
+def path() -> Path:
+    """The user's table; KVLAB_CACHE moves it."""
+    root = os.environ.get("KVLAB_CACHE") or Path(
+        os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "kvlab"
+    return Path(root) / "kernels.json"
+
+
+@lru_cache(maxsize=1)
+def _stored() -> dict:
+    try:
+        return json.loads(path().read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def store(device: str, key: str, setting: list[int]) -> None:
+    """Remember `setting` for `key` on `device`; replaces the file in one step."""
+    table = dict(_stored())
+    table[device] = table.get(device, {}) | {key: setting}
+    path().parent.mkdir(parents=True, exist_ok=True)
+    new = path().with_suffix(".new")
+    new.write_text(json.dumps(table, indent=1, sort_keys=True))
+    new.replace(path())
+    forget()
+
+
+@lru_cache(maxsize=1024)
+def choose(device: str, key: str, kind: str, span: int) -> tuple[int, ...]:
+    """Settings for a kernel on a device.
+
+    key: names format and shape in the stored table; kind: dense, fp8, int8, int4 or low (fewer
+    bits); span: tokens that may share a tile, the block size where scales belong to one block.
+    """
+    stored = _stored().get(device, {}).get(key)
+    if stored:
+        return tuple(stored)
+    return next(s for limit, s in DEFAULTS[kind].items() if span <= limit)
+
+
+def forget() -> None:
+    """Read the stored table again at the next call."""
+    _stored.cache_clear()
+    choose.cache_clear()
+
+
+@lru_cache(maxsize=16)
+def device_facts(device: torch.device) -> tuple[str, int]:
+    """Name and number of multiprocessors; on the CPU a small number, to keep tests small."""
+    if device.type != "cuda":
+        return "cpu", 2
+    facts = torch.cuda.get_device_properties(device)
+    return facts.name, facts.multi_processor_count

@@ -1,0 +1,202 @@
+"""PagedCache as a cache of transformers: one object for `generate()` and for our own drivers.
+
+transformers' attention layers do nothing with the result of `Cache.update` but hand it to the
+registered attention function, so `update` stages the new keys and values and returns the layer
+itself; the attention function finds cache, queries and new tokens in one place.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.bias import causal_lower_right
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.integrations.sdpa_attention import repeat_kv
+
+from kvlab import cache as core
+from kvlab.cache import CacheSpec
+from kvlab.core import BadInput, KvlabError
+
+ATTENTION = "kvlab_paged"
+ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+class PagedLayer(CacheLayerMixin):
+    """One layer's door into the cache; holds nothing but the tokens on their way in."""
+
+    is_compileable = False  # generate() must neither compile nor prebuild a mask
+    is_sliding = False
+    is_croppable = True
+
+    def __init__(self, cache: PagedCache, index: int):
+        super().__init__()
+        self.cache, self.index = cache, index
+        self.pending: tuple[Tensor, Tensor] | None = None
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to reserve: blocks come with the first tokens."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
+        """Stage [B, H, T, D] twice; the attention function takes it from here."""
+        self.pending = (key_states, value_states)
+        return self, self
+
+    def __getattr__(self, name: str):
+        if name in ("shape", "transpose", "size", "dtype"):
+            raise KvlabError(
+                f"PagedCache needs the {ATTENTION} attention: make it with "
+                "PagedCache.for_model(model), or call model.set_attn_implementation"
+                f"({ATTENTION!r}) again"
+            )
+        raise AttributeError(name)
+
+    def get_seq_length(self) -> int:
+        return self.cache.seen
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.cache.seen + query_length, 0
+
+    def get_max_length(self) -> int:
+        return -1
+
+    def reset(self) -> None:
+        self.pending = None
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """The cache crops all layers at once."""
+
+
+class PagedCache(core.PagedCache, Cache):
+    """`kvlab.cache.PagedCache` that transformers models take as `past_key_values`.
+
+    Make it with `for_model`. Rows of a batch are sequences; left padding is not stored.
+    """
+
+    def __init__(self, geometry, spec=None, *, device="cpu", dtype=torch.float32):
+        core.PagedCache.__init__(self, geometry, spec, device=device, dtype=dtype)
+        Cache.__init__(self, layers=[PagedLayer(self, i) for i in range(geometry.layers)])
+        self.rows: list[int] = []
+        self.seen = 0  # tokens a row has seen, padding included: what transformers counts
+
+    @classmethod
+    def for_model(cls, model, spec: CacheSpec | None = None, **axes) -> PagedCache:
+        """An empty cache for `model`, which from now on attends through kvlab.
+
+        axes: the arguments of `CacheSpec` (format="int4", block_size=16, ...), or one `spec`.
+        Raises `BadInput` for other architectures than Llama, Mistral, Qwen2 and Qwen3.
+        """
+        spec = spec or CacheSpec(**axes)
+        config = model.config.get_text_config(decoder=True)
+        if config.model_type not in ARCHITECTURES:
+            raise BadInput("model", config.model_type, f"must be one of {', '.join(ARCHITECTURES)}")
+        model.set_attn_implementation(ATTENTION)
+        geometry = model_geometry(config, spec)
+        return cls(geometry, spec, device=model.device, dtype=model.dtype)
+
+    # ---- what transformers calls
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.seen
+
+    def reset(self) -> None:
+        """Forget everything and give all bytes back."""
+        self.abort()
+        for row in self.rows:
+            self.close(row)
+        self.rows, self.seen = [], 0
+
+    def crop(self, tokens_to_remove) -> None:
+        """Forget the last tokens of every row; transformers passes the count negative or a tensor."""
+        count = abs(int(tokens_to_remove))
+        for row in self.rows:
+            self.truncate(row, max(0, self.length(row) - count))
+        self.seen -= count
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        self._select(beam_idx.tolist())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        self._select([i for i in range(len(self.rows)) for _ in range(repeats)])
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        self._select(torch.arange(len(self.rows))[indices.cpu()].tolist())
+
+    def _select(self, sources: list[int]) -> None:
+        """Row i becomes a copy of row sources[i]; a row's first copy is the row itself."""
+        free = dict(enumerate(self.rows))
+        chosen = [free.pop(s, None) for s in sources]
+        rows = [self.fork(self.rows[s]) if c is None else c for s, c in zip(sources, chosen)]
+        for gone in free.values():
+            self.close(gone)
+        self.rows = rows
+
+    # ---- one forward of the model
+
+    def forward(self, layer: PagedLayer, query: Tensor, mask: Tensor | None, scale, window):
+        """Attention of one layer; the first one opens the step, the last one commits it."""
+        batch, _, tokens, _ = query.shape
+        if layer.index == 0:
+            self._begin(batch, tokens, mask)
+        keys, values = layer.pending
+        layer.pending = None
+        out = self.attend(layer.index, query, keys, values, scale=scale, window=window)
+        if layer.index == len(self.layers) - 1:
+            self.commit()
+            self.seen += tokens
+        return out
+
+    def _begin(self, batch: int, tokens: int, mask: Tensor | None) -> None:
+        self.abort()  # what a forward that failed between layers left behind
+        if not self.rows:
+            self.rows = [self.open() for _ in range(batch)]
+        if len(self.rows) != batch:
+            raise KvlabError(f"the cache holds {len(self.rows)} rows, the batch has {batch}")
+        padded = mask is not None and tokens > 1  # decode never adds padding
+        counts = mask[:, -tokens:].sum(1).tolist() if padded else [tokens] * batch
+        self.begin(self.rows, [int(n) for n in counts])
+
+
+def model_geometry(config, spec: CacheSpec):
+    """Geometry of a transformers config; `num_key_value_heads` counts, never the query heads."""
+    heads = config.num_attention_heads
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return spec.geometry(config.num_hidden_layers, heads, kv_heads, dim)
+
+
+def paged_attention(
+    module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, **_
+):
+    """The registered attention: [B, Hq, T, D] -> [B, T, Hq, D]; `key` is a PagedLayer or a tensor."""
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if isinstance(key, PagedLayer):
+        return key.cache.forward(key, query, attention_mask, scale, sliding_window), None
+    return _dense_attention(module, query, key, value, attention_mask, scale, sliding_window), None
+
+
+def _dense_attention(module, query, key, value, mask, scale, window):
+    """For transformers' own caches under our name, so that baselines need no q x kv mask either."""
+    queries, keys = query.shape[2], key.shape[2]
+    if mask is not None and not bool(mask.all()):
+        raise KvlabError("padded batches need a PagedCache under this attention")
+    if window is not None and keys > window:
+        raise KvlabError("a sliding window needs a PagedCache under this attention")
+    groups = module.num_key_value_groups
+    bias = causal_lower_right(queries, keys) if 1 < queries < keys else None
+    out = F.scaled_dot_product_attention(
+        query, repeat_kv(key, groups), repeat_kv(value, groups), attn_mask=bias,
+        is_causal=bias is None and queries > 1, scale=scale,
+    )
+    return out.transpose(1, 2).contiguous()
+
+
+def padding_mask(batch_size=None, q_length=None, attention_mask=None, **_):
+    """Hand the 2D padding mask through at prefill; never build a q x kv mask."""
+    return None if attention_mask is None or q_length == 1 else attention_mask
+
+
+AttentionInterface.register(ATTENTION, paged_attention)
+AttentionMaskInterface.register(ATTENTION, padding_mask)

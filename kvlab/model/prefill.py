@@ -1,0 +1,179 @@
+"""Chunked prefill: a prompt of any length in bounded memory, with progress and a way to stop."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from kvlab.core import BadInput
+from kvlab.model.adapter import PagedCache
+
+SMALLEST, LARGEST = 512, 16384  # tokens: what `adaptive` chooses between
+LOG_SECONDS = 10.0
+
+
+class PrefillResult(NamedTuple):
+    """`logits` [B, V] of the last token computed (None if there was none), and how far it went."""
+
+    logits: Tensor | None
+    tokens: int
+    seconds: float
+    stopped: bool
+
+
+def prefill(
+    model, input_ids: Tensor, cache: PagedCache, *, chunk_tokens: int | str = 2048,
+    progress: bool | Callable[[int, int], None] = False,
+    should_stop: Callable[[], bool] | None = None,
+) -> PrefillResult:
+    """Run `input_ids` [B, T] (no padding) through `model` into `cache`, chunk by chunk.
+
+    chunk_tokens: tokens of a chunk, or "adaptive": as many as the free device memory carries.
+        With a lossy format the chunk is part of the method: its tokens see each other exactly.
+    progress: True shows a bar on a terminal and a line now and then in a log; a function gets
+        (tokens done, tokens in all) after every chunk.
+    should_stop: asked between chunks. It and Ctrl-C leave a cache that can go on.
+    Raises `BadInput` for an impossible chunk, `OutOfBlocks` where the budget is too small.
+    """
+    total, done, logits = input_ids.shape[1], 0, None
+    size = chunk_size(chunk_tokens, model, cache)
+    started, stopped = time.perf_counter(), False
+    with _interrupts() as interrupted, _shown(progress, total) as show:
+        while done < total:
+            if interrupted.is_set() or (should_stop is not None and should_stop()):
+                stopped = True
+                break
+            chunk = input_ids[:, done : done + size()]
+            logits = forward_chunk(model, chunk, cache, last=True)[:, -1]
+            done += chunk.shape[1]
+            show(done)
+    if logits is not None and logits.is_cuda:
+        torch.cuda.synchronize()
+    return PrefillResult(logits, done, time.perf_counter() - started, stopped)
+
+
+@torch.inference_mode()
+def forward_chunk(model, ids: Tensor, cache: PagedCache, *, last: bool = False) -> Tensor:
+    """Logits [B, T, V] of `ids` [B, T] after what `cache` holds; `last`: of the last token only."""
+    first = cache.get_seq_length()
+    positions = torch.arange(first, first + ids.shape[1], device=ids.device)[None]
+    keep = {"logits_to_keep": 1} if last else {}
+    return model(
+        input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, **keep
+    ).logits
+
+
+def chunk_size(chunk_tokens: int | str, model, cache: PagedCache) -> Callable[[], int]:
+    """How many tokens the next chunk has; asked anew before each. Raises `BadInput`."""
+    if chunk_tokens == "adaptive":
+        return lambda: adaptive_chunk(model, cache)
+    if isinstance(chunk_tokens, bool) or not isinstance(chunk_tokens, int) or chunk_tokens < 1:
+        raise BadInput("chunk_tokens", chunk_tokens, 'must be at least 1, or "adaptive"')
+    return lambda: chunk_tokens
+
+
+def adaptive_chunk(model, cache: PagedCache) -> int:
+    """The largest power of two whose activations fit in half of the memory that is free now.
+
+    The other half is for the blocks of the chunk and the allocator's fragments. On the CPU, where
+    a larger chunk wins nothing, it is the smallest.
+    """
+    if cache.device.type != "cuda":
+        return SMALLEST
+    free = torch.cuda.mem_get_info(cache.device)[0]
+    reserve = torch.cuda.memory_reserved(cache.device) - torch.cuda.memory_allocated(cache.device)
+    limit = torch.cuda.get_per_process_memory_fraction(cache.device)
+    capped = limit * torch.cuda.get_device_properties(cache.device).total_memory
+    free = min(free + reserve, int(capped) - torch.cuda.memory_allocated(cache.device))
+    tokens, size = free // 2 // activation_bytes(model.config), SMALLEST
+    while size * 2 <= min(tokens, LARGEST):
+        size *= 2
+    return size
+
+
+def activation_bytes(config) -> int:
+    """Bytes that one token of a chunk needs at the widest point of a layer, in bf16.
+
+    Hidden state and residual, the MLP's two inner products and their result, queries, keys,
+    values and the attention output with its float32 partial sums.
+    """
+    heads = config.num_attention_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    attention = heads * dim * (2 * 2 + 3 * 4) + 2 * 2 * config.num_key_value_heads * dim
+    return 2 * (4 * config.hidden_size + 3 * config.intermediate_size) + attention
+
+
+@contextmanager
+def _interrupts() -> Iterator[threading.Event]:
+    """Turn Ctrl-C into a flag that is read between chunks; a second one interrupts at once."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def note(number, frame):
+        if flag.is_set() and callable(previous):
+            previous(number, frame)
+        flag.set()
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def _shown(progress: bool | Callable[[int, int], None], total: int):
+    """A function that is told the tokens done."""
+    if callable(progress):
+        yield lambda done: progress(done, total)
+    elif not progress:
+        yield lambda done: None
+    elif sys.stderr.isatty():
+        with _bar() as bar:
+            task = bar.add_task("prefill", total=total, rate=0.0)
+            yield _bar_update(bar, task)
+    else:
+        yield _log_line(total)
+
+
+def _bar() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn(
+        "{task.completed:,.0f}/{task.total:,.0f} tokens, {task.fields[rate]:,.0f}/s"
+    ), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def _bar_update(bar: Progress, task) -> Callable[[int], None]:
+    start = time.perf_counter()
+    return lambda done: bar.update(
+        task, completed=done, rate=done / max(1e-9, time.perf_counter() - start)
+    )
+
+
+def _log_line(total: int) -> Callable[[int], None]:
+    """One line every ten seconds, and one at the end of a prefill that took that long."""
+    start = last = time.perf_counter()
+
+    def show(done: int) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        if now - last >= LOG_SECONDS or (done == total and now - start >= LOG_SECONDS):
+            last, rate = now, done / (now - start)
+            left = (total - done) / rate
+            print(f"prefill {done:,}/{total:,} tokens, {rate:,.0f}/s, {left:.0f} s left",
+                  file=sys.stderr, flush=True)
+
+    return show

@@ -1,0 +1,154 @@
+"""Decode attention against an fp32 oracle on the stored values."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from harness import past
+
+from kvlab.core import BadInput
+from kvlab.format import NAMES, Dense, Fp8, Int, KVFormat, by_name
+from kvlab.format.base import Codec
+
+decode = pytest.importorskip("kvlab.kernel.decode_triton")
+
+
+def run(p, q, *, mass=None, setting=None, scale=None):
+    for buffer in decode._scratch.values():
+        buffer.fill_(float("nan"))
+    table, counts, slots, tails = p.args
+    return decode.paged_decode(
+        q, p.sealed.layer(1), p.format, table, counts, p.open.layer(1), slots, tails,
+        scale=scale or q.shape[2] ** -0.5, mass=mass, setting=setting,
+    )
+
+
+def oracle(q, k, v):
+    """fp32 attention of q [Hq, D] over k, v [n, H, D]: out, lse, probabilities [Hq, n]."""
+    heads, dim = q.shape
+    grouped = q.float().view(k.shape[1], -1, dim)
+    logits = torch.einsum("hgd,nhd->hgn", grouped, k) * dim**-0.5
+    p = logits.softmax(-1)
+    out = torch.einsum("hgn,nhd->hgd", p, v).reshape(heads, dim)
+    return out, logits.logsumexp(-1).reshape(heads), p.reshape(heads, -1)
+
+
+def plain_error(q, k, v, out):
+    """Relative error of torch's own attention in q's dtype on the same values."""
+    args = (x.to(q.dtype).transpose(0, 1)[None] for x in (k, v))
+    got = F.scaled_dot_product_attention(q[None, :, None], *args, enable_gqa=True)[0, :, 0]
+    return relative(got, out)
+
+
+def relative(got, want):
+    return ((got.float() - want).norm() / want.norm()).item()
+
+
+def check(p, dtype, device, setting=None, floor=2e-4):
+    """Error at most twice plain torch's, or `floor`: 16 bits of the query, of which an outlier
+    channel takes some."""
+    g = p.geometry
+    q = torch.randn(len(p.keys), g.query_heads, g.head_dim, device=device).to(dtype)
+    mass = torch.full((*q.shape[:2], p.args[0].shape[1]), float("nan"), device=device)
+    out, lse = run(p, q, mass=mass, setting=setting)
+    for b, (k, v) in enumerate(zip(p.keys, p.values)):
+        if not len(k):
+            assert (lse[b] == -torch.inf).all() and not out[b].any() and not mass[b].any()
+            continue
+        want, want_lse, weights = oracle(q[b], k, v)
+        assert relative(out[b], want) <= max(2 * plain_error(q[b], k, v, want), floor)
+        torch.testing.assert_close(lse[b], want_lse, atol=1e-3, rtol=0)
+        count = int(p.args[1][b])
+        share = weights[:, : count * g.block_size].unflatten(1, (count, g.block_size)).sum(-1)
+        torch.testing.assert_close(mass[b, :, :count], share, atol=5e-4, rtol=0)
+        assert not mass[b, :, count:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_formats(name, dtype, device):
+    check(past(by_name(name), [70, 33], H=1, dtype=dtype, device=device), dtype, device)
+
+
+PAIRS = {
+    "int4 token": (Int(4, "token"), Int(4, slots_last=True, axis="token")),
+    "values per channel": (Int(4, "token"), Int(4, "channel", slots_last=True)),
+    "symmetric int3": (Int(3, "channel", True), Int(3, "channel", True, True)),
+    "int8 with zeros, fp8 per channel": (Int(8, "token"), Fp8("channel", True)),
+    "fp8 per channel, slow value layout": (Fp8("channel"), Int(4, "token")),
+    "slow key layout": (Int(8, "auto", slots_last=True), Fp8("token")),
+    "dense keys": (Dense("float16"), Int(2, "token", slots_last=True)),
+}
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("slots, setting", [(16, (64, 4, 3, 2)), (64, (32, 4, 3, 2)), (24, None)])
+def test_pairs(pair, slots, setting, device):
+    p = past(KVFormat(*PAIRS[pair]), [2 * slots + 5, slots], H=1, S=slots, device=device)
+    check(p, torch.float16, device, setting)
+
+
+@pytest.mark.parametrize("name", ["bf16", "fp8", "int8", "int4"])
+@pytest.mark.parametrize("slots", [1, 4, 32, 128, 256])
+def test_block_sizes(name, slots, device):
+    p = past(by_name(name), [slots * 2 + slots // 2, slots - 1], H=1, S=slots, device=device)
+    check(p, torch.float16, device)
+
+
+@pytest.mark.parametrize("heads, group, dim", [(1, 1, 128), (2, 3, 64), (1, 8, 128), (3, 4, 32)])
+@pytest.mark.parametrize("name", ["fp16", "int8", "int4"])
+def test_heads(name, heads, group, dim, device):
+    p = past(by_name(name), [50, 0, 16], H=heads, G=group, D=dim, device=device)
+    check(p, torch.float16, device)
+
+
+@pytest.mark.parametrize("name", ["fp32", "int8"])
+def test_float32_queries(name, device):
+    p = past(by_name(name), [40, 7], dtype=torch.float32, device=device)
+    check(p, torch.float32, device)
+
+
+@pytest.mark.parametrize("name", ["fp8", "int8", "int4"])
+def test_a_long_tail_beside_a_sink(name, device):
+    """A token twelve nats above the rest must not round the rest's probabilities to nothing."""
+    p = past(by_name(name), [512], H=1, S=32, sink=5.0, device=device)
+    q = torch.full((1, 2, 64), 0.25, device=device, dtype=torch.float16)
+    want, _, weights = oracle(q[0], p.keys[0], p.values[0])
+    assert weights[:, 0].min() > 0.5
+    out, _ = run(p, q, setting=(32, 4, 3, 2))
+    assert relative(out[0], want) < 1e-3
+
+
+def test_refuses_what_it_cannot_read(device):
+    p = past(by_name("int8"), [20], D=64, device=device)
+    q = torch.randn(1, 4, 64, device=device, dtype=torch.float16)
+    with pytest.raises(BadInput, match="head_dim"):
+        run(p, q[..., :48].contiguous())
+    with pytest.raises(BadInput, match="int32"):
+        run(p._replace(args=(p.args[0].long(), *p.args[1:])), q)
+    with pytest.raises(BadInput, match="has no kernel"):
+        run(p._replace(format=KVFormat(Codec(), Codec())), q)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["bf16", "fp8", "int8", "int4"])
+def test_replays_follow_lengths_on_the_device(name, device):
+    """A captured call takes its ranges from the lengths in device memory."""
+    p = past(by_name(name), [700, 300], S=64, D=128, H=8, dtype=torch.bfloat16, device=device)
+    q = torch.randn(2, 16, 128, device=device, dtype=torch.bfloat16)
+    run(p, q)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out, lse = decode.paged_decode(
+            q, p.sealed.layer(1), p.format, p.args[0], p.args[1], p.open.layer(1), p.args[2],
+            p.args[3], scale=128**-0.5,
+        )
+    for counts in ([10, 4], [3, 1], [0, 2]):
+        p.args[1].copy_(torch.tensor(counts))
+        graph.replay()
+        for b, count in enumerate(counts):
+            whole = len(p.keys[b]) // 64 * 64
+            keep = [*range(count * 64), *range(whole, len(p.keys[b]))]
+            want, want_lse, _ = oracle(q[b], p.keys[b][keep], p.values[b][keep])
+            assert relative(out[b], want) < 4e-3
+            torch.testing.assert_close(lse[b], want_lse, atol=2e-3, rtol=0)

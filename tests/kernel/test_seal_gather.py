@@ -1,0 +1,84 @@
+"""Sealing and gathering give the very bits of the reference codec."""
+
+import pytest
+import torch
+from harness import stores
+
+from kvlab.core import CacheGeometry
+from kvlab.format import NAMES, Fp8, Int, KVFormat, by_name
+
+gather = pytest.importorskip("kvlab.kernel.gather_triton").gather
+seal_triton = pytest.importorskip("kvlab.kernel.seal_triton")
+
+FORMATS = {name: by_name(name) for name in NAMES} | {
+    "int4 mixed axes": KVFormat(Int(4, "token", True), Int(4, "channel", slots_last=True)),
+    "int3 slots last": KVFormat(Int(3, "token", True, True), Int(3, "channel")),
+    "fp8 per channel": KVFormat(Fp8("channel", True), Fp8("channel")),
+    "int8 with zeros": KVFormat(Int(2, "channel", True), Int(8, "token", False, True)),
+}
+SHAPES = [(16, 64, torch.bfloat16), (24, 128, torch.float16), (4, 32, torch.float32)]
+BLOCKS = [5, 0, 3]
+
+
+def make(format, slots, dim, dtype, device):
+    geometry = CacheGeometry(2, 4, 2, dim, slots)
+    sealed, _ = stores(format, geometry, 6, 1, dtype, device)
+    k, v = (torch.randn(3 * slots, 2, dim, device=device).to(dtype) for _ in range(2))
+    k[:, 1, 3] += 40
+    k[:slots, 0] = 0  # a constant channel, a silent head and a silent token
+    v[1] = 0
+    return sealed, k, v, torch.tensor(BLOCKS, device=device)
+
+
+def split(x, slots):
+    return x.unflatten(0, (3, slots))
+
+
+@pytest.mark.parametrize("slots, dim, dtype", SHAPES)
+@pytest.mark.parametrize("name", FORMATS)
+def test_seal_writes_the_reference_bits(name, slots, dim, dtype, device):
+    sealed, k, v, ids = make(FORMATS[name], slots, dim, dtype, device)
+    other = sealed.read(1, [1, 2, 4])
+    seal_triton.seal(k, v, FORMATS[name], sealed.layer(1), ids)
+    want = FORMATS[name].quantize(split(k, slots), split(v, slots))
+    for plane, got in sealed.read(1, BLOCKS).items():
+        assert torch.equal(got.view(torch.uint8), want[plane].view(torch.uint8)), plane
+    for plane, before in other.items():  # neighbours are left alone
+        after = sealed.read(1, [1, 2, 4])[plane]
+        assert torch.equal(after.view(torch.uint8), before.view(torch.uint8))
+
+
+@pytest.mark.parametrize("slots, dim, dtype", SHAPES)
+@pytest.mark.parametrize("name", FORMATS)
+def test_gather_reads_what_the_codec_reads(name, slots, dim, dtype, device):
+    sealed, k, v, ids = make(FORMATS[name], slots, dim, dtype, device)
+    sealed.write(1, BLOCKS, FORMATS[name].quantize(split(k, slots), split(v, slots)))
+    out_k, out_v = torch.empty_like(k), torch.empty_like(v)
+    gather(sealed.layer(1), FORMATS[name], ids, out_k, out_v)
+    want = FORMATS[name].dequantize(sealed.read(1, BLOCKS), dtype)
+    assert torch.equal(out_k, want[0].flatten(0, 1)) and torch.equal(out_v, want[1].flatten(0, 1))
+
+
+def test_empty_lists_do_nothing(device):
+    sealed, k, v, ids = make(FORMATS["int8"], 16, 64, torch.float16, device)
+    before = {i: slab.clone() for i, slab in sealed.slabs.items()}
+    seal_triton.seal(k[:0], v[:0], FORMATS["int8"], sealed.layer(1), ids[:0])
+    gather(sealed.layer(1), FORMATS["int8"], ids[:0], k[:0], v[:0])
+    assert all(torch.equal(before[i], slab) for i, slab in sealed.slabs.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+def test_append_writes_one_slot_per_row(dtype, device):
+    geometry = CacheGeometry(2, 4, 2, 64, 16)
+    _, store = stores(by_name("fp32"), geometry, 1, 4, dtype, device)
+    k, v = (torch.randn(4, 2, 64, device=device).to(dtype) for _ in range(2))
+    slots = torch.tensor([2, 0, 3, 1], dtype=torch.int32, device=device)
+    lens = torch.tensor([3, 15, -1, 16], dtype=torch.int32, device=device)  # two rows sit out
+    want = {r: {n: x.clone() for n, x in store.block(1, r).items()} for r in range(4)}
+    for row, (slot, n) in enumerate(zip(slots.tolist(), lens.tolist())):
+        if 0 <= n < 16:
+            want[slot]["k_data"][:, n], want[slot]["v_data"][:, n] = k[row], v[row]
+    seal_triton.append(k, v, store.layer(1), slots, lens)
+    for r in range(4):
+        for name, x in store.block(1, r).items():
+            assert torch.equal(x.view(torch.uint8), want[r][name].view(torch.uint8)), (r, name)
