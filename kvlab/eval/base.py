@@ -59,10 +59,12 @@ def windows(tokens: int, chunk_tokens: int, decode_tokens: int) -> Iterator[tupl
         yield start, start + 1
 
 
-def check_lengths(tokens: int, decode_tokens: int, chunk_tokens: int) -> None:
+def check_lengths(tokens: int, decode_tokens: int, chunk_tokens: int | str) -> None:
     """Raises `BadInput` for lengths that leave nothing to prefill."""
-    if chunk_tokens < 1:
-        raise BadInput("chunk_tokens", chunk_tokens, "must be at least 1")
+    if chunk_tokens != "adaptive" and (isinstance(chunk_tokens, str) or chunk_tokens < 1):
+        raise BadInput("chunk_tokens", chunk_tokens, "must be at least 1, or adaptive")
+    if tokens < 2:
+        raise BadInput("eval.tokens", tokens, "must be at least 2 to predict anything")
     if not 0 <= decode_tokens < tokens:
         raise BadInput(
             "eval.decode_tokens", decode_tokens,

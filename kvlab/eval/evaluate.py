@@ -14,6 +14,8 @@ from kvlab.eval.quality import lockstep, memory, quality
 from kvlab.model.adapter import model_geometry
 from kvlab.model.device import prepare_device
 from kvlab.model.load import LoadedModel
+from kvlab.model.prefill import adaptive_chunk
+from kvlab.model.progress import shown
 from kvlab.window import NoWindow
 
 
@@ -23,7 +25,9 @@ class Evaluate:
     model, data: a loader and a source of documents.
     documents, tokens: how many documents (null: all that are long enough), tokens of each.
     decode_tokens: of them, the last ones are computed one at a time, through the decode path.
-    chunk_tokens: tokens of a prefill chunk; with a lossy format part of the method.
+    chunk_tokens: tokens of a prefill chunk, or `adaptive`: as many as the memory that is free at
+        the start carries; with a lossy format part of the method.
+    progress: a bar on a terminal, a line now and then in a log.
     baseline: format of the full cache that everything is compared with.
     noise_floor: also measure the full cache against itself with chunks of half the size.
     device, cap_gb, seed: see `prepare_device`; the seed is the bootstrap's.
@@ -34,20 +38,23 @@ class Evaluate:
 
     def __init__(
         self, model, data, documents: int | None = 3, tokens: int = 4096,
-        decode_tokens: int = 32, chunk_tokens: int = 512, baseline: str = "bf16",
-        noise_floor: bool = True, device: str = "auto", cap_gb: float | None = None,
-        seed: int = 0,
+        decode_tokens: int = 32, chunk_tokens: int | str = 512, baseline: str = "bf16",
+        noise_floor: bool = True, progress: bool = True, device: str = "auto",
+        cap_gb: float | None = None, seed: int = 0,
     ):
         check_lengths(tokens, decode_tokens, chunk_tokens)
         self.model, self.data, self.documents, self.tokens = model, data, documents, tokens
         self.decode_tokens, self.chunk_tokens = decode_tokens, chunk_tokens
         self.baseline, self.noise_floor = baseline, noise_floor
+        self.progress = progress
         self.device, self.cap_gb, self.seed = device, cap_gb, seed
 
     def run(self, folder, variants: list[Variant]) -> None:
         """Measure all variants that `folder` does not hold yet."""
         device = prepare_device(self.device, self.cap_gb)
         loaded = self.model.load(device)
+        if self.chunk_tokens == "adaptive":
+            self.chunk_tokens = adaptive_chunk(loaded.model, device)
         runners = self._runners(loaded, variants)
         todo = [r for r in runners if not folder.done(r.name, r.params)]
         if not todo:
@@ -75,8 +82,8 @@ class Evaluate:
         rest = [r for r in runs if not is_same(r.spec, full)]
         named = next((r.name for r in runs if is_same(r.spec, full)), "full")
         params = self._params({"format": self.baseline}, loaded, full) | {"baseline": True}
-        floor = Runner(f"{named}, half chunks", params | {"baseline": False, "control": True},
-                       full, pieces=2)
+        control = {"baseline": False, "control": f"{named} against itself, chunks of half the size"}
+        floor = Runner("noise floor", params | control, full, pieces=2)
         return [Runner(named, params, full), *([floor] if self.noise_floor else []), *rest]
 
     def _params(self, settings: dict, loaded: LoadedModel, spec: CacheSpec) -> dict:
@@ -92,7 +99,10 @@ class Evaluate:
             full = CacheSpec(format=self.baseline, block_size=todo[0].spec.block_size)
             baseline, others = Runner("full", {}, full), todo
         for step, ids in enumerate(texts):
-            lockstep(loaded, ids, baseline, others, self.chunk_tokens, self.decode_tokens)
+            with shown(self.progress, len(ids), f"document {step + 1} of {len(texts)}") as show:
+                lockstep(
+                    loaded, ids, baseline, others, self.chunk_tokens, self.decode_tokens, show
+                )
             folder.history(step, {
                 f"{r.name}/nll_mean": float(r.nll[-1].mean()) for r in (baseline, *others)
             })

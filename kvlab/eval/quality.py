@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -16,12 +16,12 @@ from kvlab.model.load import LoadedModel
 
 def lockstep(
     loaded: LoadedModel, ids: torch.Tensor, baseline: Runner, runners: list[Runner],
-    chunk_tokens: int, decode_tokens: int,
+    chunk_tokens: int, decode_tokens: int, show: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Send one document, `ids` [T], through all caches window by window and keep token scores.
 
     The full cache and every variant see the same tokens in the same windows, so that differences
-    are paired and no logits have to be stored.
+    are paired and no logits have to be stored. show: is told the tokens done.
     """
     everyone = [baseline, *runners]
     scores = {id(r): [] for r in everyone}
@@ -36,6 +36,7 @@ def lockstep(
             logits = runner.forward(loaded, ids[start:stop])[: len(targets)]
             if len(targets):
                 scores[id(runner)].append(compare(logits, full, targets))
+        show(stop)
     for runner in everyone:
         runner.finish()
         columns = [np.concatenate(c) for c in zip(*scores[id(runner)])]
