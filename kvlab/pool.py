@@ -26,7 +26,7 @@ class PlaneView(NamedTuple):
 
 
 class LayerPlanes(NamedTuple):
-    """What a kernel needs to find block n of one layer: base[n // P] + offset + (n % P) * stride."""
+    """What a kernel needs to find block n of a layer: base[n // P] + offset + (n % P) * stride."""
 
     base: Tensor  # int64 [MAX_SLABS] on the device: address of each slab, 0 where none
     slabs: dict[int, Tensor]  # slab index -> its uint8 buffer

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-import kvlab.eval
 from kvlab.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -179,7 +178,6 @@ def test_typo_in_a_users_yaml_is_refused(tmp_path, capsys, monkeypatch):
         assert words in refused([*conf, "experiment=mine"], capsys)
 
 
-@pytest.mark.skipif(not hasattr(kvlab.eval, "Evaluate"), reason="needs the evaluation job")
 @pytest.mark.parametrize("name", WHOLE)
 def test_bad_input_of_a_whole_run(name, capsys, tmp_path, monkeypatch, tiny_model):
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,6 @@ from statistics import median
 
 import torch
 import torch.nn.functional as F
-from kvlab.pool import SlabStore
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kvlab.core import CacheGeometry
@@ -25,6 +24,7 @@ from kvlab.kernel.decode_triton import paged_decode
 from kvlab.kernel.gather_triton import gather
 from kvlab.kernel.merge_triton import merge_into
 from kvlab.kernel.seal_triton import append, seal
+from kvlab.pool import SlabStore
 
 try:
     import flashinfer

@@ -39,7 +39,9 @@ class Extent:
 class LayerGroup:
     """Ledger (which block), pool (its bytes) and block tables of consecutive layers."""
 
-    def __init__(self, ledger: BlockLedger, pool: BlockPool, window: NoWindow, workspace_tokens: int):
+    def __init__(
+        self, ledger: BlockLedger, pool: BlockPool, window: NoWindow, workspace_tokens: int
+    ):
         self.ledger, self.pool, self.window = ledger, pool, window
         self.block_size = pool.geometry.block_size
         self.segment_blocks = max(1, workspace_tokens // self.block_size)
@@ -127,7 +129,7 @@ class LayerGroup:
 
         q [Hq, T, D], k and v [T, H, D]; window: the model's own sliding window in tokens.
         """
-        span = dict(scale=scale, window=window, q_start=e.past)
+        span = {"scale": scale, "window": window, "q_start": e.past}
         parts = [
             attend_sdpa.attend(q, *self.pool.read(layer, blocks), k_start=start, **span)
             for start, blocks in self.segments(e, window)

@@ -62,7 +62,10 @@ class CacheSpec:
         if self.budget_percent is not None and self.budget_percent > 100:
             raise BadInput("cache.budget_percent", self.budget_percent, "must be at most 100")
 
-    def geometry(self, layers: int, query_heads: int, kv_heads: int, head_dim: int) -> CacheGeometry:
+    def geometry(
+        self, layers: int, query_heads: int, kv_heads: int, head_dim: int
+    ) -> CacheGeometry:
+        """The model's shape with this block size."""
         return CacheGeometry(layers, query_heads, kv_heads, head_dim, self.block_size)
 
     def capacity_blocks(self, g: CacheGeometry) -> int | None:

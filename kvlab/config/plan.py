@@ -130,7 +130,9 @@ def expand(
 
 def _refuse_outside(own: list, spec_keys: set[str]) -> None:
     for override in own:
-        if spec_keys and not is_used(override.key_or_group, spec_keys):
+        # by group: a key may exist only under the option that the same variant chooses
+        group = override.key_or_group.partition(".")[0]
+        if spec_keys and not is_used(group, spec_keys):
             remedy = "a variant can change the cache and its axes only; set this for the whole run"
             raise BadInput(f"variants: {override.key_or_group}", show(override.value()), remedy)
 

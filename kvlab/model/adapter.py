@@ -109,7 +109,7 @@ class PagedCache(core.PagedCache, Cache):
         self.rows, self.seen = [], 0
 
     def crop(self, tokens_to_remove) -> None:
-        """Forget the last tokens of every row; transformers passes the count negative or a tensor."""
+        """Forget the last tokens of every row; the count may come negative, or as a tensor."""
         count = abs(int(tokens_to_remove))
         for row in self.rows:
             self.truncate(row, max(0, self.length(row) - count))
@@ -170,7 +170,7 @@ def model_geometry(config, spec: CacheSpec):
 def paged_attention(
     module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, **_
 ):
-    """The registered attention: [B, Hq, T, D] -> [B, T, Hq, D]; `key` is a PagedLayer or a tensor."""
+    """The registered attention: [B, Hq, T, D] -> [B, T, Hq, D]; `key`: a PagedLayer or a tensor."""
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if isinstance(key, PagedLayer):
         return key.cache.forward(key, query, attention_mask, scale, sliding_window), None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,15 +10,13 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from kvlab.core import BadInput
 from kvlab.model.adapter import PagedCache
+from kvlab.model.progress import shown
 
 SMALLEST, LARGEST = 512, 16384  # tokens: what `adaptive` chooses between
-LOG_SECONDS = 10.0
 
 
 class PrefillResult(NamedTuple):
@@ -48,7 +45,7 @@ def prefill(
     total, done, logits = input_ids.shape[1], 0, None
     size = chunk_size(chunk_tokens, model, cache)
     started, stopped = time.perf_counter(), False
-    with _interrupts() as interrupted, _shown(progress, total) as show:
+    with _interrupts() as interrupted, shown(progress, total) as show:
         while done < total:
             if interrupted.is_set() or (should_stop is not None and should_stop()):
                 stopped = True
@@ -76,25 +73,25 @@ def forward_chunk(model, ids: Tensor, cache: PagedCache, *, last: bool = False) 
 def chunk_size(chunk_tokens: int | str, model, cache: PagedCache) -> Callable[[], int]:
     """How many tokens the next chunk has; asked anew before each. Raises `BadInput`."""
     if chunk_tokens == "adaptive":
-        return lambda: adaptive_chunk(model, cache)
+        return lambda: adaptive_chunk(model, cache.device)
     if isinstance(chunk_tokens, bool) or not isinstance(chunk_tokens, int) or chunk_tokens < 1:
         raise BadInput("chunk_tokens", chunk_tokens, 'must be at least 1, or "adaptive"')
     return lambda: chunk_tokens
 
 
-def adaptive_chunk(model, cache: PagedCache) -> int:
+def adaptive_chunk(model, device: torch.device) -> int:
     """The largest power of two whose activations fit in half of the memory that is free now.
 
     The other half is for the blocks of the chunk and the allocator's fragments. On the CPU, where
     a larger chunk wins nothing, it is the smallest.
     """
-    if cache.device.type != "cuda":
+    if device.type != "cuda":
         return SMALLEST
-    free = torch.cuda.mem_get_info(cache.device)[0]
-    reserve = torch.cuda.memory_reserved(cache.device) - torch.cuda.memory_allocated(cache.device)
-    limit = torch.cuda.get_per_process_memory_fraction(cache.device)
-    capped = limit * torch.cuda.get_device_properties(cache.device).total_memory
-    free = min(free + reserve, int(capped) - torch.cuda.memory_allocated(cache.device))
+    free = torch.cuda.mem_get_info(device)[0]
+    reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    limit = torch.cuda.get_per_process_memory_fraction(device)
+    capped = limit * torch.cuda.get_device_properties(device).total_memory
+    free = min(free + reserve, int(capped) - torch.cuda.memory_allocated(device))
     tokens, size = free // 2 // activation_bytes(model.config), SMALLEST
     while size * 2 <= min(tokens, LARGEST):
         size *= 2
@@ -132,48 +129,3 @@ def _interrupts() -> Iterator[threading.Event]:
         yield flag
     finally:
         signal.signal(signal.SIGINT, previous)
-
-
-@contextmanager
-def _shown(progress: bool | Callable[[int, int], None], total: int):
-    """A function that is told the tokens done."""
-    if callable(progress):
-        yield lambda done: progress(done, total)
-    elif not progress:
-        yield lambda done: None
-    elif sys.stderr.isatty():
-        with _bar() as bar:
-            task = bar.add_task("prefill", total=total, rate=0.0)
-            yield _bar_update(bar, task)
-    else:
-        yield _log_line(total)
-
-
-def _bar() -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn(
-        "{task.completed:,.0f}/{task.total:,.0f} tokens, {task.fields[rate]:,.0f}/s"
-    ), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True))
-
-
-def _bar_update(bar: Progress, task) -> Callable[[int], None]:
-    start = time.perf_counter()
-    return lambda done: bar.update(
-        task, completed=done, rate=done / max(1e-9, time.perf_counter() - start)
-    )
-
-
-def _log_line(total: int) -> Callable[[int], None]:
-    """One line every ten seconds, and one at the end of a prefill that took that long."""
-    start = last = time.perf_counter()
-
-    def show(done: int) -> None:
-        nonlocal last
-        now = time.perf_counter()
-        if now - last >= LOG_SECONDS or (done == total and now - start >= LOG_SECONDS):
-            last, rate = now, done / (now - start)
-            left = (total - done) / rate
-            print(f"prefill {done:,}/{total:,} tokens, {rate:,.0f}/s, {left:.0f} s left",
-                  file=sys.stderr, flush=True)
-
-    return show

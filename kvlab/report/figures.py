@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from kvlab.report import canvas
+from kvlab.report import canvas, hit_rates
 from kvlab.report.entries import BYTES, Entry, names
 from kvlab.report.marks import bars, bars_or_dots, is_number, series
 from kvlab.report.names import arrow, metric
@@ -34,6 +34,9 @@ class Drawing(NamedTuple):
 
 def drawings(everything: list[Entry], runs: list[Run]) -> list[Drawing]:
     """All figures that the measurements allow, the important ones first."""
+    replayed = hit_rates.pictures([row for run in runs for row in run.rows])
+    if replayed:  # a trace was replayed: nothing else was measured
+        return [Drawing(*picture) for picture in replayed]
     there = names(everything)
     found = []
     quality = [name for name in QUALITY if name in there]

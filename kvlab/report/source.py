@@ -111,6 +111,8 @@ def _republished(folder: Path, name: str, rows: list[dict], origins: dict) -> Ru
 
 
 def _weights(config: dict, rows: list[dict]) -> str:
+    if rows and all("trace" in row["params"] for row in rows):
+        return ""  # replayed requests: the model that the configuration names was not used
     model = config.get("model")
     model = model if isinstance(model, dict) else {"name": model}
     told = {str(model.get(key, "")) for key in ("_target_", "name")}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from kvlab.core import BadInput, Variant
-from kvlab.report import canvas
+from kvlab.report import canvas, write_report
 from kvlab.report.hit_rates import pictures
 from kvlab.sim import CostModel, Host, hit_curve, simulate
 from kvlab.sim.diagnose import HitCurve, reuse, working_set
@@ -172,6 +172,13 @@ def test_every_run_has_its_figures(tmp_path, trace):
                 canvas.save(picture.draw(), tmp_path / picture.stem)
                 assert (tmp_path / f"{picture.stem}.svg").stat().st_size > 10_000
     assert pictures([{"name": "perplexity", "params": {}, "value": 1.0, "variant": "x"}]) == []
+
+
+def test_the_standard_report_has_the_figures_and_names_no_model(tmp_path, trace):
+    config = "model: {name: reference}"
+    run(HitRate(trace, ["lru", "belady"], [200, 300]), tmp_path / "run", config=config)
+    page = write_report(tmp_path / "run", tmp_path / "report").read_text()
+    assert "figures/hit_rates.svg" in page and "reference model" not in page
 
 
 def test_a_run_is_published_as_a_study(tmp_path, trace):

@@ -1,0 +1,72 @@
+"""What the evaluators share: who is run, over which windows of tokens, and what is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvlab.cache import CacheSpec
+from kvlab.core import BadInput
+from kvlab.model import PagedCache
+from kvlab.model.load import LoadedModel
+from kvlab.model.prefill import forward_chunk
+
+
+@dataclass
+class Runner:
+    """One cache design on its way through the documents.
+
+    pieces: into how many parts it cuts each chunk; 2 makes the noise floor.
+    """
+
+    name: str
+    params: dict
+    spec: CacheSpec
+    pieces: int = 1
+    nll: list[np.ndarray] = field(default_factory=list)  # one array per document, nats
+    kl: list[np.ndarray] = field(default_factory=list)
+    same: list[np.ndarray] = field(default_factory=list)  # top-1 equals the full cache's
+    stats: list = field(default_factory=list)
+    peak_bytes: int = 0
+    cache: PagedCache | None = None
+
+    def start(self, loaded: LoadedModel) -> None:
+        self.cache = PagedCache.for_model(loaded.model, self.spec)
+
+    def forward(self, loaded: LoadedModel, ids: Tensor) -> Tensor:
+        """Logits [T, V] of `ids` [T], through this runner's cache."""
+        parts = ids[None].tensor_split(min(self.pieces, len(ids)), dim=1)
+        logits = [forward_chunk(loaded.model, part, self.cache)[0] for part in parts]
+        self.peak_bytes = max(self.peak_bytes, self.cache.stats().allocated_bytes)
+        return logits[0] if len(logits) == 1 else torch.cat(logits)
+
+    def finish(self) -> None:
+        self.stats.append(self.cache.stats())
+        self.cache.check()
+        self.cache.reset()
+
+
+def windows(tokens: int, chunk_tokens: int, decode_tokens: int) -> Iterator[tuple[int, int]]:
+    """Prefill chunks up to the last `decode_tokens` tokens, then those one at a time."""
+    stop = tokens - decode_tokens
+    for start in range(0, stop, chunk_tokens):
+        yield start, min(start + chunk_tokens, stop)
+    for start in range(stop, tokens):
+        yield start, start + 1
+
+
+def check_lengths(tokens: int, decode_tokens: int, chunk_tokens: int | str) -> None:
+    """Raises `BadInput` for lengths that leave nothing to prefill."""
+    if chunk_tokens != "adaptive" and (isinstance(chunk_tokens, str) or chunk_tokens < 1):
+        raise BadInput("chunk_tokens", chunk_tokens, "must be at least 1, or adaptive")
+    if tokens < 2:
+        raise BadInput("eval.tokens", tokens, "must be at least 2 to predict anything")
+    if not 0 <= decode_tokens < tokens:
+        raise BadInput(
+            "eval.decode_tokens", decode_tokens,
+            f"must lie between 0 and eval.tokens - 1 = {tokens - 1}",
+        )

@@ -1,0 +1,137 @@
+"""The evaluation jobs: quality with bytes and time, or bytes and time alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from kvlab import stats
+from kvlab.cache import CacheSpec
+from kvlab.core import BadInput, Variant
+from kvlab.eval.base import Runner, check_lengths
+from kvlab.eval.cost import cost
+from kvlab.eval.quality import lockstep, memory, quality
+from kvlab.model.adapter import model_geometry
+from kvlab.model.device import prepare_device
+from kvlab.model.load import LoadedModel
+from kvlab.model.prefill import adaptive_chunk
+from kvlab.model.progress import shown
+from kvlab.window import NoWindow
+
+
+class Evaluate:
+    """Every variant against the full cache on the same documents: quality, bytes and time.
+
+    model, data: a loader and a source of documents.
+    documents, tokens: how many documents (null: all that are long enough), tokens of each.
+    decode_tokens: of them, the last ones are computed one at a time, through the decode path.
+    chunk_tokens: tokens of a prefill chunk, or `adaptive`: as many as the memory that is free at
+        the start carries; with a lossy format part of the method.
+    progress: a bar on a terminal, a line now and then in a log.
+    baseline: format of the full cache that everything is compared with.
+    noise_floor: also measure the full cache against itself with chunks of half the size.
+    device, cap_gb, seed: see `prepare_device`; the seed is the bootstrap's.
+    """
+
+    wants_specs = True
+    measures_quality = True
+
+    def __init__(
+        self, model, data, documents: int | None = 3, tokens: int = 4096,
+        decode_tokens: int = 32, chunk_tokens: int | str = 512, baseline: str = "bf16",
+        noise_floor: bool = True, progress: bool = True, device: str = "auto",
+        cap_gb: float | None = None, seed: int = 0,
+    ):
+        check_lengths(tokens, decode_tokens, chunk_tokens)
+        self.model, self.data, self.documents, self.tokens = model, data, documents, tokens
+        self.decode_tokens, self.chunk_tokens = decode_tokens, chunk_tokens
+        self.baseline, self.noise_floor = baseline, noise_floor
+        self.progress = progress
+        self.device, self.cap_gb, self.seed = device, cap_gb, seed
+
+    def run(self, folder, variants: list[Variant]) -> None:
+        """Measure all variants that `folder` does not hold yet."""
+        device = prepare_device(self.device, self.cap_gb)
+        loaded = self.model.load(device)
+        if self.chunk_tokens == "adaptive":
+            self.chunk_tokens = adaptive_chunk(loaded.model, device)
+        runners = self._runners(loaded, variants)
+        todo = [r for r in runners if not folder.done(r.name, r.params)]
+        if not todo:
+            return
+        documents = self.data.documents(loaded.tokenizer, self.documents, self.tokens)
+        texts = [torch.from_numpy(np.asarray(d.ids)).long().to(device) for d in documents]
+        if self.measures_quality:
+            self._quality(folder, loaded, texts, todo)
+        self._cost(folder, loaded, texts[0], todo)
+
+    def _runners(self, loaded: LoadedModel, variants: list[Variant]) -> list[Runner]:
+        """Baseline first; every refusal happens here, before anything is written."""
+        if loaded.random and self.measures_quality:
+            raise BadInput(
+                "model", loaded.name,
+                "has random weights, whose quality means nothing; job=cost measures bytes and time",
+            )
+        runs = [Runner(v.name, self._params(v.params, loaded, v.spec), v.spec) for v in variants]
+        for runner in runs:
+            runner.spec.checked_for(model_geometry(loaded.model.config, runner.spec))
+        if not self.measures_quality:
+            return runs
+        block = runs[0].spec.block_size if runs else CacheSpec().block_size
+        full = CacheSpec(format=self.baseline, block_size=block)
+        rest = [r for r in runs if not is_same(r.spec, full)]
+        named = next((r.name for r in runs if is_same(r.spec, full)), "full")
+        params = self._params({"format": self.baseline}, loaded, full) | {"baseline": True}
+        control = {"baseline": False, "control": f"{named} against itself, chunks of half the size"}
+        floor = Runner("noise floor", params | control, full, pieces=2)
+        return [Runner(named, params, full), *([floor] if self.noise_floor else []), *rest]
+
+    def _params(self, settings: dict, loaded: LoadedModel, spec: CacheSpec) -> dict:
+        own = {"format": spec.format.name, "block_size": spec.block_size}
+        return own | settings | {
+            "model": loaded.name, "random_weights": loaded.random, "tokens": self.tokens,
+            "chunk_tokens": self.chunk_tokens, "decode_tokens": self.decode_tokens,
+        }
+
+    def _quality(self, folder, loaded, texts, todo: list[Runner]) -> None:
+        baseline, others = todo[0], todo[1:]
+        if not baseline.params.get("baseline"):  # resumed: its rows are there, its run is needed
+            full = CacheSpec(format=self.baseline, block_size=todo[0].spec.block_size)
+            baseline, others = Runner("full", {}, full), todo
+        for step, ids in enumerate(texts):
+            with shown(self.progress, len(ids), f"document {step + 1} of {len(texts)}") as show:
+                lockstep(
+                    loaded, ids, baseline, others, self.chunk_tokens, self.decode_tokens, show
+                )
+            folder.history(step, {
+                f"{r.name}/nll_mean": float(r.nll[-1].mean()) for r in (baseline, *others)
+            })
+        for runner in todo:
+            rows = [*quality(runner, baseline, self.seed), *memory(runner)]
+            folder.add(runner.name, runner.params, rows)
+            if runner is not baseline:
+                curve = stats.position_intervals(runner.nll, baseline.nll)
+                folder.curve("per_position", runner.name, **curve)
+
+    def _cost(self, folder, loaded, ids, todo: list[Runner]) -> None:
+        for runner in todo:
+            if not runner.params.get("control"):
+                alone = Runner(runner.name, runner.params, runner.spec)
+                rows = list(cost(loaded, ids, alone, self.chunk_tokens, self.decode_tokens))
+                held = [] if self.measures_quality else list(memory(alone))
+                folder.add(runner.name, runner.params, [*rows, *held])
+
+
+class Cost(Evaluate):
+    """Bytes and time alone; what a model with random weights can be asked for."""
+
+    measures_quality = False
+
+
+def is_same(spec: CacheSpec, full: CacheSpec) -> bool:
+    """Whether a variant is the full cache itself."""
+    bounded = (spec.budget_blocks, spec.budget_bytes, spec.budget_percent) != (None, None, None)
+    return (
+        not bounded and type(spec.window) is NoWindow and spec.block_size == full.block_size
+        and spec.format.identity == full.format.identity
+    )

@@ -1,0 +1,81 @@
+"""Perplexity, divergence and bytes of runners that went through the documents in lockstep."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from kvlab import stats
+from kvlab.core import Measurement
+from kvlab.eval.base import Runner, windows
+from kvlab.eval.divergence import compare, nll
+from kvlab.model.load import LoadedModel
+
+
+def lockstep(
+    loaded: LoadedModel, ids: torch.Tensor, baseline: Runner, runners: list[Runner],
+    chunk_tokens: int, decode_tokens: int, show: Callable[[int], None] = lambda done: None,
+) -> None:
+    """Send one document, `ids` [T], through all caches window by window and keep token scores.
+
+    The full cache and every variant see the same tokens in the same windows, so that differences
+    are paired and no logits have to be stored. show: is told the tokens done.
+    """
+    everyone = [baseline, *runners]
+    scores = {id(r): [] for r in everyone}
+    for runner in everyone:
+        runner.start(loaded)
+    for start, stop in windows(len(ids), chunk_tokens, decode_tokens):
+        targets = ids[start + 1 : stop + 1]
+        full = baseline.forward(loaded, ids[start:stop])[: len(targets)]
+        if len(targets):
+            scores[id(baseline)].append((nll(full, targets),))
+        for runner in runners:
+            logits = runner.forward(loaded, ids[start:stop])[: len(targets)]
+            if len(targets):
+                scores[id(runner)].append(compare(logits, full, targets))
+        show(stop)
+    for runner in everyone:
+        runner.finish()
+        columns = [np.concatenate(c) for c in zip(*scores[id(runner)])]
+        for kept, column in zip((runner.nll, runner.kl, runner.same), columns):
+            kept.append(column)
+
+
+def quality(runner: Runner, baseline: Runner, seed: int) -> Iterator[Measurement]:
+    """Paired with the full cache; intervals are a bootstrap over documents and token blocks."""
+    count = sum(map(len, runner.nll))
+    ppl = stats.perplexity_interval(runner.nll, seed=seed)
+    yield Measurement("perplexity", ppl.value, "", "lower", ppl.low, ppl.high, count)
+    full = stats.perplexity_interval(baseline.nll, seed=seed)
+    yield Measurement("perplexity_full", full.value, "", "lower", full.low, full.high, count)
+    delta = stats.paired_ratio_percent(runner.nll, baseline.nll, seed=seed)
+    yield Measurement("perplexity_delta_percent", *_spread(delta, "%", "lower", count))
+    if not runner.kl:
+        return
+    mean = stats.mean_interval(runner.kl, seed=seed)
+    yield Measurement("kl_mean_nats", *_spread(mean, "nats", "lower", count))
+    for name, q in (("p99", 0.99), ("p999", 0.999), ("max", 1)):
+        tail = stats.quantile_interval(runner.kl, q, seed=seed)
+        yield Measurement(f"kl_{name}_nats", *_spread(tail, "nats", "lower", count))
+    same = stats.proportion_percent(runner.same, seed=seed)
+    yield Measurement("top1_agreement_percent", *_spread(same, "%", "higher", count))
+
+
+def memory(runner: Runner) -> Iterator[Measurement]:
+    """Bytes at the end of a document (the largest one), and the peak on the way."""
+    end = max(runner.stats, key=lambda s: s.allocated_bytes)
+    for name in ("nominal", "logical", "allocated", "host"):
+        value = getattr(end, f"{name}_bytes")
+        yield Measurement(f"cache_{name}_bytes", value, "B", "lower", count=end.tokens)
+    yield Measurement("cache_peak_bytes", runner.peak_bytes, "B", "lower", count=end.tokens)
+    yield Measurement("bits_per_element", end.bits_per_element, "bit", "lower", count=end.tokens)
+    share = end.resident_tokens_percent
+    yield Measurement("resident_tokens_percent", share, "%", None, count=end.tokens)
+    yield Measurement("evictions", end.evictions, "blocks", None, count=end.tokens)
+
+
+def _spread(interval, unit: str, better: str, count: int):
+    return interval.value, unit, better, interval.low, interval.high, count
