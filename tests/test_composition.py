@@ -1,0 +1,140 @@
+"""The axes compose: pairwise over all of them on a tiny model, and null members change nothing."""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+
+import pytest
+import torch
+
+from kvlab.cache import CacheSpec
+from kvlab.format import NAMES
+from kvlab.model import PagedCache, prefill
+from kvlab.model.prefill import forward_chunk
+from kvlab.policy import names as policy_names
+from kvlab.window import NoWindow, SinkWindow
+
+PROMPT, STEPS = 75, 6
+OFFLINE = {"belady"}  # reads the future of a trace; a live run has none
+AXES = {
+    "format": NAMES,
+    "block_size": (1, 7, 16, 64),
+    "policy": tuple(n for n in policy_names() if n not in OFFLINE),
+    "window": (NoWindow(), SinkWindow(sinks=4, recent=16)),
+    "budget": ({}, {"budget_percent": 60.0}, {"budget_bytes": 1 << 20}, {"budget_blocks": 300}),
+    "workspace_tokens": (8, 16384),
+    "chunk": (5, 32, 75),
+}
+
+
+def pairwise(axes: dict[str, tuple]) -> list[dict]:
+    """Rows in which each pair of values of two axes meets at least once; greedy, repeatable."""
+    sizes = {name: len(values) for name, values in axes.items()}
+    open_pairs = {
+        ((a, i), (b, j))
+        for a, b in combinations(axes, 2)
+        for i, j in product(range(sizes[a]), range(sizes[b]))
+    }
+    rows = []
+    while open_pairs:
+        row = dict(min(open_pairs))
+        for name in axes:
+            if name not in row:
+                row[name] = max(range(sizes[name]), key=lambda i: gain(row, name, i, open_pairs))
+        open_pairs -= pairs(row, axes)
+        rows.append(row)
+    return [{name: axes[name][i] for name, i in row.items()} for row in rows]
+
+
+def gain(row, name, index, open_pairs):
+    """Open pairs that this value would close with the values chosen already."""
+    here = (name, index)
+    found = sum(((n, i), here) in open_pairs or (here, (n, i)) in open_pairs
+                for n, i in row.items())  # fmt: skip
+    return found, -index
+
+
+def pairs(row, axes):
+    return {((a, row[a]), (b, row[b])) for a, b in combinations(axes, 2)}
+
+
+ROWS = pairwise(AXES)
+
+
+def label(row) -> str:
+    budget = next(iter(row["budget"]), "unbounded")
+    return "-".join(map(str, (row["format"], row["block_size"], row["policy"], row["window"].name,
+                              budget, row["workspace_tokens"], row["chunk"])))  # fmt: skip
+
+
+def test_every_pair_is_there():
+    for (a, first), (b, second) in combinations(AXES.items(), 2):
+        met = {(repr(row[a]), repr(row[b])) for row in ROWS}
+        assert met == {(repr(x), repr(y)) for x, y in product(first, second)}
+
+
+@pytest.fixture
+def model(tiny_model):
+    return tiny_model()
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(1, 128, (2, PROMPT), generator=torch.Generator().manual_seed(1))
+
+
+def run(model, ids, cache, chunk):
+    """Logits of the last prompt token and of a few decoded ones, [B, 1 + STEPS, V]."""
+    logits = [prefill(model, ids, cache, chunk_tokens=chunk).logits[:, None]]
+    for token in range(STEPS):
+        logits.append(forward_chunk(model, ids[:, token : token + 1], cache))
+    return torch.cat(logits, 1)
+
+
+def spec_of(row) -> CacheSpec:
+    axes = {n: row[n] for n in ("format", "block_size", "policy", "window", "workspace_tokens")}
+    return CacheSpec(**axes | row["budget"])
+
+
+def held(cache) -> int:
+    stores = [s for g in cache.groups for s in (g.pool.sealed, g.pool.open)]
+    slabs = sum(t.untyped_storage().nbytes() for s in stores for t in s.slabs.values())
+    return slabs + sum(s._base.nbytes for s in stores if s._base is not None)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=label)
+def test_pairs_of_axes_compose(model, ids, row):
+    cache = PagedCache.for_model(model, spec_of(row))
+    logits = run(model, ids, cache, row["chunk"])
+    assert torch.isfinite(logits).all()
+    cache.check()
+    stats = cache.stats()
+    assert stats.tokens == 2 * (PROMPT + STEPS)
+    assert stats.allocated_bytes == held(cache) >= stats.logical_bytes
+    assert stats.resident_tokens <= stats.tokens
+    if not stats.evictions:
+        assert stats.resident_tokens == stats.tokens
+    cache.reset()
+    cache.check()
+    assert held(cache) == 0
+
+
+@pytest.mark.parametrize("block_size", AXES["block_size"])
+@pytest.mark.parametrize("chunk", AXES["chunk"])
+def test_null_members_are_the_plain_model(model, ids, block_size, chunk):
+    model.set_attn_implementation("sdpa")
+    whole = torch.cat([ids, ids[:, :STEPS]], 1)
+    expected = model(whole).logits[:, PROMPT - 1 :]
+    cache = PagedCache.for_model(model, format="fp32", block_size=block_size)
+    got = run(model, ids, cache, chunk)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_every_format_runs_on_cuda(model, ids, name):
+    cache = PagedCache.for_model(model.to("cuda", torch.bfloat16), format=name, block_size=16)
+    assert torch.isfinite(run(model, ids.cuda(), cache, 32)).all()
+    cache.check()
+    cache.reset()
+    assert held(cache) == 0
