@@ -7,9 +7,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+<<<<<<< HEAD
 from kvlab.blocks import FREE, SEALED, BlockLedger, BlockTable
 from kvlab.cache.watch import Watch
 from kvlab.core import BlockId, OutOfBlocks, SeqId
+=======
+from kvlab.blocks import FREE, BlockLedger, BlockTable
+from kvlab.core import BlockId, KvlabError, OutOfBlocks, SeqId
+>>>>>>> wt-tests
 from kvlab.kernel import attend_sdpa
 from kvlab.pool import BlockPool
 from kvlab.window import NoWindow
@@ -75,20 +80,31 @@ class LayerGroup:
         self.borrowed[child].update(held)
         table.append(shared)
         if fill:
-            table.append([self._copy_tail(source.ids[-1], fill)])
+            try:
+                table.append([self._copy_tail(source.ids[-1], fill)])
+            except OutOfBlocks:
+                self.close(child)
+                raise
         table.length = source.length  # the last block is full or a copy of the same tail
 
     def crop(self, seq: SeqId, length: int) -> None:
         """Forget all tokens from `length` on.
 
         A sealed block that is cut becomes open again from its stored contents: exact for dense
-        formats, within one rounding for the others.
+        formats, within one rounding for the others. Raises, before anything has changed,
+        `OutOfBlocks` if that block is shared and its copy has no place, and `KvlabError` if it
+        was evicted.
         """
         table, size = self.tables[seq], self.block_size
         whole, fill = divmod(length, size)
         dropped = table.ids[-(-length // size) :]
         cut = table.ids[whole] if fill else None
         was_open = table.length % size and whole == table.length // size
+        if fill and cut is None:
+            raise KvlabError(f"cannot crop to {length} tokens: block {whole} of them was evicted; "
+                             f"crop to a multiple of {size}")
+        if cut in self.borrowed[seq] and not any(b is not None for b in dropped):
+            self.make_room(1)
         del table.ids[-(-length // size) :]
         table.length = length
         self._release(seq, [b for b in reversed(dropped) if b is not None])
@@ -97,13 +113,18 @@ class LayerGroup:
 
     # ---- one step
 
+    def needs(self, seq: SeqId, count: int) -> int:
+        """New blocks that `count` more tokens of `seq` take."""
+        length, size = self.tables[seq].length, self.block_size
+        return -(-(length + count) // size) - -(-length // size)
+
     def begin(self, seq: SeqId, count: int) -> Extent:
         """Find room for `count` new tokens of `seq`. Raises `OutOfBlocks`; nothing changes then."""
         table, size = self.tables[seq], self.block_size
         past, fill = table.length, table.length % size
         full, rest_count = divmod(fill + count, size)
         tail = table.ids[-1] if fill else None
-        new = self._allocate(seq, full + bool(rest_count) - bool(fill))
+        new = self._allocate(seq, self.needs(seq, count))
         ids = ([tail] if fill else []) + new
         rest = ids[full] if rest_count else None
         if rest is not None and rest != tail:
@@ -184,13 +205,17 @@ class LayerGroup:
     # ---- pieces
 
     def _allocate(self, seq: SeqId, count: int) -> list[BlockId]:
+        self.make_room(count)
+        return self.ledger.allocate(count, owner=seq)
+
+    def make_room(self, count: int) -> None:
+        """Evict until `count` blocks are free. Raises `OutOfBlocks`; nothing changes then."""
         capacity = self.ledger.capacity
         short = 0 if capacity is None else count - (capacity - self.ledger.held_count)
         if short > self.ledger.evictable_count:
             raise OutOfBlocks(count, capacity - self.ledger.held_count, capacity)
         if short > 0:
             self.evict(short)
-        return self.ledger.allocate(count, owner=seq)
 
     def evict(self, count: int) -> None:
         """Choose, spill, free: `count` blocks leave and become holes in their tables."""
@@ -254,6 +279,7 @@ class LayerGroup:
         return block
 
     def _reopen(self, seq: SeqId, index: int, cut: BlockId, fill: int) -> None:
+<<<<<<< HEAD
         (block,) = self._allocate(seq, 1)
         self.pool.open_block(block)
         for layer in range(self.pool.geometry.layers):
@@ -267,3 +293,15 @@ def blocks_in(ranges: list[tuple[int, int]], table: BlockTable, size: int) -> se
     """The blocks of `table` that any of the half-open token `ranges` touches."""
     indices = {i for begin, end in ranges for i in range(begin // size, -(-end // size))}
     return {table.ids[i] for i in indices if table.ids[i] is not None}
+=======
+        """Read first, release, then allocate: in a full cache the block takes its own place."""
+        layers = range(self.pool.geometry.layers)
+        contents = [[x[:fill].clone() for x in self.pool.read(n, [cut])] for n in layers]
+        self.tables[seq].ids[index] = None
+        self._release(seq, [cut], self.borrowed[seq])
+        (block,) = self._allocate(seq, 1)
+        self.tables[seq].ids[index] = block
+        self.pool.open_block(block)
+        for layer in layers:
+            self.pool.write(layer, block, 0, *contents[layer])
+>>>>>>> wt-tests

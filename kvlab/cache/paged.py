@@ -89,6 +89,8 @@ class PagedCache:
         """
         if self._step is not None:
             raise KvlabError("the previous step was neither committed nor aborted")
+        for group in self.groups:  # all rows at once, or an early row would evict in vain
+            group.make_room(sum(map(group.needs, seqs, counts)))
         step: list[list[Extent]] = []
         try:
             for seq, count in zip(seqs, counts, strict=True):

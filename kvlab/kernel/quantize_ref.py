@@ -6,13 +6,17 @@ import torch
 from torch import Tensor
 
 SCALE_FLOOR = 2.0**-14  # the smallest normal fp16 number: below it a scale loses its digits
+FP16_MAX = 65504.0  # largest finite fp16: what a scale or zero cannot say saturates there
 ROUND_UP = 1.0 + 2.0**-10  # one fp16 step, so that the stored scale is never below the exact one
 FP8_MAX = 448.0  # largest finite e4m3
 
 
 def stored_scale(span: Tensor, steps: float) -> Tensor:
-    """fp16 scale such that `span` / scale never exceeds `steps`; `span` is fp32."""
-    return (span * (ROUND_UP / steps)).clamp_min(SCALE_FLOOR).half()
+    """fp16 scale such that `span` / scale never exceeds `steps`; `span` is fp32.
+
+    Spans above `steps` * 65504 saturate instead of overflowing to inf and NaN.
+    """
+    return (span * (ROUND_UP / steps)).clamp(SCALE_FLOOR, FP16_MAX).half()
 
 
 def quantize_symmetric(x: Tensor, bits: int, dim: int) -> tuple[Tensor, Tensor]:
@@ -30,7 +34,7 @@ def quantize_asymmetric(x: Tensor, bits: int, dim: int) -> tuple[Tensor, Tensor,
     """fp32 `x` -> unsigned codes, fp16 scale and fp16 zero; x ~ code * scale + zero."""
     top = 2**bits - 1
     low, high = x.amin(dim), x.amax(dim)
-    scale, zero = stored_scale(high - low, top), low.half()
+    scale, zero = stored_scale(high - low, top), low.clamp(-FP16_MAX, FP16_MAX).half()
     code = torch.round((x - zero.float().unsqueeze(dim)) / scale.float().unsqueeze(dim))
     return code.clamp(0, top).to(torch.uint8), scale, zero
 

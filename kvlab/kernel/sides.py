@@ -67,7 +67,8 @@ def side(codec: Codec, prefix: str, planes: dict, slots: int, dim: int) -> Side:
     if not isinstance(codec, (Dense, Fp8, Int)):
         raise BadInput("format", codec, "has no kernel; known codecs are Dense, Fp8 and Int")
     mine = {n: planes[prefix + n] for n in PLANES if prefix + n in planes}
-    heads, bits, data = mine["data"].shape[0], codec.bits if isinstance(codec, Int) else 0, mine["data"]
+    heads, data = mine["data"].shape[0], mine["data"]
+    bits = codec.bits if isinstance(codec, Int) else 0
     head = {n: p.block_stride_bytes // heads for n, p in mine.items()}
     symmetric, fp8 = bool(bits) and codec.symmetric, isinstance(codec, Fp8)
     parts = {4: 2, 3: 4, 2: 4}.get(bits, 1)

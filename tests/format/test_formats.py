@@ -1,0 +1,205 @@
+"""Every format: what it declares is what it stores, and how far it may be off."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kvlab.core import BadInput, CacheGeometry
+from kvlab.format import NAMES, Dense, Fp8, Int, by_name
+from kvlab.format.base import resolve_axis
+from kvlab.kernel.quantize_ref import SCALE_FLOOR, pack, unpack
+
+BLOCKS, DIMS, HEADS = (1, 7, 16, 64), (32, 128), (1, 2)
+LARGEST = 65504.0  # of fp16, in which scales and zeros are stored
+SHAPES = [(s, d, h) for s in BLOCKS for d in DIMS for h in HEADS]
+
+
+def geometry(slots, dim, heads, layers=1):
+    return CacheGeometry(layers, heads, heads, dim, slots)
+
+
+def contents(kind: str, slots, dim, heads, device="cpu"):
+    """Two blocks of a kind, fp32 [2, S, H, D]."""
+    x = torch.randn(2, slots, heads, dim, generator=torch.Generator().manual_seed(slots * dim))
+    if kind == "outliers":
+        x[..., ::11] *= 200.0
+        x[:, ::5] -= 3.0
+    elif kind == "constant":
+        x = torch.full_like(x, -1234.567)
+    elif kind == "zeros":
+        x = torch.zeros_like(x)
+    elif kind == "tiny":
+        x *= 1e-7
+    elif kind == "large":
+        x *= LARGEST / 2 / x.abs().max()
+    return x.to(device)
+
+
+KINDS = ("normal", "outliers", "constant", "zeros", "tiny", "large")
+
+
+def bound(codec, x, planes):
+    """Largest error of each element, derived from the codec and its stored scales, as [N, S, H, D].
+
+    Integers: half a step; a zero point rounded to fp16 moves the grid by half an fp16 ulp at most.
+    e4m3: half an ulp of 3 mantissa bits, and half the smallest subnormal step below 2^-6.
+    """
+    if isinstance(codec, Dense):
+        info = torch.finfo(codec.dtype)
+        return x.abs() * info.eps / 2 + info.tiny * info.eps
+    slots = x.shape[1]
+    along = -2 if resolve_axis(codec.axis, slots) == "channel" else -1
+    scale = planes["scale"].float().unsqueeze(along).transpose(1, 2)
+    if isinstance(codec, Fp8):
+        return torch.maximum(x.abs() * 2**-4, scale * 2**-10) * 1.001
+    off = 0.0 if codec.symmetric else x.abs().amax(1 if along == -2 else 3, True) * 2**-11 + 2**-25
+    return (scale / 2 + off) * 1.001 + x.abs() * 2**-22
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("slots,dim,heads", SHAPES)
+def test_planes_are_what_quantize_gives(name, slots, dim, heads):
+    format, g = by_name(name), geometry(slots, dim, heads, layers=3)
+    x = contents("normal", slots, dim, heads)
+    stored, declared = format.quantize(x, x + 1), format.planes(g)
+    assert {n: (tuple(t.shape[1:]), t.dtype) for n, t in stored.items()} == {
+        n: (p.shape, p.dtype) for n, p in declared.items()
+    }
+    real = sum(t[0].nbytes for t in stored.values())
+    assert format.block_bytes(g) == g.layers * real
+    assert format.bits_per_element(g) == 8 * real / (2 * x[0].numel())
+    assert all(t.is_contiguous() for t in stored.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_blocks_are_really_packed(name):
+    """With 64 slots and 128 dims a scale or zero of 16 bits costs at most 1/4 bit an element."""
+    format, g = by_name(name), geometry(64, 128, 2)
+    sides = [c for c in (format.key, format.value) if not isinstance(c, Dense)]
+    assert format.payload_bits <= format.bits_per_element(g) <= format.payload_bits + 0.5
+    assert (format.bits_per_element(g) > format.payload_bits) == bool(sides)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_round_trip_error(name, kind):
+    format = by_name(name)
+    for slots, dim, heads in SHAPES:
+        check_round_trip(format, contents(kind, slots, dim, heads))
+
+
+def check_round_trip(format, x):
+    k, v = x, x.flip(1) * 0.75
+    stored = format.quantize(k, v)
+    for prefix, codec, before, after in zip(
+        ("k_", "v_"), (format.key, format.value), (k, v), format.dequantize(stored, torch.float32)
+    ):
+        planes = {n[2:]: t for n, t in stored.items() if n[:2] == prefix}
+        error = (after - before).abs()
+        assert after.shape == before.shape and torch.isfinite(after).all()
+        assert (error <= bound(codec, before, planes)).all(), error.max()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", NAMES)
+def test_round_trip_on_cuda_is_the_cpu_one(name):
+    format, x = by_name(name), contents("outliers", 16, 128, 2)
+    check_round_trip(format, x.cuda())
+    for n, plane in format.quantize(x.cuda(), x.cuda()).items():
+        expected = format.quantize(x, x)[n]
+        assert torch.equal(plane.cpu().view(torch.uint8), expected.view(torch.uint8))
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "fp16"])
+@pytest.mark.parametrize("axis", ["channel", "token"])
+def test_values_beyond_fp16_saturate(name, axis):
+    """bf16 activations may exceed what an fp16 scale or zero can say: a large number, no NaN."""
+    format, x = by_name(name), contents("normal", 16, 32, 2) * 1e30
+    x[:, 3] = -1e30
+    for codec in (format.key, format.value):
+        if not isinstance(codec, Dense):
+            codec.axis = axis
+    for after in format.dequantize(format.quantize(x, x), torch.float32):
+        assert torch.isfinite(after).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_dequantize_in_the_dtype_asked_for(name, dtype):
+    format, x = by_name(name), contents("normal", 16, 32, 2)
+    k, v = format.dequantize(format.quantize(x.to(dtype), x.to(dtype)), dtype)
+    assert k.dtype == v.dtype == dtype
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_blocks_are_independent_and_rows_keep_their_order(name):
+    """Token s of head h comes back at [s, h], and no block depends on its neighbour."""
+    format, x = by_name(name), contents("outliers", 16, 32, 2)
+    both = format.dequantize(format.quantize(x, -x), torch.float32)
+    for i in range(2):
+        alone = format.dequantize(format.quantize(x[i : i + 1], -x[i : i + 1]), torch.float32)
+        assert all(torch.equal(a[0], b[i]) for a, b in zip(alone, both))
+    marks = torch.arange(16.0)[:, None] * 2 + torch.arange(2.0)
+    x = marks[None, :, :, None].expand(1, 16, 2, 32)
+    k, v = format.dequantize(format.quantize(x, x), torch.float32)
+    step = 31 / (2 ** min(format.key.bits, 12) - 1)
+    assert (k[0, :, :, 0] - marks).abs().max() <= max(step, 31 * 2**-4)
+    assert (v[0, :, :, 0] - marks).abs().max() <= max(step, 31 * 2**-4)
+
+
+@pytest.mark.parametrize("codec", [Int(b, a, s, t) for b in (8, 4, 3, 2) for a in
+                                   ("channel", "token") for s in (True, False)
+                                   for t in (True, False)] + [Fp8("channel"), Fp8("token", True)],
+                         ids=repr)  # fmt: skip
+def test_every_granularity_keeps_its_bound(codec):
+    for kind in KINDS:
+        x = contents(kind, 16, 32, 2)
+        planes = codec.quantize(x)
+        after = codec.dequantize(planes, torch.float32)
+        assert ((after - x).abs() <= bound(codec, x, planes)).all()
+        declared = codec.planes(16, 2, 32)
+        assert {n: tuple(t.shape[1:]) for n, t in planes.items()} == {
+            n: p.shape for n, p in declared.items()
+        }
+
+
+def test_scales_are_normal_numbers():
+    planes = by_name("int4").quantize(*[contents("zeros", 16, 32, 2)] * 2)
+    assert planes["k_scale"].min() >= SCALE_FLOOR and planes["v_scale"].min() >= SCALE_FLOOR
+
+
+def test_unknown_names_list_the_known():
+    with pytest.raises(BadInput) as error:
+        by_name("int5")
+    assert all(name in str(error.value) for name in NAMES) and "int5" in str(error.value)
+
+
+@pytest.mark.parametrize("name,dim,least", [("int4", 33, 2), ("int2", 34, 4), ("int3", 36, 8),
+                                            ("k4v2", 66, 4), ("k3v2", 36, 8)])  # fmt: skip
+def test_head_dims_that_cannot_be_packed_are_refused(name, dim, least):
+    with pytest.raises(BadInput, match=f"head_dim {dim}.*multiple of {least}"):
+        by_name(name).planes(geometry(16, dim, 2))
+    by_name(name).planes(geometry(16, -(-dim // least) * least, 2))
+
+
+@pytest.mark.parametrize("make", [lambda: Int(5), lambda: Int(4, axis="head"), lambda: Fp8("row"),
+                                  lambda: Dense("float64")])  # fmt: skip
+def test_impossible_codecs_are_refused(make):
+    with pytest.raises(BadInput):
+        make()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([1, 2, 4, 8]), st.integers(1, 8), st.integers(1, 5), st.integers(0, 2**31))
+def test_unpack_inverts_pack(bits, bytes_, rows, seed):
+    generator = torch.Generator().manual_seed(seed)
+    width = bytes_ * 8 // bits
+    codes = torch.randint(0, 2**bits, (rows, width), generator=generator, dtype=torch.uint8)
+    packed = pack(codes, bits)
+    assert packed.shape == (rows, bytes_)
+    assert torch.equal(unpack(packed, bits), codes)
+    parts = 8 // bits
+    assert packed[0, 0] == sum(int(codes[0, i * bytes_]) << (i * bits) for i in range(parts))

@@ -1,0 +1,177 @@
+"""The house stands: rooms import lower floors only, and the left column knows no tensors."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1] / "kvlab"
+FLOORS = (
+    ("core",),
+    ("policy", "window", "kernel", "track", "report", "stats", "hub", "summary", "retrieval"),
+    ("blocks", "format"),
+    ("sim", "pool", "offload", "fused"),
+    ("cache",),
+    ("model",),
+    ("eval",),
+    ("config", "__main__"),
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+FUSED = ("_triton", "sides", "tune")  # kernels made for a format; the references lie below formats
+NEIGHBOURS = {("report", "track"), ("__main__", "config")}
+TORCH_FREE = ("policy", "window", "blocks", "sim", "track", "report", "stats", "hub", "core")
+ONLY_IN = {
+    "transformers": {"model"},
+    "hydra": {"config", "__main__"},
+    "omegaconf": {"config", "__main__"},
+}
+OPTIONAL = {"triton", "wandb", "numba", "libcachesim", "ray"}
+SLOW = {"huggingface_hub"}  # a second to import, and a model from a folder never needs it
+
+
+class Import(NamedTuple):
+    """`module` as written out in full; `inside` a function or at the top of the file."""
+
+    file: str
+    line: int
+    module: str
+    inside: bool
+
+    def __str__(self):
+        return f"{self.file}:{self.line} imports {self.module}"
+
+
+def room(dotted: str) -> str | None:
+    """kvlab.sim.trace -> sim; None for kvlab itself and for anything else."""
+    parts = dotted.split(".")
+    if parts[0] != "kvlab" or len(parts) < 2 or parts[1] not in FLOOR:
+        return None
+    return "fused" if parts[1] == "kernel" and dotted.endswith(FUSED) else parts[1]
+
+
+def imports_of(source: str, file: str) -> list[Import]:
+    tree = ast.parse(source)
+    deep = {
+        id(node)
+        for outer in ast.walk(tree)
+        if isinstance(outer, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for node in ast.walk(outer)
+    }
+    return [
+        Import(file, node.lineno, module, id(node) in deep)
+        for node in ast.walk(tree)
+        for module in modules(node)
+    ]
+
+
+def modules(node: ast.AST) -> Iterator[str]:
+    """What a statement imports: `from kvlab import hub` is kvlab.hub, a class is its module."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert not node.level, "relative imports hide the floor they come from"
+        names = [f"{node.module}.{alias.name}" for alias in node.names]
+        yield from {name if is_module(name) else node.module for name in names}
+
+
+def is_module(dotted: str) -> bool:
+    path = ROOT.parent.joinpath(*dotted.split("."))
+    return path.with_suffix(".py").is_file() or (path / "__init__.py").is_file()
+
+
+FILES = sorted(ROOT.rglob("*.py"))
+HOUSE = {
+    ".".join(("kvlab", *path.relative_to(ROOT).with_suffix("").parts)): imports_of(
+        path.read_text(), str(path.relative_to(ROOT.parent))
+    )
+    for path in FILES
+}
+ALL = [(name, found) for name, imports in HOUSE.items() for found in imports]
+
+
+def upward(name: str, found: Import) -> bool:
+    """Whether module `name` may not import this: a higher floor, or another room of its own."""
+    here, there = room(name), room(found.module)
+    if here is None or there is None or here == there or (here, there) in NEIGHBOURS:
+        return False
+    return FLOOR[there] >= FLOOR[here]
+
+
+def test_every_room_has_a_floor():
+    rooms = {path.relative_to(ROOT).with_suffix("").parts[0] for path in FILES} - {"__init__"}
+    assert rooms <= set(FLOOR)
+
+
+def test_no_arrow_points_upwards():
+    assert not [str(found) for name, found in ALL if upward(name, found)]
+
+
+def test_an_upward_arrow_would_be_seen():
+    (found,) = imports_of("from kvlab.cache import PagedCache", "pool.py")
+    assert upward("kvlab.pool", found)
+    (found,) = imports_of("from kvlab import hub", "policy/x.py")
+    assert upward("kvlab.policy.x", found)
+    (found,) = imports_of("from kvlab.format import KVFormat", "kernel/x.py")
+    assert upward("kvlab.kernel.x_ref", found) and not upward("kvlab.kernel.x_triton", found)
+
+
+def graph() -> dict[str, set[str]]:
+    """Module -> modules of kvlab it imports while it is loaded; a package is its __init__."""
+    known = {name.removesuffix(".__init__"): name for name in HOUSE}
+    return {
+        name: {known[f.module] for f in found if f.module in known and not f.inside} - {name}
+        for name, found in HOUSE.items()
+    }
+
+
+def cycle(edges: dict[str, set[str]]) -> list[str] | None:
+    done: set[str] = set()
+
+    def walk(node, path):
+        if node in path:
+            return path[path.index(node) :] + [node]
+        if node in done:
+            return None
+        done.add(node)
+        return next(filter(None, (walk(n, [*path, node]) for n in sorted(edges[node]))), None)
+
+    return next(filter(None, (walk(node, []) for node in sorted(edges))), None)
+
+
+def test_no_cycles():
+    assert cycle(graph()) is None
+    assert cycle({"a": {"b"}, "b": {"a"}}) == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize("name", TORCH_FREE)
+def test_left_column_imports_no_torch(name):
+    heavy = {"torch", "transformers"}
+    assert not [
+        str(f) for module, f in ALL if room(module) == name and f.module.split(".")[0] in heavy
+    ]
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_libraries_stay_in_their_room(library):
+    assert not [
+        str(found) for name, found in ALL
+        if found.module.split(".")[0] == library and room(name) not in ONLY_IN[library]
+    ]  # fmt: skip
+
+
+def test_functions_import_optional_libraries_only():
+    allowed = OPTIONAL | SLOW
+    assert not [
+        str(found) for _, found in ALL
+        if found.inside and found.module.split(".")[0] not in allowed and not wraps(found.module)
+    ]  # fmt: skip
+
+
+def wraps(module: str) -> bool:
+    """Whether a module of ours cannot be imported without an optional library."""
+    needs = {f.module.split(".")[0] for f in HOUSE.get(module, ()) if not f.inside}
+    return bool(needs & OPTIONAL)
