@@ -7,14 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-<<<<<<< HEAD
 from kvlab.blocks import FREE, SEALED, BlockLedger, BlockTable
 from kvlab.cache.watch import Watch
-from kvlab.core import BlockId, OutOfBlocks, SeqId
-=======
-from kvlab.blocks import FREE, BlockLedger, BlockTable
 from kvlab.core import BlockId, KvlabError, OutOfBlocks, SeqId
->>>>>>> wt-tests
 from kvlab.kernel import attend_sdpa
 from kvlab.pool import BlockPool
 from kvlab.window import NoWindow
@@ -279,29 +274,19 @@ class LayerGroup:
         return block
 
     def _reopen(self, seq: SeqId, index: int, cut: BlockId, fill: int) -> None:
-<<<<<<< HEAD
-        (block,) = self._allocate(seq, 1)
-        self.pool.open_block(block)
-        for layer in range(self.pool.geometry.layers):
-            k, v = self.pool.read(layer, [cut])
-            self.pool.write(layer, block, 0, k[:fill], v[:fill])
-        self.tables[seq].ids[index] = block
+        """Read first, release, then allocate: in a full cache the block takes its own place."""
+        layers = range(self.pool.geometry.layers)
+        contents = [[x[:fill].clone() for x in self.pool.read(n, [cut])] for n in layers]
+        self.tables[seq].ids[index] = None
         self._release(seq, [cut])
+        (block,) = self._allocate(seq, 1)
+        self.tables[seq].ids[index] = block
+        self.pool.open_block(block)
+        for layer in layers:
+            self.pool.write(layer, block, 0, *contents[layer])
 
 
 def blocks_in(ranges: list[tuple[int, int]], table: BlockTable, size: int) -> set[BlockId]:
     """The blocks of `table` that any of the half-open token `ranges` touches."""
     indices = {i for begin, end in ranges for i in range(begin // size, -(-end // size))}
     return {table.ids[i] for i in indices if table.ids[i] is not None}
-=======
-        """Read first, release, then allocate: in a full cache the block takes its own place."""
-        layers = range(self.pool.geometry.layers)
-        contents = [[x[:fill].clone() for x in self.pool.read(n, [cut])] for n in layers]
-        self.tables[seq].ids[index] = None
-        self._release(seq, [cut], self.borrowed[seq])
-        (block,) = self._allocate(seq, 1)
-        self.tables[seq].ids[index] = block
-        self.pool.open_block(block)
-        for layer in layers:
-            self.pool.write(layer, block, 0, *contents[layer])
->>>>>>> wt-tests
