@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvlab.blocks import FREE, BlockLedger, BlockTable
+from kvlab.blocks import FREE, SEALED, BlockLedger, BlockTable
+from kvlab.cache.watch import Watch
 from kvlab.core import BlockId, KvlabError, OutOfBlocks, SeqId
 from kvlab.kernel import attend_sdpa
 from kvlab.pool import BlockPool
@@ -47,17 +48,21 @@ class LayerGroup:
         self.segment_blocks = max(1, workspace_tokens // self.block_size)
         self.tables: dict[SeqId, BlockTable] = {}
         self.borrowed: dict[SeqId, set[BlockId]] = {}
+        self.pinned: dict[SeqId, set[BlockId]] = {}
+        self.watch = Watch(ledger, pool.geometry.layers)
         self.evictions = 0
 
     # ---- the life of a sequence
 
     def open(self, seq: SeqId) -> None:
-        self.tables[seq], self.borrowed[seq] = BlockTable(self.block_size), set()
+        self.tables[seq] = BlockTable(self.block_size)
+        self.borrowed[seq], self.pinned[seq] = set(), set()
 
     def close(self, seq: SeqId) -> None:
         """Give back every block, tail first, so that a shared prefix outlives its suffixes."""
-        table, borrowed = self.tables.pop(seq), self.borrowed.pop(seq)
-        self._release(seq, [b for b in reversed(table.ids) if b is not None], borrowed)
+        held = [b for b in reversed(self.tables[seq].ids) if b is not None]
+        self._release(seq, held)
+        del self.tables[seq], self.borrowed[seq], self.pinned[seq]
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
         """`child` shares the sealed blocks of `parent` and gets a copy of its open tail."""
@@ -97,7 +102,7 @@ class LayerGroup:
             self.make_room(1)
         del table.ids[-(-length // size) :]
         table.length = length
-        self._release(seq, [b for b in reversed(dropped) if b is not None], self.borrowed[seq])
+        self._release(seq, [b for b in reversed(dropped) if b is not None])
         if cut is not None and not was_open:
             self._reopen(seq, whole, cut, fill)
 
@@ -130,10 +135,11 @@ class LayerGroup:
         q [Hq, T, D], k and v [T, H, D]; window: the model's own sliding window in tokens.
         """
         span = {"scale": scale, "window": window, "q_start": e.past}
-        parts = [
-            attend_sdpa.attend(q, *self.pool.read(layer, blocks), k_start=start, **span)
-            for start, blocks in self.segments(e, window)
-        ]
+        parts = []
+        for start, blocks in self.segments(e, window):
+            past = self.pool.read(layer, blocks)
+            self.watch.segment(blocks, q, past[0], scale)
+            parts.append(attend_sdpa.attend(q, *past, k_start=start, **span))
         first, keys, values = e.past, k, v
         if e.fill:
             tail = self.pool.read_open(layer, e.tail, e.fill)
@@ -146,7 +152,9 @@ class LayerGroup:
             attend_sdpa.attend(q, keys, values, causal=e.count > 1, k_start=first, **span)
         )
         self._store(layer, e, k, v)
-        return attend_sdpa.merge(parts)[0]
+        out, lse = attend_sdpa.merge(parts)
+        self.watch.layer(lse)
+        return out
 
     def segments(self, e: Extent, window: int | None = None) -> list[tuple[int, list[BlockId]]]:
         """(first position, sealed blocks) of each bounded piece of the readable past.
@@ -174,10 +182,16 @@ class LayerGroup:
         self.ledger.seal(e.sealing, depth=range(first, first + len(e.sealing)))
         if e.tail is not None and e.sealing:
             self.pool.close_block(e.tail)
+        self._slide(e.seq)
+
+    def end_step(self) -> None:
+        """After all sequences of a step: what was attended to, and the policy's clock."""
+        self.watch.commit()
         self.ledger.tick()
 
     def abort(self, e: Extent) -> None:
-        """Undo `begin`: the old tail was never overwritten below its fill."""
+        """Undo `begin`, but for evictions: the old tail was never overwritten below its fill."""
+        self.watch.abort()
         self.ledger.free(e.new)
         self.pool.drop(e.new)
         if e.tail is not None and e.sealing:
@@ -207,7 +221,7 @@ class LayerGroup:
                 if block in leaving:
                     table.punch(index)
         self.ledger.free(victims)
-        self.pool.drop(victims)
+        self._drop(victims)
         self.evictions += count
 
     def _store(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> None:
@@ -222,12 +236,35 @@ class LayerGroup:
         if e.rest is not None:
             self.pool.write(layer, e.rest, start, k, v)
 
-    def _release(self, seq: SeqId, blocks: list[BlockId], borrowed: set[BlockId]) -> None:
+    def _slide(self, seq: SeqId) -> None:
+        """Move the window's pins to the end of the sequence; free what it can never read again."""
+        table, size = self.tables[seq], self.block_size
+        safe = blocks_in(self.window.protected(table.length), table, size)
+        keep = {b for b in safe if self.ledger.state(b) == SEALED}
+        self.ledger.pin(sorted(keep - self.pinned[seq]))
+        self.ledger.unpin(sorted(self.pinned[seq] - keep))
+        self.pinned[seq] = keep
+        ranges = self.window.readable(table.length)
+        if ranges == [(0, table.length)]:
+            return
+        readable = blocks_in(ranges, table, size)
+        gone = [i for i, b in enumerate(table.ids) if b is not None and b not in readable]
+        self._release(seq, [table.punch(i) for i in reversed(gone)])
+        self.evictions += len(gone)
+
+    def _drop(self, blocks: list[BlockId]) -> None:
+        self.watch.forget(blocks)
+        self.pool.drop(blocks)
+
+    def _release(self, seq: SeqId, blocks: list[BlockId]) -> None:
+        borrowed, pinned = self.borrowed[seq], self.pinned[seq]
+        self.ledger.unpin([b for b in blocks if b in pinned])
+        pinned.difference_update(blocks)
         own = [b for b in blocks if b not in borrowed]
         self.ledger.free(own)
         self.ledger.unpin([b for b in blocks if b in borrowed])
         borrowed.difference_update(blocks)
-        self.pool.drop([b for b in blocks if self.ledger.state(b) == FREE])
+        self._drop([b for b in blocks if self.ledger.state(b) == FREE])
 
     def _copy_tail(self, tail: BlockId, fill: int) -> BlockId:
         (block,) = self._allocate(None, 1)
@@ -241,9 +278,15 @@ class LayerGroup:
         layers = range(self.pool.geometry.layers)
         contents = [[x[:fill].clone() for x in self.pool.read(n, [cut])] for n in layers]
         self.tables[seq].ids[index] = None
-        self._release(seq, [cut], self.borrowed[seq])
+        self._release(seq, [cut])
         (block,) = self._allocate(seq, 1)
         self.tables[seq].ids[index] = block
         self.pool.open_block(block)
         for layer in layers:
             self.pool.write(layer, block, 0, *contents[layer])
+
+
+def blocks_in(ranges: list[tuple[int, int]], table: BlockTable, size: int) -> set[BlockId]:
+    """The blocks of `table` that any of the half-open token `ranges` touches."""
+    indices = {i for begin, end in ranges for i in range(begin // size, -(-end // size))}
+    return {table.ids[i] for i in indices if table.ids[i] is not None}

@@ -83,7 +83,10 @@ class PagedCache:
     # ---- one step
 
     def begin(self, seqs: list[SeqId], counts: list[int]) -> None:
-        """Find room for `counts[i]` new tokens of `seqs[i]`; raises `OutOfBlocks`."""
+        """Find room for `counts[i]` new tokens of `seqs[i]`, evicting where the policy may.
+
+        Raises `OutOfBlocks`; lengths and contents are then as before, but for evicted blocks.
+        """
         if self._step is not None:
             raise KvlabError("the previous step was neither committed nor aborted")
         for group in self.groups:  # all rows at once, or an early row would evict in vain
@@ -124,6 +127,8 @@ class PagedCache:
             for group, e in zip(self.groups, extents):
                 group.commit(e)
             self._tokens[extents[0].seq] += extents[0].count
+        for group in self.groups:
+            group.end_step()
         self._step = None
         self._trim()
 

@@ -43,6 +43,18 @@ def attend(
     return out.reshape(heads, -1, dim), lse.reshape(heads, -1)
 
 
+def block_lse(q: Tensor, k: Tensor, *, scale: float, block_size: int) -> Tensor:
+    """lse of `q` [Hq, T, D] over each block of `k` [N*S, H, D] alone: fp32 [Hq, T, N].
+
+    exp(block lse - lse of everything) is the block's share of the attention; no policy needs the
+    attention matrix itself.
+    """
+    heads, (n, kv_heads, dim) = q.shape[0], k.shape
+    grouped = q.float().reshape(kv_heads, heads // kv_heads, -1, dim)
+    logits = torch.einsum("hgtd,nhd->hgtn", grouped, k.float()) * scale
+    return logits.unflatten(-1, (n // block_size, block_size)).logsumexp(-1).flatten(0, 1)
+
+
 def merge(parts: list[Partial]) -> Partial:
     """Partial results over disjoint keys -> the result over all of them."""
     if len(parts) == 1:

@@ -71,6 +71,7 @@ FORMATS = {
     "int4": _int(4, 4),
     "int3": _int(3, 3),
     "int2": _int(2, 2),
+    "k8v4": _int(8, 4),
     "k4v2": _int(4, 2),
     "k3v2": _int(3, 2),
 }
