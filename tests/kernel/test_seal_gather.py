@@ -48,6 +48,18 @@ def test_seal_writes_the_reference_bits(name, slots, dim, dtype, device):
         assert torch.equal(after.view(torch.uint8), before.view(torch.uint8))
 
 
+@pytest.mark.parametrize("name", [n for n, f in FORMATS.items() if f.key.bits <= 8])
+def test_seal_saturates_where_fp16_ends(name, device):
+    """Scales and zeros beyond 65504: the reference's bits again, and no inf among them."""
+    sealed, k, v, ids = make(FORMATS[name], 16, 64, torch.bfloat16, device)
+    k[:, 0], v[3] = k[:, 0] * 1e30, -1e30
+    seal_triton.seal(k, v, FORMATS[name], sealed.layer(1), ids)
+    want = FORMATS[name].quantize(split(k, 16), split(v, 16))
+    for plane, got in sealed.read(1, BLOCKS).items():
+        assert torch.equal(got.view(torch.uint8), want[plane].view(torch.uint8)), plane
+        assert torch.isfinite(got.float()).all()
+
+
 @pytest.mark.parametrize("slots, dim, dtype", SHAPES)
 @pytest.mark.parametrize("name", FORMATS)
 def test_gather_reads_what_the_codec_reads(name, slots, dim, dtype, device):
