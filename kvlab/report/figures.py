@@ -64,7 +64,7 @@ def _quality(everything: list[Entry], quality: list[str]) -> Drawing:
             points = [entry for entry in everything if _both(entry, name)]
             divisor, unit = scaling(metric(BYTES), [e.value(BYTES) for e in points])
             axes.set_xlabel(f"allocated cache, {unit}")
-            series(axes, points, name, lambda e, d=divisor: e.value(BYTES) / d)
+            series(axes, points, name, lambda e, d=divisor: e.value(BYTES) / d, everything)
         canvas.legend(made, panels[0])
         return made
 
@@ -153,7 +153,7 @@ def _generic(everything: list[Entry], name: str, axis: str | None) -> Drawing | 
         if over:
             made, (axes,) = canvas.figure(width=8.6)
             axes.set_xlabel(over.replace("_", " "))
-            series(axes, shown, name, lambda e: e.conditions[over])
+            series(axes, shown, name, lambda e: e.conditions[over], everything)
             canvas.legend(made, axes)
         else:
             made, (axes,) = canvas.figure(height=max(2.6, 1.0 + 0.38 * len(shown)))

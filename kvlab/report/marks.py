@@ -13,17 +13,24 @@ from kvlab.report.names import Metric, arrow, metric, number
 from kvlab.report.tables import described, labels, scaling
 
 
-def series(axes: Axes, points: list[Entry], name: str, x_of: Callable[[Entry], float]) -> None:
-    """One series for each variant (and run), with intervals; joined where it has several points."""
+def series(
+    axes: Axes, points: list[Entry], name: str, x_of: Callable[[Entry], float],
+    everything: list[Entry],
+) -> None:
+    """One series for each variant (and run), with intervals; joined where it has several points.
+
+    everything: all entries of the figure; a variant looks the same in each of its panels.
+    """
     about = _label_axis(axes, "y", name, points)
     divisor, _ = scaling(about, [e.value(name) for e in points])
     groups: dict[str, list[Entry]] = {}
     for entry in points:
-        groups.setdefault(_series_name(entry, points), []).append(entry)
-    for index, (label, members) in enumerate(groups.items()):
+        groups.setdefault(_series_name(entry, everything), []).append(entry)
+    order = list(dict.fromkeys(_series_name(entry, everything) for entry in everything))
+    for label, members in groups.items():
         members = sorted(members, key=x_of)
         y = np.array([e.value(name) for e in members]) / divisor
-        look = canvas.look(index)
+        look = canvas.look(order.index(label))
         look["linestyle"] = look["linestyle"] if len(members) > 1 else "none"
         ends = _error_bars([e.rows[name] for e in members], divisor)
         x = [x_of(e) for e in members]

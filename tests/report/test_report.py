@@ -373,3 +373,37 @@ def test_units():
     assert metric("x_ms")[1:3] == ("x", "ms")
     assert metric("swaps", "1/h", "lower")[1:] == ("swaps", "1/h", "Other", "lower")
     assert number(1e20) == "1.0e+20"
+
+
+def test_a_variant_looks_the_same_in_every_panel(monkeypatch):
+    """The full cache has no divergence: its absence must not move the others' colours."""
+    from kvlab.report import canvas, marks
+
+    seen = {}
+
+    class Axes:
+        def errorbar(self, *args, label, color, **look):
+            seen.setdefault(label, set()).add(color)
+
+        def __getattr__(self, name):
+            return lambda *a, **k: "linear"
+
+    class Point:
+        def __init__(self, variant, names):
+            self.variant, self.conditions = variant, {}
+            self.rows = {n: {"value": 1.0, "low": None, "high": None} for n in names}
+            self.run = type("Run", (), {"name": "r", "label": "r"})
+
+        def value(self, name):
+            return self.rows[name]["value"]
+
+    everything = [Point("bf16", ["a"]), Point("int8", ["a", "b"]), Point("int4", ["a", "b"])]
+    monkeypatch.setattr(canvas, "rescale", lambda *a, **k: None)
+    monkeypatch.setattr(marks, "_label_axis", lambda *a: None)
+    monkeypatch.setattr(marks, "scaling", lambda *a: (1.0, ""))
+    monkeypatch.setattr(marks, "_error_bars", lambda *a: None)
+    monkeypatch.setattr(marks, "_noise", lambda *a: 0.0)
+    for name in "ab":
+        points = [e for e in everything if name in e.rows]
+        marks.series(Axes(), points, name, lambda e: 1.0, everything)
+    assert {len(colours) for colours in seen.values()} == {1} and len(seen) == 3
