@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from kvlab.core import BadInput, KvlabError, OutOfBlocks
 from kvlab.format import NAMES
+from kvlab.window import NoWindow, SinkWindow
 
 
 def store_tokens(cache, seq, tokens, chunk=8192):
@@ -151,6 +152,30 @@ def test_a_relative_budget_keeps_its_share():
     driver.cache.check()
 
 
+def test_a_window_keeps_sinks_and_recent_tokens():
+    window = SinkWindow(sinks=4, recent=8)
+    driver = Driver(make(policy="fifo", budget_blocks=6, window=window))
+    seq = driver.open()
+    for count in (9, 1, 8, 1, 1, 5, 1, 9, 1):
+        driver.step([seq], [count])
+        driver.cache.check()
+        holes = set(driver.cache.groups[0].tables[seq].holes)
+        kept = {t // 4 for span in window.protected(driver.cache.length(seq)) for t in range(*span)}
+        assert not holes & kept
+    assert holes and 0 not in holes
+
+
+def test_a_window_without_middle_frees_at_once():
+    driver = Driver(make(window=SinkWindow(sinks=4, recent=8, middle=False)))
+    seq = driver.open()
+    for count in (9, 1, 8, 1, 20, 2):
+        driver.step([seq], [count])
+        driver.cache.check()
+    assert driver.cache.stats().blocks == 1 + 3
+    driver.close(seq)
+    assert held_bytes(driver.cache) == 0
+
+
 def test_shared_blocks_are_never_evicted():
     driver = Driver(make(policy="fifo", budget_blocks=6))
     a = driver.open()
@@ -223,9 +248,11 @@ def test_impossible_caches_are_refused(axes):
 class Life(RuleBasedStateMachine):
     """Sequences come, fork, grow, shrink, fail and go; books and attention stay right."""
 
+    window = NoWindow()
+
     def __init__(self):
         super().__init__()
-        axes = {"policy": "fifo", "budget_blocks": 14}
+        axes = {"policy": "fifo", "budget_blocks": 14, "window": self.window}
         self.driver = Driver(make(layers=1, block_size=3, workspace_tokens=6, **axes))
 
     def pick(self, index):
@@ -294,8 +321,14 @@ class Life(RuleBasedStateMachine):
             assert held_bytes(cache) == 0
 
 
-Life.TestCase.settings = settings(
+class WindowedLife(Life):
+    """Pins come and go as well."""
+
+    window = SinkWindow(sinks=2, recent=5)
+
+
+Life.TestCase.settings = WindowedLife.TestCase.settings = settings(
     max_examples=60, stateful_step_count=40, deadline=None, derandomize=True,
     phases=[Phase.generate],
 )
-TestLife = Life.TestCase
+TestLife, TestWindowedLife = Life.TestCase, WindowedLife.TestCase
