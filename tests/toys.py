@@ -7,6 +7,8 @@ from typing import Literal
 
 from kvlab.core import BadInput, KvlabError, Measurement
 
+ARCHITECTURES = ("Qwen3", "Llama", "Qwen2", "Mistral")
+
 
 class Part:
     """Something a job pulls in by interpolation."""

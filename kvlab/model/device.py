@@ -19,6 +19,8 @@ def prepare_device(name: str = "auto", cap_gb: float | None = None) -> torch.dev
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise BadInput("device", name, "no CUDA device answers; device=cpu or device=auto")
     device = torch.device(name)
+    if device.type == "cuda" and device.index is None:  # the allocator's limit wants a number
+        device = torch.device("cuda", torch.cuda.current_device())
     if cap_gb is not None:
         _limit(device, cap_gb)
     return device

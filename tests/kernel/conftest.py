@@ -7,6 +7,8 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before any kernel module is imported
+else:
+    os.environ.pop("TRITON_INTERPRET", None)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from toys import ARCHITECTURES
 from transformers import DynamicCache
 
 from kvlab import PagedCache
@@ -16,7 +17,6 @@ from kvlab.core import BadInput, KvlabError
 from kvlab.model.load import ReferenceModel
 from kvlab.model.prefill import forward_chunk
 
-ARCHITECTURES = ("Qwen3", "Llama", "Qwen2", "Mistral")
 BOOKS = Path(__file__).resolve().parents[2] / "kvlab" / "assets" / "books" / "heldout.jsonl.xz"
 NEW = 12
 

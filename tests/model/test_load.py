@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
-from conftest import ARCHITECTURES
+from toys import ARCHITECTURES
 
 from kvlab import hub
 from kvlab.core import BadInput

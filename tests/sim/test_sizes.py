@@ -20,7 +20,7 @@ def plane_bits(name: str, slots: int, width: int) -> float:
         return dense[name]
     if name == "fp8":
         return (8 * slots * width + 16 * slots) / (slots * width)
-    key, value = {"k4v2": (4, 2), "k3v2": (3, 2)}.get(name, (int(name[-1]),) * 2)
+    key, value = {"k8v4": (8, 4), "k4v2": (4, 2), "k3v2": (3, 2)}.get(name, (int(name[-1]),) * 2)
     per_channel = slots >= 16
     total = 0
     for bits, shared in ((key, width if per_channel else slots), (value, slots)):
