@@ -46,7 +46,7 @@ KNOWN = {
             ("cache_host_bytes", "on the host", "bytes", "lower"),
             ("peak_device_bytes", "peak on device", "bytes", "lower"),
             ("bits_per_element", "bits per element", "", "lower"),
-            ("resident_tokens_percent", "resident tokens", "%", "lower"),
+            ("resident_tokens_percent", "resident tokens", "%", None),
         ),
         *_family(
             "Speed",
