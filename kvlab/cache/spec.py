@@ -9,9 +9,10 @@ import torch
 
 from kvlab import format as formats
 from kvlab import policy as policies
+from kvlab import window as windows
 from kvlab.core import BadInput, CacheGeometry
 from kvlab.format import KVFormat
-from kvlab.policy import EvictionPolicy
+from kvlab.policy import EvictionPolicy, NoEviction
 from kvlab.window import NoWindow
 
 
@@ -20,7 +21,7 @@ class CacheSpec:
     """The axes of a cache. Strings mean the class with its defaults.
 
     format: how sealed blocks are stored.
-    policy: makes the eviction policy; called once for each ledger.
+    policy: makes the eviction policy, once for each ledger; an instance serves one cache only.
     window: which tokens stay, whatever the policy says.
     block_size: tokens in a block, 1 to 256.
     budget_blocks, budget_bytes, budget_percent: at most one; blocks held by all sequences
@@ -29,8 +30,8 @@ class CacheSpec:
     """
 
     format: KVFormat | str = "bf16"
-    policy: Callable[[], EvictionPolicy] | str = "none"
-    window: NoWindow = field(default_factory=NoWindow)
+    policy: Callable[[], EvictionPolicy] | EvictionPolicy | str = "none"
+    window: NoWindow | str = field(default_factory=NoWindow)
     block_size: int = 64
     budget_blocks: int | None = None
     budget_bytes: int | None = None
@@ -48,7 +49,20 @@ class CacheSpec:
             raise BadInput("cache.block_size", self.block_size, "must be 1 to 256 tokens")
         if self.workspace_tokens < 1:
             raise BadInput("cache.workspace_tokens", self.workspace_tokens, "must be at least 1")
+        if isinstance(self.window, str):
+            object.__setattr__(self, "window", windows.by_name(self.window))
+        if isinstance(self.policy, EvictionPolicy):  # an instance is taken as it is
+            member = self.policy
+            object.__setattr__(self, "policy", lambda: member)
         self._check_budget()
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        """Refuse what would be accepted and do nothing."""
+        evicts = not isinstance(self.policy(), NoEviction)
+        if self.budget_percent is not None and not evicts:
+            raise BadInput("cache.budget_percent", self.budget_percent,
+                           "needs an eviction policy that brings the cache down to it; policy=lru")
 
     def _check_budget(self) -> None:
         named = {n: getattr(self, n) for n in ("budget_blocks", "budget_bytes", "budget_percent")}

@@ -56,14 +56,18 @@ class Evaluate:
         if self.chunk_tokens == "adaptive":
             self.chunk_tokens = adaptive_chunk(loaded.model, device)
         runners = self._runners(loaded, variants)
-        todo = [r for r in runners if not folder.done(r.name, r.params)]
-        if not todo:
+        scored = [r for r in runners if self.measures_quality and not done(folder, r, "perplexity")]
+        timed = [
+            r for r in runners
+            if not r.params.get("control") and not done(folder, r, "prefill_seconds")
+        ]
+        if not scored and not timed:
             return
         documents = self.data.documents(loaded.tokenizer, self.documents, self.tokens)
         texts = [torch.from_numpy(np.asarray(d.ids)).long().to(device) for d in documents]
-        if self.measures_quality:
-            self._quality(folder, loaded, texts, todo)
-        self._cost(folder, loaded, texts[0], todo)
+        if scored:
+            self._quality(folder, loaded, texts, scored)
+        self._cost(folder, loaded, texts[0], timed)
 
     def _runners(self, loaded: LoadedModel, variants: list[Variant]) -> list[Runner]:
         """Baseline first; every refusal happens here, before anything is written."""
@@ -115,17 +119,21 @@ class Evaluate:
 
     def _cost(self, folder, loaded, ids, todo: list[Runner]) -> None:
         for runner in todo:
-            if not runner.params.get("control"):
-                alone = Runner(runner.name, runner.params, runner.spec)
-                rows = list(cost(loaded, ids, alone, self.chunk_tokens, self.decode_tokens))
-                held = [] if self.measures_quality else list(memory(alone))
-                folder.add(runner.name, runner.params, [*rows, *held])
+            alone = Runner(runner.name, runner.params, runner.spec)
+            rows = list(cost(loaded, ids, alone, self.chunk_tokens, self.decode_tokens))
+            held = [] if self.measures_quality else list(memory(alone))
+            folder.add(runner.name, runner.params, [*rows, *held])
 
 
 class Cost(Evaluate):
     """Bytes and time alone; what a model with random weights can be asked for."""
 
     measures_quality = False
+
+
+def done(folder, runner: Runner, name: str) -> bool:
+    """Whether a killed run got as far as `name` for this runner."""
+    return folder.done(runner.name, runner.params, [name])
 
 
 def is_same(spec: CacheSpec, full: CacheSpec) -> bool:

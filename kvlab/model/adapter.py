@@ -88,6 +88,8 @@ class PagedCache(core.PagedCache, Cache):
         axes: the arguments of `CacheSpec` (format="int4", block_size=16, ...), or one `spec`.
         Raises `BadInput` for other architectures than Llama, Mistral, Qwen2 and Qwen3.
         """
+        if spec is not None and axes:
+            raise BadInput(next(iter(axes)), next(iter(axes.values())), "give spec or axes only")
         spec = spec or CacheSpec(**axes)
         config = model.config.get_text_config(decoder=True)
         if config.model_type not in ARCHITECTURES:

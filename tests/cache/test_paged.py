@@ -9,6 +9,8 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from kvlab import policy as policies
+from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, KvlabError, OutOfBlocks
 from kvlab.format import NAMES
 from kvlab.window import NoWindow, SinkWindow
@@ -332,3 +334,11 @@ Life.TestCase.settings = WindowedLife.TestCase.settings = settings(
     phases=[Phase.generate],
 )
 TestLife, TestWindowedLife = Life.TestCase, WindowedLife.TestCase
+
+
+def test_axes_are_taken_as_names_or_as_they_are():
+    lru = policies.by_name("lru")
+    assert CacheSpec(policy=lru).policy() is lru
+    assert CacheSpec(window="sink").window.sinks == 4
+    with pytest.raises(BadInput, match="needs an eviction policy"):
+        CacheSpec(budget_percent=50.0)
