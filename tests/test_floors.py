@@ -12,8 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "kvlab"
 FLOORS = (
     ("core",),
-    ("policy", "window", "kernel", "track", "report", "stats", "hub", "summary", "retrieval"),
-    ("blocks", "format"),
+    ("policy", "window", "kernel", "track", "report", "stats", "hub"),
+    ("blocks", "format", "summary", "retrieval"),
     ("sim", "pool", "offload", "fused"),
     ("cache",),
     ("model",),

@@ -8,11 +8,17 @@ from dataclasses import dataclass, field
 import torch
 
 from kvlab import format as formats
+from kvlab import offload as offloads
 from kvlab import policy as policies
+from kvlab import retrieval as retrievals
+from kvlab import summary as summaries
 from kvlab import window as windows
 from kvlab.core import BadInput, CacheGeometry
 from kvlab.format import KVFormat
+from kvlab.offload import NoOffload
 from kvlab.policy import EvictionPolicy, NoEviction
+from kvlab.retrieval import NoRetrieval
+from kvlab.summary import NoSummary
 from kvlab.window import NoWindow
 
 
@@ -23,19 +29,27 @@ class CacheSpec:
     format: how sealed blocks are stored.
     policy: makes the eviction policy, once for each ledger; an instance serves one cache only.
     window: which tokens stay, whatever the policy says.
+    summary: what stands for evicted blocks.
+    retrieval: which blocks a decoded token reads.
+    offload: where evicted blocks go.
     block_size: tokens in a block, 1 to 256.
     budget_blocks, budget_bytes, budget_percent: at most one; blocks held by all sequences
         together, bytes of sealed blocks, or a share of the tokens seen.
+    groups: "all" layers share block ids and evict together, or "per_layer".
     workspace_tokens: tokens of the past that are dequantized at a time.
     """
 
     format: KVFormat | str = "bf16"
     policy: Callable[[], EvictionPolicy] | EvictionPolicy | str = "none"
     window: NoWindow | str = field(default_factory=NoWindow)
+    summary: NoSummary | str = field(default_factory=NoSummary)
+    retrieval: NoRetrieval | str = field(default_factory=NoRetrieval)
+    offload: NoOffload | str = field(default_factory=NoOffload)
     block_size: int = 64
     budget_blocks: int | None = None
     budget_bytes: int | None = None
     budget_percent: float | None = None
+    groups: str = "all"
     workspace_tokens: int = 16384
 
     def __post_init__(self):
@@ -49,8 +63,13 @@ class CacheSpec:
             raise BadInput("cache.block_size", self.block_size, "must be 1 to 256 tokens")
         if self.workspace_tokens < 1:
             raise BadInput("cache.workspace_tokens", self.workspace_tokens, "must be at least 1")
-        if isinstance(self.window, str):
-            object.__setattr__(self, "window", windows.by_name(self.window))
+        rooms = {"window": windows, "summary": summaries, "retrieval": retrievals,
+                 "offload": offloads}
+        for axis, room in rooms.items():
+            if isinstance(getattr(self, axis), str):
+                object.__setattr__(self, axis, room.by_name(getattr(self, axis)))
+        if self.groups not in ("all", "per_layer"):
+            raise BadInput("cache.groups", self.groups, "must be all or per_layer")
         if isinstance(self.policy, EvictionPolicy):  # an instance is taken as it is
             member = self.policy
             object.__setattr__(self, "policy", lambda: member)
