@@ -27,6 +27,7 @@ from kvlab.kernel.sides import next_power
 
 MOST_ROWS = 16  # of the matrix unit's smallest tile
 STEP = 1024  # columns that a program of one row takes at a time: 16 bytes a lane, 4 warps
+TILE = (16, 256, 4, 4)  # of many rows: outputs, columns, warps, stages
 
 
 @triton.jit
@@ -213,7 +214,7 @@ def _launch(x, gain, eps, weights, biases=None, residual=None, gate=False) -> Te
     out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     w, b = ([*given, *[given[0]] * (3 - len(given))] for given in (weights, biases or weights))
     n = sizes + [0] * (3 - len(sizes))
-    share = _share(sizes[0] if gate else width, gate) if rows == 1 else 16
+    share = _share(sizes[0] if gate else width, gate) if rows == 1 else TILE[0]
     programs = sum(-(-size // share) for size in (sizes[:1] if gate else sizes))
     flags = dict(NORM=gain is not None, GATE=gate, BIAS=biases is not None,
                  ADD=residual is not None, **_early(x.device))
@@ -225,8 +226,8 @@ def _launch(x, gain, eps, weights, biases=None, residual=None, gate=False) -> Te
                                     num_warps=4, **flags)
     else:
         many_rows_kernel[(programs,)](
-            *given, rows, width, R=share, KB=min(256, max(16, next_power(inner))), MP=MOST_ROWS,
-            num_warps=4, num_stages=4, **flags,
+            *given, rows, width, R=share, KB=min(TILE[1], max(16, next_power(inner))),
+            MP=MOST_ROWS, num_warps=TILE[2], num_stages=TILE[3], **flags,
         )
     return out
 
