@@ -2,9 +2,9 @@
 
 Four launches a layer: norm + q, k, v; head norms + RoPE; output + residual; and the MLP in two.
 Weights stay where they are: a program picks its matrix, nothing is stacked. One row is a sum of
-products (each weight is used once, so the matrix unit has nothing to win); up to 16 rows share a
-tile of the matrix unit. The RMSNorm's factor is one number per row, so it is applied to the
-result and the weights stream without waiting for it.
+products (each weight is used once, so the matrix unit has nothing to win). Its RMSNorm is a factor
+on the result, so the weights stream without waiting for it. Two to 16 rows share a tile of the
+matrix unit and are normed before.
 
 Where the device can (compute capability 9), a kernel starts while the one before it drains, asks
 for its first weights, and only then waits (programmatic dependent launch).
@@ -15,6 +15,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -26,8 +27,7 @@ from kvlab.kernel.interpret import ACTIVE as INTERPRETED
 from kvlab.kernel.sides import next_power
 
 MOST_ROWS = 16  # of the matrix unit's smallest tile
-STEP = 1024  # columns that a program of one row takes at a time: 16 bytes a lane, 4 warps
-TILE = (16, 256, 4, 4)  # of many rows: outputs, columns, warps, stages
+TILE = (16, 256, 2, 4)  # of many rows: outputs, columns, warps, stages
 
 
 @triton.jit
@@ -116,11 +116,10 @@ def one_row_kernel(
 
 @triton.jit
 def many_rows_kernel(
-    x, gain, w0, w1, w2, b0, b1, b2, residual, out, eps, n0, n1, n2, K, B, width, R: tl.constexpr,
-    KB: tl.constexpr, MP: tl.constexpr, NORM: tl.constexpr, GATE: tl.constexpr,
-    BIAS: tl.constexpr, ADD: tl.constexpr, EARLY: tl.constexpr,
+    x, w0, w1, w2, b0, b1, b2, residual, out, n0, n1, n2, K, B, width, R: tl.constexpr,
+    KB: tl.constexpr, MP: tl.constexpr, GATE: tl.constexpr, BIAS: tl.constexpr, ADD: tl.constexpr,
 ):
-    """R outputs of B rows of x [B, K]; `width`: outputs of a row in all."""
+    """R outputs of B rows of x [B, K], normed already; `width`: outputs of a row in all."""
     pid = tl.program_id(0)
     if GATE:
         w, first, count, before = w0, pid * R, n0, 0
@@ -128,17 +127,10 @@ def many_rows_kernel(
         w, first, count, before = pick(pid, w0, w1, w2, n0, n1, n2, R)
     w = tl.multiple_of(w, 16)
     rows, m = first + tl.arange(0, R), tl.arange(0, MP)
-    arrive(EARLY)
     y, z = tl.zeros([MP, R], tl.float32), tl.zeros([MP, R], tl.float32)
-    square = tl.zeros([MP], tl.float32)
     for start in range(0, K, KB):
         at = start + tl.arange(0, KB)
         v = tile(x, m, B, at, K)
-        if NORM:
-            f = v.to(tl.float32)
-            square += tl.sum(f * f, 1)
-            g = tl.load(gain + at, mask=at < K, other=0.0).to(tl.float32)
-            v = narrow(f * g[None, :], x.dtype.element_ty)
         y = multiply(v, tl.trans(tile(w, rows, count, at, K)), y, DENSE)
         if GATE:
             z = multiply(v, tl.trans(tile(w1, rows, count, at, K)), z, DENSE)
@@ -147,8 +139,8 @@ def many_rows_kernel(
         bias, _, _, _ = pick(pid, b0, b1, b2, n0, n1, n2, R)
     inside = (m < B)[:, None] & (rows < count)[None, :]
     at = m[:, None] * width + (before + rows)[None, :]
-    y = finish(y, z, square[:, None], (bias + rows)[None, :], residual, at, inside, eps, K,
-               NORM, GATE, BIAS, ADD)
+    y = finish(y, z, 0.0, (bias + rows)[None, :], residual, at, inside, 0.0, K, False, GATE, BIAS,
+               ADD)
     tl.store(out + at, narrow(y, out.dtype.element_ty), mask=inside)
 
 
@@ -193,41 +185,49 @@ def _early(device: torch.device) -> dict:
     return {"EARLY": True, "launch_pdl": True} if can else {"EARLY": False}
 
 
-def _share(outputs: int, gate: bool) -> int:
-    """Outputs of a program of one row: a few programs for each multiprocessor, then longer ones."""
-    rows = 4 if outputs < 4096 else 8 if outputs < 65536 else 16
-    return rows // 2 if gate and rows > 4 else rows
+def _share(outputs: int) -> int:
+    """Outputs of a program of one row: small, so that all multiprocessors have several."""
+    return 4 if outputs < 65536 else 8
+
+
+def _step(inner: int, gate: bool) -> int:
+    """Columns that a program of one row takes at a time; measured, see experiments/decode_speed."""
+    return min(512 if gate or inner <= 1024 else 2048, next_power(inner))
 
 
 def takes(x: Tensor) -> bool:
     """Whether the kernels take rows of this count and dtype."""
-    return len(x) == 1 or (len(x) <= MOST_ROWS and x.dtype == torch.bfloat16)
+    return len(x) == 1 or (len(x) <= MOST_ROWS and x.dtype.itemsize == 2)
 
 
 def _launch(x, gain, eps, weights, biases=None, residual=None, gate=False) -> Tensor:
     if not takes(x):
         raise BadInput("x", (tuple(x.shape), x.dtype),
-                       f"must be one row, or at most {MOST_ROWS} rows of bfloat16")
+                       f"must be one row, or at most {MOST_ROWS} rows of 16-bit floats")
+    if len(x) > 1 and gain is not None:  # the tile's loads go straight to the matrix unit
+        x, gain = F.rms_norm(x, gain.shape, gain, eps), None
     sizes = [len(w) for w in weights]
     rows, inner = x.shape
     width = sizes[0] if gate else sum(sizes)
     out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     w, b = ([*given, *[given[0]] * (3 - len(given))] for given in (weights, biases or weights))
     n = sizes + [0] * (3 - len(sizes))
-    share = _share(sizes[0] if gate else width, gate) if rows == 1 else TILE[0]
+    share = _share(width) if rows == 1 else TILE[0]
     programs = sum(-(-size // share) for size in (sizes[:1] if gate else sizes))
-    flags = dict(NORM=gain is not None, GATE=gate, BIAS=biases is not None,
-                 ADD=residual is not None, **_early(x.device))
-    given = (x, x if gain is None else gain, *w, *b, x if residual is None else residual, out, eps,
-             *n, inner)
+    flags = {"GATE": gate, "BIAS": biases is not None, "ADD": residual is not None}
+    residual = x if residual is None else residual
     if rows == 1:
-        step = min(STEP, next_power(inner))
-        one_row_kernel[(programs,)](*given, R=share, KB=step, STEPS=-(-inner // step),
-                                    num_warps=4, **flags)
+        step = _step(inner, gate)
+        one_row_kernel[(programs,)](
+            x, x if gain is None else gain, *w, *b, residual, out, eps, *n, inner, R=share,
+            KB=step, STEPS=-(-inner // step), NORM=gain is not None, num_warps=4, **flags,
+            **_early(x.device),
+        )
     else:
         many_rows_kernel[(programs,)](
-            *given, rows, width, R=share, KB=min(TILE[1], max(16, next_power(inner))),
-            MP=MOST_ROWS, num_warps=TILE[2], num_stages=TILE[3], **flags,
+            x, *w, *b, residual, out, *n, inner, rows, width, R=share,
+            KB=min(TILE[1], max(16, next_power(inner))), MP=MOST_ROWS, num_warps=TILE[2],
+            num_stages=TILE[3], **flags,
         )
     return out
 
