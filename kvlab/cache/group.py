@@ -153,7 +153,7 @@ class LayerGroup:
                 start = e.past - e.fill
                 total.add(attend_sdpa.attend(q, *tail, k_start=start, **span))
         total.add(attend_sdpa.attend(q, keys, values, causal=not e.single, k_start=first, **span))
-        self._store(layer, e, k, v)
+        self.store(layer, e, k, v)
         out, lse = total.result()
         self.watch.layer(lse)
         return out
@@ -228,7 +228,8 @@ class LayerGroup:
         self._drop(victims)
         self.evictions += count
 
-    def _store(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> None:
+    def store(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> None:
+        """Seal the full blocks of a step and append the rest; k and v [T, H, D]."""
         if e.single:
             self.pool.write(layer, e.writing, e.fill, k, v)
             return

@@ -71,6 +71,17 @@ class Watch:
             self._mass = shares if self._mass is None else self._mass + shares
             self._rows = tables.blocks
 
+    def captured(self) -> Tensor | None:
+        """Where a step that was captured, not run, leaves its shares; forgets that step."""
+        mass = self._mass
+        self.abort()
+        return mass
+
+    def replayed(self, tables: DecodeTables, mass: Tensor | None) -> None:
+        """A captured step has run again: `mass` is what `captured` gave."""
+        if mass is not None:
+            self._mass, self._rows = mass, tables.blocks
+
     # ---- the end of a step
 
     def commit(self) -> None:

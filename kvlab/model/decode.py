@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -17,9 +18,8 @@ from torch import Tensor
 
 from kvlab.core import BadInput, KvlabError
 from kvlab.model.adapter import PagedCache
-from kvlab.model.fuse import fused
 from kvlab.model.prefill import prefill
-from kvlab.model.step import Step
+from kvlab.model.step import Step, StepCache
 
 Driver = Literal["auto", "eager", "graph", "static"]
 DRIVERS = ("auto", "eager", "graph", "static")
@@ -38,14 +38,14 @@ class Decoder:
     """
 
     def __init__(self, model, cache: PagedCache, *, driver: Driver = "auto"):
-        if driver not in DRIVERS:
-            raise BadInput("eval.driver", driver, f"must be one of {', '.join(DRIVERS)}")
+        check_driver(driver)
         if not cache.rows:
             raise BadInput("cache", "empty", "needs at least one token of each row before decoding")
         self.model, self.cache, self.driver = model, cache, driver
         self.why_eager: str | None = None
         self._step: Step | None = None
         self._tables: list | None = None  # of the capture; kept alive as long as the graph is
+        self._masses: list[Tensor | None] = []  # where it leaves what the policies observe
         if driver in ("auto", "graph"):
             self._give_up(obstacle(model, cache))
 
@@ -53,6 +53,16 @@ class Decoder:
     def captured(self) -> bool:
         """Whether steps are replays of a graph."""
         return self._step is not None and self._step.graph is not None
+
+    def timed(self, clock: Callable[[Callable[[], None]], float]) -> float:
+        """`clock` of replaying the captured step, which then never was: the cache stays as it is."""
+        cache = self.cache
+        cache.begin(cache.rows, [1] * len(cache.rows))
+        try:
+            return clock(self._step.replay)
+        finally:
+            cache.abort()
+            self._step.forget()
 
     @torch.inference_mode()
     def step(self, tokens: Tensor) -> Tensor:
@@ -95,7 +105,7 @@ class Decoder:
     def _run(self, tokens: Tensor, positions: list[int]) -> Tensor | None:
         """Logits of one step between `begin` and `commit`; None where it cannot be captured."""
         if self._step is None or len(self._step.ids) != len(tokens):
-            self._step = Step(self.model, self.cache, len(tokens))
+            self._step = Step(self.model, StepCache(self.cache), len(tokens))
         step = self._step
         step.ids.copy_(tokens)
         step.at(positions)
@@ -135,7 +145,21 @@ class Decoder:
         if self.driver == "graph":
             raise BadInput("eval.driver", "graph", f"{reason}; eval.driver=auto runs eagerly then")
         self.why_eager = reason
-        log.warning("decoding eagerly: %s", reason)
+        _say(reason)
+
+
+@lru_cache
+def _say(reason: str) -> None:
+    """Once for each reason: a study makes many decoders."""
+    log.warning("decoding eagerly: %s", reason)
+
+
+def check_driver(driver: str, device: torch.device | None = None) -> None:
+    """Raises `BadInput` for a driver that is unknown, or impossible on `device`."""
+    if driver not in DRIVERS:
+        raise BadInput("eval.driver", driver, f"must be one of {', '.join(DRIVERS)}")
+    if driver == "graph" and device is not None and device.type != "cuda":
+        raise BadInput("eval.driver", driver, "needs a CUDA device; auto runs eagerly without one")
 
 
 def obstacle(model, cache: PagedCache) -> str | None:
@@ -144,6 +168,10 @@ def obstacle(model, cache: PagedCache) -> str | None:
         return f"CUDA graphs need a CUDA device, and the cache lives on {cache.device}"
     if not cache.can_decode([1] * len(cache.rows)):
         return "this cache has axes that the decode kernel does not read"
+    axes = {name: getattr(cache.spec, name) for name in ("summary", "retrieval", "offload")}
+    for name, axis in axes.items():
+        if not type(axis).__name__.startswith("No"):
+            return f"{name}={axis.name} takes part in every step from the host"
     windows = {getattr(m, "sliding_window", None) for m in model.modules()} - {None}
     if windows:
         return f"the model's own sliding window of {windows.pop()} tokens needs masks"

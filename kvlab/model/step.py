@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from kvlab.core import KvlabError
 from kvlab.model.adapter import PagedCache, PagedLayer
 from kvlab.model.fuse import fused
 
@@ -15,19 +14,17 @@ class StepCache(Cache):
     """The model's view of a `PagedCache` inside one step: it attends, it neither begins nor ends.
 
     The driver calls the cache's `begin` before and `commit` after; between them nothing here may
-    depend on a length, so that asking for one is an error.
+    depend on a length. The library asks for one to place a mask that is never built.
     """
+
+    seen = 0
 
     def __init__(self, cache: PagedCache):
         self.paged = cache
         super().__init__(layers=[PagedLayer(self, i) for i in range(cache.geometry.layers)])
 
-    @property
-    def seen(self) -> int:
-        raise KvlabError("a decode step must not depend on the length of the cache")
-
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.seen
+        return 0
 
     def get_mask_sizes(self, *args) -> tuple[int, int]:
         return 1, 0  # one query that sees everything: there is no mask
@@ -41,14 +38,15 @@ class StepCache(Cache):
 class Step:
     """`model` over static inputs: ids and positions int64 [B, 1], logits [B, V] in place.
 
-    `run` computes; `capture` records one run, and `replay` repeats it. Positions advance by
-    themselves, so that the host uploads nothing.
+    cache: a `StepCache`, or a cache of the library that keeps its tensors in place. `run` computes,
+    `capture` records one run, and `replay` repeats it. Positions advance by themselves, so that the
+    host uploads nothing.
     """
 
-    def __init__(self, model, cache: PagedCache, rows: int):
-        self.model, self.view = model, StepCache(cache)
+    def __init__(self, model, cache: Cache, rows: int):
+        self.model, self.cache = model, cache
         self.ids, self.positions = (
-            torch.zeros(rows, 1, dtype=torch.long, device=cache.device) for _ in range(2)
+            torch.zeros(rows, 1, dtype=torch.long, device=model.device) for _ in range(2)
         )
         self.logits: Tensor | None = None
         self.graph: torch.cuda.CUDAGraph | None = None
@@ -60,6 +58,10 @@ class Step:
             self.positions.copy_(torch.tensor(positions)[:, None], non_blocking=True)
         self._expected = [p + 1 for p in positions]
 
+    def forget(self) -> None:
+        """Runs came between that were no steps: positions are uploaded anew."""
+        self._expected = None
+
     def run(self) -> None:
         """Compute the logits of `ids`, through fused layers."""
         with fused(self.model):
@@ -67,7 +69,7 @@ class Step:
 
     def _forward(self) -> None:
         self.logits = self.model(
-            input_ids=self.ids, position_ids=self.positions, past_key_values=self.view,
+            input_ids=self.ids, position_ids=self.positions, past_key_values=self.cache,
             use_cache=True, logits_to_keep=1,
         ).logits[:, -1]
         self.positions.add_(1)
