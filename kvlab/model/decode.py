@@ -55,7 +55,7 @@ class Decoder:
         return self._step is not None and self._step.graph is not None
 
     def timed(self, clock: Callable[[Callable[[], None]], float]) -> float:
-        """`clock` of replaying the captured step, which then never was: the cache stays as it is."""
+        """`clock` of replays of the captured step that leave the cache as it is."""
         cache = self.cache
         cache.begin(cache.rows, [1] * len(cache.rows))
         try:
