@@ -119,6 +119,11 @@ class PrefixIndex(NoPrefix):
                     raise BadInput("ids", ids[index], f"block {node.id} holds this content already")
                 self._hold(node, ids[index])
 
+    @property
+    def blocks(self) -> set[BlockId]:
+        """All known blocks."""
+        return set(self._held)
+
     def trail(self, id: BlockId) -> list[tuple[int, bytes]]:
         """(name, token bytes) of a known block and all before it, head first."""
         line, node = [], self._held[id]
