@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from kvlab.blocks import Chain
-
-if TYPE_CHECKING:
-    from kvlab.cache.paged import PagedCache
 
 # Codes of the blocks of a prompt, one letter each.
 REASONS = {
@@ -45,8 +42,8 @@ class Audit(NamedTuple):
                 "ms_saved": ms}
 
 
-def audited(cache: PagedCache, chain: Chain | None, hit: int) -> Audit | None:
-    """Look at what a request is about to find; `hit` leading blocks are used."""
+def audited(cache, chain: Chain | None, hit: int) -> Audit | None:
+    """What a request to this `PagedCache` is about to find; `hit` leading blocks are used."""
     if chain is None:
         return None
     g, share = cache.geometry, cache.groups[0].share

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from kvlab.blocks import Chain
 from kvlab.cache.step import Extent
 from kvlab.core import BlockId, SeqId
-
-if TYPE_CHECKING:
-    from kvlab.cache.group import LayerGroup
 
 
 class Claim:
@@ -33,11 +28,14 @@ class Claim:
 
 
 class Alone:
-    """Axis prefix=none: a block belongs to its sequence and leaves with it."""
+    """Axis prefix=none: a block belongs to its sequence and leaves with it.
+
+    group: the `LayerGroup` whose sequences these are.
+    """
 
     hold = False  # whether running sequences keep their blocks
 
-    def __init__(self, group: LayerGroup):
+    def __init__(self, group):
         self.group, self.ledger = group, group.ledger
         self.claims: dict[SeqId, Claim] = {}
 

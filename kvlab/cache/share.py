@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import groupby
-from typing import TYPE_CHECKING
 
 from kvlab.blocks import OPEN, OWNER, SEALED, PrefixIndex
 from kvlab.cache.claim import Alone, Claim
 from kvlab.cache.step import Extent
 from kvlab.core import BlockId, SeqId
-
-if TYPE_CHECKING:
-    from kvlab.cache.group import LayerGroup
 
 REMEMBERED = 1 << 20  # contents that left, kept to say why a block missed
 
@@ -26,7 +22,7 @@ class Shared(Alone):
     """
 
     def __init__(
-        self, group: LayerGroup, identity: str, outputs: bool, reads_part: bool,
+        self, group, identity: str, outputs: bool, reads_part: bool,
         cost: Callable[[int], float],
     ):
         super().__init__(group)

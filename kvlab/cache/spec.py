@@ -93,8 +93,8 @@ class CacheSpec:
     def _check_sharing(self, evicts: bool) -> None:
         budget = self.budget_blocks or self.budget_bytes or self.budget_percent
         if budget and not evicts:
-            raise BadInput("prefix", self.prefix.name, "keeps prefixes until the budget is full, and"
-                           " policy=none takes none away; choose policy=lru")
+            raise BadInput("prefix", self.prefix.name, "keeps prefixes until the budget is full, "
+                           "and policy=none takes none away; choose policy=lru")
         if not self.prefix.hold and not evicts:
             raise BadInput("prefix.hold", False, "lets the policy take blocks of running sequences,"
                            " and there is none; choose policy=lru with a budget")
