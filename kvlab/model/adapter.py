@@ -89,7 +89,8 @@ class PagedCache(core.PagedCache, Cache):
         Cache.__init__(self, layers=[PagedLayer(self, i) for i in range(geometry.layers)])
         self.rows: list[int] = []
         self.seen = 0  # tokens a row has seen, padding included: what transformers counts
-        self.coming: Tensor | None = None  # ids [B, T] of the forward that is about to run
+        # ids [B, T] of the forward that is about to run, and its positions if given
+        self.coming: tuple[Tensor, Tensor | None] | None = None
 
     @classmethod
     def for_model(cls, model, spec: CacheSpec | None = None, **axes) -> PagedCache:
@@ -139,13 +140,13 @@ class PagedCache(core.PagedCache, Cache):
         is. mask: [B, T], 0 for left padding; rows whose paddings differ by no whole number of
         blocks cannot skip the same columns and start cold. Does nothing while there are rows.
         """
-        if self.rows:
+        pads = left_pads(ids, mask)
+        if self.rows or pads is None:
             return 0
-        pads = (ids.shape[1] - (ids.shape[1] if mask is None else mask.sum(1).cpu()))
-        pads = [0] * len(ids) if mask is None else pads.tolist()
-        prompts = [row[pad:].cpu().numpy() for row, pad in zip(ids, pads)]
+        prompts = [row[pad:] for row, pad in zip(ids.cpu().numpy(), pads)]
         self.rows = self.open_together(prompts, pads)
-        self.seen = pads[0] + self.length(self.rows[0]) if self.rows else 0
+        self.seen = pads[0] + self.length(self.rows[0]) if len(ids) else 0
+        self.seen *= any(map(self.length, self.rows))  # cold rows skip no padding either
         return self.seen
 
     def crop(self, tokens_to_remove) -> None:
@@ -196,16 +197,21 @@ class PagedCache(core.PagedCache, Cache):
             raise KvlabError(f"the cache holds {len(self.rows)} rows, the batch has {batch}")
         padded = mask is not None and tokens > 1  # decode never adds padding
         counts = mask[:, -tokens:].sum(1).tolist() if padded else [tokens] * batch
-        self._note(tokens, [int(n) for n in counts])
+        self._note(tokens, [int(n) for n in counts], mask)
         self.begin(self.rows, [int(n) for n in counts])
 
-    def _note(self, tokens: int, counts: list[int]) -> None:
-        """Tell each row which tokens it is about to compute, where they are known."""
-        coming, self.coming = self.coming, None
-        if coming is None or coming.shape[1] != tokens:
+    def _note(self, tokens: int, counts: list[int], mask: Tensor | None) -> None:
+        """Tell each row which tokens it is about to compute, where they are known.
+
+        Tokens at other positions than their place in the sequence make other keys: not told.
+        """
+        (coming, positions), self.coming = self.coming or (None, None), None
+        if coming is None or left_pads(coming, None if mask is None else mask[:, -tokens:]) is None:
             return
-        for row, ids, count in zip(self.rows, coming.cpu().numpy(), counts):
-            self.tell(row, ids[tokens - count :])
+        ends = None if positions is None else positions[:, -1].expand(len(counts)).tolist()
+        for i, (row, ids) in enumerate(zip(self.rows, coming.cpu().numpy())):
+            if ends is None or ends[i] == self.length(row) + counts[i] - 1:
+                self.tell(row, ids[tokens - counts[i] :])
 
 
 def model_geometry(config, spec: CacheSpec):
@@ -224,6 +230,15 @@ def rotary_frequencies(model) -> Tensor | None:
     return getattr(rotary, "inv_freq", None)
 
 
+def left_pads(ids: Tensor, mask: Tensor | None) -> list[int] | None:
+    """Columns of padding before each row of `ids` [B, T]; None where padding is elsewhere too."""
+    if mask is None:
+        return [0] * len(ids)
+    if mask.shape != ids.shape or bool((mask[:, 1:] < mask[:, :-1]).any()):
+        return None
+    return (mask.shape[1] - mask.sum(1)).tolist()
+
+
 def watch_tokens(model) -> None:
     """Let caches of `model` see the token ids of each forward: attention sees only their states."""
     if _watching not in model._forward_pre_hooks.values():
@@ -240,14 +255,14 @@ def _watching(model, args, kwargs):
     ids = kwargs.get("input_ids", args[0] if args else None)
     if not isinstance(cache, PagedCache) or not cache.spec.prefix.shares or ids is None:
         return None
-    cache.coming = ids
+    cache.coming = ids, kwargs.get("position_ids")
     if cache.rows or args or kwargs.get("logits_to_keep") != 1 or ids.shape[1] < 2:
         return None
     mask = kwargs.get("attention_mask")
     skip = cache.start(ids, mask if mask is None or mask.dim() == 2 else None)
     cut = {name: kwargs[name][:, skip:] for name in ("input_ids", "position_ids")
            if kwargs.get(name) is not None}
-    cache.coming = cut["input_ids"]
+    cache.coming = cut["input_ids"], cut.get("position_ids")
     return args, kwargs | cut
 
 
