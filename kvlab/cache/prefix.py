@@ -105,10 +105,13 @@ class Prefixes:
             self._chains[seq], self.audits[seq] = chain, audit
         return hit * size
 
-    def tell(self, seq: SeqId, token_ids: Sequence[int]) -> None:
-        """Say which tokens the next steps of `seq` compute: only known tokens can be shared."""
+    def tell(self, seq: SeqId, token_ids: Sequence[int], at: int | None = None) -> None:
+        """Say which tokens the next steps of `seq` compute: only known tokens can be shared.
+
+        at: position of the first of them (the next), for a driver that knows them later.
+        """
         if seq in self._chains:
-            self._chains[seq].tell(self._tokens[seq], token_ids)
+            self._chains[seq].tell(self._tokens[seq] if at is None else at, token_ids)
 
     # ---- handles
 
