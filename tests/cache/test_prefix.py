@@ -160,7 +160,7 @@ def store(cache, ids) -> str:
     count = len(ids) - cache.length(seq)
     cache.begin([seq], [count])
     x = torch.zeros(count, 1, 8)
-    cache.groups[0]._store(0, cache._step[0][0], x, x)
+    cache.groups[0].store(0, cache._step[0][0], x, x)
     cache.commit()
     cache.close(seq)
     return cache.audits[seq].codes
