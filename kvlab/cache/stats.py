@@ -14,7 +14,10 @@ class CacheStats(NamedTuple):
     host_bytes: bytes of the past kept in host memory (0 without offload).
     workspace_bytes: buffers that pieces of the past pass through; they bound, and do not grow with,
         the tokens.
+    prefix_tokens: tokens of blocks that further sequences may start with (prefix=hash).
 
+    `tokens` counts what each sequence sees, a shared prefix once for each; blocks and bytes count
+    it once.
     With a group for each layer, `blocks` and `evictions` count each layer's own.
     """
 
@@ -28,6 +31,7 @@ class CacheStats(NamedTuple):
     host_bytes: int
     bits_per_element: float
     workspace_bytes: int = 0
+    prefix_tokens: int = 0
 
     @property
     def resident_tokens_percent(self) -> float:
