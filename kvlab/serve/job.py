@@ -93,6 +93,11 @@ class Job:
         return self.tokens[len(self.request.prompt) :]
 
     @property
+    def most_tokens(self) -> int:
+        """Tokens that will be cached in the end: the last one is never computed."""
+        return len(self.request.prompt) + self.request.output_tokens - 1
+
+    @property
     def wanted(self) -> int:
         """Output tokens still to come."""
         return len(self.request.prompt) + self.request.output_tokens - len(self.tokens)
@@ -113,8 +118,7 @@ class Job:
 
     def open(self, cache: PagedCache, reserve: bool, now_ms: float) -> None:
         """Take a place in the cache, with what it holds of these tokens. Raises `OutOfBlocks`."""
-        size = len(self.request.prompt) + self.request.output_tokens - 1 if reserve else 0
-        self.seq = cache.open(self.tokens, reserve=size)
+        self.seq = cache.open(self.tokens, reserve=self.most_tokens if reserve else 0)
         self.computed, self.ready = cache.length(self.seq), False
         if self.admitted_ms is None:
             self.admitted_ms, self.hit_tokens = now_ms, self.computed

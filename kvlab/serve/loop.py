@@ -78,11 +78,19 @@ class Loop:
             self.clock.wait_until(self.coming[0].arrival_ms)
         while self.coming and self.coming[0].arrival_ms <= self.clock.now_ms:
             job = Job(self.coming.popleft())
-            reason = self.limits.refusal(job.request, len(self.waiting))
+            reason = self.limits.refusal(job.request, len(self.waiting)) or self._too_large(job)
             if reason:
                 self._end(job, "refused", reason)
             else:
                 self.waiting.append(job)
+
+    def _too_large(self, job: Job) -> str:
+        """Whether a request could not be served even alone, by a cache that gives nothing up."""
+        size, group = self.cache.geometry.block_size, self.cache.groups[0]
+        needs, capacity = -(-job.most_tokens // size), group.ledger.capacity
+        if capacity is None or needs <= capacity or not group.share.hold:
+            return ""
+        return f"request {job.request.number}: needs {needs} blocks, the budget is {capacity}"
 
     def _let_go(self) -> None:
         """Who has left: while waiting, during the prefill, or in the middle of the output."""
