@@ -8,11 +8,12 @@ from kvlab.serve.requests import (
     Request,
     TraceRequests,
     as_trace,
+    several,
     with_cancellations,
     with_rate,
 )
 
 __all__ = [
     "BookChats", "Limits", "Loop", "Request", "Served", "StepClock", "TraceRequests", "WallClock",
-    "as_trace", "with_cancellations", "with_rate",
+    "as_trace", "several", "with_cancellations", "with_rate",
 ]  # fmt: skip

@@ -153,6 +153,11 @@ class Chat:
         return prompt
 
 
+def several(requests: Sequence) -> list:
+    """Sources of requests, one after the other."""
+    return list(requests)
+
+
 def one(traces: Sequence[Trace]) -> Trace:
     if len(traces) != 1:
         raise BadInput("trace", [t.name for t in traces], "name one trace for live requests")
