@@ -27,8 +27,8 @@ class Load:
 
     model, requests, spec: a loader, a source of requests, a cache with prefix=hash and a budget.
     rates: requests a second. running, waiting, chunk_tokens, reserve: see `kvlab.serve.Limits`.
-    cancel: share of users who leave at a random point. failures: share of allocations of memory
-        that fail, injected. sample: served requests per rate that are computed again, cold.
+    cancel: share of users who leave at a random point. failures: share of steps in which the
+        allocator fails, injected. sample: served requests per rate that are computed again, cold.
     step_ms: null measures the wall's time; else each step takes so long, and the run repeats.
     tolerance: logits by which a token may miss the cold run's best; above, it is wrong.
     """
@@ -36,7 +36,7 @@ class Load:
     def __init__(
         self, model, requests, spec: CacheSpec, rates: Sequence[float] = (2, 8, 32),
         running: int = 8, waiting: int | None = 64, chunk_tokens: int = 256, reserve: bool = False,
-        cancel: float = 0.1, failures: float = 0.002, sample: int = 20, tolerance: float = 0.05,
+        cancel: float = 0.1, failures: float = 0.01, sample: int = 20, tolerance: float = 0.05,
         step_ms: float | None = None, device: str = "auto", seed: int = 0,
     ):
         for name, value in (("cancel", cancel), ("failures", failures)):
@@ -113,26 +113,35 @@ class Load:
 
 @contextmanager
 def failing(cache: PagedCache, share: float, seed: int) -> Iterator[Counter]:
-    """Let a share of the pool's allocations fail as the device's allocator would."""
+    """Let a share of the steps fail as the device's allocator would: where they take their memory,
+    before or after they got it, or in the middle of a layer, where activations need theirs."""
     draw, faults = random.Random(seed), Counter()
-    stores = [store for group in cache.groups for store in (group.pool.sealed, group.pool.open)]
-    plain = [store.commit for store in stores]
 
-    def faulty(commit):
-        def act(rows):
-            if draw.random() < share:
-                faults["memory"] += 1
-                raise torch.OutOfMemoryError("injected: the allocator has no memory left")
-            commit(rows)
+    def faulty(call, share):
+        def act(*arguments, **named):
+            late = draw.random() < 0.5
+            fails = draw.random() < share
+            if fails and not late:
+                out_of_memory()
+            result = call(*arguments, **named)
+            if fails:
+                out_of_memory()
+            return result
         return act
 
-    for store, commit in zip(stores, plain):
-        store.commit = faulty(commit)
+    def out_of_memory():
+        faults["memory"] += 1
+        raise torch.OutOfMemoryError("injected: the allocator has no memory left")
+
+    for group in cache.groups:
+        group._take_memory = faulty(group._take_memory, share)
+    cache.attend = faulty(cache.attend, share / cache.geometry.layers)
     try:
         yield faults
     finally:
-        for store in stores:
-            del store.commit
+        del cache.attend
+        for group in cache.groups:
+            del group._take_memory
 
 
 def device_bytes(loaded: LoadedModel) -> int:
