@@ -184,6 +184,7 @@ class PagedCache(Prefixes):
 
     def commit(self) -> None:
         """Close the step: full blocks are sealed for good, lengths advance."""
+        self._note_holes(self._step)
         for extents in self._step:
             for group, e in zip(self.groups, extents):
                 group.commit(e)

@@ -9,6 +9,7 @@ from kvlab.blocks import Chain, PrefixHandle
 from kvlab.cache.audit import Audit, audited
 from kvlab.cache.claim import Alone
 from kvlab.cache.share import Serving, Shared
+from kvlab.cache.step import Extent
 from kvlab.core import BadInput, SeqId
 from kvlab.sim.service import recompute_cost
 from kvlab.sim.sizes import ModelShape
@@ -50,7 +51,9 @@ class Prefixes:
         self.audits: dict[SeqId, Audit] = {}
         for group in self.groups:
             group.share = self._share(group)
-            group.watch.active &= not group.share.hold
+            if group.share.hold:  # a block is used when a request begins with it
+                group.watch.touches = False
+                group.watch.active &= group.ledger.policy.scored
 
     def _share(self, group) -> Alone:
         member = self.spec.prefix
@@ -104,6 +107,15 @@ class Prefixes:
         if chain is not None:
             self._chains[seq], self.audits[seq] = chain, audit
         return hit * size
+
+    def _note_holes(self, step: list[list[Extent]]) -> None:
+        """A hole in one layer shows in what all layers above it hold."""
+        for extents in step if self.spec.prefix.shares else ():
+            whole = extents[0].past // self.geometry.block_size
+            tables = [group.tables[extents[0].seq] for group in self.groups]
+            saw_all = all(None not in table.ids[:whole] for table in tables)
+            for e in extents:
+                e.saw_all = saw_all
 
     def tell(self, seq: SeqId, token_ids: Sequence[int], at: int | None = None) -> None:
         """Say which tokens the next steps of `seq` compute: only known tokens can be shared.

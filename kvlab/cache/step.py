@@ -35,6 +35,7 @@ class Extent:
         sealing blocks that are full after the step, the old tail first if it is among them
         rest    open block after the step, holding the last `rest_count` tokens; None if none
         adopted blocks of `sealing` that hold these very tokens already: they are not written
+        saw_all whether its tokens saw all tokens before them, in every layer of the model
         pieces  how the past is read, for each sliding window that a layer of the model has
     """
 
@@ -48,6 +49,7 @@ class Extent:
     rest: BlockId | None
     rest_count: int
     adopted: frozenset[BlockId] = frozenset()
+    saw_all: bool = True
     sealing_ids: Tensor | None = None
     pieces: dict[int | None, list[Piece]] = field(default_factory=dict)
 

@@ -24,6 +24,7 @@ class Watch:
     def __init__(self, ledger: BlockLedger, layers: int, block_size: int):
         self.ledger, self.layers, self.block_size = ledger, layers, block_size
         self.active = not isinstance(ledger.policy, NoEviction)
+        self.touches = True  # whether attention counts as use
         self.scorer = scores.by_name(ledger.policy.observes)
         self._blocks: list[BlockId] = []  # of one layer's parts
         self._parts: list[Tensor] = []
@@ -117,6 +118,8 @@ class Watch:
         for block in fresh:
             if block not in held:
                 self.ledger.score(block, equal)
+        if not self.touches:
+            return
         above = [b for b in held if held[b] > equal and b not in fresh]
         self.ledger.touch(sorted(above, key=lambda b: (held[b], b)))
 
