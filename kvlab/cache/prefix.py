@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from kvlab.blocks import Chain, PrefixHandle
+from kvlab.cache import store
 from kvlab.cache.audit import Audit, audited
 from kvlab.cache.claim import Alone
 from kvlab.cache.share import Serving, Shared
 from kvlab.cache.step import Extent
+from kvlab.cache.store import Stored
 from kvlab.core import BadInput, SeqId
 from kvlab.sim.service import recompute_cost
 from kvlab.sim.sizes import ModelShape
@@ -43,7 +46,7 @@ class Prefixes:
 
     def _start_sharing(self, facts: ModelFacts) -> None:
         """Give every layer group its way of holding blocks; `self.groups` is made."""
-        g, spec = self.geometry, self.spec
+        g, spec, self.facts = self.geometry, self.spec, facts
         self.shape = ModelShape(g.layers, g.query_heads, g.kv_heads, g.head_dim, facts.parameters)
         self.identity = f"{facts.identity} {spec.format.identity} {self.dtype}"
         self._chains: dict[SeqId, Chain] = {}
@@ -182,6 +185,16 @@ class Prefixes:
         for handle in list(self._handles):
             self.release_prefix(handle)
         return sum(group.drop_known() for group in self.groups)
+
+    def save(self, folder: str | Path, handles: Sequence[Handle] | None = None) -> Stored:
+        """Write what is known, or the prefixes of `handles`, to `folder`; see `store.save`."""
+        self._refuse_none()
+        return store.save(self, folder, handles)
+
+    def load(self, folder: str | Path) -> Stored:
+        """Know what another process has saved; see `store.load` for what is refused."""
+        self._refuse_none()
+        return store.load(self, folder)
 
     def _refuse_none(self) -> None:
         if not self.spec.prefix.shares:
