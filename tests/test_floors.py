@@ -22,7 +22,9 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FUSED = ("_triton", "sides", "tune")  # kernels made for a format; the references lie below formats
-NEIGHBOURS = {("report", "track"), ("__main__", "config")}
+NEIGHBOURS = {
+    ("report", "track"), ("__main__", "config"), ("offload", "pool"), ("offload", "fused"),
+}
 TORCH_FREE = ("policy", "window", "blocks", "sim", "track", "report", "stats", "hub", "core")
 ONLY_IN = {
     "transformers": {"model"},
