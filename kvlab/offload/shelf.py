@@ -11,6 +11,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from heapq import heappop, heappush, nsmallest
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from kvlab.offload.base import NoOffload
 from kvlab.offload.memory import HostMemory
 from kvlab.offload.slabs import HostSlabs, rows_of
 from kvlab.offload.stage import Seat, Stage, ids_on
-from kvlab.pool import BlockPool, LayerPlanes
+from kvlab.pool import BlockPool, LayerPlanes, Workspace
 
 
 class HostStore(NoOffload):
@@ -41,11 +42,15 @@ class HostStore(NoOffload):
             raise BadInput("offload.slab_tokens", slab_tokens, "must be a whole number, at least 1")
         self.cap_gb, self.slab_tokens = cap_gb, slab_tokens
         self.memory = HostMemory(None if cap_gb is None else int(cap_gb * 1e9))
+        self._stages: WeakKeyDictionary[Workspace, Stage] = WeakKeyDictionary()
 
     def build(self, pool: BlockPool) -> Shelf:
-        """The host half of one pool."""
+        """The host half of one pool; the pools of one cache share their way to the device."""
+        if pool.workspace not in self._stages:
+            move = None if pool.fused is None else pool.fused.move
+            self._stages[pool.workspace] = Stage(pool.device, move)
         rows = max(1, self.slab_tokens // pool.geometry.block_size)
-        return Shelf(pool, rows, self.memory)
+        return Shelf(pool, rows, self.memory, self._stages[pool.workspace])
 
 
 class Shelf:
@@ -55,10 +60,9 @@ class Shelf:
     its copy is done; `prefetch` runs on a stream of its own.
     """
 
-    def __init__(self, pool: BlockPool, slab_rows: int, memory: HostMemory):
-        self.pool, self.memory, sealed = pool, memory, pool.sealed
+    def __init__(self, pool: BlockPool, slab_rows: int, memory: HostMemory, stage: Stage):
+        self.pool, self.memory, self.stage, sealed = pool, memory, stage, pool.sealed
         self.store = HostSlabs(sealed.planes, sealed.layers, slab_rows, pool.device, memory)
-        self.stage = Stage(self.store)
         self._holders: dict[int, int] = {}
         self._free: list[int] = []  # heap of keys below len(_holders) + len(_free)
         weakref.finalize(self, _give_back, self.store.slabs, memory, pool.device)
@@ -118,11 +122,14 @@ class Shelf:
     def prefetch(self, layer: int, keys: list[int]) -> None:
         """Start to bring one layer of `keys` to the device, while something else is computed."""
         if keys:
-            self.stage.start(layer, tuple(keys))
+            self.stage.start(self.store, layer, tuple(keys))
 
     def read(self, layer: int, keys: list[int]) -> tuple[Tensor, Tensor]:
-        """One layer of `keys`, dequantized: two [n*S, H, D] in the compute dtype."""
-        seat, rows = self.stage.take(layer, tuple(keys))
+        """One layer of `keys`, dequantized: two [n*S, H, D] in the compute dtype.
+
+        With kernels they lie in the pool's workspace, until its next read.
+        """
+        seat, rows = self.stage.take(self.store, layer, tuple(keys))
         pair = self._dequantize(seat, rows)
         self.stage.done(seat)
         return pair
@@ -140,8 +147,8 @@ class Shelf:
 
     @property
     def device_nbytes(self) -> int:
-        """Device bytes: both staging buffers and the table of slab addresses."""
-        return self.stage.nbytes + (0 if self.store._base is None else self.store._base.nbytes)
+        """Device bytes of the table of slab addresses; `stage.nbytes` are shared."""
+        return 0 if self.store._base is None else self.store._base.nbytes
 
     @property
     def live(self) -> int:
@@ -163,27 +170,20 @@ class Shelf:
         return reused + list(range(end, end + count - len(reused)))
 
     def _move(self, source, target, rows: list[int], places: list[int]) -> None:
-        if self.pool.device.type == "cuda":
-            from kvlab.kernel.move_triton import move
-
-            ids = (ids_on(x, self.pool.device) for x in (rows, places))
-            move(*([s.layer(n) for n in range(s.layers)] for s in (source, target)), *ids)
+        if self.pool.fused is None:
+            for layer in range(source.layers):
+                target.write(layer, places, source.read(layer, rows))
             return
-        for layer in range(source.layers):
-            target.write(layer, places, source.read(layer, rows))
+        ids = (ids_on(x, self.pool.device) for x in (rows, places))
+        layers = ([s.layer(n) for n in range(s.layers)] for s in (source, target))
+        self.pool.fused.move(*layers, *ids)
 
     def _dequantize(self, seat: Seat, rows: Tensor) -> tuple[Tensor, Tensor]:
         pool = self.pool
-        if pool.device.type != "cuda":
-            k, v = pool.format.dequantize(rows_of(seat.planes, rows), pool.dtype)
-            return k.flatten(0, 1), v.flatten(0, 1)
-        from kvlab.kernel.gather_triton import gather
-
-        g = pool.geometry
-        shape = len(rows) * g.block_size, g.kv_heads, g.head_dim
-        k, v = (torch.empty(shape, dtype=pool.dtype, device=pool.device) for _ in range(2))
-        gather(seat.planes, pool.format, rows, k, v)
-        return k, v
+        if pool.fused is not None:
+            return pool.gather(seat.planes, rows)
+        k, v = pool.format.dequantize(rows_of(seat.planes, rows), pool.dtype)
+        return k.flatten(0, 1), v.flatten(0, 1)
 
 
 def _give_back(slabs: dict[int, Tensor], memory: HostMemory, device: torch.device) -> None:

@@ -32,7 +32,7 @@ class HostSlabs(SlabStore):
             self._offsets[name] = end
             end += -(-slab_rows * plane.nbytes // ALIGNMENT) * ALIGNMENT
         self.layer_bytes, self.slab_bytes = end, layers * end
-        self._layers: list[LayerPlanes] | None = None
+        self._places: list[LayerPlanes] | None = None
 
     def missing(self, rows: list[int]) -> int:
         """Slabs that `commit(rows)` would have to take."""
@@ -40,9 +40,9 @@ class HostSlabs(SlabStore):
 
     def all_layers(self) -> list[LayerPlanes]:
         """`layer` of each layer; made once, since nothing in it ever changes."""
-        if self._layers is None:
-            self._layers = [self._layer(n) for n in range(self.layers)]
-        return self._layers
+        if self._places is None:
+            self._places = [self._layer(n) for n in range(self.layers)]
+        return self._places
 
     def layer(self, layer: int) -> LayerPlanes:
         """Addresses of one layer: host memory that kernels read in place, over the bus."""

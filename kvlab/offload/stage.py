@@ -45,28 +45,31 @@ def plan(keys: tuple[int, ...], slab_rows: int) -> Plan:
 
 
 class Seat:
-    """One buffer, and the two events that hand it back and forth between the streams."""
+    """One buffer, and the two events that hand it back and forth between the streams.
 
-    def __init__(self, store: HostSlabs):
-        self.store, self.holds, self.buffer = store, None, None
-        cuda = store.device.type == "cuda"
+    holds: (store, layer, keys) of what was copied into it.
+    """
+
+    def __init__(self, device: torch.device):
+        self.device, self.holds, self.buffer, self.planes = device, None, None, None
+        cuda = device.type == "cuda"
         self.arrived, self.used = (torch.cuda.Event() if cuda else None for _ in range(2))
 
-    def fit(self, places: int) -> None:
+    def fit(self, store: HostSlabs, places: int) -> None:
         """Room for the layer regions of `places` slabs."""
-        size = self.store.layer_bytes
-        if self.buffer is not None and self.buffer.numel() >= places * size:
+        if self.planes is not None and len(self.planes.slabs) >= places:
             return
-        if self.buffer is not None and self.arrived:  # torch may hand the old bytes to anybody
-            torch.cuda.current_stream(self.store.device).wait_event(self.arrived)
-        self.buffer = torch.empty(places * size, dtype=torch.uint8, device=self.store.device)
-        if self.used:  # and whoever had the new ones may not be done with them
-            self.used.record(torch.cuda.current_stream(self.store.device))
+        compute = torch.cuda.current_stream(self.device) if self.arrived else None
+        if compute and self.buffer is not None:  # torch may hand the old bytes to anybody
+            compute.wait_event(self.arrived)
+        self.buffer = self.planes = None  # both would not fit under a tight cap
+        size = store.layer_bytes
+        self.buffer = torch.empty(places * size, dtype=torch.uint8, device=self.device)
+        if compute:  # and whoever had the new ones may not be done with them
+            self.used.record(compute)
         slabs = dict(enumerate(self.buffer.view(places, size)))
         base = torch.tensor([slab.data_ptr() for slab in slabs.values()], dtype=torch.int64)
-        self.planes = LayerPlanes(
-            base.to(self.store.device), slabs, self.store.slab_rows, self.store.views()
-        )
+        self.planes = LayerPlanes(base.to(self.device), slabs, store.slab_rows, store.views())
 
     @property
     def nbytes(self) -> int:
@@ -76,50 +79,50 @@ class Seat:
 class Stage:
     """Starts copies on a stream of its own, two lists of rows ahead at most.
 
-    A copy waits until what its buffer held has been read; a reader waits until its copy is there.
-    Nobody waits on the host.
+    Shared by the stores of one cache, whose layers look alike. A copy waits until what its buffer
+    held has been read; a reader waits until its copy is there. Nobody waits on the host.
     """
 
-    def __init__(self, store: HostSlabs):
-        self.store, self.device = store, store.device
-        self.seats = Seat(store), Seat(store)
+    def __init__(self, device: torch.device, move=None):
+        self.device, self.move = device, move
+        self.seats = Seat(device), Seat(device)
         self._next = 0
-        self.cuda = self.device.type == "cuda"
-        self.stream = torch.cuda.Stream(self.device) if self.cuda else None
+        self.cuda = device.type == "cuda"
+        self.stream = torch.cuda.Stream(device) if self.cuda else None
         self.written = torch.cuda.Event() if self.cuda else None
         self._count: Tensor | None = None
 
-    def start(self, layer: int, keys: tuple[int, ...]) -> Seat:
+    def start(self, store: HostSlabs, layer: int, keys: tuple[int, ...]) -> Seat:
         """Begin to copy one layer of `keys`, unless that is under way or done."""
         for seat in self.seats:
-            if seat.holds == (layer, keys):
+            if seat.holds == (store, layer, keys):
                 return seat
         seat, self._next = self.seats[self._next], 1 - self._next
-        way = plan(keys, self.store.slab_rows)
-        seat.fit(way.places)
+        way = plan(keys, store.slab_rows)
+        seat.fit(store, way.places)
         if self.cuda:
             self.stream.wait_event(seat.used)
             self.stream.wait_event(self.written)
         with torch.cuda.stream(self.stream) if self.cuda else nullcontext():
             if way.runs is None:
-                self._scattered(layer, keys, seat)
+                self._scattered(store, layer, keys, seat)
             else:
-                self._runs(layer, way.runs, seat)
+                copy_runs(store, layer, way.runs, seat)
             if self.cuda:
                 seat.arrived.record(self.stream)
-        seat.holds = layer, keys
+        seat.holds = store, layer, keys
         return seat
 
-    def take(self, layer: int, keys: tuple[int, ...]) -> tuple[Seat, Tensor]:
+    def take(self, store: HostSlabs, layer: int, keys: tuple[int, ...]) -> tuple[Seat, Tensor]:
         """The buffer with one layer of `keys`, and the int64 [n] rows where they lie in it.
 
         To be followed by `done(seat)` once the reading kernels are launched.
         """
-        seat = self.start(layer, keys)
+        seat = self.start(store, layer, keys)
         self._next = 1 - self.seats.index(seat)
         if self.cuda:
             torch.cuda.current_stream(self.device).wait_event(seat.arrived)
-        rows = plan(keys, self.store.slab_rows).rows
+        rows = plan(keys, store.slab_rows).rows
         if isinstance(rows, range):
             return seat, self._counting(rows.stop)[rows.start :]
         return seat, ids_on(rows, self.device)
@@ -141,25 +144,12 @@ class Stage:
         """Device bytes of both buffers."""
         return sum(seat.nbytes for seat in self.seats)
 
-    def _runs(self, layer: int, runs, seat: Seat) -> None:
-        for slab, first, last, place in runs:
-            source, target = self.store.region(slab, layer), seat.planes.slabs[place]
-            for begin, end in self.store.spans(first, last):
-                target[begin:end].copy_(source[begin:end], non_blocking=True)
-
-    def _scattered(self, layer: int, keys: tuple[int, ...], seat: Seat) -> None:
-        if self.cuda:
-            from kvlab.kernel.move_triton import move
-
+    def _scattered(self, store: HostSlabs, layer: int, keys: tuple[int, ...], seat: Seat) -> None:
+        if self.move is not None:
             ids = ids_on(keys, self.device)
-            move([self.store.layer(layer)], [seat.planes], ids, self._counting(len(keys)))
-            return
-        rows = self.store.slab_rows
-        for n, key in enumerate(keys):
-            source, target = self.store.region(key // rows, layer), seat.planes.slabs[n // rows]
-            here, there = (self.store.spans(x % rows, x % rows + 1) for x in (key, n))
-            for (a, b), (c, d) in zip(here, there):
-                target[c:d].copy_(source[a:b])
+            self.move([store.layer(layer)], [seat.planes], ids, self._counting(len(keys)))
+        else:
+            copy_rows(store, layer, keys, seat)
 
     def _counting(self, count: int) -> Tensor:
         """0 .. count - 1 on the device; kept, because sending a list there costs a wait."""
@@ -169,7 +159,24 @@ class Stage:
         return self._count[:count]
 
 
+def copy_runs(store: HostSlabs, layer: int, runs, seat: Seat) -> None:
+    """Whole layer regions, or the wanted part of each plane."""
+    for slab, first, last, place in runs:
+        source, target = store.region(slab, layer), seat.planes.slabs[place]
+        for begin, end in store.spans(first, last):
+            target[begin:end].copy_(source[begin:end], non_blocking=True)
+
+
+def copy_rows(store: HostSlabs, layer: int, keys: tuple[int, ...], seat: Seat) -> None:
+    """Row by row, packed from the buffer's start; what `move` does without kernels."""
+    rows = store.slab_rows
+    for n, key in enumerate(keys):
+        source, target = store.region(key // rows, layer), seat.planes.slabs[n // rows]
+        here, there = (store.spans(x % rows, x % rows + 1) for x in (key, n))
+        for (a, b), (c, d) in zip(here, there):
+            target[c:d].copy_(source[a:b], non_blocking=True)
+
+
 def ids_on(ids, device: torch.device) -> Tensor:
-    """int64 [n] on `device`, without waiting for it."""
-    here = torch.tensor(ids, dtype=torch.int64)
-    return here.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else here
+    """int64 [n] on `device`, without waiting: pageable memory is staged before this returns."""
+    return torch.tensor(ids, dtype=torch.int64).to(device, non_blocking=True)
