@@ -19,7 +19,8 @@ class OutOfHost(KvlabError):
 class NoShelf:
     """Takes nothing: what was evicted has no key."""
 
-    nbytes = live = 0
+    keeps = False
+    nbytes = device_nbytes = staging_nbytes = live = 0
 
     def require(self, count: int) -> None:
         """There is always room for nothing."""

@@ -60,6 +60,8 @@ class Shelf:
     its copy is done; `prefetch` runs on a stream of its own.
     """
 
+    keeps = True
+
     def __init__(self, pool: BlockPool, slab_rows: int, memory: HostMemory, stage: Stage):
         self.pool, self.memory, self.stage, sealed = pool, memory, stage, pool.sealed
         self.store = HostSlabs(sealed.planes, sealed.layers, slab_rows, pool.device, memory)
@@ -147,8 +149,13 @@ class Shelf:
 
     @property
     def device_nbytes(self) -> int:
-        """Device bytes of the table of slab addresses; `stage.nbytes` are shared."""
+        """Device bytes of the table of slab addresses."""
         return 0 if self.store._base is None else self.store._base.nbytes
+
+    @property
+    def staging_nbytes(self) -> int:
+        """Device bytes of the buffers on the way; the shelves of one cache share them."""
+        return self.stage.nbytes
 
     @property
     def live(self) -> int:
