@@ -89,6 +89,17 @@ class Watch:
             self._rows = tables.blocks
             self._queries = 1
 
+    def captured(self) -> Tensor | None:
+        """Where a step that was captured, not run, leaves its shares; forgets that step."""
+        mass = self._mass
+        self.abort()
+        return mass
+
+    def replayed(self, tables: DecodeTables, mass: Tensor | None) -> None:
+        """A captured step has run again: `mass` is what `captured` gave."""
+        if mass is not None:
+            self._mass, self._rows, self._queries = mass, tables.blocks, 1
+
     # ---- the end of a step
 
     def commit(self, fresh: list[BlockId]) -> None:
