@@ -38,6 +38,7 @@ AXES = {
     "track": ("kvlab.track", "history"),
     "policy": ("kvlab.policy", "pop"),
     "window": ("kvlab.window", "protected"),
+    "offload": ("kvlab.offload", "build"),
 }
 BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder"}
 

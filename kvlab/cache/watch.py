@@ -23,8 +23,9 @@ class Watch:
 
     def __init__(self, ledger: BlockLedger, layers: int, block_size: int):
         self.ledger, self.layers, self.block_size = ledger, layers, block_size
-        self.active = not isinstance(ledger.policy, NoEviction)
-        self.scorer = scores.by_name(ledger.policy.observes)
+        observes = ledger.policy.observes
+        self.active = observes is not None and not isinstance(ledger.policy, NoEviction)
+        self.scorer = scores.by_name(observes) if self.active else None
         self._blocks: list[BlockId] = []  # of one layer's parts
         self._parts: list[Tensor] = []
         self._step: dict[tuple[BlockId, ...], Tensor] = {}

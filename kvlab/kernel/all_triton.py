@@ -3,6 +3,7 @@
 from kvlab.kernel.decode_triton import paged_decode
 from kvlab.kernel.gather_triton import gather
 from kvlab.kernel.merge_triton import merge_into
+from kvlab.kernel.move_triton import move
 from kvlab.kernel.seal_triton import append, seal, seal_open
 
-__all__ = ["append", "gather", "merge_into", "paged_decode", "seal", "seal_open"]
+__all__ = ["append", "gather", "merge_into", "move", "paged_decode", "seal", "seal_open"]
