@@ -29,16 +29,14 @@ class Chosen(NamedTuple):
 
 def rows_of(digests, rows: Tensor) -> Tensor:
     """Digests [n, H, C, D] of the store's `rows` [n]; `digests`: `LayerPlanes` with one plane."""
-    view = digests.planes["digest"]
-    parts = []
-    for row in rows.tolist():
-        slab, slot = divmod(row, digests.slab_blocks)
-        start = view.offset_bytes + slot * view.block_stride_bytes
-        raw = digests.slabs[slab][start : start + view.block_stride_bytes]
-        parts.append(raw.view(view.dtype).view(view.shape))
-    if not parts:
-        return torch.zeros(0, *view.shape, device=rows.device)
-    return torch.stack(parts)
+    view, per_slab = digests.planes["digest"], digests.slab_blocks
+    size = per_slab * view.block_stride_bytes
+    parts = [torch.zeros(0, *view.shape, dtype=view.dtype, device=rows.device)]
+    slabs, runs = torch.unique_consecutive(rows // per_slab, return_counts=True)
+    for slab, local in zip(slabs.tolist(), (rows % per_slab).split(runs.tolist())):
+        raw = digests.slabs[slab][view.offset_bytes : view.offset_bytes + size]
+        parts.append(raw.view(view.dtype).view(per_slab, *view.shape)[local.long()])
+    return torch.cat(parts)
 
 
 def bound(q: Tensor, digests: Tensor) -> Tensor:
