@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import FREE, SEALED, BlockLedger, BlockTable
+from kvlab.cache.choice import choice_for
+from kvlab.cache.digests import digests_for
 from kvlab.cache.past import Past, Sum
 from kvlab.cache.step import Extent
 from kvlab.cache.tables import DecodeTables, room_for
@@ -13,6 +15,7 @@ from kvlab.cache.watch import Watch
 from kvlab.core import BlockId, KvlabError, OutOfBlocks, SeqId
 from kvlab.kernel import attend_sdpa
 from kvlab.pool import BlockPool
+from kvlab.retrieval import NoRetrieval
 from kvlab.window import NoWindow
 
 
@@ -21,7 +24,7 @@ class LayerGroup:
 
     def __init__(
         self, ledger: BlockLedger, pool: BlockPool, window: NoWindow, workspace_tokens: int,
-        inv_freq: Tensor | None = None,
+        inv_freq: Tensor | None = None, retrieval: NoRetrieval | None = None,
     ):
         self.ledger, self.pool, self.window = ledger, pool, window
         self.block_size = pool.geometry.block_size
@@ -32,6 +35,8 @@ class LayerGroup:
         segment = max(1, workspace_tokens // self.block_size)
         self.past = Past(pool, window, self.watch, segment, inv_freq)
         self.decoding: DecodeTables | None = None
+        self.digests = digests_for(retrieval or NoRetrieval(), pool)
+        self.choice = choice_for(self.digests)
         self.evictions = 0
 
     # ---- the life of a sequence
@@ -39,16 +44,19 @@ class LayerGroup:
     def open(self, seq: SeqId) -> None:
         self.tables[seq] = BlockTable(self.block_size)
         self.borrowed[seq], self.pinned[seq] = set(), set()
+        self.digests.open(seq)
 
     def close(self, seq: SeqId) -> None:
         """Give back every block, tail first, so that a shared prefix outlives its suffixes."""
         held = [b for b in reversed(self.tables[seq].ids) if b is not None]
         self._release(seq, held)
         del self.tables[seq], self.borrowed[seq], self.pinned[seq]
+        self.digests.close(seq)
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
         """`child` shares the sealed blocks of `parent` and gets a copy of its open tail."""
         self.open(child)
+        self.digests.fork(parent, child)
         table, source = self.tables[child], self.tables[parent]
         fill = source.length % self.block_size
         shared = source.ids[:-1] if fill else list(source.ids)
@@ -85,6 +93,7 @@ class LayerGroup:
         del table.ids[-(-length // size) :]
         table.length = length
         table.changes += 1
+        self.digests.crop(seq, whole)
         self._release(seq, [b for b in reversed(dropped) if b is not None])
         if cut is not None and not was_open:
             self._reopen(seq, whole, cut, fill)
@@ -122,6 +131,7 @@ class LayerGroup:
             self.pool.open_block(opened)
         if e.sealing and not e.single:
             e.sealing_ids = self.pool.ids(e.sealing)
+        self.digests.begin(e, table)
         return e
 
     def prepare(self, extents: list[Extent]) -> None:
@@ -132,6 +142,7 @@ class LayerGroup:
             self.decoding = DecodeTables(rows, room_for(longest), self.pool.device)
         open_rows = [self.pool.open_row(e.writing) for e in extents]
         self.decoding.refresh(extents, self.tables, open_rows)
+        self.choice.prepare(extents, self.tables)
 
     def attend(
         self, layer: int, e: Extent, q: Tensor, k: Tensor, v: Tensor, scale: float,
@@ -142,7 +153,8 @@ class LayerGroup:
         q [Hq, T, D], k and v [T, H, D]; window: the model's own sliding window in tokens.
         """
         total = Sum(self.pool.fused)
-        self.past.attend(layer, e, self.tables[e.seq], q, scale, window, total)
+        reader = self.choice if self.choice.applies(e, window) else self.past
+        reader.attend(layer, e, self.tables[e.seq], q, scale, window, total)
         span = {"scale": scale, "window": window, "q_start": e.past}
         first, keys, values = e.past, k, v
         if e.fill:
@@ -167,6 +179,8 @@ class LayerGroup:
         pool, t = self.pool, self.decoding
         tails = pool.open.layer(layer)
         pool.fused.append(k, v, tails, t.open_slot, t.open_len)
+        if self.choice.selects:
+            return self.choice.decode(layer, q, tails, t, scale)[0]
         mass = self.watch.mass(t, q.shape[1])
         out, _ = pool.fused.paged_decode(
             q, pool.sealed.layer(layer), pool.format, t.table, t.n_blocks, tails, t.open_slot,
@@ -181,6 +195,7 @@ class LayerGroup:
         first = e.past // self.block_size
         table.append(e.new, e.count)
         table.changes += bool(e.sealing)
+        self.digests.commit(e, table)
         if e.single:
             self.pool.seal_open(e.sealing)
         elif e.tail is not None and e.sealing:
@@ -190,12 +205,15 @@ class LayerGroup:
 
     def end_step(self) -> None:
         """After all sequences of a step: what was attended to, and the policy's clock."""
+        self.choice.tell(self.watch, self.tables)
         self.watch.commit()
         self.ledger.tick()
 
     def abort(self, e: Extent) -> None:
         """Undo `begin`, but for evictions: the old tail was never overwritten below its fill."""
         self.watch.abort()
+        self.choice.abort()
+        self.digests.abort(e)
         self.ledger.free(e.new)
         self.pool.drop(e.new)
         if e.tail is not None and e.sealing and not e.single:
@@ -238,6 +256,7 @@ class LayerGroup:
                 tail = self.pool.read_open(layer, e.tail, e.fill)
                 k, v = map(torch.cat, zip(tail, (k, v)))
             cut = len(e.sealing) * self.block_size
+            self.digests.seal(layer, e, k[:cut])
             self.pool.seal(layer, e.sealing, k[:cut], v[:cut], e.sealing_ids)
             k, v, start = k[cut:], v[cut:], 0
         if e.rest is not None:

@@ -57,7 +57,9 @@ class PagedCache:
         pool = BlockPool(
             g, spec.format, self.device, self.dtype, spec.kernels, self.workspace
         )
-        return LayerGroup(ledger, pool, spec.window, spec.workspace_tokens, self.inv_freq)
+        return LayerGroup(
+            ledger, pool, spec.window, spec.workspace_tokens, self.inv_freq, spec.retrieval
+        )
 
     # ---- sequences
 
@@ -205,7 +207,8 @@ class PagedCache:
         logical = sealed * self.spec.format.block_bytes(g) // count + (
             open_tokens * g.elements_per_token * self.dtype.itemsize // count
         )
-        allocated = sum(group.pool.nbytes for group in self.groups)
+        digests = sum(group.digests.nbytes for group in self.groups)
+        allocated = digests + sum(group.pool.nbytes for group in self.groups)
         return CacheStats(
             tokens=tokens, resident_tokens=round(resident),
             blocks=sum(group.ledger.held_count for group in self.groups),
@@ -213,5 +216,6 @@ class PagedCache:
             nominal_bytes=int(tokens * g.elements_per_token * self.spec.format.payload_bits / 8),
             logical_bytes=logical, allocated_bytes=allocated, host_bytes=0,
             bits_per_element=8 * allocated / max(1, resident * g.elements_per_token),
-            workspace_bytes=self.workspace.nbytes,
+            workspace_bytes=self.workspace.nbytes, digest_bytes=digests,
+            read_tokens=round(sum(g.choice.read_tokens(g.tables) for g in self.groups) / count),
         )

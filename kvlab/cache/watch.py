@@ -71,6 +71,11 @@ class Watch:
             self._mass = shares if self._mass is None else self._mass + shares
             self._rows = tables.blocks
 
+    def shares(self, blocks: list[BlockId], shares: Tensor) -> None:
+        """What stands for the attention of `blocks` where a token reads a choice only."""
+        if self.active and blocks:
+            self._add(Piece(0, blocks), shares)
+
     # ---- the end of a step
 
     def commit(self) -> None:
