@@ -74,7 +74,7 @@ class Watch:
     def shares(self, blocks: list[BlockId], shares: Tensor) -> None:
         """What stands for the attention of `blocks` where a token reads a choice only."""
         if self.active and blocks:
-            self._add(Piece(0, blocks), shares)
+            self._step[-1 - len(self._step)] = (blocks, shares)  # no piece's id is negative
 
     # ---- the end of a step
 
