@@ -223,6 +223,7 @@ class BlockPool:
         kernels: str = "torch", workspace: Workspace | None = None,
     ):
         self.geometry, self.format, self.dtype = geometry, format, dtype
+        self.block_size = geometry.block_size
         self.device = torch.device(device)
         self.fused = fused_kernels(self.device.type, kernels)
         self.workspace = workspace or Workspace()
@@ -292,10 +293,17 @@ class BlockPool:
 
     def seal_open(self, blocks: list[int]) -> None:
         """Seal full open `blocks` in all layers; their open places are given back."""
-        size = self.geometry.block_size
+        self.sealed.commit(blocks)
+        if self.fused is not None and blocks:
+            rows, layers = [self._open_row[b] for b in blocks], self.geometry.layers
+            self.fused.seal_open(
+                self.open.layer(0), self.sealed.layer(0), self.format, self.ids(rows),
+                self.ids(blocks), layers,
+            )
         for block in blocks:
-            for layer in range(self.geometry.layers):
-                self.seal(layer, [block], *self.read_open(layer, block, size))
+            if self.fused is None:
+                for layer in range(self.geometry.layers):
+                    self.seal(layer, [block], *self.read_open(layer, block, self.block_size))
             self.close_block(block)
 
     def read(

@@ -31,12 +31,13 @@ class LayerGroup:
         self.tables: dict[SeqId, BlockTable] = {}
         self.borrowed: dict[SeqId, set[BlockId]] = {}
         self.pinned: dict[SeqId, set[BlockId]] = {}
-        self.watch = Watch(ledger, pool.geometry.layers)
+        self.watch = Watch(ledger, pool.geometry.layers, self.block_size)
         segment = max(1, workspace_tokens // self.block_size)
         self.past = Past(pool, window, self.watch, segment, inv_freq)
         self.decoding: DecodeTables | None = None
         self.digests = digests_for(retrieval or NoRetrieval(), pool)
         self.choice = choice_for(self.digests)
+        self.fresh: list[BlockId] = []  # sealed since the last step ended
         self.evictions = 0
 
     # ---- the life of a sequence
@@ -165,7 +166,12 @@ class LayerGroup:
                 start = e.past - e.fill
                 total.add(attend_sdpa.attend(q, *tail, k_start=start, **span))
         total.add(attend_sdpa.attend(q, keys, values, causal=not e.single, k_start=first, **span))
-        self._store(layer, e, k, v)
+        if e.sealing and not e.single:
+            whole = tuple(map(torch.cat, zip(tail, (k, v)))) if e.fill else (k, v)
+            self.watch.sealing(e.sealing, q, *whole, scale)
+            self._seal(layer, e, *whole)
+        else:
+            self.pool.write(layer, e.writing if e.single else e.rest, e.fill, k, v)
         out, lse = total.result()
         self.watch.layer(lse)
         return out
@@ -201,12 +207,14 @@ class LayerGroup:
         elif e.tail is not None and e.sealing:
             self.pool.close_block(e.tail)
         self.ledger.seal(e.sealing, depth=range(first, first + len(e.sealing)))
+        self.fresh += e.sealing
         self._slide(e.seq)
 
     def end_step(self) -> None:
         """After all sequences of a step: what was attended to, and the policy's clock."""
+        fresh, self.fresh = self.fresh, []
         self.choice.tell(self.watch, self.tables)
-        self.watch.commit()
+        self.watch.commit([b for b in fresh if self.ledger.state(b) == SEALED])
         self.ledger.tick()
 
     def abort(self, e: Extent) -> None:
@@ -246,21 +254,13 @@ class LayerGroup:
         self._drop(victims)
         self.evictions += count
 
-    def _store(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> None:
-        if e.single:
-            self.pool.write(layer, e.writing, e.fill, k, v)
-            return
-        start = e.fill
-        if e.sealing:
-            if e.fill:
-                tail = self.pool.read_open(layer, e.tail, e.fill)
-                k, v = map(torch.cat, zip(tail, (k, v)))
-            cut = len(e.sealing) * self.block_size
-            self.digests.seal(layer, e, k[:cut])
-            self.pool.seal(layer, e.sealing, k[:cut], v[:cut], e.sealing_ids)
-            k, v, start = k[cut:], v[cut:], 0
+    def _seal(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> None:
+        """Seal what a chunk fills and keep the rest; k, v [n, H, D]: open tail and new tokens."""
+        cut = len(e.sealing) * self.block_size
+        self.digests.seal(layer, e, k[:cut])
+        self.pool.seal(layer, e.sealing, k[:cut], v[:cut], e.sealing_ids)
         if e.rest is not None:
-            self.pool.write(layer, e.rest, start, k, v)
+            self.pool.write(layer, e.rest, 0, k[cut:], v[cut:])
 
     def _slide(self, seq: SeqId) -> None:
         """Move the window's pins to the end of the sequence; free what it can never read again."""

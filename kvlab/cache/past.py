@@ -59,7 +59,7 @@ class Past:
         for piece in self.pieces(e, table, window):
             keys, values = self.pool.read(layer, piece.blocks, piece.ids)
             turned = self.turned(q, piece)
-            self.watch.segment(piece, turned, keys, values, scale)
+            self.watch.segment(piece.blocks, turned, keys, values, scale)
             total.add(attend_sdpa.attend(
                 turned, keys, values, scale=scale, window=window, q_start=e.past,
                 k_start=piece.start,
