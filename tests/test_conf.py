@@ -39,6 +39,7 @@ AXES = {
     "policy": ("kvlab.policy", "pop"),
     "window": ("kvlab.window", "protected"),
     "retrieval": ("kvlab.retrieval", "selects"),
+    "offload": ("kvlab.offload", "build"),
 }
 BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder", "Retrieval"}
 

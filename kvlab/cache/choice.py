@@ -58,7 +58,8 @@ class Choice(NoChoice):
     selects = True
 
     def __init__(self, digests: Digests):
-        self.digests, self.pool, self.retrieval = digests, digests.pool, digests.retrieval
+        self.digests, self.retrieval = digests, digests.retrieval
+        self.pool, self.away = digests.pool, digests.away
         self.block_size = self.pool.geometry.block_size
         self.keep, self.first, self.last = self.retrieval.blocks(self.block_size)
         self.candidates: Candidates | None = None
@@ -84,20 +85,29 @@ class Choice(NoChoice):
         window: int | None, total: Sum,
     ) -> None:
         """Add the attention of q [Hq, 1, D] over the chosen sealed blocks to `total`."""
-        index = self.chosen(layer, e, table, q)
+        places = self.away.places(e.seq, table, e.past // self.block_size)
+        index = self.chosen(layer, e, places, q)
         wanted, at = index.unique(return_inverse=True)
-        blocks = [table.ids[i] for i in wanted.tolist()]
+        contents = self._read(layer, [places[i] for i in wanted.tolist()])
         heads = torch.arange(len(index), device=q.device)[:, None]
-        keys, values = (
-            x.unflatten(0, (len(blocks), -1))[at, :, heads].flatten(1, 2).transpose(0, 1)
-            for x in self.pool.read(layer, blocks)
-        )
+        keys, values = (x[at, :, heads].flatten(1, 2).transpose(0, 1) for x in contents)
         total.add(attend_sdpa.attend(q, keys, values, scale=scale))
 
-    def chosen(self, layer: int, e: Extent, table: BlockTable, q: Tensor) -> Tensor:
+    def _read(self, layer: int, places: list[int]) -> Iterator[Tensor]:
+        """Keys and values [n, S, H, D] of blocks, wherever they lie."""
+        near = [i for i, place in enumerate(places) if place >= 0]
+        far = [i for i, place in enumerate(places) if place < 0]
+        parts = [[x.clone() for x in self.pool.read(layer, [places[i] for i in near])]]
+        if far:
+            parts.append(self.away.shelf.read(layer, [-2 - places[i] for i in far]))
+        order = torch.tensor(near + far, device=self.pool.device).argsort()
+        for pair in zip(*parts):
+            yield torch.cat(pair).unflatten(0, (-1, self.block_size))[order]
+
+    def chosen(self, layer: int, e: Extent, places: list[int], q: Tensor) -> Tensor:
         """Logical indices [H, n] of the blocks that each head reads, ascending."""
-        sealed = e.past // self.block_size
-        held = [HOLE if b is None else i for i, b in enumerate(table.ids[:sealed])]
+        sealed = len(places)
+        held = [place if place == HOLE else i for i, place in enumerate(places)]
         rows = [row or 0 for row in self.digests.rows[e.seq][:sealed]]
         where, rows = torch.tensor([[held], [rows]], dtype=torch.int32, device=q.device)
         count = torch.tensor([sealed], device=q.device)
@@ -117,13 +127,18 @@ class Choice(NoChoice):
         if self.candidates is None or not self.candidates.fits(rows, longest):
             self.candidates = Candidates(rows, room_for(longest), self.pool.device)
         for row, e in enumerate(extents):
-            self.candidates.refresh(row, e, tables[e.seq], self.digests.rows[e.seq])
+            table, away = tables[e.seq], self.away.tables[e.seq]
+            rows = self.digests.rows[e.seq]
+            state = e.seq, table.changes, away.changes, len(rows)
+            if self.candidates.stale(row, state):
+                places = self.away.places(e.seq, table, len(rows))
+                self.candidates.refresh(row, state, places, rows)
         self.candidates.close(extents, self.block_size)
 
     def decode(
         self, layer: int, q: Tensor, tails, t: DecodeTables, scale: float
-    ) -> tuple[Tensor, Tensor]:
-        """Attention of q [B, Hq, D] over the chosen blocks and the open tails, as `paged_decode`.
+    ) -> Tensor:
+        """Attention of q [B, Hq, D] over the chosen blocks and the open tails, [B, Hq, D].
 
         Waits for nothing and depends on nothing but tensors that stay in place.
         """
@@ -132,10 +147,12 @@ class Choice(NoChoice):
             q, self.digests.store.layer(layer), c.rows, c.counts, group=self.retrieval.group
         )
         got = pool.fused.choose(self.joined(scores), c.where, c.counts, hits=c.hits, **self.budget)
-        return pool.fused.paged_decode(
+        out, lse = pool.fused.paged_decode(
             q, pool.sealed.layer(layer), pool.format, got.device, got.n_device, tails,
             t.open_slot, t.open_now, scale=scale,
         )
+        host = got.host, got.n_host
+        return self.away.decode(layer, q, out, lse, None, scale, host)
 
     # ---- after a step
 
@@ -178,14 +195,16 @@ class Candidates:
     def fits(self, rows: int, blocks: int) -> bool:
         return self.where.shape[0] == rows and blocks <= self.where.shape[1]
 
-    def refresh(self, row: int, e: Extent, table: BlockTable, digests: list[int | None]) -> None:
+    def stale(self, row: int, state: tuple) -> bool:
+        """Whether a row was last refreshed in another state of its sequence."""
+        return self._seen[row] != state
+
+    def refresh(
+        self, row: int, state: tuple, places: list[int], digests: list[int | None]
+    ) -> None:
         """Take over one sequence as it is before the step."""
-        state = e.seq, table.changes, len(digests)
-        if self._seen[row] == state:
-            return
         self._seen[row], old = state, self._held[row]
-        where = [HOLE if b is None else b for b in table.ids[: e.past // table.block_size]]
-        new = np.array([where, [d or 0 for d in digests]], dtype=np.int32)
+        new = np.array([places, [d or 0 for d in digests]], dtype=np.int32)
         same = min(old.shape[1], new.shape[1])
         changed = np.flatnonzero((old[:, :same] != new[:, :same]).any(0))
         begin = int(changed[0]) if len(changed) else same  # mostly, one block is added

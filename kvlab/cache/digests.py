@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockTable
+from kvlab.cache.away import Away
 from kvlab.cache.step import Extent
 from kvlab.core import SeqId
 from kvlab.format import Plane
+from kvlab.kernel.select_ref import HOLE
 from kvlab.pool import BlockPool, SlabStore
 from kvlab.retrieval import NoRetrieval, Retrieval
 
@@ -50,9 +52,9 @@ class Digests(NoDigests):
     rows[seq][i]: row in the store of the i-th block, None where it is gone.
     """
 
-    def __init__(self, retrieval: Retrieval, pool: BlockPool):
+    def __init__(self, retrieval: Retrieval, pool: BlockPool, away: Away):
         g = pool.geometry
-        self.retrieval, self.pool = retrieval, pool
+        self.retrieval, self.pool, self.away = retrieval, pool, away
         plane = Plane((g.kv_heads, retrieval.sides, g.head_dim), retrieval.dtype)
         self.store = SlabStore({"digest": plane}, g.layers, SLAB_ROWS, pool.device)
         self.rows: dict[SeqId, list[int | None]] = {}
@@ -120,13 +122,14 @@ class Digests(NoDigests):
 
     def _complete(self, seq: SeqId, table: BlockTable, sealed: int) -> None:
         rows = self.rows[seq]
-        for block in table.ids[len(rows) : sealed]:
-            if block is None:
+        for place in self.away.places(seq, table, sealed)[len(rows) :]:
+            if place == HOLE:
                 rows.append(None)
                 continue
             rows += self._take(1)
+            read, id = (self.away.shelf.read, -2 - place) if place < 0 else (self.pool.read, place)
             for layer in range(self.pool.geometry.layers):
-                self._write(layer, rows[-1:], self.pool.read(layer, [block])[0])
+                self._write(layer, rows[-1:], read(layer, [id])[0])
 
     def _prune(self, seq: SeqId, table: BlockTable) -> None:
         """Drop the digests of blocks that are gone for good."""
@@ -134,8 +137,8 @@ class Digests(NoDigests):
             return
         self._pruned[seq] = table.changes
         rows = self.rows[seq]
-        for index, block in enumerate(table.ids[: len(rows)]):
-            if block is None and rows[index] is not None:
+        for index, place in enumerate(self.away.places(seq, table, len(rows))):
+            if place == HOLE and rows[index] is not None:
                 self._give([rows[index]])
                 rows[index] = None
 
@@ -158,6 +161,6 @@ class Digests(NoDigests):
                 self.store.drop([row])
 
 
-def digests_for(retrieval: NoRetrieval, pool: BlockPool) -> NoDigests:
+def digests_for(retrieval: NoRetrieval, pool: BlockPool, away: Away) -> NoDigests:
     """The digest store that a retrieval needs, or one that does nothing."""
-    return Digests(retrieval, pool) if retrieval.selects else NoDigests()
+    return Digests(retrieval, pool, away) if retrieval.selects else NoDigests()

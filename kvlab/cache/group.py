@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import FREE, SEALED, BlockLedger, BlockTable
+from kvlab.cache.away import Away
 from kvlab.cache.choice import choice_for
 from kvlab.cache.digests import digests_for
 from kvlab.cache.past import Past, Sum
@@ -14,6 +15,7 @@ from kvlab.cache.tables import DecodeTables, room_for
 from kvlab.cache.watch import Watch
 from kvlab.core import BlockId, KvlabError, OutOfBlocks, SeqId
 from kvlab.kernel import attend_sdpa
+from kvlab.offload import NoShelf
 from kvlab.pool import BlockPool
 from kvlab.retrieval import NoRetrieval
 from kvlab.window import NoWindow
@@ -24,7 +26,8 @@ class LayerGroup:
 
     def __init__(
         self, ledger: BlockLedger, pool: BlockPool, window: NoWindow, workspace_tokens: int,
-        inv_freq: Tensor | None = None, retrieval: NoRetrieval | None = None,
+        inv_freq: Tensor | None = None, shelf: NoShelf | None = None,
+        retrieval: NoRetrieval | None = None,
     ):
         self.ledger, self.pool, self.window = ledger, pool, window
         self.block_size = pool.geometry.block_size
@@ -33,9 +36,10 @@ class LayerGroup:
         self.pinned: dict[SeqId, set[BlockId]] = {}
         self.watch = Watch(ledger, pool.geometry.layers, self.block_size)
         segment = max(1, workspace_tokens // self.block_size)
-        self.past = Past(pool, window, self.watch, segment, inv_freq)
+        self.away = Away(shelf or NoShelf(), pool)
+        self.past = Past(pool, window, self.watch, segment, inv_freq, self.away)
         self.decoding: DecodeTables | None = None
-        self.digests = digests_for(retrieval or NoRetrieval(), pool)
+        self.digests = digests_for(retrieval or NoRetrieval(), pool, self.away)
         self.choice = choice_for(self.digests)
         self.fresh: list[BlockId] = []  # sealed since the last step ended
         self.evictions = 0
@@ -44,6 +48,7 @@ class LayerGroup:
 
     def open(self, seq: SeqId) -> None:
         self.tables[seq] = BlockTable(self.block_size)
+        self.away.open(seq)
         self.borrowed[seq], self.pinned[seq] = set(), set()
         self.digests.open(seq)
 
@@ -51,26 +56,26 @@ class LayerGroup:
         """Give back every block, tail first, so that a shared prefix outlives its suffixes."""
         held = [b for b in reversed(self.tables[seq].ids) if b is not None]
         self._release(seq, held)
+        self.away.close(seq)
         del self.tables[seq], self.borrowed[seq], self.pinned[seq]
         self.digests.close(seq)
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
-        """`child` shares the sealed blocks of `parent` and gets a copy of its open tail."""
-        self.open(child)
-        self.digests.fork(parent, child)
-        table, source = self.tables[child], self.tables[parent]
+        """`child` shares sealed blocks of `parent` and copies its open tail; or `OutOfBlocks`."""
+        source = self.tables[parent]
         fill = source.length % self.block_size
+        self.make_room(1 if fill else 0)  # before the blocks are pinned that could make it
+        self.open(child)
+        self.away.fork(parent, child)
+        self.digests.fork(parent, child)
+        table = self.tables[child]
         shared = source.ids[:-1] if fill else list(source.ids)
         held = [b for b in shared if b is not None]
         self.ledger.pin(held)
         self.borrowed[child].update(held)
         table.append(shared)
         if fill:
-            try:
-                table.append([self._copy_tail(source.ids[-1], fill)])
-            except OutOfBlocks:
-                self.close(child)
-                raise
+            table.append([self._copy_tail(source.ids[-1], fill)])
         table.length = source.length  # the last block is full or a copy of the same tail
 
     def crop(self, seq: SeqId, length: int) -> None:
@@ -86,17 +91,19 @@ class LayerGroup:
         dropped = table.ids[-(-length // size) :]
         cut = table.ids[whole] if fill else None
         was_open = table.length % size and whole == table.length // size
-        if fill and cut is None:
+        away = bool(fill) and self.away.key(seq, whole) is not None
+        if fill and cut is None and not away:
             raise KvlabError(f"cannot crop to {length} tokens: block {whole} of them was evicted; "
                              f"crop to a multiple of {size}")
-        if cut in self.borrowed[seq] and not any(b is not None for b in dropped):
+        if (away or cut in self.borrowed[seq]) and not any(b is not None for b in dropped):
             self.make_room(1)
         del table.ids[-(-length // size) :]
         table.length = length
         table.changes += 1
         self.digests.crop(seq, whole)
         self._release(seq, [b for b in reversed(dropped) if b is not None])
-        if cut is not None and not was_open:
+        self.away.crop(seq, -(-length // size))
+        if fill and not was_open:
             self._reopen(seq, whole, cut, fill)
 
     # ---- counts
@@ -143,6 +150,7 @@ class LayerGroup:
             self.decoding = DecodeTables(rows, room_for(longest), self.pool.device)
         open_rows = [self.pool.open_row(e.writing) for e in extents]
         self.decoding.refresh(extents, self.tables, open_rows)
+        self.away.prepare(extents)
         self.choice.prepare(extents, self.tables)
 
     def attend(
@@ -186,12 +194,13 @@ class LayerGroup:
         tails = pool.open.layer(layer)
         pool.fused.append(k, v, tails, t.open_slot, t.open_len)
         if self.choice.selects:
-            return self.choice.decode(layer, q, tails, t, scale)[0]
+            return self.choice.decode(layer, q, tails, t, scale)
         mass = self.watch.mass(t, q.shape[1])
-        out, _ = pool.fused.paged_decode(
+        out, lse = pool.fused.paged_decode(
             q, pool.sealed.layer(layer), pool.format, t.table, t.n_blocks, tails, t.open_slot,
             t.open_now, scale=scale, mass=mass,
         )
+        out = self.away.decode(layer, q, out, lse, mass, scale)
         self.watch.decoded(t, mass)
         return out
 
@@ -243,13 +252,10 @@ class LayerGroup:
             self.evict(short)
 
     def evict(self, count: int) -> None:
-        """Choose, spill, free: `count` blocks leave and become holes in their tables."""
+        """Choose, spill, free: `count` blocks leave. Raises `OutOfHost`; nothing changes then."""
+        self.away.shelf.require(count)
         victims = self.ledger.reclaim(count)
-        leaving = set(victims)
-        for table in self.tables.values():
-            for index, block in enumerate(table.ids):
-                if block in leaving:
-                    table.punch(index)
+        self.away.leave(victims, self.tables)
         self.ledger.free(victims)
         self._drop(victims)
         self.evictions += count
@@ -264,8 +270,8 @@ class LayerGroup:
 
     def _slide(self, seq: SeqId) -> None:
         """Move the window's pins to the end of the sequence; free what it can never read again."""
-        table, size = self.tables[seq], self.block_size
-        safe = blocks_in(self.window.protected(table.length), table, size)
+        table = self.tables[seq]
+        safe = table.touched(self.window.protected(table.length))
         keep = {b for b in safe if self.ledger.state(b) == SEALED}
         self.ledger.pin(sorted(keep - self.pinned[seq]))
         self.ledger.unpin(sorted(self.pinned[seq] - keep))
@@ -273,7 +279,7 @@ class LayerGroup:
         ranges = self.window.readable(table.length)
         if ranges == [(0, table.length)]:
             return
-        readable = blocks_in(ranges, table, size)
+        readable = table.touched(ranges)
         gone = [i for i, b in enumerate(table.ids) if b is not None and b not in readable]
         self._release(seq, [table.punch(i) for i in reversed(gone)])
         self.evictions += len(gone)
@@ -294,26 +300,20 @@ class LayerGroup:
 
     def _copy_tail(self, tail: BlockId, fill: int) -> BlockId:
         (block,) = self._allocate(None, 1)
-        self.pool.open_block(block)
-        for layer in range(self.pool.geometry.layers):
-            self.pool.write(layer, block, 0, *self.pool.read_open(layer, tail, fill))
+        layers = range(self.pool.geometry.layers)
+        self.pool.open_block(block, (self.pool.read_open(n, tail, fill) for n in layers))
         return block
 
-    def _reopen(self, seq: SeqId, index: int, cut: BlockId, fill: int) -> None:
+    def _reopen(self, seq: SeqId, index: int, cut: BlockId | None, fill: int) -> None:
         """Read first, release, then allocate: in a full cache the block takes its own place."""
         layers = range(self.pool.geometry.layers)
-        contents = [[x[:fill].clone() for x in self.pool.read(n, [cut])] for n in layers]
+        read, id = self.away.source(seq, index) if cut is None else (self.pool.read, cut)
+        contents = [[x[:fill].clone() for x in read(n, [id])] for n in layers]
         self.tables[seq].ids[index] = None
-        self._release(seq, [cut])
-        (block,) = self._allocate(seq, 1)
-        self.tables[seq].ids[index] = block
+        if cut is None:
+            self.away.forget(seq, index)
+        else:
+            self._release(seq, [cut])
+        (self.tables[seq].ids[index],) = (block,) = self._allocate(seq, 1)
         self.tables[seq].changes += 1
-        self.pool.open_block(block)
-        for layer in layers:
-            self.pool.write(layer, block, 0, *contents[layer])
-
-
-def blocks_in(ranges: list[tuple[int, int]], table: BlockTable, size: int) -> set[BlockId]:
-    """The blocks of `table` that any of the half-open token `ranges` touches."""
-    indices = {i for begin, end in ranges for i in range(begin // size, -(-end // size))}
-    return {table.ids[i] for i in indices if table.ids[i] is not None}
+        self.pool.open_block(block, contents)

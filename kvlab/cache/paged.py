@@ -58,7 +58,8 @@ class PagedCache:
             g, spec.format, self.device, self.dtype, spec.kernels, self.workspace
         )
         return LayerGroup(
-            ledger, pool, spec.window, spec.workspace_tokens, self.inv_freq, spec.retrieval
+            ledger, pool, spec.window, spec.workspace_tokens, self.inv_freq,
+            spec.offload.build(pool), spec.retrieval,
         )
 
     # ---- sequences
@@ -117,6 +118,8 @@ class PagedCache:
         except KvlabError:
             self._undo(step)
             raise
+        for e in (e for extents in step for e in extents):
+            e.alone = len(seqs) == 1
         self._step = step
         self._decodes = self.can_decode(counts)
         if self._decodes:
@@ -196,10 +199,12 @@ class PagedCache:
             held = {b for t in group.tables.values() for b in t.ids if b is not None}
             if len(held) != group.ledger.held_count:
                 raise KvlabError(f"{len(held)} blocks in tables, {group.ledger.held_count} held")
+            group.away.check()
 
     def stats(self) -> CacheStats:
         """Counts and bytes now; see `CacheStats` for what each byte count means."""
         g, count = self.geometry, len(self.groups)
+        shelves = [group.away.shelf for group in self.groups]
         tokens = sum(self._tokens.values())
         sealed = sum(group.sealed_blocks for group in self.groups)
         open_tokens = sum(group.open_tokens for group in self.groups)
@@ -214,8 +219,11 @@ class PagedCache:
             blocks=sum(group.ledger.held_count for group in self.groups),
             evictions=sum(group.evictions for group in self.groups),
             nominal_bytes=int(tokens * g.elements_per_token * self.spec.format.payload_bits / 8),
-            logical_bytes=logical, allocated_bytes=allocated, host_bytes=0,
+            logical_bytes=logical, allocated_bytes=allocated,
+            host_bytes=sum(shelf.nbytes for shelf in shelves),
             bits_per_element=8 * allocated / max(1, resident * g.elements_per_token),
-            workspace_bytes=self.workspace.nbytes, digest_bytes=digests,
+            workspace_bytes=self.workspace.nbytes + shelves[0].staging_nbytes
+            + sum(shelf.device_nbytes for shelf in shelves),
+            digest_bytes=digests,
             read_tokens=round(sum(g.choice.read_tokens(g.tables) for g in self.groups) / count),
         )

@@ -135,6 +135,21 @@ class CacheSpec:
             raise BadInput("window", self.window.name, "protects tokens from an eviction policy and"
                            " there is none; choose one, or window.middle=false to free the rest")
 
+        if self.offload.keeps:
+            self._check_offload(evicts=bounded and not isinstance(policy, NoEviction))
+
+    def _check_offload(self, evicts: bool) -> None:
+        name = self.offload.name
+        if not evicts:
+            raise BadInput("offload", name, "takes what is evicted, and nothing is: give a budget "
+                           "(cache.budget_bytes) and a policy (policy=fifo)")
+        if not self.window.middle:
+            raise BadInput("offload", name, "keeps what window.middle=false says is never read "
+                           "again; take window.middle=true or offload=none")
+        if self.summary.name != "none":
+            raise BadInput("offload", name, f"keeps evicted tokens, and summary={self.summary.name}"
+                           " stands for them: they would count twice; take one of the two")
+
     @property
     def bounded(self) -> bool:
         """Whether there is a budget of any kind."""

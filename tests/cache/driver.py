@@ -98,6 +98,8 @@ class Driver:
         group = self.cache.groups[self.cache._place[layer][0]]
         keep = torch.ones(length, dtype=torch.bool)
         for hole in group.tables[seq].holes:
+            if group.away.key(seq, hole) is not None:
+                continue
             keep[hole * group.block_size : (hole + 1) * group.block_size] = False
         return keep
 
@@ -109,7 +111,11 @@ class Driver:
             group = self.cache.groups[number]
             size = group.block_size
             for index, block in enumerate(group.tables[seq].ids[: len(k) // size]):
-                if block is not None:
+                key = group.away.key(seq, index)
+                if key is not None:
+                    at = slice(index * size, (index + 1) * size)
+                    k[at], v[at] = (x.float() for x in group.away.shelf.read(local, [key]))
+                elif block is not None:
                     at = slice(index * size, (index + 1) * size)
                     k[at], v[at] = (x.float() for x in group.pool.read(local, [block]))
             self.past[seq][layer] = (k, v)
