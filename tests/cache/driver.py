@@ -23,12 +23,8 @@ def held_bytes(cache: PagedCache) -> int:
     Without the kernels' address tables: they stay, 64 KiB each, since graphs refer to them.
     """
     stores: list[SlabStore] = [s for g in cache.groups for s in (g.pool.sealed, g.pool.open)]
+    stores += [g.digests.store for g in cache.groups if cache.spec.retrieval.selects]
     return sum(t.untyped_storage().nbytes() for s in stores for t in s.slabs.values())
-
-
-def table_bytes(cache: PagedCache) -> int:
-    stores = [s for g in cache.groups for s in (g.pool.sealed, g.pool.open)]
-    return sum(s._base.nbytes for s in stores if s._base is not None)
 
 
 class Driver:
