@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from kvlab.core import BadInput
+from kvlab.summary.base import Entries, NoSummary, Queries, Summary
+from kvlab.summary.fitted import Fitted
+from kvlab.summary.kept import RandomTokens
+from kvlab.summary.merged import Merged, MergeMean
 
-
-class NoSummary:
-    """Nothing: evicted blocks leave a hole."""
-
-    name = "none"
-    makes = False  # whether evicted blocks leave entries behind
-
-
-SUMMARIES = {"none": NoSummary}
+SUMMARIES = {
+    member.name: member for member in (NoSummary, Merged, Fitted, MergeMean, RandomTokens)
+}
+__all__ = ["SUMMARIES", "Entries", "Queries", "by_name", *(m.__name__ for m in SUMMARIES.values())]
 
 
 def by_name(name: str, **parameters) -> NoSummary:
