@@ -8,11 +8,13 @@ from torch import Tensor
 from kvlab.blocks import FREE, SEALED, BlockLedger, BlockTable
 from kvlab.cache.past import Past, Sum
 from kvlab.cache.step import Extent
+from kvlab.cache.summaries import Summaries
 from kvlab.cache.tables import DecodeTables, room_for
 from kvlab.cache.watch import Watch
 from kvlab.core import BlockId, KvlabError, OutOfBlocks, SeqId
 from kvlab.kernel import attend_sdpa
 from kvlab.pool import BlockPool
+from kvlab.summary import NoSummary
 from kvlab.window import NoWindow
 
 
@@ -21,7 +23,7 @@ class LayerGroup:
 
     def __init__(
         self, ledger: BlockLedger, pool: BlockPool, window: NoWindow, workspace_tokens: int,
-        inv_freq: Tensor | None = None,
+        inv_freq: Tensor | None = None, summary: NoSummary | None = None,
     ):
         self.ledger, self.pool, self.window = ledger, pool, window
         self.block_size = pool.geometry.block_size
@@ -29,6 +31,7 @@ class LayerGroup:
         self.borrowed: dict[SeqId, set[BlockId]] = {}
         self.pinned: dict[SeqId, set[BlockId]] = {}
         self.watch = Watch(ledger, pool.geometry.layers)
+        self.summaries = Summaries(summary or NoSummary(), pool)
         segment = max(1, workspace_tokens // self.block_size)
         self.past = Past(pool, window, self.watch, segment, inv_freq)
         self.decoding: DecodeTables | None = None
@@ -39,16 +42,19 @@ class LayerGroup:
     def open(self, seq: SeqId) -> None:
         self.tables[seq] = BlockTable(self.block_size)
         self.borrowed[seq], self.pinned[seq] = set(), set()
+        self.summaries.open(seq)
 
     def close(self, seq: SeqId) -> None:
         """Give back every block, tail first, so that a shared prefix outlives its suffixes."""
         held = [b for b in reversed(self.tables[seq].ids) if b is not None]
         self._release(seq, held)
         del self.tables[seq], self.borrowed[seq], self.pinned[seq]
+        self.summaries.close(seq)
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
         """`child` shares the sealed blocks of `parent` and gets a copy of its open tail."""
         self.open(child)
+        self.summaries.fork(parent, child)
         table, source = self.tables[child], self.tables[parent]
         fill = source.length % self.block_size
         shared = source.ids[:-1] if fill else list(source.ids)
@@ -85,6 +91,7 @@ class LayerGroup:
         del table.ids[-(-length // size) :]
         table.length = length
         table.changes += 1
+        self.summaries.crop(seq, length)
         self._release(seq, [b for b in reversed(dropped) if b is not None])
         if cut is not None and not was_open:
             self._reopen(seq, whole, cut, fill)
@@ -132,6 +139,7 @@ class LayerGroup:
             self.decoding = DecodeTables(rows, room_for(longest), self.pool.device)
         open_rows = [self.pool.open_row(e.writing) for e in extents]
         self.decoding.refresh(extents, self.tables, open_rows)
+        self.summaries.rows = [e.seq for e in extents]
 
     def attend(
         self, layer: int, e: Extent, q: Tensor, k: Tensor, v: Tensor, scale: float,
@@ -143,6 +151,8 @@ class LayerGroup:
         """
         total = Sum(self.pool.fused)
         self.past.attend(layer, e, self.tables[e.seq], q, scale, window, total)
+        for part in self.summaries.attend(layer, e.seq, q, scale, window):
+            total.add(part)
         span = {"scale": scale, "window": window, "q_start": e.past}
         first, keys, values = e.past, k, v
         if e.fill:
@@ -156,6 +166,7 @@ class LayerGroup:
         self._store(layer, e, k, v)
         out, lse = total.result()
         self.watch.layer(lse)
+        self.summaries.observe(layer, e.seq, q, lse, scale)
         return out
 
     def decode(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -168,12 +179,12 @@ class LayerGroup:
         tails = pool.open.layer(layer)
         pool.fused.append(k, v, tails, t.open_slot, t.open_len)
         mass = self.watch.mass(t, q.shape[1])
-        out, _ = pool.fused.paged_decode(
+        part = pool.fused.paged_decode(
             q, pool.sealed.layer(layer), pool.format, t.table, t.n_blocks, tails, t.open_slot,
             t.open_now, scale=scale, mass=mass,
         )
         self.watch.decoded(t, mass)
-        return out
+        return self.summaries.decode(layer, q, part, scale)
 
     def commit(self, e: Extent) -> None:
         """Make the step's blocks part of the sequence."""
@@ -220,10 +231,9 @@ class LayerGroup:
         """Choose, spill, free: `count` blocks leave and become holes in their tables."""
         victims = self.ledger.reclaim(count)
         leaving = set(victims)
-        for table in self.tables.values():
-            for index, block in enumerate(table.ids):
-                if block in leaving:
-                    table.punch(index)
+        for seq, table in self.tables.items():
+            gone = [i for i, block in enumerate(table.ids) if block in leaving]
+            self._punch(seq, gone)
         self.ledger.free(victims)
         self._drop(victims)
         self.evictions += count
@@ -256,8 +266,14 @@ class LayerGroup:
             return
         readable = blocks_in(ranges, table, size)
         gone = [i for i, b in enumerate(table.ids) if b is not None and b not in readable]
-        self._release(seq, [table.punch(i) for i in reversed(gone)])
+        self._release(seq, self._punch(seq, gone)[::-1])
         self.evictions += len(gone)
+
+    def _punch(self, seq: SeqId, gone: list[int]) -> list[BlockId]:
+        """Make holes at the indices `gone`, whose blocks are still readable, and spill them."""
+        blocks = [self.tables[seq].punch(i) for i in gone]
+        self.summaries.spill(seq, gone, blocks)
+        return blocks
 
     def _drop(self, blocks: list[BlockId]) -> None:
         self.watch.forget(blocks)

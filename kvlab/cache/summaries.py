@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from kvlab.core import BadInput, BlockId, KvlabError, SeqId
+from kvlab.core import BadInput, BlockId, CacheGeometry, KvlabError, SeqId
+from kvlab.format import KVFormat
 from kvlab.kernel import attend_sdpa
 from kvlab.kernel.attend_ref import Partial
+from kvlab.policy import NoEviction
 from kvlab.pool import BlockPool
 from kvlab.summary import Entries, NoSummary, Queries
 from kvlab.summary.base import tokens
@@ -43,6 +45,7 @@ class Summaries:
     def __init__(self, summary: NoSummary, pool: BlockPool):
         self.summary, self.pool = summary, pool
         self.stories: dict[SeqId, Story] = {}
+        self.rows: list[SeqId] = []  # of the decode step under way
 
     # ---- the life of a sequence
 
@@ -115,7 +118,30 @@ class Summaries:
             return []
         return [attend_sdpa.attend(q, entries.k, entries.v, scale=scale, bias=entries.bias)]
 
+    def decode(self, layer: int, q: Tensor, part: Partial, scale: float) -> Tensor:
+        """Decode: `part`, out [B, Hq, D] and lse [B, Hq] of q, merged with that of the entries."""
+        if not self.summary.makes:
+            return part[0]
+        done = []
+        for row, seq in enumerate(self.rows):
+            query, out, lse = q[row, :, None], part[0][row, :, None], part[1][row, :, None]
+            parts = [(out, lse), *self.attend(layer, seq, query, scale, None)]
+            out, lse = attend_sdpa.merge(parts)
+            self.observe(layer, seq, query, lse, scale)
+            done.append(out[:, 0])
+        return torch.stack(done).to(part[0].dtype)
+
     # ---- accounts
+
+    @property
+    def blocks(self) -> float:
+        """Entries of all sequences, in blocks that take as many bytes."""
+        return self.entry_bytes / self.pool.format.block_bytes(self.pool.geometry)
+
+    @property
+    def gain(self) -> float:
+        """Blocks' worth of bytes that evicting one block saves, its entries taken off."""
+        return 1.0 - entry_share(self.summary, self.pool.format, self.pool.geometry)
 
     def check(self) -> None:
         """Raise if a layer has other entries than the rest, or any that is not finite."""
@@ -142,6 +168,34 @@ class Summaries:
     @staticmethod
     def _bytes(held) -> int:
         return sum({x.data_ptr(): x.nbytes for part in held for x in part}.values())
+
+
+def check_summary(spec, g: CacheGeometry) -> None:
+    """Raises `BadInput` for axes of a `CacheSpec` beside which a summary makes no sense."""
+    name, frees = spec.summary.name, spec.window.protected(1) and not spec.window.middle
+    if not spec.summary.makes:
+        return
+    if isinstance(spec.policy(), NoEviction) and not frees:
+        raise BadInput("summary", name, "stands for evicted tokens and none are evicted; choose a "
+                       "policy with a budget, or window.middle=false")
+    if spec.offload.keeps:
+        raise BadInput("summary", name, f"has nothing to stand for: offload={spec.offload.name} "
+                       "keeps evicted blocks readable; leave out one of the two")
+    if spec.window.rerotate:
+        raise BadInput("summary", name, "stands for tokens at their original positions, which "
+                       "window.rerotate=true gives up; leave out one of the two")
+    percent = 100 * entry_share(spec.summary, spec.format, g)
+    if percent >= min(100, spec.budget_percent or 100):
+        raise BadInput("summary.ratio", spec.summary.ratio, f"makes entries of {percent:.3g} % of "
+                       "the evicted bytes, which leaves no room for blocks in the budget")
+
+
+def entry_share(summary: NoSummary, format: KVFormat, g: CacheGeometry) -> float:
+    """Bytes of the entries of an evicted block over the bytes of the block."""
+    if not summary.makes:
+        return 0.0
+    entry = g.layers * g.kv_heads * (2 * g.head_dim * STORED.itemsize + torch.float32.itemsize)
+    return summary.ratio * g.block_size * entry / format.block_bytes(g)
 
 
 def grouped(fresh: Queries, old: Queries | None, kv_heads: int) -> Queries:

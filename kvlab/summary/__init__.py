@@ -11,7 +11,10 @@ from kvlab.summary.merged import Merged, MergeMean
 SUMMARIES = {
     member.name: member for member in (NoSummary, Merged, Fitted, MergeMean, RandomTokens)
 }
-__all__ = ["SUMMARIES", "Entries", "Queries", "by_name", *(m.__name__ for m in SUMMARIES.values())]
+__all__ = [
+    "SUMMARIES", "Entries", "Fitted", "MergeMean", "Merged", "NoSummary", "Queries", "RandomTokens",
+    "Summary", "by_name",
+]
 
 
 def by_name(name: str, **parameters) -> NoSummary:
