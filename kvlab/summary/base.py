@@ -88,7 +88,7 @@ class Summary(NoSummary):
         self.ratio, self.max_entries = ratio, max_entries
 
     def reduce(self, past: Entries, count: int, queries: Queries) -> Entries:
-        """`count` fp32 entries that answer `queries` as the more than `count` of `past` do."""
+        """`count` fp32 entries that answer `queries`, which cover `past`, as all of `past` do."""
         raise NotImplementedError
 
     def summarize(self, past: Entries, count: int, queries: Queries | None = None) -> Entries:
@@ -104,7 +104,7 @@ class Summary(NoSummary):
         done = []
         for start, stop, share in zip(cuts, cuts[1:], shares):
             part = past.part(start, stop).to(torch.float32)
-            done.append(self.reduce(part, share, queries or stand_ins(part)))
+            done.append(self.reduce(part, share, covering(queries or stand_ins(part), part)))
         return concat(done)
 
     def absorb(
@@ -140,8 +140,14 @@ def logits(q: Tensor, past: Entries) -> Tensor:
 
 
 def shares(queries: Queries, past: Entries) -> Tensor:
-    """fp32 [H, m, n]: each entry's share of all attention of each query.
+    """fp32 [H, m, n]: each entry's share of all attention of each query."""
+    return torch.exp(logits(queries.q, past) - queries.lse[..., None])
 
-    At most 1: a query older than a token never saw it, and may find more there than it saw.
+
+def covering(queries: Queries, past: Entries) -> Queries:
+    """`queries` with totals no smaller than what `past` alone gives.
+
+    A query older than a token never saw it, and may find more there than in all that it saw.
     """
-    return torch.exp((logits(queries.q, past) - queries.lse[..., None]).clamp(max=0.0))
+    own = logits(queries.q, past).logsumexp(-1)
+    return Queries(queries.q, torch.maximum(queries.lse, own))

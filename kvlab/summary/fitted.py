@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kvlab.core import BadInput
-from kvlab.summary.base import Entries, Queries, logits
+from kvlab.summary.base import Entries, Queries, logits, shares
 from kvlab.summary.merged import LEAST_BIAS, Merged
 from kvlab.summary.solve import nnls, ridge
 
@@ -54,7 +54,7 @@ class Fitted(Merged):
         seen = logits(queries.q, past)
         own = seen.logsumexp(-1)  # [H, m]
         out = torch.einsum("hmn,nhd->hmd", torch.exp(seen - own[..., None]), past.v)
-        share = torch.exp((own - queries.lse).clamp(max=0.0))
+        share = torch.exp(own - queries.lse)
         mass = torch.exp(logits(queries.q, start) - own[..., None])  # [H, m, c], of the own mass
         ones = torch.ones_like(mass[:, 0])
         gain = nnls(
@@ -69,8 +69,7 @@ class Fitted(Merged):
 
 def selected(past: Entries, count: int, queries: Queries) -> Entries:
     """The `count` entries of largest root mean square share of attention, per KV head."""
-    seen = logits(queries.q, past) - queries.lse[..., None]
-    score = torch.exp(seen.clamp(max=0.0)).square().mean(1)
+    score = shares(queries, past).square().mean(1)
     best = score.topk(count, dim=-1).indices.sort(-1).values.T  # [c, H]
     k, v = (x.gather(0, best[..., None].expand(-1, -1, x.shape[-1])) for x in (past.k, past.v))
     return Entries(k, v, past.bias.gather(0, best))
