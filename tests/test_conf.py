@@ -38,8 +38,9 @@ AXES = {
     "track": ("kvlab.track", "history"),
     "policy": ("kvlab.policy", "pop"),
     "window": ("kvlab.window", "protected"),
+    "summary": ("kvlab.summary", "makes"),
 }
-BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder"}
+BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder", "Summary"}
 
 
 @pytest.fixture(scope="module", autouse=True)
