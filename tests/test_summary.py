@@ -117,7 +117,7 @@ def test_clustered_keys_are_better_than_a_hole_and_than_chance(member, queries):
 
 @pytest.mark.parametrize("keys", ["merged", "selected"])
 def test_fitted_answers_its_queries_no_worse_than_its_start(keys):
-    past = tokens(draw(200, H, D) * 2, draw(200, H, D, seed=1))
+    past = clustered(count=40, each=5, spread=0.5)
     queries = asked(past, rest=0.7)
     start = Merged().summarize(past, 20, queries)
     if keys == "selected":
