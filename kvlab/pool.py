@@ -136,7 +136,8 @@ class SlabStore:
     def base(self) -> Tensor:
         """Device table of slab addresses; committed on first use, since only kernels read it."""
         if self._base is None:
-            self._base = torch.zeros(MAX_SLABS, dtype=torch.int64, device=self.device)
+            with torch.inference_mode(False):  # else nobody may write to it outside of that mode
+                self._base = torch.zeros(MAX_SLABS, dtype=torch.int64, device=self.device)
             for slab, buffer in self.slabs.items():
                 self._base[slab] = buffer.data_ptr()
         return self._base
@@ -156,7 +157,8 @@ class SlabStore:
                 f"the cache would need more than {MAX_SLABS} slabs of {self.slab_rows} blocks; "
                 "use a larger cache.block_size"
             )
-        buffer = torch.empty(self.slab_bytes, dtype=torch.uint8, device=self.device)
+        with torch.inference_mode(False):
+            buffer = torch.empty(self.slab_bytes, dtype=torch.uint8, device=self.device)
         self.slabs[slab], self._live[slab] = buffer, set()
         self._views[slab] = {n: self._view(buffer, n, p) for n, p in self.planes.items()}
         if self._base is not None:

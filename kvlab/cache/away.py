@@ -51,6 +51,14 @@ class Away:
         ids = self.tables[seq].ids
         return ids[index] if index < len(ids) else None
 
+    def places(self, seq: SeqId, table: BlockTable, count: int) -> list[int]:
+        """Where the first `count` blocks lie: device block, -2 - host key, or -1 if nowhere."""
+        found = [-1 if block is None else block for block in table.ids[:count]]
+        for index, key in enumerate(self.tables[seq].ids[:count]):
+            if key is not None:
+                found[index] = -2 - key
+        return found
+
     def source(self, seq: SeqId, index: int):
         """The function that reads block `index` of `seq`, and the id it takes."""
         return self.shelf.read, self.tables[seq].ids[index]
@@ -88,17 +96,20 @@ class Away:
         self.decoding.refresh(extents, self.tables, [0] * rows)
 
     def decode(
-        self, layer: int, q: Tensor, out: Tensor, lse: Tensor, mass: Tensor | None, scale: float
+        self, layer: int, q: Tensor, out: Tensor, lse: Tensor, mass: Tensor | None, scale: float,
+        chosen: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Merge attention over host blocks, read in place over the bus, into `out` [B, Hq, D].
 
         lse fp32 [B, Hq] of `out`; mass, shares among the device blocks, becomes shares of all.
+        chosen: the keys that each head reads and how many, see `paged_decode`; None: all.
         """
         if not self.shelf.keeps:
             return out
         t, pool = self.decoding, self.pool
+        table, n_blocks = chosen or (t.table, t.n_blocks)
         far, far_lse = pool.fused.paged_decode(
-            q, self.shelf.planes(layer), pool.format, t.table, t.n_blocks, pool.open.layer(layer),
+            q, self.shelf.planes(layer), pool.format, table, n_blocks, pool.open.layer(layer),
             t.open_slot, self._no_tail, scale=scale,
         )
         near = torch.sigmoid(lse - far_lse)[..., None]  # the share of what is on the device

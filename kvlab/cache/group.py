@@ -7,6 +7,8 @@ from torch import Tensor
 
 from kvlab.blocks import FREE, SEALED, BlockLedger, BlockTable
 from kvlab.cache.away import Away
+from kvlab.cache.choice import choice_for
+from kvlab.cache.digests import digests_for
 from kvlab.cache.past import Past, Sum
 from kvlab.cache.step import Extent
 from kvlab.cache.tables import DecodeTables, room_for
@@ -15,6 +17,7 @@ from kvlab.core import BlockId, KvlabError, OutOfBlocks, SeqId
 from kvlab.kernel import attend_sdpa
 from kvlab.offload import NoShelf
 from kvlab.pool import BlockPool
+from kvlab.retrieval import NoRetrieval
 from kvlab.window import NoWindow
 
 
@@ -24,6 +27,7 @@ class LayerGroup:
     def __init__(
         self, ledger: BlockLedger, pool: BlockPool, window: NoWindow, workspace_tokens: int,
         inv_freq: Tensor | None = None, shelf: NoShelf | None = None,
+        retrieval: NoRetrieval | None = None,
     ):
         self.ledger, self.pool, self.window = ledger, pool, window
         self.block_size = pool.geometry.block_size
@@ -35,6 +39,8 @@ class LayerGroup:
         self.away = Away(shelf or NoShelf(), pool)
         self.past = Past(pool, window, self.watch, segment, inv_freq, self.away)
         self.decoding: DecodeTables | None = None
+        self.digests = digests_for(retrieval or NoRetrieval(), pool, self.away)
+        self.choice = choice_for(self.digests)
         self.fresh: list[BlockId] = []  # sealed since the last step ended
         self.evictions = 0
 
@@ -44,6 +50,7 @@ class LayerGroup:
         self.tables[seq] = BlockTable(self.block_size)
         self.away.open(seq)
         self.borrowed[seq], self.pinned[seq] = set(), set()
+        self.digests.open(seq)
 
     def close(self, seq: SeqId) -> None:
         """Give back every block, tail first, so that a shared prefix outlives its suffixes."""
@@ -51,6 +58,7 @@ class LayerGroup:
         self._release(seq, held)
         self.away.close(seq)
         del self.tables[seq], self.borrowed[seq], self.pinned[seq]
+        self.digests.close(seq)
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
         """`child` shares sealed blocks of `parent` and copies its open tail; or `OutOfBlocks`."""
@@ -59,6 +67,7 @@ class LayerGroup:
         self.make_room(1 if fill else 0)  # before the blocks are pinned that could make it
         self.open(child)
         self.away.fork(parent, child)
+        self.digests.fork(parent, child)
         table = self.tables[child]
         shared = source.ids[:-1] if fill else list(source.ids)
         held = [b for b in shared if b is not None]
@@ -91,6 +100,7 @@ class LayerGroup:
         del table.ids[-(-length // size) :]
         table.length = length
         table.changes += 1
+        self.digests.crop(seq, whole)
         self._release(seq, [b for b in reversed(dropped) if b is not None])
         self.away.crop(seq, -(-length // size))
         if fill and not was_open:
@@ -129,6 +139,7 @@ class LayerGroup:
             self.pool.open_block(opened)
         if e.sealing and not e.single:
             e.sealing_ids = self.pool.ids(e.sealing)
+        self.digests.begin(e, table)
         return e
 
     def prepare(self, extents: list[Extent]) -> None:
@@ -140,6 +151,7 @@ class LayerGroup:
         open_rows = [self.pool.open_row(e.writing) for e in extents]
         self.decoding.refresh(extents, self.tables, open_rows)
         self.away.prepare(extents)
+        self.choice.prepare(extents, self.tables)
 
     def attend(
         self, layer: int, e: Extent, q: Tensor, k: Tensor, v: Tensor, scale: float,
@@ -150,7 +162,8 @@ class LayerGroup:
         q [Hq, T, D], k and v [T, H, D]; window: the model's own sliding window in tokens.
         """
         total = Sum(self.pool.fused)
-        self.past.attend(layer, e, self.tables[e.seq], q, scale, window, total)
+        reader = self.choice if self.choice.applies(e, window) else self.past
+        reader.attend(layer, e, self.tables[e.seq], q, scale, window, total)
         span = {"scale": scale, "window": window, "q_start": e.past}
         first, keys, values = e.past, k, v
         if e.fill:
@@ -180,6 +193,8 @@ class LayerGroup:
         pool, t = self.pool, self.decoding
         tails = pool.open.layer(layer)
         pool.fused.append(k, v, tails, t.open_slot, t.open_len)
+        if self.choice.selects:
+            return self.choice.decode(layer, q, tails, t, scale)
         mass = self.watch.mass(t, q.shape[1])
         out, lse = pool.fused.paged_decode(
             q, pool.sealed.layer(layer), pool.format, t.table, t.n_blocks, tails, t.open_slot,
@@ -195,6 +210,7 @@ class LayerGroup:
         first = e.past // self.block_size
         table.append(e.new, e.count)
         table.changes += bool(e.sealing)
+        self.digests.commit(e, table)
         if e.single:
             self.pool.seal_open(e.sealing)
         elif e.tail is not None and e.sealing:
@@ -206,12 +222,15 @@ class LayerGroup:
     def end_step(self) -> None:
         """After all sequences of a step: what was attended to, and the policy's clock."""
         fresh, self.fresh = self.fresh, []
+        self.choice.tell(self.watch, self.tables)
         self.watch.commit([b for b in fresh if self.ledger.state(b) == SEALED])
         self.ledger.tick()
 
     def abort(self, e: Extent) -> None:
         """Undo `begin`, but for evictions: the old tail was never overwritten below its fill."""
         self.watch.abort()
+        self.choice.abort()
+        self.digests.abort(e)
         self.ledger.free(e.new)
         self.pool.drop(e.new)
         if e.tail is not None and e.sealing and not e.single:
@@ -252,6 +271,7 @@ class LayerGroup:
     def _seal(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> None:
         """Seal what a chunk fills and keep the rest; k, v [n, H, D]: open tail and new tokens."""
         cut = len(e.sealing) * self.block_size
+        self.digests.seal(layer, e, k[:cut])
         self.pool.seal(layer, e.sealing, k[:cut], v[:cut], e.sealing_ids)
         if e.rest is not None:
             self.pool.write(layer, e.rest, 0, k[cut:], v[cut:])

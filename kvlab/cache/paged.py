@@ -59,7 +59,7 @@ class PagedCache:
         )
         return LayerGroup(
             ledger, pool, spec.window, spec.workspace_tokens, self.inv_freq,
-            spec.offload.build(pool),
+            spec.offload.build(pool), spec.retrieval,
         )
 
     # ---- sequences
@@ -225,7 +225,8 @@ class PagedCache:
         logical = sealed * self.spec.format.block_bytes(g) // count + (
             open_tokens * g.elements_per_token * self.dtype.itemsize // count
         )
-        allocated = sum(group.pool.nbytes for group in self.groups)
+        digests = sum(group.digests.nbytes for group in self.groups)
+        allocated = digests + sum(group.pool.nbytes for group in self.groups)
         return CacheStats(
             tokens=tokens, resident_tokens=round(resident),
             blocks=sum(group.ledger.held_count for group in self.groups),
@@ -236,4 +237,6 @@ class PagedCache:
             bits_per_element=8 * allocated / max(1, resident * g.elements_per_token),
             workspace_bytes=self.workspace.nbytes + shelves[0].staging_nbytes
             + sum(shelf.device_nbytes for shelf in shelves),
+            digest_bytes=digests,
+            read_tokens=round(sum(g.choice.read_tokens(g.tables) for g in self.groups) / count),
         )

@@ -84,6 +84,11 @@ class CacheSpec:
         if self.budget_percent is not None and not evicts:
             raise BadInput("cache.budget_percent", self.budget_percent,
                            "needs an eviction policy that brings the cache down to it; policy=lru")
+        if self.retrieval.selects:
+            self.retrieval.blocks(self.block_size)
+            if self.window.rerotate:
+                raise BadInput("window.rerotate", True, "retrieval scores keys at the positions "
+                               "they were stored with; window.rerotate=false")
 
     def _check_budget(self) -> None:
         named = {n: getattr(self, n) for n in ("budget_blocks", "budget_bytes", "budget_percent")}

@@ -100,6 +100,13 @@ class Watch:
         if mass is not None:
             self._mass, self._rows, self._queries = mass, tables.blocks, 1
 
+    def shares(self, blocks: list[BlockId], shares: Tensor) -> None:
+        """What stands for the attention of `blocks` where a token reads a choice only."""
+        if self.active and self.scorer.decodes and blocks:
+            key = tuple(blocks)
+            self._step[key] = self._step[key] + shares if key in self._step else shares
+            self._queries = 1
+
     # ---- the end of a step
 
     def commit(self, fresh: list[BlockId]) -> None:
