@@ -260,6 +260,14 @@ class LayerGroup:
         self._drop(victims)
         self.evictions += count
 
+    def store(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> None:
+        """Keep the keys and values [T, H, D] of a chunk without attending."""
+        if e.sealing and not e.single:
+            tail = self.pool.read_open(layer, e.tail, e.fill) if e.fill else ()
+            self._seal(layer, e, *(map(torch.cat, zip(tail, (k, v))) if e.fill else (k, v)))
+        else:
+            self.pool.write(layer, e.writing if e.single else e.rest, e.fill, k, v)
+
     def _seal(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> None:
         """Seal what a chunk fills and keep the rest; k, v [n, H, D]: open tail and new tokens."""
         cut = len(e.sealing) * self.block_size

@@ -154,6 +154,19 @@ class PagedCache:
                 out[row, new] = part.transpose(0, 1).to(out.dtype)
         return out
 
+    def store(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Take over k, v [B, H, T, D] of a step without attending: to fill a cache from elsewhere.
+
+        In place of `attend`, once for every layer in order; policies hear of no attention.
+        """
+        number, local = self._place[layer]
+        for row, extents in enumerate(self._step):
+            e = extents[number]
+            new = slice(k.shape[2] - e.count, None)
+            if e.count:
+                keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
+                self.groups[number].store(local, e, keys, values)
+
     def _sees_all(self, window: int | None) -> bool:
         return window is None or all(row[0].past < window for row in self._step)
 

@@ -23,8 +23,9 @@ class Watch:
 
     def __init__(self, ledger: BlockLedger, layers: int, block_size: int):
         self.ledger, self.layers, self.block_size = ledger, layers, block_size
-        self.active = not isinstance(ledger.policy, NoEviction)
-        self.scorer = scores.by_name(ledger.policy.observes)
+        observes = ledger.policy.observes
+        self.active = observes is not None and not isinstance(ledger.policy, NoEviction)
+        self.scorer = scores.by_name(observes) if self.active else None
         self._blocks: list[BlockId] = []  # of one layer's parts
         self._parts: list[Tensor] = []
         self._step: dict[tuple[BlockId, ...], Tensor] = {}
@@ -88,6 +89,17 @@ class Watch:
             self._mass = shares if self._mass is None else self._mass + shares
             self._rows = tables.blocks
             self._queries = 1
+
+    def captured(self) -> Tensor | None:
+        """Where a step that was captured, not run, leaves its shares; forgets that step."""
+        mass = self._mass
+        self.abort()
+        return mass
+
+    def replayed(self, tables: DecodeTables, mass: Tensor | None) -> None:
+        """A captured step has run again: `mass` is what `captured` gave."""
+        if mass is not None:
+            self._mass, self._rows, self._queries = mass, tables.blocks, 1
 
     def shares(self, blocks: list[BlockId], shares: list[float]) -> None:
         """What stands for the attention of `blocks` where a token reads a choice only."""
