@@ -16,6 +16,7 @@ from kvlab.cache.tables import DecodeTables, room_for
 from kvlab.cache.watch import Watch
 from kvlab.core import BlockId, KvlabError, OutOfBlocks, SeqId
 from kvlab.kernel import attend_sdpa
+from kvlab.offload import OutOfHost
 from kvlab.pool import BlockPool
 
 
@@ -227,7 +228,7 @@ class LayerGroup:
     def end_step(self) -> None:
         """After all sequences of a step: what was attended to, and the policy's clock."""
         fresh, self.fresh = self.fresh, []
-        self.choice.tell(self.watch, self.tables)
+        self._bring(self.choice.tell(self.watch, self.tables))
         self.watch.commit([b for b in fresh if self.ledger.state(b) == SEALED])
         self.ledger.tick()
 
@@ -282,6 +283,20 @@ class LayerGroup:
         self.pool.seal(layer, e.sealing, k[:cut], v[:cut], e.sealing_ids)
         if e.rest is not None:
             self.pool.write(layer, e.rest, 0, k[cut:], v[cut:])
+
+    def _bring(self, wanted: list[tuple[SeqId, int]]) -> None:
+        """Blocks come back from host memory, and others leave for them."""
+        wanted = wanted[: self.ledger.evictable_count]
+        try:
+            self.make_room(len(wanted))
+        except OutOfHost:  # for a moment both would be there; what stays away is read there
+            return
+        blocks = self.ledger.allocate(len(wanted))
+        self.away.fetch(wanted, blocks)
+        for (seq, index), block in zip(wanted, blocks):
+            self.tables[seq].fill(index, block)
+        self.ledger.seal(blocks, depth=[index for _, index in wanted])
+        self.fresh += blocks
 
     def _slide(self, seq: SeqId) -> None:
         """Move the window's pins to the end of the sequence; free what it can never read again."""
