@@ -72,7 +72,8 @@ class EvictionPolicy:
 
     name = ""  # short name, as in `policy=lru`
     scored = False  # whether its order depends on `meta.score`
-    observes = "mass"  # what the live cache makes `meta.score` of; see kvlab/cache/scores.py
+    # what the live cache makes scores and touches of (kvlab/cache/scores.py); None: spare the work
+    observes: str | None = "mass"
     capacity: int | None = None  # blocks of the ledger it serves
 
     def __init_subclass__(cls, **rest):
