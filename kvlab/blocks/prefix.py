@@ -124,13 +124,38 @@ class PrefixIndex(NoPrefix):
         """All known blocks."""
         return set(self._held)
 
-    def trail(self, id: BlockId) -> list[tuple[int, bytes]]:
-        """(name, token bytes) of a known block and all before it, head first."""
-        line, node = [], self._held[id]
-        while node is not None:
-            line.append((node.name, node.tokens))
-            node = node.parent
-        return line[::-1]
+    def reachable(self) -> list[tuple[BlockId, BlockId | None, int, bytes]]:
+        """(id, id of the block before, name, token bytes) of all blocks that can hit, heads first.
+
+        A block that lost one before it is left out.
+        """
+        depth: dict[_Node | None, int | None] = {None: 0}
+        for node in self._held.values():
+            line = []
+            while node not in depth:
+                line.append(node)
+                node = node.parent if node.id is not None else None
+            for node in reversed(line):
+                above = depth[node.parent] if node.id is not None else None
+                depth[node] = None if above is None else above + 1
+        nodes = sorted((n for n in self._held.values() if depth[n]), key=lambda n: (depth[n], n.id))
+        return [(n.id, n.parent and n.parent.id, n.name, n.tokens) for n in nodes]
+
+    def graft(self, parent: BlockId | None, tokens: bytes, id: BlockId) -> None:
+        """Make known that `id` holds these tokens behind the known block `parent` (None: first)."""
+        node = None if parent is None else self._held[parent]
+        name = self.name_behind(None if node is None else node.name, tokens)
+        self._hold(self._find(name, tokens, node) or self._add(name, tokens, node), id)
+
+    def behind(self, parent: BlockId | None, tokens: bytes) -> BlockId | None:
+        """The block that holds these tokens behind the known block `parent`, if one does."""
+        node = None if parent is None else self._held[parent]
+        found = self._find(self.name_behind(node and node.name, tokens), tokens, node)
+        return found and found.id
+
+    def name_behind(self, parent: int | None, tokens: bytes) -> int:
+        """Name of a block of these tokens behind the block of name `parent` (None: the first)."""
+        return xxh3_64_intdigest(tokens, self._origin if parent is None else parent)
 
     def match(self, token_ids):
         ids, node = [], None

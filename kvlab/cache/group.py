@@ -8,33 +8,40 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import FREE, SEALED, BlockLedger, BlockTable, Chain
+from kvlab.cache.away import Away
+from kvlab.cache.choice import choice_for
 from kvlab.cache.claim import Alone
+from kvlab.cache.digests import digests_for
 from kvlab.cache.past import Past, Sum
 from kvlab.cache.step import Extent
+from kvlab.cache.summaries import Summaries
 from kvlab.cache.tables import DecodeTables, room_for
 from kvlab.cache.watch import Watch
 from kvlab.core import BlockId, KvlabError, OutOfBlocks, SeqId
 from kvlab.kernel import attend_sdpa
+from kvlab.offload import OutOfHost
 from kvlab.pool import BlockPool
-from kvlab.window import NoWindow
 
 
 class LayerGroup:
     """Ledger (which block), pool (its bytes) and block tables of the layers that evict together."""
 
     def __init__(
-        self, ledger: BlockLedger, pool: BlockPool, window: NoWindow, workspace_tokens: int,
-        inv_freq: Tensor | None = None,
+        self, ledger: BlockLedger, pool: BlockPool, spec, inv_freq: Tensor | None = None
     ):
-        self.ledger, self.pool, self.window = ledger, pool, window
+        self.ledger, self.pool, self.window = ledger, pool, spec.window
         self.block_size = pool.geometry.block_size
         self.tables: dict[SeqId, BlockTable] = {}
         self.borrowed: dict[SeqId, set[BlockId]] = {}
         self.pinned: dict[SeqId, set[BlockId]] = {}
         self.watch = Watch(ledger, pool.geometry.layers, self.block_size)
-        segment = max(1, workspace_tokens // self.block_size)
-        self.past = Past(pool, window, self.watch, segment, inv_freq)
+        self.summaries = Summaries(spec.summary, pool)
+        segment = max(1, spec.workspace_tokens // self.block_size)
+        self.away = Away(spec.offload.build(pool), pool)
+        self.past = Past(pool, spec.window, self.watch, segment, inv_freq, self.away)
         self.decoding: DecodeTables | None = None
+        self.digests = digests_for(spec.retrieval, pool, self.away)
+        self.choice = choice_for(self.digests)
         self.fresh: list[BlockId] = []  # sealed since the last step ended
         self.evictions = 0
         self.share = Alone(self)
@@ -44,7 +51,10 @@ class LayerGroup:
     def open(self, seq: SeqId, chain: Chain | None = None, hit: int = 0) -> None:
         """A sequence that starts with the first `hit` whole blocks of `chain`, which are held."""
         self.tables[seq] = BlockTable(self.block_size)
+        self.away.open(seq)
         self.borrowed[seq], self.pinned[seq] = set(), set()
+        self.digests.open(seq)
+        self.summaries.open(seq)
         self.tables[seq].append(self.share.open(seq, chain, hit), hit * self.block_size)
 
     def close(self, seq: SeqId, done: bool = True) -> None:
@@ -57,41 +67,31 @@ class LayerGroup:
         held = [b for b in reversed(self.tables[seq].ids) if b is not None]
         self._release(seq, held)
         self.share.close(seq)
+        self.away.close(seq)
         del self.tables[seq], self.borrowed[seq], self.pinned[seq]
+        self.digests.close(seq)
+        self.summaries.close(seq)
         if done:
             self.share.ended()
 
-    def swap(self, seq: SeqId, index: int, known: BlockId) -> None:
-        """Read a content from the block that held it first, and give the sequence's own back."""
-        table, claim = self.tables[seq], self.share.claims[seq]
-        own, table.ids[index] = table.ids[index], known
-        table.changes += 1
-        if self.share.hold:
-            if claim.kept.get(index) == known:
-                del claim.kept[index]
-            else:
-                self.ledger.pin([known])
-            self.borrowed[seq].add(known)
-        self.ledger.free([own])
-        self._drop([own])
-
     def fork(self, parent: SeqId, child: SeqId) -> None:
-        """`child` shares the sealed blocks of `parent` and gets a copy of its open tail."""
+        """`child` shares sealed blocks of `parent` and copies its open tail; or `OutOfBlocks`."""
+        source = self.tables[parent]
+        fill = source.length % self.block_size
+        self.make_room(1 if fill else 0)  # before the blocks are pinned that could make it
         self.open(child)
         self.share.fork(parent, child)
-        table, source = self.tables[child], self.tables[parent]
-        fill = source.length % self.block_size
+        self.away.fork(parent, child)
+        self.digests.fork(parent, child)
+        self.summaries.fork(parent, child)
+        table = self.tables[child]
         shared = source.ids[:-1] if fill else list(source.ids)
         held = [b for b in shared if b is not None]
         self.ledger.pin(held)
         self.borrowed[child].update(held)
         table.append(shared)
         if fill:
-            try:
-                table.append([self._copy_tail(source.ids[-1], fill)])
-            except OutOfBlocks:
-                self.close(child, done=False)
-                raise
+            table.append([self._copy_tail(source.ids[-1], fill)])
         table.length = source.length  # the last block is full or a copy of the same tail
 
     def crop(self, seq: SeqId, length: int) -> None:
@@ -107,17 +107,22 @@ class LayerGroup:
         dropped = table.ids[-(-length // size) :]
         cut = table.ids[whole] if fill else None
         was_open = table.length % size and whole == table.length // size
-        if fill and cut is None:
+        away = bool(fill) and self.away.key(seq, whole) is not None
+        if fill and cut is None and not away:
             raise KvlabError(f"cannot crop to {length} tokens: block {whole} of them was evicted; "
                              f"crop to a multiple of {size}")
-        if fill and self._is_shared(seq, cut) and not any(b is not None for b in dropped):
+        shared = cut is not None and self._is_shared(seq, cut)
+        if (away or shared) and not any(b is not None for b in dropped):
             self.make_room(1)
         self.share.crop(seq, length, not fill or was_open or self.pool.exact)
         del table.ids[-(-length // size) :]
         table.length = length
         table.changes += 1
+        self.digests.crop(seq, whole)
+        self.summaries.crop(seq, length)
         self._release(seq, [b for b in reversed(dropped) if b is not None])
-        if cut is not None and not was_open:
+        self.away.crop(seq, -(-length // size))
+        if fill and not was_open:
             self._reopen(seq, whole, cut, fill)
 
     # ---- counts
@@ -169,6 +174,7 @@ class LayerGroup:
         self.pool.sealed.commit(e.stored)
         if e.sealing and not e.single:
             e.sealing_ids = self.pool.ids(e.stored)
+        self.digests.begin(e, self.tables[e.seq])
 
     def prepare(self, extents: list[Extent]) -> None:
         """Bring the device tables up to date for a step of one token in every row."""
@@ -178,6 +184,9 @@ class LayerGroup:
             self.decoding = DecodeTables(rows, room_for(longest), self.pool.device)
         open_rows = [self.pool.open_row(e.writing) for e in extents]
         self.decoding.refresh(extents, self.tables, open_rows)
+        self.away.prepare(extents)
+        self.choice.prepare(extents, self.tables)
+        self.summaries.rows = [e.seq for e in extents]
 
     def attend(
         self, layer: int, e: Extent, q: Tensor, k: Tensor, v: Tensor, scale: float,
@@ -188,7 +197,10 @@ class LayerGroup:
         q [Hq, T, D], k and v [T, H, D]; window: the model's own sliding window in tokens.
         """
         total = Sum(self.pool.fused)
-        self.past.attend(layer, e, self.tables[e.seq], q, scale, window, total)
+        reader = self.choice if self.choice.applies(e, window) else self.past
+        reader.attend(layer, e, self.tables[e.seq], q, scale, window, total)
+        for part in self.summaries.attend(layer, e.seq, q, scale, window):
+            total.add(part)
         span = {"scale": scale, "window": window, "q_start": e.past}
         first, keys, values = e.past, k, v
         if e.fill:
@@ -207,6 +219,7 @@ class LayerGroup:
             self.pool.write(layer, e.writing if e.single else e.rest, e.fill, k, v)
         out, lse = total.result()
         self.watch.layer(lse)
+        self.summaries.observe(layer, e.seq, q, lse, scale)
         return out
 
     def decode(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -218,19 +231,23 @@ class LayerGroup:
         pool, t = self.pool, self.decoding
         tails = pool.open.layer(layer)
         pool.fused.append(k, v, tails, t.open_slot, t.open_len)
+        if self.choice.selects:
+            return self.choice.decode(layer, q, tails, t, scale)
         mass = self.watch.mass(t, q.shape[1])
-        out, _ = pool.fused.paged_decode(
+        out, lse = pool.fused.paged_decode(
             q, pool.sealed.layer(layer), pool.format, t.table, t.n_blocks, tails, t.open_slot,
             t.open_now, scale=scale, mass=mass,
         )
+        out = self.away.decode(layer, q, out, lse, mass, scale)
         self.watch.decoded(t, mass)
-        return out
+        return self.summaries.decode(layer, q, (out, lse), scale)
 
     def commit(self, e: Extent) -> None:
         """Make the step's blocks part of the sequence."""
         table = self.tables[e.seq]
         table.append(e.new, e.count)
         table.changes += bool(e.sealing)
+        self.digests.commit(e, table)
         if e.single:
             self.pool.seal_open(e.sealing)
         elif e.tail is not None and e.sealing:
@@ -242,26 +259,20 @@ class LayerGroup:
     def end_step(self) -> None:
         """After all sequences of a step: what was attended to, and the policy's clock."""
         fresh, self.fresh = self.fresh, []
+        self._bring(self.choice.tell(self.watch, self.tables))
         self.watch.commit([b for b in fresh if self.ledger.state(b) == SEALED])
         self.share.end_step()
 
     def abort(self, e: Extent) -> None:
         """Undo `begin`, but for evictions: the old tail was never overwritten below its fill."""
         self.watch.abort()
+        self.choice.abort()
+        self.digests.abort(e)
         own = [b for b in e.new if b not in e.adopted]
         self.pool.drop(own)
         self.share.give_back(e.seq, own)
         if e.tail is not None and e.sealing:
             self.pool.sealed.drop([e.tail])
-
-    def drop_known(self) -> int:
-        """Free the shared blocks that no sequence and no handle uses."""
-        used = {b for table in self.tables.values() for b in table.ids}
-        idle = [b for b in sorted(self.share.known - used) if not self.ledger.meta(b).pins]
-        self.share.gone(idle)
-        self.ledger.free(idle)
-        self._drop(idle)
-        return len(idle)
 
     # ---- pieces
 
@@ -285,14 +296,13 @@ class LayerGroup:
             self.evict(short, coming[-short:])
 
     def evict(self, count: int, coming: Sequence[int] = ()) -> None:
-        """Choose, spill, free: `count` blocks leave and become holes in their tables."""
+        """Choose, spill, free: `count` blocks leave. Raises `OutOfHost`; nothing changes then."""
+        self.away.shelf.require(count)
         victims = self.ledger.reclaim(count, coming)
         self.share.gone(victims)
-        leaving = set(victims)
-        for table in () if self.share.hold else self.tables.values():
-            for index, block in enumerate(table.ids):
-                if block in leaving:
-                    table.punch(index)
+        for seq, gone in self._holders(victims):
+            self.summaries.spill(seq, gone, [self.tables[seq].ids[i] for i in gone])
+        self.away.leave(victims, self.tables)
         self.ledger.free(victims)
         self._drop(victims)
         self.evictions += count
@@ -308,16 +318,31 @@ class LayerGroup:
     def _seal(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> None:
         """Seal what a chunk fills and keep the rest; k, v [n, H, D]: open tail and new tokens."""
         cut = len(e.sealing) * self.block_size
+        self.digests.seal(layer, e, k[:cut])
         if e.stored:
             new = e.without_adopted(k[:cut], v[:cut])
             self.pool.seal(layer, e.stored, *new, e.sealing_ids)
         if e.rest is not None:
             self.pool.write(layer, e.rest, 0, k[cut:], v[cut:])
 
+    def _bring(self, wanted: list[tuple[SeqId, int]]) -> None:
+        """Blocks come back from host memory, and others leave for them."""
+        wanted = wanted[: self.ledger.evictable_count]
+        try:
+            self.make_room(len(wanted))
+        except OutOfHost:  # for a moment both would be there; what stays away is read there
+            return
+        blocks = self.ledger.allocate(len(wanted))
+        self.away.fetch(wanted, blocks)
+        for (seq, index), block in zip(wanted, blocks):
+            self.tables[seq].fill(index, block)
+        self.ledger.seal(blocks, depth=[index for _, index in wanted])
+        self.fresh += blocks
+
     def _slide(self, seq: SeqId) -> None:
         """Move the window's pins to the end of the sequence; free what it can never read again."""
-        table, size = self.tables[seq], self.block_size
-        safe = blocks_in(self.window.protected(table.length), table, size)
+        table = self.tables[seq]
+        safe = table.touched(self.window.protected(table.length))
         keep = {b for b in safe if self.ledger.state(b) == SEALED}
         self.ledger.pin(sorted(keep - self.pinned[seq]))
         self.ledger.unpin(sorted(self.pinned[seq] - keep))
@@ -325,10 +350,23 @@ class LayerGroup:
         ranges = self.window.readable(table.length)
         if ranges == [(0, table.length)]:
             return
-        readable = blocks_in(ranges, table, size)
+        readable = table.touched(ranges)
         gone = [i for i, b in enumerate(table.ids) if b is not None and b not in readable]
-        self._release(seq, [table.punch(i) for i in reversed(gone)])
+        self._release(seq, self._punch(seq, gone)[::-1])
         self.evictions += len(gone)
+
+    def _holders(self, victims: list[BlockId]) -> list[tuple[SeqId, list[int]]]:
+        """Which sequences hold `victims`, and at which indices; only where somebody asks."""
+        leaving = set(victims) if self.summaries.summary.makes else set()
+        found = [(seq, [i for i, b in enumerate(table.ids) if b in leaving])
+                 for seq, table in self.tables.items()]
+        return [(seq, gone) for seq, gone in found if gone]
+
+    def _punch(self, seq: SeqId, gone: list[int]) -> list[BlockId]:
+        """Make holes at the indices `gone`, whose blocks are still readable, and spill them."""
+        blocks = [self.tables[seq].punch(i) for i in gone]
+        self.summaries.spill(seq, gone, blocks)
+        return blocks
 
     def _drop(self, blocks: list[BlockId]) -> None:
         self.watch.forget(blocks)
@@ -347,28 +385,45 @@ class LayerGroup:
     def _is_shared(self, seq: SeqId, block: BlockId) -> bool:
         return block in self.borrowed[seq] or self.share.owns(block)
 
+    def swap(self, seq: SeqId, index: int, known: BlockId) -> None:
+        """Read a content from the block that held it first, and give the sequence's own back."""
+        table, claim = self.tables[seq], self.share.claims[seq]
+        own, table.ids[index] = table.ids[index], known
+        table.changes += 1
+        if self.share.hold:
+            if claim.kept.get(index) == known:
+                del claim.kept[index]
+            else:
+                self.ledger.pin([known])
+            self.borrowed[seq].add(known)
+        self.ledger.free([own])
+        self._drop([own])
+
+    def drop_known(self) -> int:
+        """Free the shared blocks that no sequence and no handle uses."""
+        used = {b for table in self.tables.values() for b in table.ids}
+        idle = [b for b in sorted(self.share.known - used) if not self.ledger.meta(b).pins]
+        self.share.gone(idle)
+        self.ledger.free(idle)
+        self._drop(idle)
+        return len(idle)
+
     def _copy_tail(self, tail: BlockId, fill: int) -> BlockId:
         (block,) = self.allocate(None, 1)
-        self.pool.open_block(block)
-        for layer in range(self.pool.geometry.layers):
-            self.pool.write(layer, block, 0, *self.pool.read_open(layer, tail, fill))
+        layers = range(self.pool.geometry.layers)
+        self.pool.open_block(block, (self.pool.read_open(n, tail, fill) for n in layers))
         return block
 
-    def _reopen(self, seq: SeqId, index: int, cut: BlockId, fill: int) -> None:
+    def _reopen(self, seq: SeqId, index: int, cut: BlockId | None, fill: int) -> None:
         """Read first, release, then allocate: in a full cache the block takes its own place."""
         layers = range(self.pool.geometry.layers)
-        contents = [[x[:fill].clone() for x in self.pool.read(n, [cut])] for n in layers]
+        read, id = self.away.source(seq, index) if cut is None else (self.pool.read, cut)
+        contents = [[x[:fill].clone() for x in read(n, [id])] for n in layers]
         self.tables[seq].ids[index] = None
-        self._release(seq, [cut])
-        (block,) = self.allocate(seq, 1)
-        self.tables[seq].ids[index] = block
+        if cut is None:
+            self.away.forget(seq, index)
+        else:
+            self._release(seq, [cut])
+        (self.tables[seq].ids[index],) = (block,) = self.allocate(seq, 1)
         self.tables[seq].changes += 1
-        self.pool.open_block(block)
-        for layer in layers:
-            self.pool.write(layer, block, 0, *contents[layer])
-
-
-def blocks_in(ranges: list[tuple[int, int]], table: BlockTable, size: int) -> set[BlockId]:
-    """The blocks of `table` that any of the half-open token `ranges` touches."""
-    indices = {i for begin, end in ranges for i in range(begin // size, -(-end // size))}
-    return {table.ids[i] for i in indices if table.ids[i] is not None}
+        self.pool.open_block(block, contents)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from kvlab.blocks import Chain, PrefixHandle
+from kvlab.cache import store
 from kvlab.cache.audit import Audit, audited
 from kvlab.cache.claim import Alone
 from kvlab.cache.share import Serving, Shared
+from kvlab.cache.step import Extent
+from kvlab.cache.store import Stored
 from kvlab.core import BadInput, SeqId
 from kvlab.sim.service import recompute_cost
 from kvlab.sim.sizes import ModelShape
@@ -42,7 +46,7 @@ class Prefixes:
 
     def _start_sharing(self, facts: ModelFacts) -> None:
         """Give every layer group its way of holding blocks; `self.groups` is made."""
-        g, spec = self.geometry, self.spec
+        g, spec, self.facts = self.geometry, self.spec, facts
         self.shape = ModelShape(g.layers, g.query_heads, g.kv_heads, g.head_dim, facts.parameters)
         self.identity = f"{facts.identity} {spec.format.identity} {self.dtype}"
         self._chains: dict[SeqId, Chain] = {}
@@ -50,7 +54,9 @@ class Prefixes:
         self.audits: dict[SeqId, Audit] = {}
         for group in self.groups:
             group.share = self._share(group)
-            group.watch.active &= not group.share.hold
+            if group.share.hold:  # a block is used when a request begins with it
+                group.watch.touches = False
+                group.watch.active &= group.ledger.policy.scored
 
     def _share(self, group) -> Alone:
         member = self.spec.prefix
@@ -104,6 +110,15 @@ class Prefixes:
         if chain is not None:
             self._chains[seq], self.audits[seq] = chain, audit
         return hit * size
+
+    def _note_holes(self, step: list[list[Extent]]) -> None:
+        """A hole in one layer shows in what all layers above it hold."""
+        for extents in step if self.spec.prefix.shares else ():
+            whole = extents[0].past // self.geometry.block_size
+            tables = [group.tables[extents[0].seq] for group in self.groups]
+            saw_all = all(None not in table.ids[:whole] for table in tables)
+            for e in extents:
+                e.saw_all = saw_all
 
     def tell(self, seq: SeqId, token_ids: Sequence[int], at: int | None = None) -> None:
         """Say which tokens the next steps of `seq` compute: only known tokens can be shared.
@@ -170,6 +185,16 @@ class Prefixes:
         for handle in list(self._handles):
             self.release_prefix(handle)
         return sum(group.drop_known() for group in self.groups)
+
+    def save(self, folder: str | Path, handles: Sequence[Handle] | None = None) -> Stored:
+        """Write what is known, or the prefixes of `handles`, to `folder`; see `store.save`."""
+        self._refuse_none()
+        return store.save(self, folder, handles)
+
+    def load(self, folder: str | Path) -> Stored:
+        """Know what another process has saved; see `store.load` for what is refused."""
+        self._refuse_none()
+        return store.load(self, folder)
 
     def _refuse_none(self) -> None:
         if not self.spec.prefix.shares:

@@ -78,10 +78,8 @@ class Shared(Alone):
         claim.settled = max(claim.settled, good)
 
     def _note_clean(self, claim: Claim, e: Extent) -> None:
-        """Whether the tokens of this step saw all tokens before them."""
-        whole = e.past // self.group.block_size
-        saw_all = None not in self.group.tables[e.seq].ids[:whole]
-        if claim.clean == e.past and saw_all and not (self.reads_part and e.single):
+        """Whether the tokens of this step saw all tokens before them, as those did."""
+        if claim.clean == e.past and e.saw_all and not (self.reads_part and e.single):
             claim.clean = e.past + e.count
 
     def _shareable(self, claim: Claim) -> int:

@@ -3,7 +3,10 @@
 from kvlab.eval.evaluate import Cost, Evaluate
 from kvlab.eval.load import Load
 from kvlab.eval.parity import Parity
+from kvlab.eval.prefill_speed import PrefillSpeed
 from kvlab.eval.serving import PrefixHitRate
 from kvlab.eval.speed import DecodeSpeed
 
-__all__ = ["Cost", "DecodeSpeed", "Evaluate", "Load", "Parity", "PrefixHitRate"]
+__all__ = [
+    "Cost", "DecodeSpeed", "Evaluate", "Load", "Parity", "PrefillSpeed", "PrefixHitRate",
+]  # fmt: skip
