@@ -74,6 +74,13 @@ class BlockTable:
         self.changes += 1
         return id
 
+    def fill(self, index: int, id: BlockId) -> None:
+        """Close the hole at a logical index: its block came back under another id."""
+        if self.ids[index] is not None:
+            raise BadInput("index", index, "is no hole")
+        self.ids[index] = id
+        self.changes += 1
+
     def slots(self, start: int, count: int) -> list[SlotRun]:
         """Where tokens [start, start + count) lie, in order; they need not be written yet.
 
@@ -91,6 +98,12 @@ class BlockTable:
             runs.append(SlotRun(self.ids[index], slot, taken))
             start += taken
         return runs
+
+    def touched(self, ranges: list[tuple[int, int]]) -> set[BlockId]:
+        """The blocks that any of the half-open token `ranges` touches."""
+        size = self.block_size
+        indices = {i for begin, end in ranges for i in range(begin // size, -(-end // size))}
+        return {self.ids[i] for i in indices if self.ids[i] is not None}
 
     def truncate(self, length: int) -> list[BlockId]:
         """Forget tokens from `length` on; returns the blocks without any of the rest, tail first.

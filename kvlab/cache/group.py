@@ -6,32 +6,39 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import FREE, SEALED, BlockLedger, BlockTable
+from kvlab.cache.away import Away
+from kvlab.cache.choice import choice_for
+from kvlab.cache.digests import digests_for
 from kvlab.cache.past import Past, Sum
 from kvlab.cache.step import Extent
+from kvlab.cache.summaries import Summaries
 from kvlab.cache.tables import DecodeTables, room_for
 from kvlab.cache.watch import Watch
 from kvlab.core import BlockId, KvlabError, OutOfBlocks, SeqId
 from kvlab.kernel import attend_sdpa
+from kvlab.offload import OutOfHost
 from kvlab.pool import BlockPool
-from kvlab.window import NoWindow
 
 
 class LayerGroup:
     """Ledger (which block), pool (its bytes) and block tables of the layers that evict together."""
 
     def __init__(
-        self, ledger: BlockLedger, pool: BlockPool, window: NoWindow, workspace_tokens: int,
-        inv_freq: Tensor | None = None,
+        self, ledger: BlockLedger, pool: BlockPool, spec, inv_freq: Tensor | None = None
     ):
-        self.ledger, self.pool, self.window = ledger, pool, window
+        self.ledger, self.pool, self.window = ledger, pool, spec.window
         self.block_size = pool.geometry.block_size
         self.tables: dict[SeqId, BlockTable] = {}
         self.borrowed: dict[SeqId, set[BlockId]] = {}
         self.pinned: dict[SeqId, set[BlockId]] = {}
         self.watch = Watch(ledger, pool.geometry.layers, self.block_size)
-        segment = max(1, workspace_tokens // self.block_size)
-        self.past = Past(pool, window, self.watch, segment, inv_freq)
+        self.summaries = Summaries(spec.summary, pool)
+        segment = max(1, spec.workspace_tokens // self.block_size)
+        self.away = Away(spec.offload.build(pool), pool)
+        self.past = Past(pool, spec.window, self.watch, segment, inv_freq, self.away)
         self.decoding: DecodeTables | None = None
+        self.digests = digests_for(spec.retrieval, pool, self.away)
+        self.choice = choice_for(self.digests)
         self.fresh: list[BlockId] = []  # sealed since the last step ended
         self.evictions = 0
 
@@ -39,30 +46,37 @@ class LayerGroup:
 
     def open(self, seq: SeqId) -> None:
         self.tables[seq] = BlockTable(self.block_size)
+        self.away.open(seq)
         self.borrowed[seq], self.pinned[seq] = set(), set()
+        self.digests.open(seq)
+        self.summaries.open(seq)
 
     def close(self, seq: SeqId) -> None:
         """Give back every block, tail first, so that a shared prefix outlives its suffixes."""
         held = [b for b in reversed(self.tables[seq].ids) if b is not None]
         self._release(seq, held)
+        self.away.close(seq)
         del self.tables[seq], self.borrowed[seq], self.pinned[seq]
+        self.digests.close(seq)
+        self.summaries.close(seq)
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
-        """`child` shares the sealed blocks of `parent` and gets a copy of its open tail."""
-        self.open(child)
-        table, source = self.tables[child], self.tables[parent]
+        """`child` shares sealed blocks of `parent` and copies its open tail; or `OutOfBlocks`."""
+        source = self.tables[parent]
         fill = source.length % self.block_size
+        self.make_room(1 if fill else 0)  # before the blocks are pinned that could make it
+        self.open(child)
+        self.away.fork(parent, child)
+        self.digests.fork(parent, child)
+        self.summaries.fork(parent, child)
+        table = self.tables[child]
         shared = source.ids[:-1] if fill else list(source.ids)
         held = [b for b in shared if b is not None]
         self.ledger.pin(held)
         self.borrowed[child].update(held)
         table.append(shared)
         if fill:
-            try:
-                table.append([self._copy_tail(source.ids[-1], fill)])
-            except OutOfBlocks:
-                self.close(child)
-                raise
+            table.append([self._copy_tail(source.ids[-1], fill)])
         table.length = source.length  # the last block is full or a copy of the same tail
 
     def crop(self, seq: SeqId, length: int) -> None:
@@ -78,16 +92,20 @@ class LayerGroup:
         dropped = table.ids[-(-length // size) :]
         cut = table.ids[whole] if fill else None
         was_open = table.length % size and whole == table.length // size
-        if fill and cut is None:
+        away = bool(fill) and self.away.key(seq, whole) is not None
+        if fill and cut is None and not away:
             raise KvlabError(f"cannot crop to {length} tokens: block {whole} of them was evicted; "
                              f"crop to a multiple of {size}")
-        if cut in self.borrowed[seq] and not any(b is not None for b in dropped):
+        if (away or cut in self.borrowed[seq]) and not any(b is not None for b in dropped):
             self.make_room(1)
         del table.ids[-(-length // size) :]
         table.length = length
         table.changes += 1
+        self.digests.crop(seq, whole)
+        self.summaries.crop(seq, length)
         self._release(seq, [b for b in reversed(dropped) if b is not None])
-        if cut is not None and not was_open:
+        self.away.crop(seq, -(-length // size))
+        if fill and not was_open:
             self._reopen(seq, whole, cut, fill)
 
     # ---- counts
@@ -123,6 +141,7 @@ class LayerGroup:
             self.pool.open_block(opened)
         if e.sealing and not e.single:
             e.sealing_ids = self.pool.ids(e.sealing)
+        self.digests.begin(e, table)
         return e
 
     def prepare(self, extents: list[Extent]) -> None:
@@ -133,6 +152,9 @@ class LayerGroup:
             self.decoding = DecodeTables(rows, room_for(longest), self.pool.device)
         open_rows = [self.pool.open_row(e.writing) for e in extents]
         self.decoding.refresh(extents, self.tables, open_rows)
+        self.away.prepare(extents)
+        self.choice.prepare(extents, self.tables)
+        self.summaries.rows = [e.seq for e in extents]
 
     def attend(
         self, layer: int, e: Extent, q: Tensor, k: Tensor, v: Tensor, scale: float,
@@ -143,7 +165,10 @@ class LayerGroup:
         q [Hq, T, D], k and v [T, H, D]; window: the model's own sliding window in tokens.
         """
         total = Sum(self.pool.fused)
-        self.past.attend(layer, e, self.tables[e.seq], q, scale, window, total)
+        reader = self.choice if self.choice.applies(e, window) else self.past
+        reader.attend(layer, e, self.tables[e.seq], q, scale, window, total)
+        for part in self.summaries.attend(layer, e.seq, q, scale, window):
+            total.add(part)
         span = {"scale": scale, "window": window, "q_start": e.past}
         first, keys, values = e.past, k, v
         if e.fill:
@@ -162,6 +187,7 @@ class LayerGroup:
             self.pool.write(layer, e.writing if e.single else e.rest, e.fill, k, v)
         out, lse = total.result()
         self.watch.layer(lse)
+        self.summaries.observe(layer, e.seq, q, lse, scale)
         return out
 
     def decode(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -173,13 +199,16 @@ class LayerGroup:
         pool, t = self.pool, self.decoding
         tails = pool.open.layer(layer)
         pool.fused.append(k, v, tails, t.open_slot, t.open_len)
+        if self.choice.selects:
+            return self.choice.decode(layer, q, tails, t, scale)
         mass = self.watch.mass(t, q.shape[1])
-        out, _ = pool.fused.paged_decode(
+        out, lse = pool.fused.paged_decode(
             q, pool.sealed.layer(layer), pool.format, t.table, t.n_blocks, tails, t.open_slot,
             t.open_now, scale=scale, mass=mass,
         )
+        out = self.away.decode(layer, q, out, lse, mass, scale)
         self.watch.decoded(t, mass)
-        return out
+        return self.summaries.decode(layer, q, (out, lse), scale)
 
     def commit(self, e: Extent) -> None:
         """Make the step's blocks part of the sequence."""
@@ -187,6 +216,7 @@ class LayerGroup:
         first = e.past // self.block_size
         table.append(e.new, e.count)
         table.changes += bool(e.sealing)
+        self.digests.commit(e, table)
         if e.single:
             self.pool.seal_open(e.sealing)
         elif e.tail is not None and e.sealing:
@@ -198,12 +228,15 @@ class LayerGroup:
     def end_step(self) -> None:
         """After all sequences of a step: what was attended to, and the policy's clock."""
         fresh, self.fresh = self.fresh, []
+        self._bring(self.choice.tell(self.watch, self.tables))
         self.watch.commit([b for b in fresh if self.ledger.state(b) == SEALED])
         self.ledger.tick()
 
     def abort(self, e: Extent) -> None:
         """Undo `begin`, but for evictions: the old tail was never overwritten below its fill."""
         self.watch.abort()
+        self.choice.abort()
+        self.digests.abort(e)
         self.ledger.free(e.new)
         self.pool.drop(e.new)
         if e.tail is not None and e.sealing and not e.single:
@@ -225,13 +258,12 @@ class LayerGroup:
             self.evict(short)
 
     def evict(self, count: int) -> None:
-        """Choose, spill, free: `count` blocks leave and become holes in their tables."""
+        """Choose, spill, free: `count` blocks leave. Raises `OutOfHost`; nothing changes then."""
+        self.away.shelf.require(count)
         victims = self.ledger.reclaim(count)
-        leaving = set(victims)
-        for table in self.tables.values():
-            for index, block in enumerate(table.ids):
-                if block in leaving:
-                    table.punch(index)
+        for seq, gone in self._holders(victims):
+            self.summaries.spill(seq, gone, [self.tables[seq].ids[i] for i in gone])
+        self.away.leave(victims, self.tables)
         self.ledger.free(victims)
         self._drop(victims)
         self.evictions += count
@@ -247,14 +279,29 @@ class LayerGroup:
     def _seal(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> None:
         """Seal what a chunk fills and keep the rest; k, v [n, H, D]: open tail and new tokens."""
         cut = len(e.sealing) * self.block_size
+        self.digests.seal(layer, e, k[:cut])
         self.pool.seal(layer, e.sealing, k[:cut], v[:cut], e.sealing_ids)
         if e.rest is not None:
             self.pool.write(layer, e.rest, 0, k[cut:], v[cut:])
 
+    def _bring(self, wanted: list[tuple[SeqId, int]]) -> None:
+        """Blocks come back from host memory, and others leave for them."""
+        wanted = wanted[: self.ledger.evictable_count]
+        try:
+            self.make_room(len(wanted))
+        except OutOfHost:  # for a moment both would be there; what stays away is read there
+            return
+        blocks = self.ledger.allocate(len(wanted))
+        self.away.fetch(wanted, blocks)
+        for (seq, index), block in zip(wanted, blocks):
+            self.tables[seq].fill(index, block)
+        self.ledger.seal(blocks, depth=[index for _, index in wanted])
+        self.fresh += blocks
+
     def _slide(self, seq: SeqId) -> None:
         """Move the window's pins to the end of the sequence; free what it can never read again."""
-        table, size = self.tables[seq], self.block_size
-        safe = blocks_in(self.window.protected(table.length), table, size)
+        table = self.tables[seq]
+        safe = table.touched(self.window.protected(table.length))
         keep = {b for b in safe if self.ledger.state(b) == SEALED}
         self.ledger.pin(sorted(keep - self.pinned[seq]))
         self.ledger.unpin(sorted(self.pinned[seq] - keep))
@@ -262,10 +309,23 @@ class LayerGroup:
         ranges = self.window.readable(table.length)
         if ranges == [(0, table.length)]:
             return
-        readable = blocks_in(ranges, table, size)
+        readable = table.touched(ranges)
         gone = [i for i, b in enumerate(table.ids) if b is not None and b not in readable]
-        self._release(seq, [table.punch(i) for i in reversed(gone)])
+        self._release(seq, self._punch(seq, gone)[::-1])
         self.evictions += len(gone)
+
+    def _holders(self, victims: list[BlockId]) -> list[tuple[SeqId, list[int]]]:
+        """Which sequences hold `victims`, and at which indices; only where somebody asks."""
+        leaving = set(victims) if self.summaries.summary.makes else set()
+        found = [(seq, [i for i, b in enumerate(table.ids) if b in leaving])
+                 for seq, table in self.tables.items()]
+        return [(seq, gone) for seq, gone in found if gone]
+
+    def _punch(self, seq: SeqId, gone: list[int]) -> list[BlockId]:
+        """Make holes at the indices `gone`, whose blocks are still readable, and spill them."""
+        blocks = [self.tables[seq].punch(i) for i in gone]
+        self.summaries.spill(seq, gone, blocks)
+        return blocks
 
     def _drop(self, blocks: list[BlockId]) -> None:
         self.watch.forget(blocks)
@@ -283,26 +343,20 @@ class LayerGroup:
 
     def _copy_tail(self, tail: BlockId, fill: int) -> BlockId:
         (block,) = self._allocate(None, 1)
-        self.pool.open_block(block)
-        for layer in range(self.pool.geometry.layers):
-            self.pool.write(layer, block, 0, *self.pool.read_open(layer, tail, fill))
+        layers = range(self.pool.geometry.layers)
+        self.pool.open_block(block, (self.pool.read_open(n, tail, fill) for n in layers))
         return block
 
-    def _reopen(self, seq: SeqId, index: int, cut: BlockId, fill: int) -> None:
+    def _reopen(self, seq: SeqId, index: int, cut: BlockId | None, fill: int) -> None:
         """Read first, release, then allocate: in a full cache the block takes its own place."""
         layers = range(self.pool.geometry.layers)
-        contents = [[x[:fill].clone() for x in self.pool.read(n, [cut])] for n in layers]
+        read, id = self.away.source(seq, index) if cut is None else (self.pool.read, cut)
+        contents = [[x[:fill].clone() for x in read(n, [id])] for n in layers]
         self.tables[seq].ids[index] = None
-        self._release(seq, [cut])
-        (block,) = self._allocate(seq, 1)
-        self.tables[seq].ids[index] = block
+        if cut is None:
+            self.away.forget(seq, index)
+        else:
+            self._release(seq, [cut])
+        (self.tables[seq].ids[index],) = (block,) = self._allocate(seq, 1)
         self.tables[seq].changes += 1
-        self.pool.open_block(block)
-        for layer in layers:
-            self.pool.write(layer, block, 0, *contents[layer])
-
-
-def blocks_in(ranges: list[tuple[int, int]], table: BlockTable, size: int) -> set[BlockId]:
-    """The blocks of `table` that any of the half-open token `ranges` touches."""
-    indices = {i for begin, end in ranges for i in range(begin // size, -(-end // size))}
-    return {table.ids[i] for i in indices if table.ids[i] is not None}
+        self.pool.open_block(block, contents)

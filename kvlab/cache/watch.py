@@ -23,13 +23,15 @@ class Watch:
 
     def __init__(self, ledger: BlockLedger, layers: int, block_size: int):
         self.ledger, self.layers, self.block_size = ledger, layers, block_size
-        self.active = not isinstance(ledger.policy, NoEviction)
-        self.scorer = scores.by_name(ledger.policy.observes)
+        observes = ledger.policy.observes
+        self.active = observes is not None and not isinstance(ledger.policy, NoEviction)
+        self.scorer = scores.by_name(observes) if self.active else None
         self._blocks: list[BlockId] = []  # of one layer's parts
         self._parts: list[Tensor] = []
         self._step: dict[tuple[BlockId, ...], Tensor] = {}
         self._queries = 1
         self._scored: dict[BlockId, int] = {}  # in how many steps
+        self._told: dict[BlockId, float] = {}
         self._mass: Tensor | None = None  # of decode steps, [B, max_blocks], and of which blocks
         self._rows: list[list[BlockId]] = []
 
@@ -99,6 +101,13 @@ class Watch:
         if mass is not None:
             self._mass, self._rows, self._queries = mass, tables.blocks, 1
 
+    def shares(self, blocks: list[BlockId], shares: list[float]) -> None:
+        """What stands for the attention of `blocks` where a token reads a choice only."""
+        if self.active and self.scorer.decodes:
+            for block, share in zip(blocks, shares):
+                self._told[block] = self._told.get(block, 0.0) + share
+            self._queries = 1
+
     # ---- the end of a step
 
     def commit(self, fresh: list[BlockId]) -> None:
@@ -134,7 +143,7 @@ class Watch:
         for row, blocks in enumerate(self._rows):
             named += blocks
             parts.append(self._mass[row, : len(blocks)])
-        found: dict[BlockId, float] = {}
+        found = self._told
         for block, value in zip(named, torch.cat(parts).tolist() if parts else ()):
             found[block] = found.get(block, 0.0) + value
         self.abort()
@@ -144,7 +153,7 @@ class Watch:
         """Forget a step that failed, or is done."""
         self._step = {}
         self._blocks, self._parts = [], []
-        self._mass, self._rows = None, []
+        self._mass, self._rows, self._told = None, [], {}
 
     def forget(self, blocks: list[BlockId]) -> None:
         """Blocks that left: their ids will mean other contents."""

@@ -74,6 +74,16 @@ PEERS = {f.__name__.replace("_", " "): f for f in (
     dynamic_eager, quanto_int4_eager, static_fused_graph, static_compiled_graph)}
 
 
+@torch.inference_mode()
+def dynamic_prefill(model, chunk_tokens: int | None, ids: Tensor) -> DynamicCache:
+    """A prompt [1, T] through DynamicCache and the library's SDPA, whole or in chunks."""
+    model.set_attn_implementation("sdpa")
+    cache = DynamicCache(config=model.config)
+    for part in ids.split(chunk_tokens or ids.shape[1], 1):
+        model(input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    return cache
+
+
 def filled(cache, model, fill):
     """`cache` with the keys and values that `fill(layer)` gives, [B, H, T, D] each."""
     for layer in range(model.config.num_hidden_layers):

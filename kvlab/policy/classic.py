@@ -17,6 +17,7 @@ class FIFO(EvictionPolicy):
     """
 
     name = "fifo"
+    observes = None
 
     def __init__(self):
         self._line = Line()
@@ -50,6 +51,7 @@ class LRU(FIFO):
     """
 
     name = "lru"
+    observes = "mass"
 
     def add(self, meta):
         meta.place = meta.last
@@ -135,6 +137,7 @@ class Random(EvictionPolicy):
     """
 
     name = "random"
+    observes = None
 
     def __init__(self, seed: int = 0):
         self._draw = Generator(seed).random
