@@ -27,8 +27,8 @@ class DecodeSpeed:
     contexts, batches: tokens of a row before the first step, and rows; what does not fit into the
         device's memory is left out.
     steps: tokens decoded of each row, the first of which are not timed.
-    peers: caches of the library measured beside, of `kvlab.model.peers.PEERS`; those with eager
-        steps run an eighth of the steps, and the compiled one only the smallest context, because
+    peers: caches of the library measured beside, of `kvlab.model.peers.PEERS`; they and eager
+        drivers run an eighth of the steps, and the compiled one only the smallest context, because
         it compiles anew for each.
     driver, device, cap_gb, seed: as in `Evaluate`.
     """
@@ -113,14 +113,13 @@ class DecodeSpeed:
         random = self._random(model, rows, model.dtype)
         peer: Peer = PEERS[name](model, lambda layer: random(layer, tokens), rows, tokens,
                                  3 * self.steps)
-        steps = self.steps if peer.replay is not None else self.steps // 8
-        seconds = self._loop(peer.step, rows, model, steps)
+        seconds = self._loop(peer.step, rows, model, self.steps // 8)
         yield from self._rows(seconds, rows, peer.nbytes)
         if peer.replay is not None:
             yield replay_ms(self._clock(peer.replay))
 
     def _clock(self, replay: Callable[[], None]) -> float:
-        return median_ms(replay, min(21, self.steps // 2))
+        return median_ms(replay, 9)
 
     def _rows(self, seconds: float, rows: int, cache_bytes: int) -> Iterator[Measurement]:
         size = self.weights + cache_bytes
