@@ -25,6 +25,7 @@ class NoChoice:
 
     selects = False
     keep = sys.maxsize  # sealed blocks that a head reads
+    candidates = None
 
     def applies(self, e: Extent, window: int | None) -> bool:
         """Whether this step reads a choice of the past in a layer with this sliding window."""

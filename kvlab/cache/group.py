@@ -156,6 +156,10 @@ class LayerGroup:
         self.choice.prepare(extents, self.tables)
         self.summaries.rows = [e.seq for e in extents]
 
+    def in_place(self) -> list:
+        """What `prepare` overwrites for the kernels; a captured step ends with any of them."""
+        return [self.decoding, self.away.decoding, self.choice.candidates]
+
     def attend(
         self, layer: int, e: Extent, q: Tensor, k: Tensor, v: Tensor, scale: float,
         window: int | None,
