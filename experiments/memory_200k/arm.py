@@ -116,8 +116,9 @@ def decode_rows(model, cache: PagedCache, ids, count: int) -> list[Measurement]:
     for at in range(first):
         decoder.step(ids[:, at])
     took = seconds(lambda: [decoder.step(ids[:, at]) for at in range(first, count)])
-    rate = (count - first) / took
-    return [Measurement("decode_tokens_per_second", rate, "tokens/s", "higher", count=count - first),
+    count -= first
+    return [Measurement("decode_tokens_per_second", count / took, "tokens/s", "higher",
+                        count=count),
             Measurement("decode_captured", float(decoder.captured), "")]  # fmt: skip
 
 

@@ -79,7 +79,7 @@ def over_length(arms: Arms):
     memory.axhline(4.0, color=canvas.GREY, linestyle="--")
     time.set(xlabel="thousand tokens", ylabel="prefill, s")
     canvas.rescale(time, "x", [n / 1000 for _, n in arms])
-    canvas.rescale(time, "y", [v["prefill_seconds"] for v in arms.values() if "prefill_seconds" in v])
+    canvas.rescale(time, "y", [v.get("prefill_seconds", 1.0) for v in arms.values()])
     canvas.legend(made, memory)
     return made
 
@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="Markdown that goes above the tables")
     args = parser.parse_args()
     (args.out / "figures").mkdir(parents=True, exist_ok=True)
-    arms = collect(read_rows(args.results))
+    arms = collect(read_rows(args.results)[0])
     parts = [args.text.read_text().strip()] if args.text else []
     pictures = {"account": ("The account beside the measured peak", account)}
     if len({tokens for _, tokens in arms}) > 1:
