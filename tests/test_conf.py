@@ -40,8 +40,9 @@ AXES = {
     "window": ("kvlab.window", "protected"),
     "retrieval": ("kvlab.retrieval", "selects"),
     "offload": ("kvlab.offload", "build"),
+    "summary": ("kvlab.summary", "makes"),
 }
-BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder", "Retrieval"}
+BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder", "Retrieval", "Summary"}
 
 
 @pytest.fixture(scope="module", autouse=True)
