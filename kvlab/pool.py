@@ -159,8 +159,8 @@ class SlabStore:
             )
         with torch.inference_mode(False):
             buffer = torch.empty(self.slab_bytes, dtype=torch.uint8, device=self.device)
+            self._views[slab] = {n: self._view(buffer, n, p) for n, p in self.planes.items()}
         self.slabs[slab], self._live[slab] = buffer, set()
-        self._views[slab] = {n: self._view(buffer, n, p) for n, p in self.planes.items()}
         if self._base is not None:
             self._base[slab] = buffer.data_ptr()
 
