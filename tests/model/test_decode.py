@@ -61,6 +61,8 @@ def test_tokens_of_generate(architecture, driver, tiny_model):
     {}, {"groups": "per_layer"},
     {"policy": "attention_mass", "budget_blocks": 2}, {"policy": "lru", "budget_percent": 50},
     {"policy": "fifo", "budget_percent": 50, "offload": "host"},
+    {"retrieval": Quest(48, recent=8)},
+    {"retrieval": Quest(48, recent=8), "policy": "fifo", "budget_percent": 50, "offload": "host"},
 ])
 def test_the_static_step_through_the_kernels(axes, tiny_model):
     """Tables, appended tokens and sealed blocks, in Triton's interpreter or on the GPU."""
