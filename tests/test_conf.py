@@ -38,6 +38,7 @@ AXES = {
     "track": ("kvlab.track", "history"),
     "policy": ("kvlab.policy", "pop"),
     "window": ("kvlab.window", "protected"),
+    "needle": ("kvlab.eval.needle", "prompt"),
 }
 BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder"}
 

@@ -1,5 +1,6 @@
-"""Measures: quality paired with the full cache, bytes and time."""
+"""Measures: quality paired with the full cache, recall, bytes and time."""
 
 from kvlab.eval.evaluate import Cost, Evaluate
+from kvlab.eval.recall import Recall
 
-__all__ = ["Cost", "Evaluate"]
+__all__ = ["Cost", "Evaluate", "Recall"]

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from kvlab.report import canvas, hit_rates
 from kvlab.report.entries import BYTES, Entry, names
+from kvlab.report.heatmap import heatmaps
 from kvlab.report.marks import bars, bars_or_dots, is_number, series
 from kvlab.report.names import arrow, metric
 from kvlab.report.source import Run
@@ -47,6 +48,7 @@ def drawings(everything: list[Entry], runs: list[Run]) -> list[Drawing]:
     if special:
         found.append(_memory(everything))
     found += [_positions(run, several=len(runs) > 1) for run in runs if run.curves]
+    found += [Drawing(*picture) for picture in heatmaps(runs)]
     speed = [name for name in SPEED if name in there]
     if speed and not axis:
         found.append(_speed(everything, speed))

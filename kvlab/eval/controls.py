@@ -1,0 +1,112 @@
+"""Negative controls: what a compressed cache has to beat before its policy deserves any credit.
+
+Each variant that evicts under a budget gets three companions of the same bytes:
+
+    random      the same in all, but any evictable block may leave
+    shuffled    the same policy, its scores dealt to other blocks (`policy.Shuffled`); only where
+                a policy scores blocks by what they hold or did
+    window      no choice at all: four sinks, and the newest tokens that the budget has room for
+
+A bare window (no policy) is compared with random eviction down to as many blocks. Controls of
+several variants that come out equal are run once. They are not timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from kvlab import policy as policies
+from kvlab.cache import CacheSpec
+from kvlab.core import Variant
+from kvlab.policy import FIFO, EvictionPolicy, NoEviction, Random
+from kvlab.window import SinkWindow
+
+UNSCORED = ("none", "fifo", "random", "shuffled", "belady", "adaptive")
+SINKS = 4  # tokens; what StreamingLLM needs, https://arxiv.org/abs/2309.17453
+
+
+def controls(variants: list[Variant]) -> list[Variant]:
+    """The controls of all `variants`, without those that are among the variants already."""
+    known = {_key(v.spec) for v in variants}
+    found = []
+    for variant in variants:
+        for control in _of(variant):
+            key = _key(control.spec)
+            if key not in known:
+                known.add(key)
+                found.append(control)
+    return found
+
+
+def _of(variant: Variant) -> Iterator[Variant]:
+    spec = variant.spec
+    member = spec.policy()
+    if isinstance(member, NoEviction):
+        if _drops(spec.window):
+            blocks = _window_blocks(spec)
+            loose = SinkWindow(0, 1, middle=True)
+            bare = replace(spec, window=loose, policy=Random, budget_blocks=blocks)
+            yield _control(variant, "random", f"random eviction down to {blocks} blocks", bare)
+        return
+    if not _bounded(spec) or member.name == "random":
+        return
+    yield _control(variant, "random", "random eviction", replace(spec, policy=Random))
+    if member.name not in UNSCORED:
+        shuffled = replace(spec, policy=_shuffle(spec.policy))
+        word = f"shuffled {member.name}"
+        yield _control(variant, word, f"scores of {member.name} dealt to other blocks", shuffled)
+    window = SinkWindow(SINKS, spec.block_size, middle=True)
+    spec = replace(spec, policy=FIFO, window=window)
+    yield _control(variant, "window", "the newest tokens, in as many bytes", spec)
+
+
+def _shuffle(make):
+    """A factory of the shuffled policy around what `make` gives."""
+
+    def shuffled() -> EvictionPolicy:
+        return policies.Shuffled(make())
+
+    return shuffled
+
+
+def _control(variant: Variant, word: str, told: str, spec: CacheSpec) -> Variant:
+    """Named after its variant, `word` in place of the policy; its params mark it as a control."""
+    own = ("policy", "window") if word == "window" else ("policy",)
+    mine = (variant.spec.policy().name, f"policy={variant.spec.policy().name}")
+    mine += ("sink", "window=sink") if word == "window" else ()
+    words = [w for w in variant.name.split() if w not in mine and w.partition(".")[0] not in own]
+    params = {k: v for k, v in variant.params.items() if k.partition(".")[0] not in own}
+    params |= {"policy": spec.policy().name, "control": told}
+    return Variant(" ".join([word, *words, "(control)"]), params, spec)
+
+
+def _bounded(spec: CacheSpec) -> bool:
+    return (spec.budget_blocks, spec.budget_bytes, spec.budget_percent) != (None, None, None)
+
+
+def _drops(window) -> bool:
+    """Whether a window frees the tokens between its sinks and its recent part."""
+    return isinstance(window, SinkWindow) and not window.middle
+
+
+def _window_blocks(spec: CacheSpec) -> int:
+    """Blocks that a window holds at most: sinks, recent part cut by the grid, and a tail."""
+    size = spec.block_size
+    return -(-spec.window.sinks // size) + -(-spec.window.recent // size) + 1
+
+
+def _key(spec: CacheSpec) -> tuple:
+    """What makes two specs the same cache; policies by name, and by member where they wrap one."""
+    member = spec.policy()
+    inner = getattr(getattr(member, "member", None), "name", "")
+    window = (type(spec.window).__name__, *sorted(vars(spec.window).items()))
+    others = tuple(
+        (type(x).__name__, repr(sorted(vars(x).items())))
+        for x in (spec.summary, spec.retrieval, spec.offload)
+    )
+    budget = (spec.budget_blocks, spec.budget_bytes, spec.budget_percent)
+    return (
+        spec.format.identity, member.name, inner, window, others, spec.block_size, budget,
+        spec.groups,
+    )
