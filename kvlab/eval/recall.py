@@ -191,19 +191,22 @@ def back_to(runner: Runner, length: int) -> bool:
 
 
 def recalled(answers: Answers, full: Answers, seed: int) -> Iterator[Measurement]:
-    """Recall, the full cache's, and the paired differences; prompts are what is resampled."""
+    """Recall, the full cache's, and the paired differences.
+
+    Questions are what is resampled: each has a place, a name and a code of its own.
+    """
     yield share("needle_recall_percent", answers.hits, seed)
     yield share("needle_recall_full_percent", full.hits, seed)
     delta, count = paired(answers.hits, full.hits, seed), sum(map(len, answers.hits))
     yield Measurement("needle_recall_delta_points", *spread(delta, "points", "higher", count))
-    nats = [a - b for a, b in zip(answers.nats, full.nats)]
-    lost = stats.mean_interval(nats, block=1, seed=seed)
+    nats = np.concatenate(answers.nats) - np.concatenate(full.nats)
+    lost = stats.mean_interval([nats], block=1, seed=seed)
     yield Measurement("needle_answer_delta_nats", *spread(lost, "nats", "lower", count))
 
 
 def share(name: str, hits: list[np.ndarray], seed: int) -> Measurement:
     """Right answers in percent; the bootstrap's interval, cut to what a share can be."""
-    found = stats.proportion_percent(hits, block=1, seed=seed)
+    found = stats.proportion_percent([np.concatenate(hits)], block=1, seed=seed)
     low, high = (None if x is None else min(100.0, max(0.0, x)) for x in found[1:])
     return Measurement(name, found.value, "%", "higher", low, high, sum(map(len, hits)))
 
@@ -214,8 +217,8 @@ def paired(hits: list[np.ndarray], full: list[np.ndarray], seed: int) -> stats.I
     Where no question differs no resample can; then the exact binomial bound on the share of
     questions that differ stands on both sides.
     """
-    differences = [100 * (a - b) for a, b in zip(hits, full)]
-    if any(d.any() for d in differences):
-        return stats.mean_interval(differences, block=1, seed=seed)
-    bound = 100 * (1 - 0.025 ** (1 / sum(map(len, differences))))
+    differences = 100 * (np.concatenate(hits) - np.concatenate(full))
+    if differences.any():
+        return stats.mean_interval([differences], block=1, seed=seed)
+    bound = 100 * (1 - 0.025 ** (1 / len(differences)))
     return stats.Interval(0.0, -bound, bound)
