@@ -2,5 +2,6 @@
 
 from kvlab.eval.evaluate import Cost, Evaluate
 from kvlab.eval.recall import Recall
+from kvlab.eval.study import Study
 
-__all__ = ["Cost", "Evaluate", "Recall"]
+__all__ = ["Cost", "Evaluate", "Recall", "Study"]
