@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
 from kvlab.blocks import FREE, SEALED, BlockLedger, BlockTable
+from kvlab.cache.past import Past, Sum
+from kvlab.cache.step import Extent
+from kvlab.cache.tables import DecodeTables, room_for
 from kvlab.cache.watch import Watch
 from kvlab.core import BlockId, KvlabError, OutOfBlocks, SeqId
 from kvlab.kernel import attend_sdpa
@@ -15,41 +16,22 @@ from kvlab.pool import BlockPool
 from kvlab.window import NoWindow
 
 
-@dataclass(slots=True)
-class Extent:
-    """What one step does to one sequence; computed once, used by every layer.
-
-        past    tokens before the step: [0, past)
-        fill    of them in the open tail block: [past - fill, past)
-        count   new tokens: [past, past + count)
-        sealing blocks that are full after the step, the old tail first if it is among them
-        rest    open block after the step, holding the last `rest_count` tokens; None if none
-    """
-
-    seq: SeqId
-    past: int
-    fill: int
-    count: int
-    tail: BlockId | None
-    new: list[BlockId]
-    sealing: list[BlockId]
-    rest: BlockId | None
-    rest_count: int
-
-
 class LayerGroup:
-    """Ledger (which block), pool (its bytes) and block tables of consecutive layers."""
+    """Ledger (which block), pool (its bytes) and block tables of the layers that evict together."""
 
     def __init__(
-        self, ledger: BlockLedger, pool: BlockPool, window: NoWindow, workspace_tokens: int
+        self, ledger: BlockLedger, pool: BlockPool, window: NoWindow, workspace_tokens: int,
+        inv_freq: Tensor | None = None,
     ):
         self.ledger, self.pool, self.window = ledger, pool, window
         self.block_size = pool.geometry.block_size
-        self.segment_blocks = max(1, workspace_tokens // self.block_size)
         self.tables: dict[SeqId, BlockTable] = {}
         self.borrowed: dict[SeqId, set[BlockId]] = {}
         self.pinned: dict[SeqId, set[BlockId]] = {}
         self.watch = Watch(ledger, pool.geometry.layers)
+        segment = max(1, workspace_tokens // self.block_size)
+        self.past = Past(pool, window, self.watch, segment, inv_freq)
+        self.decoding: DecodeTables | None = None
         self.evictions = 0
 
     # ---- the life of a sequence
@@ -102,9 +84,21 @@ class LayerGroup:
             self.make_room(1)
         del table.ids[-(-length // size) :]
         table.length = length
+        table.changes += 1
         self._release(seq, [b for b in reversed(dropped) if b is not None])
         if cut is not None and not was_open:
             self._reopen(seq, whole, cut, fill)
+
+    # ---- counts
+
+    @property
+    def open_tokens(self) -> int:
+        return sum(t.length % self.block_size for t in self.tables.values())
+
+    @property
+    def sealed_blocks(self) -> int:
+        tails = sum(bool(t.length % self.block_size) for t in self.tables.values())
+        return self.ledger.held_count - tails
 
     # ---- one step
 
@@ -122,9 +116,22 @@ class LayerGroup:
         new = self._allocate(seq, self.needs(seq, count))
         ids = ([tail] if fill else []) + new
         rest = ids[full] if rest_count else None
-        if rest is not None and rest != tail:
-            self.pool.open_block(rest)
-        return Extent(seq, past, fill, count, tail, new, ids[:full], rest, rest_count)
+        e = Extent(seq, past, fill, count, tail, new, ids[:full], rest, rest_count)
+        opened = e.writing if e.single else rest
+        if opened is not None and opened != tail:
+            self.pool.open_block(opened)
+        if e.sealing and not e.single:
+            e.sealing_ids = self.pool.ids(e.sealing)
+        return e
+
+    def prepare(self, extents: list[Extent]) -> None:
+        """Bring the device tables up to date for a step of one token in every row."""
+        rows = len(extents)
+        longest = max((e.past // self.block_size for e in extents), default=0)
+        if self.decoding is None or not self.decoding.fits(rows, longest):
+            self.decoding = DecodeTables(rows, room_for(longest), self.pool.device)
+        open_rows = [self.pool.open_row(e.writing) for e in extents]
+        self.decoding.refresh(extents, self.tables, open_rows)
 
     def attend(
         self, layer: int, e: Extent, q: Tensor, k: Tensor, v: Tensor, scale: float,
@@ -134,54 +141,51 @@ class LayerGroup:
 
         q [Hq, T, D], k and v [T, H, D]; window: the model's own sliding window in tokens.
         """
+        total = Sum(self.pool.fused)
+        self.past.attend(layer, e, self.tables[e.seq], q, scale, window, total)
         span = {"scale": scale, "window": window, "q_start": e.past}
-        parts = []
-        for start, blocks in self.segments(e, window):
-            past = self.pool.read(layer, blocks)
-            self.watch.segment(blocks, q, past[0], scale)
-            parts.append(attend_sdpa.attend(q, *past, k_start=start, **span))
         first, keys, values = e.past, k, v
         if e.fill:
             tail = self.pool.read_open(layer, e.tail, e.fill)
-            if e.count == 1:  # one query sees tail and itself: one segment instead of two
+            if e.single:  # one query sees tail and itself: one segment instead of two
                 first, keys, values = e.past - e.fill, *map(torch.cat, zip(tail, (k, v)))
             else:
                 start = e.past - e.fill
-                parts.append(attend_sdpa.attend(q, *tail, k_start=start, **span))
-        parts.append(
-            attend_sdpa.attend(q, keys, values, causal=e.count > 1, k_start=first, **span)
-        )
+                total.add(attend_sdpa.attend(q, *tail, k_start=start, **span))
+        total.add(attend_sdpa.attend(q, keys, values, causal=not e.single, k_start=first, **span))
         self._store(layer, e, k, v)
-        out, lse = attend_sdpa.merge(parts)
+        out, lse = total.result()
         self.watch.layer(lse)
         return out
 
-    def segments(self, e: Extent, window: int | None = None) -> list[tuple[int, list[BlockId]]]:
-        """(first position, sealed blocks) of each bounded piece of the readable past.
+    def decode(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """One token per row through the kernels, [B, Hq, D]; `prepare` came before.
 
-        Positions only matter under a sliding window; there a piece also ends at a hole.
+        q [B, Hq, D], k and v [B, H, D], contiguous. Waits for nothing and depends on nothing but
+        tensors that stay in place, so it may be captured.
         """
-        size, horizon = self.block_size, 0 if window is None else e.past - window + 1
-        pieces: list[tuple[int, list[BlockId]]] = []
-        previous = None
-        for index, block in enumerate(self.tables[e.seq].ids[: e.past // size]):
-            if block is None or (index + 1) * size <= horizon:
-                continue
-            gap = window is not None and previous != index - 1
-            if not pieces or gap or len(pieces[-1][1]) == self.segment_blocks:
-                pieces.append((index * size, []))
-            pieces[-1][1].append(block)
-            previous = index
-        return pieces
+        pool, t = self.pool, self.decoding
+        tails = pool.open.layer(layer)
+        pool.fused.append(k, v, tails, t.open_slot, t.open_len)
+        mass = self.watch.mass(t, q.shape[1])
+        out, _ = pool.fused.paged_decode(
+            q, pool.sealed.layer(layer), pool.format, t.table, t.n_blocks, tails, t.open_slot,
+            t.open_now, scale=scale, mass=mass,
+        )
+        self.watch.decoded(t, mass)
+        return out
 
     def commit(self, e: Extent) -> None:
         """Make the step's blocks part of the sequence."""
         table = self.tables[e.seq]
         first = e.past // self.block_size
         table.append(e.new, e.count)
-        self.ledger.seal(e.sealing, depth=range(first, first + len(e.sealing)))
-        if e.tail is not None and e.sealing:
+        table.changes += bool(e.sealing)
+        if e.single:
+            self.pool.seal_open(e.sealing)
+        elif e.tail is not None and e.sealing:
             self.pool.close_block(e.tail)
+        self.ledger.seal(e.sealing, depth=range(first, first + len(e.sealing)))
         self._slide(e.seq)
 
     def end_step(self) -> None:
@@ -194,7 +198,7 @@ class LayerGroup:
         self.watch.abort()
         self.ledger.free(e.new)
         self.pool.drop(e.new)
-        if e.tail is not None and e.sealing:
+        if e.tail is not None and e.sealing and not e.single:
             self.pool.sealed.drop([e.tail])
 
     # ---- pieces
@@ -225,13 +229,16 @@ class LayerGroup:
         self.evictions += count
 
     def _store(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> None:
+        if e.single:
+            self.pool.write(layer, e.writing, e.fill, k, v)
+            return
         start = e.fill
         if e.sealing:
             if e.fill:
                 tail = self.pool.read_open(layer, e.tail, e.fill)
                 k, v = map(torch.cat, zip(tail, (k, v)))
             cut = len(e.sealing) * self.block_size
-            self.pool.seal(layer, e.sealing, k[:cut], v[:cut])
+            self.pool.seal(layer, e.sealing, k[:cut], v[:cut], e.sealing_ids)
             k, v, start = k[cut:], v[cut:], 0
         if e.rest is not None:
             self.pool.write(layer, e.rest, start, k, v)
@@ -281,6 +288,7 @@ class LayerGroup:
         self._release(seq, [cut])
         (block,) = self._allocate(seq, 1)
         self.tables[seq].ids[index] = block
+        self.tables[seq].changes += 1
         self.pool.open_block(block)
         for layer in layers:
             self.pool.write(layer, block, 0, *contents[layer])

@@ -37,6 +37,7 @@ class CacheSpec:
         together, bytes of sealed blocks, or a share of the tokens seen.
     groups: "all" layers share block ids and evict together, or "per_layer".
     workspace_tokens: tokens of the past that are dequantized at a time.
+    kernels: "auto", "torch" or "triton", see `pool.fused_kernels`.
     """
 
     format: KVFormat | str = "bf16"
@@ -51,6 +52,7 @@ class CacheSpec:
     budget_percent: float | None = None
     groups: str = "all"
     workspace_tokens: int = 16384
+    kernels: str = "auto"
 
     def __post_init__(self):
         if isinstance(self.format, str):
@@ -115,7 +117,28 @@ class CacheSpec:
         """Self, after every refusal that needs the model's shape."""
         self.format.planes(g)
         self.capacity_blocks(g)
+        self._check_effect()
         return self
+
+    def _check_effect(self) -> None:
+        """Refuse axes that would never act on a live cache; a simulator brings its own budget."""
+        policy, bounded = self.policy(), self.bounded
+        if not isinstance(policy, NoEviction) and not bounded:
+            raise BadInput("policy", policy.name, "never evicts without a budget: give "
+                           "cache.budget_blocks, cache.budget_bytes or cache.budget_percent")
+        if self.window.protected(1) and self.window.middle and isinstance(policy, NoEviction):
+            raise BadInput("window", self.window.name, "protects tokens from an eviction policy and"
+                           " there is none; choose one, or window.middle=false to free the rest")
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is a budget of any kind."""
+        return (self.budget_blocks, self.budget_bytes, self.budget_percent) != (None, None, None)
+
+    def check_positions(self, inv_freq) -> None:
+        """Raises `BadInput` where the window needs rotary frequencies that nobody gave."""
+        if self.window.rerotate and inv_freq is None:
+            raise BadInput("window.rerotate", True, "needs a model with plain rotary positions")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
