@@ -7,8 +7,10 @@ Each variant that evicts under a budget gets three companions of the same bytes:
                 a policy scores blocks by what they hold or did
     window      no choice at all: four sinks, and the newest tokens that the budget has room for
 
-A bare window (no policy) is compared with random eviction down to as many blocks. Controls of
-several variants that come out equal are run once. They are not timed.
+A bare window (no policy) is compared with random eviction under a budget of the window's peak, which
+is its blocks and a prefill chunk; so each chunk sees as many tokens of the past, while decoding
+sees more of them under random eviction. Controls of several variants that come out equal are run
+once. They are not timed.
 """
 
 from __future__ import annotations
@@ -26,12 +28,12 @@ UNSCORED = ("none", "fifo", "random", "shuffled", "belady", "adaptive")
 SINKS = 4  # tokens; what StreamingLLM needs, https://arxiv.org/abs/2309.17453
 
 
-def controls(variants: list[Variant]) -> list[Variant]:
+def controls(variants: list[Variant], chunk_tokens: int) -> list[Variant]:
     """The controls of all `variants`, without those that are among the variants already."""
     known = {_key(v.spec) for v in variants}
     found = []
     for variant in variants:
-        for control in _of(variant):
+        for control in _of(variant, chunk_tokens):
             key = _key(control.spec)
             if key not in known:
                 known.add(key)
@@ -39,25 +41,25 @@ def controls(variants: list[Variant]) -> list[Variant]:
     return found
 
 
-def _of(variant: Variant) -> Iterator[Variant]:
+def _of(variant: Variant, chunk_tokens: int) -> Iterator[Variant]:
     spec = variant.spec
     member = spec.policy()
     if isinstance(member, NoEviction):
         if _drops(spec.window):
-            blocks = _window_blocks(spec)
+            blocks = _peak_blocks(spec, chunk_tokens)
             loose = SinkWindow(0, 1, middle=True)
             bare = replace(spec, window=loose, policy=Random, budget_blocks=blocks)
-            yield _control(variant, "random", f"random eviction down to {blocks} blocks", bare)
+            yield _control(variant, "random", f"random eviction, {blocks} blocks", bare)
         return
-    if not _bounded(spec) or member.name == "random":
+    if not spec.bounded or member.name == "random":
         return
     yield _control(variant, "random", "random eviction", replace(spec, policy=Random))
     if member.name not in UNSCORED:
         shuffled = replace(spec, policy=_shuffle(spec.policy))
         word = f"shuffled {member.name}"
         yield _control(variant, word, f"scores of {member.name} dealt to other blocks", shuffled)
-    window = SinkWindow(SINKS, spec.block_size, middle=True)
-    spec = replace(spec, policy=FIFO, window=window)
+    own = spec.window if getattr(spec.window, "sinks", 0) else SinkWindow(SINKS, spec.block_size)
+    spec = replace(spec, policy=FIFO, window=own)
     yield _control(variant, "window", "the newest tokens, in as many bytes", spec)
 
 
@@ -81,19 +83,15 @@ def _control(variant: Variant, word: str, told: str, spec: CacheSpec) -> Variant
     return Variant(" ".join([word, *words, "(control)"]), params, spec)
 
 
-def _bounded(spec: CacheSpec) -> bool:
-    return (spec.budget_blocks, spec.budget_bytes, spec.budget_percent) != (None, None, None)
-
-
 def _drops(window) -> bool:
     """Whether a window frees the tokens between its sinks and its recent part."""
     return isinstance(window, SinkWindow) and not window.middle
 
 
-def _window_blocks(spec: CacheSpec) -> int:
-    """Blocks that a window holds at most: sinks, recent part cut by the grid, and a tail."""
-    size = spec.block_size
-    return -(-spec.window.sinks // size) + -(-spec.window.recent // size) + 1
+def _peak_blocks(spec: CacheSpec, chunk_tokens: int) -> int:
+    """Blocks of sinks, of a recent part that the grid cuts, and of a chunk."""
+    parts = (spec.window.sinks, spec.window.recent, chunk_tokens)
+    return 1 + sum(-(-tokens // spec.block_size) for tokens in parts)
 
 
 def _key(spec: CacheSpec) -> tuple:

@@ -2,12 +2,13 @@
 
 The document goes through the cache in prefill chunks, and all that the axes do to it (evict, seal,
 summarize, spill) happens then. Only afterwards comes a question, in pieces of `question_tokens` (1:
-through the decode path), so that no policy has seen it. `query_aware` is the other experiment: the
-question is part of the document's last chunk, and policies that score by the last queries know
-what will be asked (as SnapKV is usually measured); what left in earlier chunks left without it.
+through the decode path; 64: one small chunk), so that no policy has seen it. `query_aware` is the
+other experiment: the question is part of the document's last chunk, and policies that score by the
+last queries know what will be asked (as SnapKV is usually measured); what left in earlier chunks
+left without it.
 
-An answer is fed token by token. It is right if every token of the code is the likeliest one, which
-is the same as greedy decoding giving exactly the code.
+The answer is fed behind the question in the same pieces. It is right if every token of the code is
+the likeliest one, which is the same as greedy decoding giving exactly the code.
 """
 
 from __future__ import annotations
@@ -133,8 +134,10 @@ class Recall:
         for number, question in enumerate(prompt.questions):
             if number == 0 or self.query_aware or not back_to(runner, len(prompt.context)):
                 self._read(loaded, runner, prompt, question)
+                runner.stats.append(runner.cache.stats())  # of the document, without questions
             found.append(self._ask(loaded, runner, question))
-        runner.finish()
+        runner.cache.check()
+        runner.cache.reset()
         return found
 
     def _read(self, loaded, runner: Runner, prompt: Prompt, question: Question) -> None:
@@ -151,22 +154,20 @@ class Recall:
 
     def _ask(self, loaded, runner: Runner, question: Question) -> tuple[bool, float]:
         """Whether the answer is right, and the mean loss of its tokens in nats."""
-        rest = question.ids[-1:] if self.query_aware else question.ids
-        for start in range(0, len(rest), self.question_tokens):
-            logits = self._step(loaded, runner, rest[start : start + self.question_tokens])
-        right, nats = True, 0.0
-        for place, token in enumerate(question.answer):
-            if place:
-                logits = self._step(loaded, runner, question.answer[place - 1 : place])
-            right &= int(logits.argmax()) == int(token)
-            nats -= float(torch.log_softmax(logits.float(), -1)[int(token)])
-        return right, nats / len(question.answer)
+        asked = question.ids[-1:] if self.query_aware else question.ids
+        ids = np.concatenate([asked, question.answer[:-1]])
+        size = self.question_tokens
+        starts = range(0, len(ids), size)
+        parts = [self._step(loaded, runner, ids[i : i + size], last=False) for i in starts]
+        answer = torch.from_numpy(question.answer).to(parts[0].device)
+        logits = torch.cat(parts)[-len(answer) :].float()
+        nats = torch.nn.functional.cross_entropy(logits, answer)
+        return bool((logits.argmax(-1) == answer).all()), float(nats)
 
-    def _step(self, loaded, runner: Runner, ids: np.ndarray) -> Tensor:
-        """Logits [V] after the last of `ids`."""
-        device = loaded.model.device
-        part = torch.from_numpy(np.asarray(ids)).long().to(device)[None]
-        logits = forward_chunk(loaded.model, part, runner.cache, last=True)[0, -1]
+    def _step(self, loaded, runner: Runner, ids: np.ndarray, last: bool = True) -> Tensor:
+        """Logits [T, V] after `ids` [T], or after the last of them only."""
+        part = torch.from_numpy(ids).to(loaded.model.device)[None]
+        logits = forward_chunk(loaded.model, part, runner.cache, last=last)[0]
         runner.note_peak()
         return logits
 

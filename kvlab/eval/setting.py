@@ -56,7 +56,7 @@ class Setting:
                 "model", loaded.name,
                 "has random weights, whose quality means nothing; job=cost measures bytes and time",
             )
-        extra = controls(variants) if self.controls else []
+        extra = controls(variants, self.chunk_tokens) if self.controls else []
         runs = self.plain(loaded, [*variants, *extra], params)
         block = runs[0].spec.block_size if runs else CacheSpec().block_size
         full = CacheSpec(format=self.baseline, block_size=block)

@@ -47,11 +47,11 @@ class Entry:
         if self.is_baseline:
             return ["baseline"]
         ratio = self.bytes_ratio
-        told = [f"control: {c}" for c in (self._control,) if c]
+        told = [f"control: {c}" for c in (self.control,) if c]
         return told + (["no bytes saved"] if ratio is not None and ratio >= 1 else [])
 
     @property
-    def _control(self) -> str:
+    def control(self) -> str:
         """What a negative control or noise floor is, "" of a variant in earnest."""
         return next((str(r["params"].get("control") or "") for r in self.rows.values()), "")
 

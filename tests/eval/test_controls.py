@@ -14,13 +14,13 @@ def variant(name, **axes):
 
 
 def names(*variants):
-    return [v.name for v in controls(list(variants))]
+    return [v.name for v in controls(list(variants), 128)]
 
 
 def test_an_evicting_variant_gets_three():
     mass = variant("attention_mass int8 10%", policy="attention_mass", budget_percent=10,
                    format="int8")  # fmt: skip
-    random, shuffled, window = controls([mass])
+    random, shuffled, window = controls([mass], 128)
     assert random.name == "random int8 10% (control)" and random.spec.policy().name == "random"
     assert shuffled.spec.policy().member.name == "attention_mass"
     assert window.spec.policy().name == "fifo" and window.spec.window.sinks == 4
@@ -30,7 +30,7 @@ def test_an_evicting_variant_gets_three():
 
 
 def test_each_ledger_gets_a_shuffled_policy_of_its_own():
-    shuffled = controls([variant("lru 10%", policy="lru", budget_percent=10)])[1].spec
+    shuffled = controls([variant("lru 10%", policy="lru", budget_percent=10)], 128)[1].spec
     assert shuffled.policy() is not shuffled.policy()
     assert shuffled.policy().member is not shuffled.policy().member
 
@@ -47,8 +47,8 @@ def test_equal_controls_run_once_and_never_twice_with_a_variant():
 
 def test_a_bare_window_is_compared_with_random_eviction_of_its_size():
     window = variant("sink", window=SinkWindow(4, 1024, middle=False), block_size=64)
-    [control] = controls([window])
-    assert control.spec.budget_blocks == 1 + 16 + 1 and control.spec.policy().name == "random"
+    [control] = controls([window], 128)
+    assert control.spec.budget_blocks == 1 + 16 + 2 + 1 and control.spec.policy().name == "random"
     assert control.name == "random sink (control)"
 
 
