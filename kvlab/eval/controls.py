@@ -7,10 +7,10 @@ Each variant that evicts under a budget gets three companions of the same bytes:
                 a policy scores blocks by what they hold or did
     window      no choice at all: four sinks, and the newest tokens that the budget has room for
 
-A bare window (no policy) is compared with random eviction under a budget of the window's peak, which
-is its blocks and a prefill chunk; so each chunk sees as many tokens of the past, while decoding
-sees more of them under random eviction. Controls of several variants that come out equal are run
-once. They are not timed.
+A bare window (no policy) is compared with random eviction under a budget of the window's peak: its
+blocks and a prefill chunk. So each chunk sees as many tokens of the past, while decoding sees more
+of them under random eviction. Controls of several variants that come out equal are run once. They
+are not timed.
 """
 
 from __future__ import annotations
