@@ -39,8 +39,10 @@ AXES = {
     "policy": ("kvlab.policy", "pop"),
     "window": ("kvlab.window", "protected"),
     "needle": ("kvlab.eval.needle", "prompt"),
+    "retrieval": ("kvlab.retrieval", "selects"),
+    "offload": ("kvlab.offload", "build"),
 }
-BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder"}
+BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder", "Retrieval"}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -37,7 +37,7 @@ def format_alone(entry: Entry) -> bool:
 
 
 def smallest(found: Iterable[Entry], loss: float, sure: bool) -> Entry | None:
-    """The entry of fewest bits whose loss (`sure`: its interval's end) is at most `loss` percent."""
+    """The entry of fewest bits whose loss (`sure`: its interval's end) stays within `loss` %."""
     end = "high" if sure else "value"
     passed = [
         e for e in found

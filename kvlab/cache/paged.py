@@ -57,7 +57,10 @@ class PagedCache:
         pool = BlockPool(
             g, spec.format, self.device, self.dtype, spec.kernels, self.workspace
         )
-        return LayerGroup(ledger, pool, spec.window, spec.workspace_tokens, self.inv_freq)
+        return LayerGroup(
+            ledger, pool, spec.window, spec.workspace_tokens, self.inv_freq,
+            spec.offload.build(pool), spec.retrieval,
+        )
 
     # ---- sequences
 
@@ -115,6 +118,8 @@ class PagedCache:
         except KvlabError:
             self._undo(step)
             raise
+        for e in (e for extents in step for e in extents):
+            e.alone = len(seqs) == 1
         self._step = step
         self._decodes = self.can_decode(counts)
         if self._decodes:
@@ -148,6 +153,19 @@ class PagedCache:
                 part = group.attend(local, e, q[row, :, new], keys, values, scale, window)
                 out[row, new] = part.transpose(0, 1).to(out.dtype)
         return out
+
+    def store(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Take over k, v [B, H, T, D] of a step without attending: to fill a cache from elsewhere.
+
+        In place of `attend`, once for every layer in order; policies hear of no attention.
+        """
+        number, local = self._place[layer]
+        for row, extents in enumerate(self._step):
+            e = extents[number]
+            new = slice(k.shape[2] - e.count, None)
+            if e.count:
+                keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
+                self.groups[number].store(local, e, keys, values)
 
     def _sees_all(self, window: int | None) -> bool:
         return window is None or all(row[0].past < window for row in self._step)
@@ -194,10 +212,12 @@ class PagedCache:
             held = {b for t in group.tables.values() for b in t.ids if b is not None}
             if len(held) != group.ledger.held_count:
                 raise KvlabError(f"{len(held)} blocks in tables, {group.ledger.held_count} held")
+            group.away.check()
 
     def stats(self) -> CacheStats:
         """Counts and bytes now; see `CacheStats` for what each byte count means."""
         g, count = self.geometry, len(self.groups)
+        shelves = [group.away.shelf for group in self.groups]
         tokens = sum(self._tokens.values())
         sealed = sum(group.sealed_blocks for group in self.groups)
         open_tokens = sum(group.open_tokens for group in self.groups)
@@ -205,13 +225,18 @@ class PagedCache:
         logical = sealed * self.spec.format.block_bytes(g) // count + (
             open_tokens * g.elements_per_token * self.dtype.itemsize // count
         )
-        allocated = sum(group.pool.nbytes for group in self.groups)
+        digests = sum(group.digests.nbytes for group in self.groups)
+        allocated = digests + sum(group.pool.nbytes for group in self.groups)
         return CacheStats(
             tokens=tokens, resident_tokens=round(resident),
             blocks=sum(group.ledger.held_count for group in self.groups),
             evictions=sum(group.evictions for group in self.groups),
             nominal_bytes=int(tokens * g.elements_per_token * self.spec.format.payload_bits / 8),
-            logical_bytes=logical, allocated_bytes=allocated, host_bytes=0,
+            logical_bytes=logical, allocated_bytes=allocated,
+            host_bytes=sum(shelf.nbytes for shelf in shelves),
             bits_per_element=8 * allocated / max(1, resident * g.elements_per_token),
-            workspace_bytes=self.workspace.nbytes,
+            workspace_bytes=self.workspace.nbytes + shelves[0].staging_nbytes
+            + sum(shelf.device_nbytes for shelf in shelves),
+            digest_bytes=digests,
+            read_tokens=round(sum(g.choice.read_tokens(g.tables) for g in self.groups) / count),
         )

@@ -2,7 +2,9 @@
 
 from kvlab.eval.evaluate import Cost, Evaluate
 from kvlab.eval.pareto import Pareto
+from kvlab.eval.prefill_speed import PrefillSpeed
 from kvlab.eval.recall import Recall
+from kvlab.eval.speed import DecodeSpeed
 from kvlab.eval.study import Study
 
-__all__ = ["Cost", "Evaluate", "Pareto", "Recall", "Study"]
+__all__ = ["Cost", "DecodeSpeed", "Evaluate", "Pareto", "PrefillSpeed", "Recall", "Study"]

@@ -12,6 +12,7 @@ from kvlab.eval.base import Runner, check_lengths, done
 from kvlab.eval.cost import cost
 from kvlab.eval.quality import lockstep, memory, quality
 from kvlab.eval.setting import Setting, noise_floor
+from kvlab.model.decode import Driver, check_driver
 from kvlab.model.load import LoadedModel
 from kvlab.model.progress import shown
 
@@ -25,6 +26,8 @@ class Evaluate:
     chunk_tokens: tokens of a prefill chunk, or `adaptive`: as many as the memory that is free at
         the start carries; with a lossy format part of the method.
     progress: a bar on a terminal, a line now and then in a log.
+    driver: how `decode_tokens_per_second` is measured, see `model.decode.Decoder`; quality always
+        goes through the eager forward.
     baseline: format of the full cache that everything is compared with.
     noise_floor: also measure the full cache against itself with chunks of half the size.
     controls: add the negative controls of every variant that evicts, see `kvlab.eval.controls`.
@@ -39,18 +42,21 @@ class Evaluate:
         decode_tokens: int = 32, chunk_tokens: int | str = 512, baseline: str = "bf16",
         noise_floor: bool = True, controls: bool = True, progress: bool = True,
         device: str = "auto", cap_gb: float | None = None, seed: int = 0,
+        driver: Driver = "auto",
     ):
         check_lengths(tokens, decode_tokens, chunk_tokens)
+        check_driver(driver)
         self.data, self.documents, self.tokens = data, documents, tokens
         self.decode_tokens, self.chunk_tokens = decode_tokens, chunk_tokens
         self.baseline, self.noise_floor = baseline, noise_floor
-        self.progress, self.seed = progress, seed
+        self.progress, self.driver, self.seed = progress, driver, seed
         self.setting = Setting(model, chunk_tokens, baseline, controls, device, cap_gb)
 
     def run(self, folder, variants: list[Variant]) -> None:
         """Measure all variants that `folder` does not hold yet."""
         loaded = self.setting.load()
         device, self.chunk_tokens = loaded.model.device, self.setting.chunk_tokens
+        check_driver(self.driver, device)
         runners = self._runners(loaded, variants)
         scored = [r for r in runners if self.measures_quality and not done(folder, r, "perplexity")]
         timed = [
@@ -96,7 +102,8 @@ class Evaluate:
     def _cost(self, folder, loaded, ids, todo: list[Runner]) -> None:
         for runner in todo:
             alone = Runner(runner.name, runner.params, runner.spec)
-            rows = list(cost(loaded, ids, alone, self.chunk_tokens, self.decode_tokens))
+            rows = list(cost(loaded, ids, alone, self.chunk_tokens, self.decode_tokens,
+                             self.driver))
             held = [] if self.measures_quality else list(memory(alone))
             folder.add(runner.name, runner.params, [*rows, *held])
 

@@ -13,6 +13,7 @@ from kvlab.core import BadInput, KvlabError, Variant
 from kvlab.eval.base import Runner
 from kvlab.eval.evaluate import Evaluate
 from kvlab.model.adapter import model_geometry
+from kvlab.model.decode import Driver, check_driver
 from kvlab.window import NoWindow, SinkWindow
 
 OBJECTIVES = {
@@ -54,10 +55,11 @@ class Pareto(Evaluate):
         sampler: Literal["nsga2", "tpe"] = "nsga2", documents: int | None = 2, tokens: int = 4096,
         decode_tokens: int = 32, chunk_tokens: int | str = 512, baseline: str = "bf16",
         progress: bool = True, device: str = "auto", cap_gb: float | None = None, seed: int = 0,
+        driver: Driver = "auto",
     ):
         super().__init__(
             model, data, documents, tokens, decode_tokens, chunk_tokens, baseline, False, False,
-            progress, device, cap_gb, seed,
+            progress, device, cap_gb, seed, driver,
         )
         if trials < 1 or not 1 <= batch <= 64:
             raise BadInput("trials", trials, "must be at least 1, and batch 1 to 64")
@@ -78,6 +80,7 @@ class Pareto(Evaluate):
         self.chunk_tokens = self.setting.chunk_tokens
         documents = self.data.documents(loaded.tokenizer, self.documents, self.tokens)
         device = loaded.model.device
+        check_driver(self.driver, device)
         texts = [torch.from_numpy(np.asarray(d.ids)).long().to(device) for d in documents]
         study = self._study(optuna, folder)
         while len(study.trials) - _waiting(study, optuna) < self.trials:
