@@ -5,6 +5,7 @@ from __future__ import annotations
 from kvlab.cache import CacheSpec
 from kvlab.core import Variant
 from kvlab.eval.controls import controls
+from kvlab.retrieval import Quest
 from kvlab.window import SinkWindow
 
 
@@ -30,19 +31,22 @@ def test_an_evicting_variant_gets_three():
 
 
 def test_each_ledger_gets_a_shuffled_policy_of_its_own():
-    shuffled = controls([variant("lru 10%", policy="lru", budget_percent=10)], 128)[1].spec
+    mass = variant("attention_mass 10%", policy="attention_mass", budget_percent=10)
+    shuffled = controls([mass], 128)[1].spec
     assert shuffled.policy() is not shuffled.policy()
     assert shuffled.policy().member is not shuffled.policy().member
 
 
 def test_equal_controls_run_once_and_never_twice_with_a_variant():
-    lru, lfu = (variant(f"{p} 10%", policy=p, budget_percent=10) for p in ("lru", "lfu"))
-    random = variant("random 10%", policy="random", budget_percent=10)
-    assert names(lru, lfu) == [
-        "random 10% (control)", "shuffled lru 10% (control)", "window 10% (control)",
-        "shuffled lfu 10% (control)",
+    lru, mass, tova, random, fifo = (
+        variant(f"{name} 10%", policy=name, budget_percent=10, window=SinkWindow(4, 64))
+        for name in ("lru", "attention_mass", "tova", "random", "fifo")
+    )
+    assert names(lru, mass, tova) == [
+        "random 10% (control)", "window 10% (control)", "shuffled attention_mass 10% (control)",
+        "shuffled tova 10% (control)",
     ]  # fmt: skip
-    assert "random 10% (control)" not in names(lru, random)
+    assert names(lru, random, fifo) == []
 
 
 def test_a_bare_window_is_compared_with_random_eviction_of_its_size():
@@ -55,3 +59,16 @@ def test_a_bare_window_is_compared_with_random_eviction_of_its_size():
 def test_what_loses_nothing_needs_no_control():
     assert names(variant("int4", format="int4"), variant("lru", policy="lru"),
                  variant("sink", window=SinkWindow(4, 64))) == []  # fmt: skip
+
+
+def test_retrieval_is_compared_with_chance_and_a_window():
+    quest = variant("quest", retrieval=Quest(budget_tokens=1024, sinks=4, recent=128))
+    chance, window = controls([quest], 128)
+    assert chance.name == "chance (control)" and chance.spec.retrieval.budget_tokens == 1024
+    assert chance.spec.retrieval.name == "random"
+    assert window.spec.window.recent == 1020 and not window.spec.window.middle
+    assert not window.spec.retrieval.selects
+
+
+def test_eviction_to_the_host_loses_nothing():
+    assert names(variant("host", policy="lru", budget_percent=10, offload="host")) == []
