@@ -41,8 +41,9 @@ AXES = {
     "needle": ("kvlab.eval.needle", "prompt"),
     "retrieval": ("kvlab.retrieval", "selects"),
     "offload": ("kvlab.offload", "build"),
+    "summary": ("kvlab.summary", "makes"),
 }
-BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder", "Retrieval"}
+BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder", "Retrieval", "Summary"}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -11,35 +11,33 @@ from kvlab.cache.choice import choice_for
 from kvlab.cache.digests import digests_for
 from kvlab.cache.past import Past, Sum
 from kvlab.cache.step import Extent
+from kvlab.cache.summaries import Summaries
 from kvlab.cache.tables import DecodeTables, room_for
 from kvlab.cache.watch import Watch
 from kvlab.core import BlockId, KvlabError, OutOfBlocks, SeqId
 from kvlab.kernel import attend_sdpa
-from kvlab.offload import NoShelf
+from kvlab.offload import OutOfHost
 from kvlab.pool import BlockPool
-from kvlab.retrieval import NoRetrieval
-from kvlab.window import NoWindow
 
 
 class LayerGroup:
     """Ledger (which block), pool (its bytes) and block tables of the layers that evict together."""
 
     def __init__(
-        self, ledger: BlockLedger, pool: BlockPool, window: NoWindow, workspace_tokens: int,
-        inv_freq: Tensor | None = None, shelf: NoShelf | None = None,
-        retrieval: NoRetrieval | None = None,
+        self, ledger: BlockLedger, pool: BlockPool, spec, inv_freq: Tensor | None = None
     ):
-        self.ledger, self.pool, self.window = ledger, pool, window
+        self.ledger, self.pool, self.window = ledger, pool, spec.window
         self.block_size = pool.geometry.block_size
         self.tables: dict[SeqId, BlockTable] = {}
         self.borrowed: dict[SeqId, set[BlockId]] = {}
         self.pinned: dict[SeqId, set[BlockId]] = {}
         self.watch = Watch(ledger, pool.geometry.layers, self.block_size)
-        segment = max(1, workspace_tokens // self.block_size)
-        self.away = Away(shelf or NoShelf(), pool)
-        self.past = Past(pool, window, self.watch, segment, inv_freq, self.away)
+        self.summaries = Summaries(spec.summary, pool)
+        segment = max(1, spec.workspace_tokens // self.block_size)
+        self.away = Away(spec.offload.build(pool), pool)
+        self.past = Past(pool, spec.window, self.watch, segment, inv_freq, self.away)
         self.decoding: DecodeTables | None = None
-        self.digests = digests_for(retrieval or NoRetrieval(), pool, self.away)
+        self.digests = digests_for(spec.retrieval, pool, self.away)
         self.choice = choice_for(self.digests)
         self.fresh: list[BlockId] = []  # sealed since the last step ended
         self.evictions = 0
@@ -51,6 +49,7 @@ class LayerGroup:
         self.away.open(seq)
         self.borrowed[seq], self.pinned[seq] = set(), set()
         self.digests.open(seq)
+        self.summaries.open(seq)
 
     def close(self, seq: SeqId) -> None:
         """Give back every block, tail first, so that a shared prefix outlives its suffixes."""
@@ -59,6 +58,7 @@ class LayerGroup:
         self.away.close(seq)
         del self.tables[seq], self.borrowed[seq], self.pinned[seq]
         self.digests.close(seq)
+        self.summaries.close(seq)
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
         """`child` shares sealed blocks of `parent` and copies its open tail; or `OutOfBlocks`."""
@@ -68,6 +68,7 @@ class LayerGroup:
         self.open(child)
         self.away.fork(parent, child)
         self.digests.fork(parent, child)
+        self.summaries.fork(parent, child)
         table = self.tables[child]
         shared = source.ids[:-1] if fill else list(source.ids)
         held = [b for b in shared if b is not None]
@@ -101,6 +102,7 @@ class LayerGroup:
         table.length = length
         table.changes += 1
         self.digests.crop(seq, whole)
+        self.summaries.crop(seq, length)
         self._release(seq, [b for b in reversed(dropped) if b is not None])
         self.away.crop(seq, -(-length // size))
         if fill and not was_open:
@@ -152,6 +154,7 @@ class LayerGroup:
         self.decoding.refresh(extents, self.tables, open_rows)
         self.away.prepare(extents)
         self.choice.prepare(extents, self.tables)
+        self.summaries.rows = [e.seq for e in extents]
 
     def attend(
         self, layer: int, e: Extent, q: Tensor, k: Tensor, v: Tensor, scale: float,
@@ -164,6 +167,8 @@ class LayerGroup:
         total = Sum(self.pool.fused)
         reader = self.choice if self.choice.applies(e, window) else self.past
         reader.attend(layer, e, self.tables[e.seq], q, scale, window, total)
+        for part in self.summaries.attend(layer, e.seq, q, scale, window):
+            total.add(part)
         span = {"scale": scale, "window": window, "q_start": e.past}
         first, keys, values = e.past, k, v
         if e.fill:
@@ -182,6 +187,7 @@ class LayerGroup:
             self.pool.write(layer, e.writing if e.single else e.rest, e.fill, k, v)
         out, lse = total.result()
         self.watch.layer(lse)
+        self.summaries.observe(layer, e.seq, q, lse, scale)
         return out
 
     def decode(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -202,7 +208,7 @@ class LayerGroup:
         )
         out = self.away.decode(layer, q, out, lse, mass, scale)
         self.watch.decoded(t, mass)
-        return out
+        return self.summaries.decode(layer, q, (out, lse), scale)
 
     def commit(self, e: Extent) -> None:
         """Make the step's blocks part of the sequence."""
@@ -222,7 +228,7 @@ class LayerGroup:
     def end_step(self) -> None:
         """After all sequences of a step: what was attended to, and the policy's clock."""
         fresh, self.fresh = self.fresh, []
-        self.choice.tell(self.watch, self.tables)
+        self._bring(self.choice.tell(self.watch, self.tables))
         self.watch.commit([b for b in fresh if self.ledger.state(b) == SEALED])
         self.ledger.tick()
 
@@ -255,6 +261,8 @@ class LayerGroup:
         """Choose, spill, free: `count` blocks leave. Raises `OutOfHost`; nothing changes then."""
         self.away.shelf.require(count)
         victims = self.ledger.reclaim(count)
+        for seq, gone in self._holders(victims):
+            self.summaries.spill(seq, gone, [self.tables[seq].ids[i] for i in gone])
         self.away.leave(victims, self.tables)
         self.ledger.free(victims)
         self._drop(victims)
@@ -276,6 +284,20 @@ class LayerGroup:
         if e.rest is not None:
             self.pool.write(layer, e.rest, 0, k[cut:], v[cut:])
 
+    def _bring(self, wanted: list[tuple[SeqId, int]]) -> None:
+        """Blocks come back from host memory, and others leave for them."""
+        wanted = wanted[: self.ledger.evictable_count]
+        try:
+            self.make_room(len(wanted))
+        except OutOfHost:  # for a moment both would be there; what stays away is read there
+            return
+        blocks = self.ledger.allocate(len(wanted))
+        self.away.fetch(wanted, blocks)
+        for (seq, index), block in zip(wanted, blocks):
+            self.tables[seq].fill(index, block)
+        self.ledger.seal(blocks, depth=[index for _, index in wanted])
+        self.fresh += blocks
+
     def _slide(self, seq: SeqId) -> None:
         """Move the window's pins to the end of the sequence; free what it can never read again."""
         table = self.tables[seq]
@@ -289,8 +311,21 @@ class LayerGroup:
             return
         readable = table.touched(ranges)
         gone = [i for i, b in enumerate(table.ids) if b is not None and b not in readable]
-        self._release(seq, [table.punch(i) for i in reversed(gone)])
+        self._release(seq, self._punch(seq, gone)[::-1])
         self.evictions += len(gone)
+
+    def _holders(self, victims: list[BlockId]) -> list[tuple[SeqId, list[int]]]:
+        """Which sequences hold `victims`, and at which indices; only where somebody asks."""
+        leaving = set(victims) if self.summaries.summary.makes else set()
+        found = [(seq, [i for i, b in enumerate(table.ids) if b in leaving])
+                 for seq, table in self.tables.items()]
+        return [(seq, gone) for seq, gone in found if gone]
+
+    def _punch(self, seq: SeqId, gone: list[int]) -> list[BlockId]:
+        """Make holes at the indices `gone`, whose blocks are still readable, and spill them."""
+        blocks = [self.tables[seq].punch(i) for i in gone]
+        self.summaries.spill(seq, gone, blocks)
+        return blocks
 
     def _drop(self, blocks: list[BlockId]) -> None:
         self.watch.forget(blocks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 
 import torch
 from torch import Tensor
@@ -57,10 +58,7 @@ class PagedCache:
         pool = BlockPool(
             g, spec.format, self.device, self.dtype, spec.kernels, self.workspace
         )
-        return LayerGroup(
-            ledger, pool, spec.window, spec.workspace_tokens, self.inv_freq,
-            spec.offload.build(pool), spec.retrieval,
-        )
+        return LayerGroup(ledger, pool, spec, self.inv_freq)
 
     # ---- sequences
 
@@ -125,6 +123,11 @@ class PagedCache:
         if self._decodes:
             for number, group in enumerate(self.groups):
                 group.prepare([extents[number] for extents in step])
+
+    @property
+    def capturable(self) -> bool:
+        """Whether decode steps may be captured: entries are new tensors after each eviction."""
+        return not self.spec.summary.makes
 
     def can_decode(self, counts: list[int]) -> bool:
         """Whether a step of these counts may run through the decode kernel."""
@@ -197,9 +200,11 @@ class PagedCache:
         if self.spec.budget_percent is None:
             return
         seen = sum(-(-n // self.geometry.block_size) for n in self._tokens.values())
-        keep = max(1, int(seen * self.spec.budget_percent / 100))
+        share = seen * self.spec.budget_percent / 100
         for group in self.groups:
-            over = min(group.ledger.held_count - keep, group.ledger.evictable_count)
+            keep = max(1, int(share - group.summaries.blocks))
+            short = (group.ledger.held_count - keep) / group.summaries.gain
+            over = min(math.ceil(short), group.ledger.evictable_count)
             if over > 0:
                 group.evict(over)
 
@@ -209,6 +214,7 @@ class PagedCache:
         """Raise if ledger, tables and pool disagree; for tests and after trouble."""
         for group in self.groups:
             group.ledger.check()
+            group.summaries.check()
             held = {b for t in group.tables.values() for b in t.ids if b is not None}
             if len(held) != group.ledger.held_count:
                 raise KvlabError(f"{len(held)} blocks in tables, {group.ledger.held_count} held")
@@ -225,8 +231,11 @@ class PagedCache:
         logical = sealed * self.spec.format.block_bytes(g) // count + (
             open_tokens * g.elements_per_token * self.dtype.itemsize // count
         )
-        digests = sum(group.digests.nbytes for group in self.groups)
-        allocated = digests + sum(group.pool.nbytes for group in self.groups)
+        logical += sum(group.summaries.entry_bytes for group in self.groups)
+        allocated = sum(
+            group.pool.nbytes + group.digests.nbytes + group.summaries.nbytes
+            for group in self.groups
+        )
         return CacheStats(
             tokens=tokens, resident_tokens=round(resident),
             blocks=sum(group.ledger.held_count for group in self.groups),
@@ -237,6 +246,6 @@ class PagedCache:
             bits_per_element=8 * allocated / max(1, resident * g.elements_per_token),
             workspace_bytes=self.workspace.nbytes + shelves[0].staging_nbytes
             + sum(shelf.device_nbytes for shelf in shelves),
-            digest_bytes=digests,
+            digest_bytes=sum(group.digests.nbytes for group in self.groups),
             read_tokens=round(sum(g.choice.read_tokens(g.tables) for g in self.groups) / count),
         )

@@ -13,6 +13,7 @@ from kvlab import policy as policies
 from kvlab import retrieval as retrievals
 from kvlab import summary as summaries
 from kvlab import window as windows
+from kvlab.cache.summaries import check_summary
 from kvlab.core import BadInput, CacheGeometry
 from kvlab.format import KVFormat
 from kvlab.offload import NoOffload
@@ -123,6 +124,7 @@ class CacheSpec:
         self.format.planes(g)
         self.capacity_blocks(g)
         self._check_effect()
+        check_summary(self, g)
         return self
 
     def _check_effect(self) -> None:
