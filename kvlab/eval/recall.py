@@ -215,11 +215,11 @@ def share(name: str, hits: list[np.ndarray], seed: int) -> Measurement:
 def paired(hits: list[np.ndarray], full: list[np.ndarray], seed: int) -> stats.Interval:
     """The difference in percentage points.
 
-    Where no question differs no resample can; then the exact binomial bound on the share of
-    questions that differ stands on both sides.
+    Where all questions differ alike no resample can; then the exact binomial bound on the share of
+    questions that would not stands on both sides.
     """
     differences = 100 * (np.concatenate(hits) - np.concatenate(full))
-    if differences.any():
+    if np.ptp(differences):
         return stats.mean_interval([differences], block=1, seed=seed)
-    bound = 100 * (1 - 0.025 ** (1 / len(differences)))
-    return stats.Interval(0.0, -bound, bound)
+    bound, value = 100 * (1 - 0.025 ** (1 / len(differences))), float(differences[0])
+    return stats.Interval(value, max(-100.0, value - bound), min(100.0, value + bound))

@@ -103,6 +103,8 @@ def test_a_paired_difference_is_not_surer_than_its_questions():
     ones, mixed = [np.ones(4)] * 5, [np.array([1.0, 1, 0, 1])] * 5
     same = paired(ones, ones, seed=0)
     assert same.value == 0 and same.high == pytest.approx(16.8, abs=0.1)
+    none = paired([np.zeros(4)] * 5, ones, seed=0)
+    assert (none.value, none.low) == (-100, -100) and none.high == pytest.approx(-83.2, abs=0.1)
     worse = paired(mixed, ones, seed=0)
     assert worse.value == -25 and worse.low < -25 < worse.high
 
