@@ -124,6 +124,10 @@ class PrefixIndex(NoPrefix):
         """All known blocks."""
         return set(self._held)
 
+    def content(self, id: BlockId) -> tuple[int, bytes]:
+        """Name and token bytes of a known block."""
+        return self._held[id].name, self._held[id].tokens
+
     def reachable(self) -> list[tuple[BlockId, BlockId | None, int, bytes]]:
         """(id, id of the block before, name, token bytes) of all blocks that can hit, heads first.
 

@@ -136,6 +136,11 @@ class LayerGroup:
         tails = sum(bool(t.length % self.block_size) for t in self.tables.values())
         return self.ledger.held_count - tails - self.share.reserved_count
 
+    def whole(self, seq: SeqId, count: int) -> bool:
+        """Whether none of the first `count` blocks is gone: away in host memory is not."""
+        table = self.tables[seq]
+        return None not in table.ids[:count] or -1 not in self.away.places(seq, table, count)
+
     # ---- one step
 
     def needs(self, seq: SeqId, count: int) -> list[int]:
@@ -287,12 +292,14 @@ class LayerGroup:
 
     def evict(self, count: int, coming: Sequence[int] = ()) -> None:
         """Choose, spill, free: `count` blocks leave. Raises `OutOfHost`; nothing changes then."""
-        self.away.shelf.require(count)
+        spills = self.share.make_host_room(count)
         victims = self.ledger.reclaim(count, coming)
         self.share.gone(victims)
         for seq, gone in self._holders(victims):
             self.summaries.spill(seq, gone, [self.tables[seq].ids[i] for i in gone])
-        self.away.leave(victims, self.tables)
+        if spills:
+            tables = {} if self.share.hold else self.tables
+            self.away.leave(victims, tables, self.share.spilled)
         self.ledger.free(victims)
         self._drop(victims)
         self.evictions += count

@@ -237,7 +237,7 @@ class PagedCache(Prefixes):
             held |= group.share.extra()
             if len(held) != group.ledger.held_count:
                 raise KvlabError(f"{len(held)} blocks in tables, {group.ledger.held_count} held")
-            group.away.check()
+            group.away.check(group.share.waiting)
 
     def stats(self) -> CacheStats:
         """Counts and bytes now; see `CacheStats` for what each byte count means."""

@@ -74,17 +74,21 @@ class Prefixes:
             return None
         return Chain(self.identity, self.geometry.block_size, token_ids)
 
-    def _hit(self, chain: Chain | None) -> int:
-        """Leading whole blocks that every group holds; the last token is never among them."""
+    def _hit(self, chain: Chain | None) -> tuple[int, int]:
+        """Leading whole blocks that every group holds on the device, and there or on the host.
+
+        The last token is never among them.
+        """
         if chain is None or not chain.tokens:
-            return 0
+            return 0, 0
         most = (chain.tokens - 1) // self.geometry.block_size
-        return min(most, *(leading(group.share.found(chain)) for group in self.groups))
+        near = min(most, *(leading(group.share.found(chain)) for group in self.groups))
+        return near, min(most, *(group.share.reach(chain) for group in self.groups))
 
     def open_together(self, prompts: Sequence[Sequence[int]], pads: Sequence[int]) -> list[SeqId]:
         """A sequence for each prompt, such that pad plus length is the same for all of them."""
         size = self.geometry.block_size
-        hits = [self._hit(self._chain(ids)) for ids in prompts]
+        hits = [self._hit(self._chain(ids))[1] for ids in prompts]
         common = min((p + n * size for p, n in zip(pads, hits)), default=0)
         even = all(p <= common and (common - p) % size == 0 for p in pads)
         most = [(common - p) // size if even else 0 for p in pads]
@@ -95,14 +99,15 @@ class Prefixes:
     ) -> int:
         """Open `seq` in all groups or in none; returns the tokens that are there already."""
         chain, size = self._chain(token_ids), self.geometry.block_size
-        hit = self._hit(chain)
-        hit = hit if most is None else min(hit, most)
+        near, hit = (n if most is None else min(n, most) for n in self._hit(chain))
         audit = audited(self, chain, hit)
         for group in self.groups:
-            group.open(seq, chain, hit)
+            group.open(seq, chain, near)
         try:
             for group in self.groups:
-                group.share.reserve(seq, hit, max(hit, -(-reserve // size)))
+                group.share.reserve(seq, near, max(hit, -(-reserve // size)))
+            for group in self.groups if hit > near else ():
+                group.share.bring(seq, near, hit)
         except Exception:
             for group in self.groups:
                 group.close(seq, done=False)
@@ -115,8 +120,7 @@ class Prefixes:
         """A hole in one layer shows in what all layers above it hold."""
         for extents in step if self.spec.prefix.shares else ():
             whole = extents[0].past // self.geometry.block_size
-            tables = [group.tables[extents[0].seq] for group in self.groups]
-            saw_all = all(None not in table.ids[:whole] for table in tables)
+            saw_all = all(group.whole(extents[0].seq, whole) for group in self.groups)
             for e in extents:
                 e.saw_all = saw_all
 
@@ -184,6 +188,8 @@ class Prefixes:
         """Release all handles and free every known block that no sequence uses; how many."""
         for handle in list(self._handles):
             self.release_prefix(handle)
+        for group in self.groups:
+            group.share.forget_host()
         return sum(group.drop_known() for group in self.groups)
 
     def save(self, folder: str | Path, handles: Sequence[Handle] | None = None) -> Stored:

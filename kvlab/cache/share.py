@@ -7,6 +7,7 @@ from itertools import groupby
 
 from kvlab.blocks import OPEN, OWNER, SEALED, PrefixIndex
 from kvlab.cache.claim import Alone, Claim
+from kvlab.cache.host import HostPrefixes
 from kvlab.cache.step import Extent
 from kvlab.core import BlockId, SeqId
 
@@ -28,11 +29,61 @@ class Shared(Alone):
         super().__init__(group)
         self.index = PrefixIndex(identity, group.block_size)
         self.outputs, self.reads_part, self.cost = outputs, reads_part, cost
+        self.host = HostPrefixes(group.away.shelf)
+        self._leaving: dict[BlockId, tuple[int, bytes]] = {}
         self.left: dict[int, None] = {}  # contents that were evicted, the latest last
         self.refused: dict[int, None] = {}  # contents computed behind a hole
 
     def found(self, chain):
         return [] if chain is None else self.index.lookup(chain)
+
+    def reach(self, chain):
+        count = 0
+        for block, (name, tokens) in zip(self.found(chain), chain.items()):
+            if block is None and not self.host.has(name, tokens):
+                break
+            count += 1
+        return count
+
+    def reserve(self, seq, first, stop):
+        """Contents that come back from the host leave it first, or making room might drop them."""
+        claim = self.claims[seq]
+        names, found = claim.chain.names(stop), self.found(claim.chain)
+        away = [(i, n) for i, n in enumerate(names) if found[i] is None and self.host.has(
+            n, claim.chain.raw(i))]
+        claim.coming = {i: self.host.take(name) for i, name in away}
+        super().reserve(seq, first, stop)
+
+    def bring(self, seq, first, stop):
+        claim, table, size = self.claims[seq], self.group.tables[seq], self.group.block_size
+        found = self.found(claim.chain)
+        far = [i for i in range(first, stop) if found[i] is None]
+        new, claim.reserved = claim.reserved[: len(far)], claim.reserved[len(far) :]
+        self.group.away.shelf.fetch([claim.coming[i] for i in far], new)
+        place = dict(zip(far, new))
+        table.append([place.get(i, found[i]) for i in range(first, stop)], (stop - first) * size)
+        self._drop_coming(claim)
+        claim.clean = stop * size
+        self._brought(seq, range(first, stop), far)
+
+    def _brought(self, seq: SeqId, logical: range, far: list[int]) -> None:
+        """These blocks are in the table now, those of `far` new on the device."""
+        self._seal(seq, far)
+        self.claims[seq].settled = logical.stop
+
+    def _drop_coming(self, claim: Claim) -> None:
+        """What comes back is computed again, or was copied: its host copy goes."""
+        self.group.away.shelf.drop(list(claim.coming.values()))
+        claim.coming = {}
+
+    def leave(self, seq):
+        self._drop_coming(self.claims[seq])
+
+    def close(self, seq):
+        claim = self.claims[seq]
+        for index, key in claim.coming.items():  # the sequence never ran
+            self.host.give(claim.chain.names()[index], claim.chain.raw(index), key)
+        super().close(seq)
 
     def open(self, seq, chain, hit):
         size = self.group.block_size
@@ -133,10 +184,25 @@ class Shared(Alone):
         return self.ledger.meta(block).owner == OWNER
 
     def gone(self, victims):
-        names = [self.ledger.meta(b).content for b in victims]
+        self._leaving = {b: self.index.content(b) for b in victims if b in self.index}
         for block in victims:
             self.index.forget(block)
-        remember(self.left, [name for name in names if name is not None])
+        remember(self.left, [name for name, _ in self._leaving.values()])
+
+    def make_host_room(self, count):
+        if not self.host.make_room(count) and not self.hold:
+            self.group.away.shelf.require(count)  # raises: running sequences need these blocks
+        return self.host.make_room(count)
+
+    def spilled(self, keys):
+        self.host.put(self._leaving, keys)
+
+    @property
+    def waiting(self):
+        return self.host.keys
+
+    def forget_host(self):
+        self.host.clear()
 
     def extra(self):
         return super().extra() | self.index.blocks
@@ -191,10 +257,18 @@ class Serving(Shared):
             else:
                 self.ledger.touch([b for b in ids if self.ledger.state(b) == SEALED])
 
+    def _brought(self, seq, logical, far):
+        claim, table = self.claims[seq], self.group.tables[seq]
+        near = [i for i in logical if i not in far]
+        self.group.borrowed[seq].update(table.ids[i] for i in near)
+        for index in near:
+            del claim.kept[index]
+
     def _is_own(self, seq: SeqId, block: BlockId) -> bool:
         return self.ledger.state(block) == OPEN and block not in self.group.borrowed[seq]
 
     def leave(self, seq):
+        super().leave(seq)
         self.publish(seq)
 
     def ended(self):
