@@ -14,6 +14,8 @@ class NoWindow:
     """Everything may be read, nothing is protected from the eviction policy."""
 
     name = "none"
+    middle = True  # whether what is not protected may be read while it is held
+    rerotate = False  # whether kept tokens are read as if they stood side by side
 
     def protected(self, length: int) -> list[Range]:
         """Tokens whose blocks stay pinned in a sequence of `length` tokens."""
@@ -32,16 +34,23 @@ class SinkWindow(NoWindow):
     middle: whether tokens between the two are read while the policy keeps them. True: the policy
     and the budget decide (FIFO makes it StreamingLLM with a larger recent part, attention mass
     makes it H2O). False: the window alone decides, blocks that leave it can be freed at once.
-    Differs: keys keep their original positions; protection covers whole blocks that it touches.
+    rerotate: whether the kept tokens are read as if they stood side by side, as in the paper, so
+    that no distance exceeds the window; needs middle=False. False: original positions.
+    Differs: protection covers whole blocks that it touches.
     """
 
     name = "sink"
 
-    def __init__(self, sinks: int = 4, recent: int = 1024, middle: bool = True):
+    def __init__(
+        self, sinks: int = 4, recent: int = 1024, middle: bool = True, rerotate: bool = False
+    ):
         for key, value, least in (("sinks", sinks, 0), ("recent", recent, 1)):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise BadInput(f"window.{key}", value, f"must be a whole number, at least {least}")
-        self.sinks, self.recent, self.middle = sinks, recent, middle
+        if rerotate and middle:
+            raise BadInput("window.rerotate", rerotate, "needs window.middle=false, where the "
+                           "window alone decides which tokens stand side by side")
+        self.sinks, self.recent, self.middle, self.rerotate = sinks, recent, middle, rerotate
 
     def protected(self, length):
         begin = length - self.recent

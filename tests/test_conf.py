@@ -38,8 +38,10 @@ AXES = {
     "track": ("kvlab.track", "history"),
     "policy": ("kvlab.policy", "pop"),
     "window": ("kvlab.window", "protected"),
+    "retrieval": ("kvlab.retrieval", "selects"),
+    "offload": ("kvlab.offload", "build"),
 }
-BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder"}
+BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder", "Retrieval"}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -24,9 +24,10 @@ class BlockTable:
 
     ids      block of each logical index, None for a hole
     length   tokens written so far; the last block may be partly filled, further blocks empty
+    changes  counts what was done to `ids`, so that copies of them know when they are stale
     """
 
-    __slots__ = ("block_size", "ids", "length")
+    __slots__ = ("block_size", "ids", "length", "changes")
 
     def __init__(self, block_size: int):
         if block_size < 1:
@@ -34,6 +35,7 @@ class BlockTable:
         self.block_size = block_size
         self.ids: list[BlockId | None] = []
         self.length = 0
+        self.changes = 0
 
     @property
     def room(self) -> int:
@@ -52,6 +54,7 @@ class BlockTable:
     def append(self, ids: list[BlockId], tokens: int = 0) -> None:
         """Add blocks at the end, and `tokens` as by `grow` (a prefix hit brings both)."""
         self.ids.extend(ids)
+        self.changes += bool(ids)
         self.grow(tokens)
 
     def grow(self, tokens: int) -> None:
@@ -68,6 +71,7 @@ class BlockTable:
         if id is None:
             raise HoleError(f"block {index} of the sequence is a hole already")
         self.ids[index] = None
+        self.changes += 1
         return id
 
     def slots(self, start: int, count: int) -> list[SlotRun]:
@@ -88,6 +92,12 @@ class BlockTable:
             start += taken
         return runs
 
+    def touched(self, ranges: list[tuple[int, int]]) -> set[BlockId]:
+        """The blocks that any of the half-open token `ranges` touches."""
+        size = self.block_size
+        indices = {i for begin, end in ranges for i in range(begin // size, -(-end // size))}
+        return {self.ids[i] for i in indices if self.ids[i] is not None}
+
     def truncate(self, length: int) -> list[BlockId]:
         """Forget tokens from `length` on; returns the blocks without any of the rest, tail first.
 
@@ -99,6 +109,7 @@ class BlockTable:
         gone = [id for id in reversed(self.ids[keep:]) if id is not None]
         del self.ids[keep:]
         self.length = length
+        self.changes += 1
         return gone
 
     @property

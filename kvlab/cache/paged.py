@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import torch
@@ -12,7 +13,7 @@ from kvlab.cache.group import Extent, LayerGroup
 from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.cache.stats import CacheStats
 from kvlab.core import CacheGeometry, KvlabError, SeqId
-from kvlab.pool import BlockPool
+from kvlab.pool import BlockPool, Workspace
 
 
 class PagedCache:
@@ -21,6 +22,7 @@ class PagedCache:
     geometry: the model's shape with the block size.
     spec: the axes.
     device, dtype: where blocks live, and what the model computes in.
+    inv_freq: the model's rotary frequencies [D / 2], for windows that rotate keys anew.
 
     A step is `begin(seqs, counts)`, `attend(...)` once for every layer in order, `commit()`.
     `begin` raises `OutOfBlocks` before anything has changed; `abort` undoes a step that failed
@@ -29,20 +31,36 @@ class PagedCache:
 
     def __init__(
         self, geometry: CacheGeometry, spec: CacheSpec | None = None, *,
-        device="cpu", dtype: torch.dtype = torch.float32,
+        device="cpu", dtype: torch.dtype = torch.float32, inv_freq: Tensor | None = None,
     ):
-        self.geometry = geometry
+        self.geometry, self.inv_freq = geometry, inv_freq
         self.spec = (spec or CacheSpec(block_size=geometry.block_size)).checked_for(geometry)
         self.device, self.dtype = torch.device(device), compute_dtype(dtype)
-        self.groups = [self._group(geometry)]
+        self.spec.check_positions(inv_freq)
+        self.workspace = Workspace()
+        self.groups, self._place = self._layer_groups()
         self._names = itertools.count()
-        self._step: list[Extent] | None = None
+        self._step: list[list[Extent]] | None = None  # by row, then by group
+        self._decodes = False
         self._tokens: dict[SeqId, int] = {}
 
+    def _layer_groups(self) -> tuple[list[LayerGroup], list[tuple[int, int]]]:
+        """The groups, and for each layer the number of its group and its place in there."""
+        layers, alone = self.geometry.layers, self.spec.groups == "per_layer"
+        sizes = [1] * layers if alone else [layers]
+        groups = [self._group(dataclasses.replace(self.geometry, layers=n)) for n in sizes]
+        return groups, [(number, i) for number, n in enumerate(sizes) for i in range(n)]
+
     def _group(self, g: CacheGeometry) -> LayerGroup:
-        ledger = BlockLedger(self.spec.capacity_blocks(g), self.spec.policy())
-        pool = BlockPool(g, self.spec.format, self.device, self.dtype)
-        return LayerGroup(ledger, pool, self.spec.window, self.spec.workspace_tokens)
+        spec = self.spec
+        ledger = BlockLedger(spec.capacity_blocks(self.geometry), spec.policy())
+        pool = BlockPool(
+            g, spec.format, self.device, self.dtype, spec.kernels, self.workspace
+        )
+        return LayerGroup(
+            ledger, pool, spec.window, spec.workspace_tokens, self.inv_freq,
+            spec.offload.build(pool), spec.retrieval,
+        )
 
     # ---- sequences
 
@@ -100,7 +118,18 @@ class PagedCache:
         except KvlabError:
             self._undo(step)
             raise
+        for e in (e for extents in step for e in extents):
+            e.alone = len(seqs) == 1
         self._step = step
+        self._decodes = self.can_decode(counts)
+        if self._decodes:
+            for number, group in enumerate(self.groups):
+                group.prepare([extents[number] for extents in step])
+
+    def can_decode(self, counts: list[int]) -> bool:
+        """Whether a step of these counts may run through the decode kernel."""
+        fused = self.groups[0].pool.fused is not None
+        return fused and not self.spec.window.rerotate and all(n == 1 for n in counts)
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float,
@@ -110,16 +139,36 @@ class PagedCache:
 
         Padding positions of the result are zero.
         """
-        group, local = self.groups[0], layer
+        number, local = self._place[layer]
+        group = self.groups[number]
+        if self._decodes and self._sees_all(window):
+            q, k, v = (x[:, :, 0].contiguous() for x in (q, k, v))
+            return group.decode(local, q, k, v, scale)[:, None]
         out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], q.shape[3])
         for row, extents in enumerate(self._step):
-            e = extents[0]
+            e = extents[number]
             if e.count:
                 new = slice(q.shape[2] - e.count, None)
                 keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
                 part = group.attend(local, e, q[row, :, new], keys, values, scale, window)
                 out[row, new] = part.transpose(0, 1).to(out.dtype)
         return out
+
+    def store(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Take over k, v [B, H, T, D] of a step without attending: to fill a cache from elsewhere.
+
+        In place of `attend`, once for every layer in order; policies hear of no attention.
+        """
+        number, local = self._place[layer]
+        for row, extents in enumerate(self._step):
+            e = extents[number]
+            new = slice(k.shape[2] - e.count, None)
+            if e.count:
+                keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
+                self.groups[number].store(local, e, keys, values)
+
+    def _sees_all(self, window: int | None) -> bool:
+        return window is None or all(row[0].past < window for row in self._step)
 
     def commit(self) -> None:
         """Close the step: full blocks are sealed for good, lengths advance."""
@@ -163,24 +212,31 @@ class PagedCache:
             held = {b for t in group.tables.values() for b in t.ids if b is not None}
             if len(held) != group.ledger.held_count:
                 raise KvlabError(f"{len(held)} blocks in tables, {group.ledger.held_count} held")
+            group.away.check()
 
     def stats(self) -> CacheStats:
         """Counts and bytes now; see `CacheStats` for what each byte count means."""
-        g, group = self.geometry, self.groups[0]
+        g, count = self.geometry, len(self.groups)
+        shelves = [group.away.shelf for group in self.groups]
         tokens = sum(self._tokens.values())
-        size, ledger = g.block_size, group.ledger
-        open_tokens = sum(t.length % size for t in group.tables.values())
-        sealed = ledger.held_count - sum(bool(t.length % size) for t in group.tables.values())
-        resident = sealed * size + open_tokens
-        bits = self.spec.format.payload_bits
-        logical = sealed * self.spec.format.block_bytes(g) + (
-            open_tokens * g.elements_per_token * self.dtype.itemsize
+        sealed = sum(group.sealed_blocks for group in self.groups)
+        open_tokens = sum(group.open_tokens for group in self.groups)
+        resident = (sealed * g.block_size + open_tokens) / count  # a mean over layer groups
+        logical = sealed * self.spec.format.block_bytes(g) // count + (
+            open_tokens * g.elements_per_token * self.dtype.itemsize // count
         )
-        allocated = sum(group.pool.nbytes for group in self.groups)
+        digests = sum(group.digests.nbytes for group in self.groups)
+        allocated = digests + sum(group.pool.nbytes for group in self.groups)
         return CacheStats(
-            tokens=tokens, resident_tokens=resident, blocks=ledger.held_count,
+            tokens=tokens, resident_tokens=round(resident),
+            blocks=sum(group.ledger.held_count for group in self.groups),
             evictions=sum(group.evictions for group in self.groups),
-            nominal_bytes=int(tokens * g.elements_per_token * bits / 8),
-            logical_bytes=logical, allocated_bytes=allocated, host_bytes=0,
+            nominal_bytes=int(tokens * g.elements_per_token * self.spec.format.payload_bits / 8),
+            logical_bytes=logical, allocated_bytes=allocated,
+            host_bytes=sum(shelf.nbytes for shelf in shelves),
             bits_per_element=8 * allocated / max(1, resident * g.elements_per_token),
+            workspace_bytes=self.workspace.nbytes + shelves[0].staging_nbytes
+            + sum(shelf.device_nbytes for shelf in shelves),
+            digest_bytes=digests,
+            read_tokens=round(sum(g.choice.read_tokens(g.tables) for g in self.groups) / count),
         )

@@ -37,6 +37,7 @@ class CacheSpec:
         together, bytes of sealed blocks, or a share of the tokens seen.
     groups: "all" layers share block ids and evict together, or "per_layer".
     workspace_tokens: tokens of the past that are dequantized at a time.
+    kernels: "auto", "torch" or "triton", see `pool.fused_kernels`.
     """
 
     format: KVFormat | str = "bf16"
@@ -51,6 +52,7 @@ class CacheSpec:
     budget_percent: float | None = None
     groups: str = "all"
     workspace_tokens: int = 16384
+    kernels: str = "auto"
 
     def __post_init__(self):
         if isinstance(self.format, str):
@@ -82,6 +84,11 @@ class CacheSpec:
         if self.budget_percent is not None and not evicts:
             raise BadInput("cache.budget_percent", self.budget_percent,
                            "needs an eviction policy that brings the cache down to it; policy=lru")
+        if self.retrieval.selects:
+            self.retrieval.blocks(self.block_size)
+            if self.window.rerotate:
+                raise BadInput("window.rerotate", True, "retrieval scores keys at the positions "
+                               "they were stored with; window.rerotate=false")
 
     def _check_budget(self) -> None:
         named = {n: getattr(self, n) for n in ("budget_blocks", "budget_bytes", "budget_percent")}
@@ -115,7 +122,43 @@ class CacheSpec:
         """Self, after every refusal that needs the model's shape."""
         self.format.planes(g)
         self.capacity_blocks(g)
+        self._check_effect()
         return self
+
+    def _check_effect(self) -> None:
+        """Refuse axes that would never act on a live cache; a simulator brings its own budget."""
+        policy, bounded = self.policy(), self.bounded
+        if not isinstance(policy, NoEviction) and not bounded:
+            raise BadInput("policy", policy.name, "never evicts without a budget: give "
+                           "cache.budget_blocks, cache.budget_bytes or cache.budget_percent")
+        if self.window.protected(1) and self.window.middle and isinstance(policy, NoEviction):
+            raise BadInput("window", self.window.name, "protects tokens from an eviction policy and"
+                           " there is none; choose one, or window.middle=false to free the rest")
+
+        if self.offload.keeps:
+            self._check_offload(evicts=bounded and not isinstance(policy, NoEviction))
+
+    def _check_offload(self, evicts: bool) -> None:
+        name = self.offload.name
+        if not evicts:
+            raise BadInput("offload", name, "takes what is evicted, and nothing is: give a budget "
+                           "(cache.budget_bytes) and a policy (policy=fifo)")
+        if not self.window.middle:
+            raise BadInput("offload", name, "keeps what window.middle=false says is never read "
+                           "again; take window.middle=true or offload=none")
+        if self.summary.name != "none":
+            raise BadInput("offload", name, f"keeps evicted tokens, and summary={self.summary.name}"
+                           " stands for them: they would count twice; take one of the two")
+
+    @property
+    def bounded(self) -> bool:
+        """Whether there is a budget of any kind."""
+        return (self.budget_blocks, self.budget_bytes, self.budget_percent) != (None, None, None)
+
+    def check_positions(self, inv_freq) -> None:
+        """Raises `BadInput` where the window needs rotary frequencies that nobody gave."""
+        if self.window.rerotate and inv_freq is None:
+            raise BadInput("window.rerotate", True, "needs a model with plain rotary positions")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

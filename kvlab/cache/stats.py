@@ -12,6 +12,13 @@ class CacheStats(NamedTuple):
     logical_bytes: blocks in use, with scales and zeros, open blocks counted by their tokens.
     allocated_bytes: every tensor the cache holds: whole slabs, open blocks, tables.
     host_bytes: bytes of the past kept in host memory (0 without offload).
+    workspace_bytes: buffers that pieces of the past pass through; they bound, and do not grow with,
+        the tokens.
+    digest_bytes: of the allocated ones, what retrieval chooses by.
+    read_tokens: tokens that a head reads for the next token of every sequence; without retrieval
+        all that are resident.
+
+    With a group for each layer, `blocks` and `evictions` count each layer's own.
     """
 
     tokens: int
@@ -23,6 +30,9 @@ class CacheStats(NamedTuple):
     allocated_bytes: int
     host_bytes: int
     bits_per_element: float
+    workspace_bytes: int = 0
+    digest_bytes: int = 0
+    read_tokens: int = 0
 
     @property
     def resident_tokens_percent(self) -> float:

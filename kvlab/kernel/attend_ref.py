@@ -58,8 +58,8 @@ def block_lse(q: Tensor, k: Tensor, *, scale: float, block_size: int) -> Tensor:
 def merge(parts: list[Partial]) -> Partial:
     """Partial results over disjoint keys -> the result over all of them."""
     if len(parts) == 1:
-        return parts[0]
+        return parts[0][0].float(), parts[0][1]
     lses = torch.stack([lse for _, lse in parts])
     total = lses.logsumexp(0)
     weights = torch.exp(lses - total.nan_to_num(neginf=0.0))
-    return sum(o * w[..., None] for (o, _), w in zip(parts, weights)), total
+    return sum(o.float() * w[..., None] for (o, _), w in zip(parts, weights)), total

@@ -1,7 +1,8 @@
 """The library's attention with log-sum-exp: same names and signatures as `attend_ref`.
 
 cuDNN first on CUDA, FlashAttention-2 where cuDNN refuses, torch's flash kernel on the CPU, and
-the reference where a window needs a mask that none of them takes.
+the reference where a window needs a mask that none of them takes. The library's results stay in
+its own dtype: `merge` and `merge_into` sum in fp32.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from kvlab.kernel import attend_ref
 from kvlab.kernel.attend_ref import Partial, merge
 
 __all__ = ["attend", "merge"]
+
+FEW = 16  # queries: cuDNN makes a new plan for each length, which single tokens would ask for
 
 
 def attend(
@@ -44,7 +47,8 @@ def _on_cpu(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Part
 
 
 def _on_cuda(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Partial:
-    if q.dtype == torch.float32:  # neither library kernel takes fp32
+    few = q.shape[1] < FEW and not causal
+    if q.dtype == torch.float32 or few:  # neither library kernel takes fp32
         return attend_ref.attend(q, k, v, scale=scale, causal=causal)
     args = (q[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None])
     try:
@@ -55,5 +59,4 @@ def _on_cuda(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Par
         result = torch.ops.aten._scaled_dot_product_flash_attention(
             *args, 0.0, causal, False, scale=scale
         )
-    out, lse = result[0][0], result[1].reshape(q.shape[0], -1)
-    return out.float(), lse.float()
+    return result[0][0], result[1].reshape(q.shape[0], -1).float()

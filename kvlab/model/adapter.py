@@ -75,8 +75,12 @@ class PagedCache(core.PagedCache, Cache):
     Make it with `for_model`. Rows of a batch are sequences; left padding is not stored.
     """
 
-    def __init__(self, geometry, spec=None, *, device="cpu", dtype=torch.float32):
-        core.PagedCache.__init__(self, geometry, spec, device=device, dtype=dtype)
+    def __init__(
+        self, geometry, spec=None, *, device="cpu", dtype=torch.float32, inv_freq=None
+    ):
+        core.PagedCache.__init__(
+            self, geometry, spec, device=device, dtype=dtype, inv_freq=inv_freq
+        )
         Cache.__init__(self, layers=[PagedLayer(self, i) for i in range(geometry.layers)])
         self.rows: list[int] = []
         self.seen = 0  # tokens a row has seen, padding included: what transformers counts
@@ -96,7 +100,10 @@ class PagedCache(core.PagedCache, Cache):
             raise BadInput("model", config.model_type, f"must be one of {', '.join(ARCHITECTURES)}")
         model.set_attn_implementation(ATTENTION)
         geometry = model_geometry(config, spec)
-        return cls(geometry, spec, device=model.device, dtype=model.dtype)
+        return cls(
+            geometry, spec, device=model.device, dtype=model.dtype,
+            inv_freq=rotary_frequencies(model),
+        )
 
     # ---- what transformers calls
 
@@ -146,8 +153,8 @@ class PagedCache(core.PagedCache, Cache):
         layer.pending = None
         out = self.attend(layer.index, query, keys, values, scale=scale, window=window)
         if layer.index == len(self.layers) - 1:
+            self.seen += tokens  # first: a relative budget may fail to evict after the commit
             self.commit()
-            self.seen += tokens
         return out
 
     def _begin(self, batch: int, tokens: int, mask: Tensor | None) -> None:
@@ -167,6 +174,14 @@ def model_geometry(config, spec: CacheSpec):
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     return spec.geometry(config.num_hidden_layers, heads, kv_heads, dim)
+
+
+def rotary_frequencies(model) -> Tensor | None:
+    """The frequencies [D / 2] by which keys are rotated; None where they depend on the length."""
+    rotary = getattr(model.get_decoder(), "rotary_emb", None)
+    if getattr(rotary, "rope_type", "default") in ("dynamic", "longrope"):
+        return None
+    return getattr(rotary, "inv_freq", None)
 
 
 def paged_attention(

@@ -11,17 +11,20 @@ SCALE = 0.25
 
 
 def make(layers=2, query_heads=4, kv_heads=2, head_dim=16, device="cpu", dtype=torch.float32,
-         **axes) -> PagedCache:  # fmt: skip
+         inv_freq=None, **axes) -> PagedCache:  # fmt: skip
     spec = CacheSpec(**{"format": "fp32", "block_size": 4} | axes)
     g = spec.geometry(layers, query_heads, kv_heads, head_dim)
-    return PagedCache(g, spec, device=device, dtype=dtype)
+    return PagedCache(g, spec, device=device, dtype=dtype, inv_freq=inv_freq)
 
 
 def held_bytes(cache: PagedCache) -> int:
-    """Counted from the storages, not from the cache's own arithmetic."""
+    """Counted from the storages, not from the cache's own arithmetic.
+
+    Without the kernels' address tables: they stay, 64 KiB each, since graphs refer to them.
+    """
     stores: list[SlabStore] = [s for g in cache.groups for s in (g.pool.sealed, g.pool.open)]
-    slabs = sum(t.untyped_storage().nbytes() for s in stores for t in s.slabs.values())
-    return slabs + sum(s._base.nbytes for s in stores if s._base is not None)
+    stores += [g.digests.store for g in cache.groups if cache.spec.retrieval.selects]
+    return sum(t.untyped_storage().nbytes() for s in stores for t in s.slabs.values())
 
 
 class Driver:
@@ -85,19 +88,20 @@ class Driver:
             return
         past = self.past[seq][layer]
         k, v = map(torch.cat, zip(past, fresh))
-        keep = self.resident(seq, len(past[0]))
+        keep = self.resident(seq, layer, len(past[0]))
         keep = torch.cat([keep, torch.ones(count, dtype=torch.bool)]).to(k.device)
         want = oracle(q[:, pad:], k, v, keep, window)
         tolerance = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
-        torch.testing.assert_close(
-            out[pad:].transpose(0, 1).float(), want, rtol=0, atol=tolerance[self.cache.dtype]
-        )
+        atol = tolerance[self.cache.dtype] * (10 if self.cache.spec.kernels == "triton" else 1)
+        torch.testing.assert_close(out[pad:].transpose(0, 1).float(), want, rtol=0, atol=atol)
 
-    def resident(self, seq, length):
+    def resident(self, seq, layer, length):
         """Bool [length]: tokens whose block is no hole."""
-        group = self.cache.groups[0]
+        group = self.cache.groups[self.cache._place[layer][0]]
         keep = torch.ones(length, dtype=torch.bool)
         for hole in group.tables[seq].holes:
+            if group.away.key(seq, hole) is not None:
+                continue
             keep[hole * group.block_size : (hole + 1) * group.block_size] = False
         return keep
 
@@ -105,12 +109,17 @@ class Driver:
         """Replace sealed tokens of `past` by what their blocks hold, read back from the pool."""
         for layer, (k, v) in enumerate(self.past[seq]):
             k, v = k.clone(), v.clone()
-            for group in self.cache.groups:
-                size = group.block_size
-                for index, block in enumerate(group.tables[seq].ids[: len(k) // size]):
-                    if block is not None:
-                        at = slice(index * size, (index + 1) * size)
-                        k[at], v[at] = (x.float() for x in group.pool.read(layer, [block]))
+            number, local = self.cache._place[layer]
+            group = self.cache.groups[number]
+            size = group.block_size
+            for index, block in enumerate(group.tables[seq].ids[: len(k) // size]):
+                key = group.away.key(seq, index)
+                if key is not None:
+                    at = slice(index * size, (index + 1) * size)
+                    k[at], v[at] = (x.float() for x in group.away.shelf.read(local, [key]))
+                elif block is not None:
+                    at = slice(index * size, (index + 1) * size)
+                    k[at], v[at] = (x.float() for x in group.pool.read(local, [block]))
             self.past[seq][layer] = (k, v)
 
 

@@ -24,7 +24,7 @@ def store_tokens(cache, seq, tokens, chunk=8192):
         cache.begin([seq], [count])
         x = torch.zeros(count, g.kv_heads, g.head_dim, dtype=cache.dtype)
         for layer in range(g.layers):
-            cache.groups[0]._store(layer, cache._step[0][0], x, x)
+            cache.groups[0]._seal(layer, cache._step[0][0], x, x)
         cache.commit()
 
 
@@ -101,8 +101,9 @@ def test_sliding_window_bounds_what_is_read(window):
         driver.step([seq], [count], window=window)
     driver.cache.begin([seq], [1])
     (extent,) = driver.cache._step[0]
-    pieces = driver.cache.groups[0].segments(extent, window)
-    assert sum(len(blocks) for _, blocks in pieces) <= -(-window // 4) + 1
+    group = driver.cache.groups[0]
+    pieces = group.past.pieces(extent, group.tables[seq], window)
+    assert sum(len(piece.blocks) for piece in pieces) <= -(-window // 4) + 1
     driver.cache.abort()
 
 
@@ -111,9 +112,10 @@ def test_segments_are_bounded_by_the_workspace():
     seq = driver.open()
     driver.step([seq], [50])
     driver.cache.begin([seq], [1])
-    pieces = driver.cache.groups[0].segments(driver.cache._step[0][0])
-    assert [len(blocks) for _, blocks in pieces] == [3, 3, 3, 3]
-    assert [start for start, _ in pieces] == [0, 12, 24, 36]
+    group = driver.cache.groups[0]
+    pieces = group.past.pieces(driver.cache._step[0][0], group.tables[seq])
+    assert [len(piece.blocks) for piece in pieces] == [3, 3, 3, 3]
+    assert [piece.start for piece in pieces] == [0, 12, 24, 36]
 
 
 def test_out_of_blocks_in_begin_changes_nothing():
@@ -176,6 +178,89 @@ def test_a_window_without_middle_frees_at_once():
     assert driver.cache.stats().blocks == 1 + 3
     driver.close(seq)
     assert held_bytes(driver.cache) == 0
+
+
+def rotated(x, positions, inv_freq):
+    """Rotary embedding of x [T, D] at `positions` [T], halves paired as in Llama and Qwen."""
+    angle = positions[:, None].float() * inv_freq
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()), -1)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_rerotated_keys_stand_where_evicted_ones_were(count):
+    """Sinks attended as if the tokens between them and the recent ones had never been."""
+    inv_freq = 1.0 / 100 ** torch.linspace(0, 1, 8)
+    window = SinkWindow(sinks=4, recent=8, middle=False, rerotate=True)
+    cache = make(layers=1, query_heads=1, kv_heads=1, window=window, inv_freq=inv_freq)
+    seq, k = cache.open(), torch.randn(40, 16)
+    plain = rotated(k, torch.arange(40), inv_freq)
+    q = torch.randn(count, 16)
+    for start, n in ((0, 30), (30, 40 - count - 30), (40 - count, count)):
+        turned = rotated(q, torch.arange(start, start + count), inv_freq)
+        turned = turned if n == count else torch.randn(n, 16)
+        new = plain[start : start + n][None, None]
+        cache.begin([seq], [n])
+        kept = [i for i in range(start) if cache.groups[0].tables[seq].ids[i // 4] is not None]
+        out = cache.attend(0, turned[None, None], new, k[start : start + n][None, None], scale=0.3)
+        cache.commit()
+    seen = kept + list(range(40 - count, 40))
+    assert seen[:4] == [0, 1, 2, 3] and len(seen) < 20
+    keys = rotated(k[seen], torch.arange(len(seen)), inv_freq)
+    queries = rotated(q, torch.arange(len(seen) - count, len(seen)), inv_freq)
+    mask = torch.ones(count, len(seen)).tril(len(seen) - count).bool()
+    weights = (queries @ keys.T * 0.3).masked_fill(~mask, -torch.inf).softmax(-1)
+    torch.testing.assert_close(out[0, :, 0], weights @ k[seen], rtol=0, atol=1e-5)
+
+
+def test_rerotation_needs_the_models_frequencies():
+    with pytest.raises(BadInput, match="rotary"):
+        make(window=SinkWindow(middle=False, rerotate=True))
+    with pytest.raises(BadInput, match=r"middle=false"):
+        SinkWindow(rerotate=True)
+
+
+def test_layers_that_evict_for_themselves():
+    driver = Driver(make(layers=3, policy="attention_mass", budget_blocks=9, groups="per_layer"))
+    seq = driver.open()
+    for count in (29, 1, 12, 1, 6, 1, 1, 9):
+        driver.step([seq], [count])
+        driver.cache.check()
+    holes = [tuple(group.tables[seq].holes) for group in driver.cache.groups]
+    assert len(holes) == 3 and len(set(holes)) > 1, "layers choose differently"
+    assert all(group.ledger.held_count <= 9 for group in driver.cache.groups)
+    driver.close(seq)
+    assert held_bytes(driver.cache) == 0
+
+
+@pytest.mark.parametrize("name", ["fp32", "fp8", "int8", "int4"])
+def test_steps_through_the_kernels(name):
+    """Chunks through gather, seal and merge, single tokens through append and paged decode."""
+    pytest.importorskip("triton")
+    driver = Driver(make(head_dim=32, block_size=16, kernels="triton", format=name))
+    a, b = driver.open(), driver.open()
+    for counts in ([17, 40], [1, 1], [14, 1], [1, 1], [1, 1]):
+        driver.step([a, b], counts)
+    driver.cache.check()
+
+
+def test_policies_hear_the_same_through_the_kernels():
+    pytest.importorskip("triton")
+    chosen = []
+    for kernels in ("torch", "triton"):
+        axes = {"kernels": kernels, "policy": "attention_mass", "budget_blocks": 5}
+        driver = Driver(make(head_dim=32, block_size=16, **axes))
+        seq = driver.open()
+        for count in (70, 1, 3, 1, 1, 1, 5, 1, 1, 20, 1, 1):
+            driver.step([seq], [count])
+        chosen.append(driver.cache.groups[0].tables[seq].ids)
+    assert chosen[0] == chosen[1] and None in chosen[0]
+
+
+@pytest.mark.parametrize("axes", [{"policy": "lru"}, {"window": SinkWindow()}])
+def test_axes_that_would_never_act_are_refused(axes):
+    with pytest.raises(BadInput, match="evict"):
+        make(**axes)
 
 
 def test_shared_blocks_are_never_evicted():

@@ -1,0 +1,64 @@
+"""What one step does to one sequence, and the pieces in which the past is read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from torch import Tensor
+
+from kvlab.core import BlockId, SeqId
+
+
+class Piece(NamedTuple):
+    """Sealed blocks that are read at a time.
+
+    start   position of the first token
+    blocks  their ids, in order
+    gap     tokens evicted between these and the end of the past
+    ids     the blocks for the kernels, see `BlockPool.ids`
+    """
+
+    start: int
+    blocks: list[BlockId]
+    gap: int = 0
+    ids: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Extent:
+    """What one step does to one sequence; computed once, used by every layer.
+
+        past    tokens before the step: [0, past)
+        fill    of them in the open tail block: [past - fill, past)
+        count   new tokens: [past, past + count)
+        sealing blocks that are full after the step, the old tail first if it is among them
+        rest    open block after the step, holding the last `rest_count` tokens; None if none
+        pieces  how the past is read, for each sliding window that a layer of the model has
+        away    the same of what lies in host memory, with keys instead of block ids
+        alone   whether no other sequence is read in between, from layer to layer
+    """
+
+    seq: SeqId
+    past: int
+    fill: int
+    count: int
+    tail: BlockId | None
+    new: list[BlockId]
+    sealing: list[BlockId]
+    rest: BlockId | None
+    rest_count: int
+    sealing_ids: Tensor | None = None
+    pieces: dict[int | None, list[Piece]] = field(default_factory=dict)
+    away: dict[int | None, list[Piece]] = field(default_factory=dict)
+    alone: bool = False
+
+    @property
+    def single(self) -> bool:
+        """A decode step: its token goes to an open block, which is sealed in `commit` if full."""
+        return self.count == 1
+
+    @property
+    def writing(self) -> BlockId:
+        """The open block that a single token goes to."""
+        return self.tail if self.fill else self.new[0]
