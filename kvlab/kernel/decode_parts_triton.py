@@ -57,7 +57,8 @@ def columns(x, KIND: tl.constexpr, DT: tl.constexpr, ND: tl.constexpr):
     The new dim comes by `reshape`: then a thread's neighbouring elements stay neighbours along M,
     the summed dim, and go to shared memory and back as words instead of bytes.
     """
-    y = digits(tl.reshape(x, [x.shape[0], x.shape[1], 1]), tl.arange(0, ND)[None, None, :], KIND, DT)
+    j = tl.arange(0, ND)[None, None, :]
+    y = digits(tl.reshape(x, [x.shape[0], x.shape[1], 1]), j, KIND, DT)
     y = tl.broadcast_to(y, [x.shape[0], x.shape[1], ND])
     return tl.reshape(y, [x.shape[0], x.shape[1] * ND])
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
-from triton.language.extra.cuda import gdc_launch_dependents
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from kvlab.kernel.codes_triton import (
     DENSE,
@@ -132,6 +132,8 @@ def decode_split_kernel(
     """See `decode_triton.paged_decode`. kd .. vz, ok, ov: byte offsets of this layer's planes in a
     slab (data, high bits, scale, zero of keys and values; open keys and values).
     """
+    if F.chained:
+        gdc_wait()
     PARTS: tl.constexpr = V.parts
     h, sp, b = tl.program_id(0) % F.H, tl.program_id(1), tl.program_id(0) // F.H
     TILE: tl.constexpr = F.tile

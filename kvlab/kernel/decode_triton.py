@@ -170,6 +170,7 @@ def paged_decode(
         digits=2, mass=mass is not None, per_head=table.ndim == 3,
         chained=gpu.chained, open_dtype=TYPES[tail.dtype],
     )
+    chain = {"launch_pdl": True} if gpu.chained else {}
     part_out = _buffer("out", rows * heads * splits * dim, q.device)
     part_lse = _buffer("lse", rows * heads * splits, q.device)
     cells = None if mass is None else _buffer("cells", rows * heads * width * per_block, q.device)
@@ -178,11 +179,11 @@ def paged_decode(
         q, part_out, part_lse, cells, sealed.base, table, n_blocks, open.base, open_slot, open_len,
         width, splits, scale * LOG2E, *offsets(sealed.planes), tail.offset_bytes,
         open.planes["v_data"].offset_bytes, F=frame, K=k, V=v, num_warps=warps, num_stages=stages,
-        **({"maxnreg": cap[0]} if cap else {}),
+        **({"maxnreg": cap[0]} if cap else {}), **chain,
     )
     combine_kernel[(rows * kv_heads, group, dim // 32)](
         part_out, part_lse, out, lse, splits, G=group, D=dim, SP=next_power(splits), WIDTH=32,
-        CHAINED=gpu.chained, **({"launch_pdl": True} if gpu.chained else {}),
+        CHAINED=gpu.chained, **chain,
     )
     if mass is not None:
         step = min(256, next_power(width))
