@@ -6,6 +6,7 @@ import mmap
 import weakref
 from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -120,7 +121,8 @@ def pinned(nbytes: int, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return torch.empty(nbytes, dtype=torch.uint8)
     area = mmap.mmap(-1, nbytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    area.madvise(mmap.MADV_HUGEPAGE)
+    with suppress(OSError):  # a kernel without large pages
+        area.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(area, dtype=torch.uint8)
     start = -whole.data_ptr() % HUGE_PAGE
     slab = whole[start : start + nbytes].zero_()
@@ -128,10 +130,8 @@ def pinned(nbytes: int, device: torch.device) -> Tensor:
         if int(torch.cuda.cudart().cudaHostRegister(slab.data_ptr(), nbytes, 0)) == 0:
             _registered.add(slab.data_ptr())
             return slab
-        try:  # the refusal is kept by the driver and would be raised by the next kernel launch
+        with suppress(RuntimeError):  # the driver keeps the refusal for the next kernel launch
             torch.zeros(1, device=device)
-        except RuntimeError:
-            pass
     return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
 
