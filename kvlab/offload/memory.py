@@ -37,7 +37,8 @@ class HostMemory:
         self._spare: dict[tuple, list[Tensor]] = defaultdict(list)
         self._coming: dict[tuple, list[Future]] = defaultdict(list)
         self._thread: ThreadPoolExecutor | None = None
-        weakref.finalize(self, _close, self._spare, self._coming)
+        # not at exit: the driver is about to take everything back anyway
+        weakref.finalize(self, _close, self._spare, self._coming).atexit = False
 
     def require(self, count: int, nbytes: int, device: torch.device) -> None:
         """Raise `OutOfHost` unless `count` more slabs of `nbytes` fit; changes nothing in use."""
@@ -72,9 +73,13 @@ class HostMemory:
     def reserve(self, count: int, nbytes: int, device: torch.device) -> None:
         """Have `count` slabs ready now, so that nobody waits for them later."""
         self.require(count, nbytes, device)
-        while self._ready(nbytes, device) < count:
-            self.held_bytes += nbytes
-            self._spare[nbytes, device].append(self._make(nbytes, device))
+        spare, coming = self._spare[nbytes, device], self._coming[nbytes, device]
+        while len(spare) < count:
+            if coming:  # a slab that could not be made is heard of here, not when it is needed
+                spare.append(coming.pop(0).result())
+            else:
+                self.held_bytes += nbytes
+                spare.append(self._make(nbytes, device))
 
     def trim(self, keep: tuple | None = None) -> None:
         """Give spare slabs back to the operating system, but those of the kind `keep`."""
