@@ -26,7 +26,6 @@ class NoChoice:
     selects = False
     candidates: Candidates | None = None  # what lies on the device; another object, another graph
     keep = sys.maxsize  # sealed blocks that a head reads
-    candidates = None
 
     def applies(self, e: Extent, window: int | None) -> bool:
         """Whether this step reads a choice of the past in a layer with this sliding window."""
