@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cache
 from math import prod
 from types import ModuleType
@@ -135,7 +136,8 @@ class SlabStore:
     def base(self) -> Tensor:
         """Device table of slab addresses; committed on first use, since only kernels read it."""
         if self._base is None:
-            self._base = torch.zeros(MAX_SLABS, dtype=torch.int64, device=self.device)
+            with torch.inference_mode(False):  # else nobody may write to it outside of that mode
+                self._base = torch.zeros(MAX_SLABS, dtype=torch.int64, device=self.device)
             for slab, buffer in self.slabs.items():
                 self._base[slab] = buffer.data_ptr()
         return self._base
@@ -155,7 +157,8 @@ class SlabStore:
                 f"the cache would need more than {MAX_SLABS} slabs of {self.slab_rows} blocks; "
                 "use a larger cache.block_size"
             )
-        buffer = torch.empty(self.slab_bytes, dtype=torch.uint8, device=self.device)
+        with torch.inference_mode(False):
+            buffer = torch.empty(self.slab_bytes, dtype=torch.uint8, device=self.device)
         self.slabs[slab], self._live[slab] = buffer, set()
         self._views[slab] = {n: self._view(buffer, n, p) for n, p in self.planes.items()}
         if self._base is not None:
@@ -221,6 +224,7 @@ class BlockPool:
         kernels: str = "torch", workspace: Workspace | None = None,
     ):
         self.geometry, self.format, self.dtype = geometry, format, dtype
+        self.block_size = geometry.block_size
         self.device = torch.device(device)
         self.fused = fused_kernels(self.device.type, kernels)
         self.workspace = workspace or Workspace()
@@ -234,11 +238,16 @@ class BlockPool:
 
     # ---- open blocks
 
-    def open_block(self, block: int) -> None:
-        """Give `block` a place to collect tokens in, [L, H, S, D] twice."""
+    def open_block(self, block: int, contents: Iterable[tuple[Tensor, Tensor]] = ()) -> None:
+        """Give `block` a place to collect tokens in, [L, H, S, D] twice.
+
+        contents: keys and values [n, H, D] of each layer, for its first slots.
+        """
         row = self._free_rows.pop() if self._free_rows else len(self._open_row)
         self._open_row[block] = row
         self.open.commit([row])
+        for layer, pair in enumerate(contents):
+            self.write(layer, block, 0, *pair)
 
     def close_block(self, block: int) -> None:
         """Take the open place back: the block was sealed or abandoned."""
@@ -290,10 +299,17 @@ class BlockPool:
 
     def seal_open(self, blocks: list[int]) -> None:
         """Seal full open `blocks` in all layers; their open places are given back."""
-        size = self.geometry.block_size
+        self.sealed.commit(blocks)
+        if self.fused is not None and blocks:
+            rows, layers = [self._open_row[b] for b in blocks], self.geometry.layers
+            self.fused.seal_open(
+                self.open.layer(0), self.sealed.layer(0), self.format, self.ids(rows),
+                self.ids(blocks), layers,
+            )
         for block in blocks:
-            for layer in range(self.geometry.layers):
-                self.seal(layer, [block], *self.read_open(layer, block, size))
+            if self.fused is None:
+                for layer in range(self.geometry.layers):
+                    self.seal(layer, [block], *self.read_open(layer, block, self.block_size))
             self.close_block(block)
 
     def read(

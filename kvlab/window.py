@@ -15,7 +15,7 @@ class NoWindow:
 
     name = "none"
     middle = True  # whether what is not protected may be read while it is held
-    rerotate = False  # whether keys move up to where evicted ones were
+    rerotate = False  # whether kept tokens are read as if they stood side by side
 
     def protected(self, length: int) -> list[Range]:
         """Tokens whose blocks stay pinned in a sequence of `length` tokens."""
@@ -34,8 +34,8 @@ class SinkWindow(NoWindow):
     middle: whether tokens between the two are read while the policy keeps them. True: the policy
     and the budget decide (FIFO makes it StreamingLLM with a larger recent part, attention mass
     makes it H2O). False: the window alone decides, blocks that leave it can be freed at once.
-    rerotate: keys move up to where evicted ones were, as in StreamingLLM, so that distances stay
-        within sinks + recent; else keys keep their original positions.
+    rerotate: whether the kept tokens are read as if they stood side by side, as in the paper, so
+    that no distance exceeds the window; needs middle=False. False: original positions.
     Differs: protection covers whole blocks that it touches.
     """
 
@@ -48,8 +48,8 @@ class SinkWindow(NoWindow):
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise BadInput(f"window.{key}", value, f"must be a whole number, at least {least}")
         if rerotate and middle:
-            raise BadInput("window.rerotate", True, "needs window.middle=false: with the policy's "
-                           "holes between them, keys would move at every eviction")
+            raise BadInput("window.rerotate", rerotate, "needs window.middle=false, where the "
+                           "window alone decides which tokens stand side by side")
         self.sinks, self.recent, self.middle, self.rerotate = sinks, recent, middle, rerotate
 
     def protected(self, length):

@@ -12,6 +12,7 @@ from kvlab.core import BadInput
 from kvlab.format import NAMES
 from kvlab.model import PagedCache, prefill
 from kvlab.model.prefill import forward_chunk
+from kvlab.offload import HostStore, NoOffload
 from kvlab.policy import names as policy_names
 from kvlab.window import NoWindow, SinkWindow
 
@@ -23,6 +24,7 @@ AXES = {
     "policy": tuple(n for n in policy_names() if n not in OFFLINE),
     "window": (NoWindow(), SinkWindow(sinks=4, recent=16)),
     "budget": ({}, {"budget_percent": 60.0}, {"budget_bytes": 1 << 20}, {"budget_blocks": 300}),
+    "offload": (NoOffload(), HostStore(slab_tokens=64)),
     "workspace_tokens": (8, 16384),
     "chunk": (5, 32, 75),
 }
@@ -65,7 +67,8 @@ ROWS = pairwise(AXES)
 def label(row) -> str:
     budget = next(iter(row["budget"]), "unbounded")
     return "-".join(map(str, (row["format"], row["block_size"], row["policy"], row["window"].name,
-                              budget, row["workspace_tokens"], row["chunk"])))  # fmt: skip
+                              row["offload"].name, budget, row["workspace_tokens"],
+                              row["chunk"])))  # fmt: skip
 
 
 def test_every_pair_is_there():
@@ -93,20 +96,20 @@ def run(model, ids, cache, chunk):
 
 
 def spec_of(row) -> CacheSpec:
-    axes = {n: row[n] for n in ("format", "block_size", "policy", "window", "workspace_tokens")}
+    axes = {n: row[n] for n in row if n not in ("budget", "chunk")}
     return CacheSpec(**axes | row["budget"])
 
 
 def held(cache) -> int:
     stores = [s for g in cache.groups for s in (g.pool.sealed, g.pool.open)]
-    slabs = sum(t.untyped_storage().nbytes() for s in stores for t in s.slabs.values())
-    return slabs + sum(s._base.nbytes for s in stores if s._base is not None)
+    return sum(t.untyped_storage().nbytes() for s in stores for t in s.slabs.values())
 
 
 @pytest.mark.parametrize("row", ROWS, ids=label)
 def test_pairs_of_axes_compose(model, ids, row):
-    idle = row["policy"] == "none" and (row["window"].name == "sink" or "budget_percent" in
-                                        row["budget"])  # fmt: skip
+    idle = row["policy"] == "none" and (
+        row["window"].name == "sink" or "budget_percent" in row["budget"] or row["offload"].keeps
+    )
     if idle or (row["policy"] != "none" and not row["budget"]):
         with pytest.raises(BadInput, match="evict"):
             PagedCache.for_model(model, spec_of(row))  # one of the two would never act
@@ -120,11 +123,14 @@ def test_pairs_of_axes_compose(model, ids, row):
     assert stats.tokens == 2 * (PROMPT + STEPS)
     assert stats.allocated_bytes == held(cache) >= stats.logical_bytes
     assert stats.resident_tokens <= stats.tokens
+    if row["offload"].keeps:
+        away = cache.groups[0].away.blocks * row["block_size"]
+        assert stats.resident_tokens + away == stats.tokens and bool(away) == bool(stats.host_bytes)
     if not stats.evictions:
         assert stats.resident_tokens == stats.tokens
     cache.reset()
     cache.check()
-    assert held(cache) == 0
+    assert held(cache) == 0 == cache.stats().host_bytes
 
 
 @pytest.mark.parametrize("block_size", AXES["block_size"])

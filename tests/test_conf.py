@@ -38,9 +38,11 @@ AXES = {
     "track": ("kvlab.track", "history"),
     "policy": ("kvlab.policy", "pop"),
     "window": ("kvlab.window", "protected"),
+    "retrieval": ("kvlab.retrieval", "selects"),
+    "offload": ("kvlab.offload", "build"),
     "summary": ("kvlab.summary", "makes"),
 }
-BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder", "Summary"}
+BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder", "Retrieval", "Summary"}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -35,6 +35,13 @@ def test_senseless_arguments_are_refused(arguments):
         SinkWindow(*arguments)
 
 
+def test_rerotation_needs_a_window_without_middle():
+    assert SinkWindow(4, 8, middle=False, rerotate=True).rerotate
+    assert not NoWindow().rerotate and not SinkWindow().rerotate
+    with pytest.raises(BadInput, match="window.rerotate=True: needs window.middle=false"):
+        SinkWindow(4, 8, rerotate=True)
+
+
 def test_names():
     assert by_name("sink", recent=5).recent == 5
     with pytest.raises(BadInput, match="known: none, sink"):

@@ -92,6 +92,12 @@ class BlockTable:
             start += taken
         return runs
 
+    def touched(self, ranges: list[tuple[int, int]]) -> set[BlockId]:
+        """The blocks that any of the half-open token `ranges` touches."""
+        size = self.block_size
+        indices = {i for begin, end in ranges for i in range(begin // size, -(-end // size))}
+        return {self.ids[i] for i in indices if self.ids[i] is not None}
+
     def truncate(self, length: int) -> list[BlockId]:
         """Forget tokens from `length` on; returns the blocks without any of the rest, tail first.
 

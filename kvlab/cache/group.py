@@ -6,14 +6,20 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import FREE, SEALED, BlockLedger, BlockTable
-from kvlab.cache.past import Past, Sum
+from kvlab.cache.away import Away
+from kvlab.cache.choice import choice_for
+from kvlab.cache.digests import digests_for
+from kvlab.cache.past import Past
 from kvlab.cache.step import Extent
+from kvlab.cache.sum import Sum
 from kvlab.cache.summaries import Summaries
 from kvlab.cache.tables import DecodeTables, room_for
 from kvlab.cache.watch import Watch
 from kvlab.core import BlockId, KvlabError, OutOfBlocks, SeqId
 from kvlab.kernel import attend_sdpa
+from kvlab.offload import NoShelf
 from kvlab.pool import BlockPool
+from kvlab.retrieval import NoRetrieval
 from kvlab.summary import NoSummary
 from kvlab.window import NoWindow
 
@@ -23,51 +29,57 @@ class LayerGroup:
 
     def __init__(
         self, ledger: BlockLedger, pool: BlockPool, window: NoWindow, workspace_tokens: int,
-        inv_freq: Tensor | None = None, summary: NoSummary | None = None,
+        inv_freq: Tensor | None = None, shelf: NoShelf | None = None,
+        retrieval: NoRetrieval | None = None, summary: NoSummary | None = None,
     ):
         self.ledger, self.pool, self.window = ledger, pool, window
         self.block_size = pool.geometry.block_size
         self.tables: dict[SeqId, BlockTable] = {}
         self.borrowed: dict[SeqId, set[BlockId]] = {}
         self.pinned: dict[SeqId, set[BlockId]] = {}
-        self.watch = Watch(ledger, pool.geometry.layers)
-        self.summaries = Summaries(summary or NoSummary(), pool)
+        self.watch = Watch(ledger, pool.geometry.layers, self.block_size)
         segment = max(1, workspace_tokens // self.block_size)
-        self.past = Past(pool, window, self.watch, segment, inv_freq)
+        self.summaries = Summaries(summary or NoSummary(), pool)
+        self.away = Away(shelf or NoShelf(), pool, self.summaries)
+        self.past = Past(pool, window, self.watch, segment, inv_freq, self.away)
         self.decoding: DecodeTables | None = None
+        self.digests = digests_for(retrieval or NoRetrieval(), pool, self.away)
+        self.choice = choice_for(self.digests)
+        self.fresh: list[BlockId] = []  # sealed since the last step ended
         self.evictions = 0
 
     # ---- the life of a sequence
 
     def open(self, seq: SeqId) -> None:
         self.tables[seq] = BlockTable(self.block_size)
+        self.away.open(seq)
         self.borrowed[seq], self.pinned[seq] = set(), set()
-        self.summaries.open(seq)
+        self.digests.open(seq)
 
     def close(self, seq: SeqId) -> None:
         """Give back every block, tail first, so that a shared prefix outlives its suffixes."""
         held = [b for b in reversed(self.tables[seq].ids) if b is not None]
         self._release(seq, held)
+        self.away.close(seq)
         del self.tables[seq], self.borrowed[seq], self.pinned[seq]
-        self.summaries.close(seq)
+        self.digests.close(seq)
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
-        """`child` shares the sealed blocks of `parent` and gets a copy of its open tail."""
-        self.open(child)
-        self.summaries.fork(parent, child)
-        table, source = self.tables[child], self.tables[parent]
+        """`child` shares sealed blocks of `parent` and copies its open tail; or `OutOfBlocks`."""
+        source = self.tables[parent]
         fill = source.length % self.block_size
+        self.make_room(1 if fill else 0)  # before the blocks are pinned that could make it
+        self.open(child)
+        self.away.fork(parent, child)
+        self.digests.fork(parent, child)
+        table = self.tables[child]
         shared = source.ids[:-1] if fill else list(source.ids)
         held = [b for b in shared if b is not None]
         self.ledger.pin(held)
         self.borrowed[child].update(held)
         table.append(shared)
         if fill:
-            try:
-                table.append([self._copy_tail(source.ids[-1], fill)])
-            except OutOfBlocks:
-                self.close(child)
-                raise
+            table.append([self._copy_tail(source.ids[-1], fill)])
         table.length = source.length  # the last block is full or a copy of the same tail
 
     def crop(self, seq: SeqId, length: int) -> None:
@@ -83,17 +95,19 @@ class LayerGroup:
         dropped = table.ids[-(-length // size) :]
         cut = table.ids[whole] if fill else None
         was_open = table.length % size and whole == table.length // size
-        if fill and cut is None:
+        away = bool(fill) and self.away.key(seq, whole) is not None
+        if fill and cut is None and not away:
             raise KvlabError(f"cannot crop to {length} tokens: block {whole} of them was evicted; "
                              f"crop to a multiple of {size}")
-        if cut in self.borrowed[seq] and not any(b is not None for b in dropped):
+        if (away or cut in self.borrowed[seq]) and not any(b is not None for b in dropped):
             self.make_room(1)
         del table.ids[-(-length // size) :]
         table.length = length
         table.changes += 1
-        self.summaries.crop(seq, length)
+        self.digests.crop(seq, whole)
         self._release(seq, [b for b in reversed(dropped) if b is not None])
-        if cut is not None and not was_open:
+        self.away.crop(seq, -(-length // size))
+        if fill and not was_open:
             self._reopen(seq, whole, cut, fill)
 
     # ---- counts
@@ -129,6 +143,7 @@ class LayerGroup:
             self.pool.open_block(opened)
         if e.sealing and not e.single:
             e.sealing_ids = self.pool.ids(e.sealing)
+        self.digests.begin(e, table)
         return e
 
     def prepare(self, extents: list[Extent]) -> None:
@@ -139,7 +154,8 @@ class LayerGroup:
             self.decoding = DecodeTables(rows, room_for(longest), self.pool.device)
         open_rows = [self.pool.open_row(e.writing) for e in extents]
         self.decoding.refresh(extents, self.tables, open_rows)
-        self.summaries.rows = [e.seq for e in extents]
+        self.away.prepare(extents)
+        self.choice.prepare(extents, self.tables)
 
     def attend(
         self, layer: int, e: Extent, q: Tensor, k: Tensor, v: Tensor, scale: float,
@@ -150,9 +166,9 @@ class LayerGroup:
         q [Hq, T, D], k and v [T, H, D]; window: the model's own sliding window in tokens.
         """
         total = Sum(self.pool.fused)
-        self.past.attend(layer, e, self.tables[e.seq], q, scale, window, total)
-        for part in self.summaries.attend(layer, e.seq, q, scale, window):
-            total.add(part)
+        reader = self.choice if self.choice.applies(e, window) else self.past
+        reader.attend(layer, e, self.tables[e.seq], q, scale, window, total)
+        self.summaries.attend(layer, e.seq, q, scale, window, total)
         span = {"scale": scale, "window": window, "q_start": e.past}
         first, keys, values = e.past, k, v
         if e.fill:
@@ -163,7 +179,12 @@ class LayerGroup:
                 start = e.past - e.fill
                 total.add(attend_sdpa.attend(q, *tail, k_start=start, **span))
         total.add(attend_sdpa.attend(q, keys, values, causal=not e.single, k_start=first, **span))
-        self._store(layer, e, k, v)
+        if e.sealing and not e.single:
+            whole = tuple(map(torch.cat, zip(tail, (k, v)))) if e.fill else (k, v)
+            self.watch.sealing(e.sealing, q, *whole, scale)
+            self._seal(layer, e, *whole)
+        else:
+            self.pool.write(layer, e.writing if e.single else e.rest, e.fill, k, v)
         out, lse = total.result()
         self.watch.layer(lse)
         self.summaries.observe(layer, e.seq, q, lse, scale)
@@ -178,13 +199,16 @@ class LayerGroup:
         pool, t = self.pool, self.decoding
         tails = pool.open.layer(layer)
         pool.fused.append(k, v, tails, t.open_slot, t.open_len)
+        if self.choice.selects:
+            return self.choice.decode(layer, q, tails, t, scale)
         mass = self.watch.mass(t, q.shape[1])
-        part = pool.fused.paged_decode(
+        out, lse = pool.fused.paged_decode(
             q, pool.sealed.layer(layer), pool.format, t.table, t.n_blocks, tails, t.open_slot,
             t.open_now, scale=scale, mass=mass,
         )
+        out = self.away.decode(layer, q, out, lse, mass, scale)
         self.watch.decoded(t, mass)
-        return self.summaries.decode(layer, q, part, scale)
+        return out
 
     def commit(self, e: Extent) -> None:
         """Make the step's blocks part of the sequence."""
@@ -192,21 +216,27 @@ class LayerGroup:
         first = e.past // self.block_size
         table.append(e.new, e.count)
         table.changes += bool(e.sealing)
+        self.digests.commit(e, table)
         if e.single:
             self.pool.seal_open(e.sealing)
         elif e.tail is not None and e.sealing:
             self.pool.close_block(e.tail)
         self.ledger.seal(e.sealing, depth=range(first, first + len(e.sealing)))
+        self.fresh += e.sealing
         self._slide(e.seq)
 
     def end_step(self) -> None:
         """After all sequences of a step: what was attended to, and the policy's clock."""
-        self.watch.commit()
+        fresh, self.fresh = self.fresh, []
+        self.choice.tell(self.watch, self.tables)
+        self.watch.commit([b for b in fresh if self.ledger.state(b) == SEALED])
         self.ledger.tick()
 
     def abort(self, e: Extent) -> None:
         """Undo `begin`, but for evictions: the old tail was never overwritten below its fill."""
         self.watch.abort()
+        self.choice.abort()
+        self.digests.abort(e)
         self.ledger.free(e.new)
         self.pool.drop(e.new)
         if e.tail is not None and e.sealing and not e.single:
@@ -228,35 +258,34 @@ class LayerGroup:
             self.evict(short)
 
     def evict(self, count: int) -> None:
-        """Choose, spill, free: `count` blocks leave and become holes in their tables."""
+        """Choose, spill, free: `count` blocks leave. Raises `OutOfHost`; nothing changes then."""
+        self.away.shelf.require(count)
         victims = self.ledger.reclaim(count)
-        leaving = set(victims)
-        for seq, table in self.tables.items():
-            gone = [i for i, block in enumerate(table.ids) if block in leaving]
-            self._punch(seq, gone)
+        self.away.leave(victims, self.tables)
         self.ledger.free(victims)
         self._drop(victims)
         self.evictions += count
 
-    def _store(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> None:
-        if e.single:
-            self.pool.write(layer, e.writing, e.fill, k, v)
-            return
-        start = e.fill
-        if e.sealing:
-            if e.fill:
-                tail = self.pool.read_open(layer, e.tail, e.fill)
-                k, v = map(torch.cat, zip(tail, (k, v)))
-            cut = len(e.sealing) * self.block_size
-            self.pool.seal(layer, e.sealing, k[:cut], v[:cut], e.sealing_ids)
-            k, v, start = k[cut:], v[cut:], 0
+    def store(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> None:
+        """Keep the keys and values [T, H, D] of a chunk without attending."""
+        if e.sealing and not e.single:
+            tail = self.pool.read_open(layer, e.tail, e.fill) if e.fill else ()
+            self._seal(layer, e, *(map(torch.cat, zip(tail, (k, v))) if e.fill else (k, v)))
+        else:
+            self.pool.write(layer, e.writing if e.single else e.rest, e.fill, k, v)
+
+    def _seal(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> None:
+        """Seal what a chunk fills and keep the rest; k, v [n, H, D]: open tail and new tokens."""
+        cut = len(e.sealing) * self.block_size
+        self.digests.seal(layer, e, k[:cut])
+        self.pool.seal(layer, e.sealing, k[:cut], v[:cut], e.sealing_ids)
         if e.rest is not None:
-            self.pool.write(layer, e.rest, start, k, v)
+            self.pool.write(layer, e.rest, 0, k[cut:], v[cut:])
 
     def _slide(self, seq: SeqId) -> None:
         """Move the window's pins to the end of the sequence; free what it can never read again."""
-        table, size = self.tables[seq], self.block_size
-        safe = blocks_in(self.window.protected(table.length), table, size)
+        table = self.tables[seq]
+        safe = table.touched(self.window.protected(table.length))
         keep = {b for b in safe if self.ledger.state(b) == SEALED}
         self.ledger.pin(sorted(keep - self.pinned[seq]))
         self.ledger.unpin(sorted(self.pinned[seq] - keep))
@@ -264,16 +293,11 @@ class LayerGroup:
         ranges = self.window.readable(table.length)
         if ranges == [(0, table.length)]:
             return
-        readable = blocks_in(ranges, table, size)
+        readable = table.touched(ranges)
         gone = [i for i, b in enumerate(table.ids) if b is not None and b not in readable]
-        self._release(seq, self._punch(seq, gone)[::-1])
+        self.summaries.spill(seq, gone, [table.ids[i] for i in gone])
+        self._release(seq, [table.punch(i) for i in reversed(gone)])
         self.evictions += len(gone)
-
-    def _punch(self, seq: SeqId, gone: list[int]) -> list[BlockId]:
-        """Make holes at the indices `gone`, whose blocks are still readable, and spill them."""
-        blocks = [self.tables[seq].punch(i) for i in gone]
-        self.summaries.spill(seq, gone, blocks)
-        return blocks
 
     def _drop(self, blocks: list[BlockId]) -> None:
         self.watch.forget(blocks)
@@ -291,26 +315,20 @@ class LayerGroup:
 
     def _copy_tail(self, tail: BlockId, fill: int) -> BlockId:
         (block,) = self._allocate(None, 1)
-        self.pool.open_block(block)
-        for layer in range(self.pool.geometry.layers):
-            self.pool.write(layer, block, 0, *self.pool.read_open(layer, tail, fill))
+        layers = range(self.pool.geometry.layers)
+        self.pool.open_block(block, (self.pool.read_open(n, tail, fill) for n in layers))
         return block
 
-    def _reopen(self, seq: SeqId, index: int, cut: BlockId, fill: int) -> None:
+    def _reopen(self, seq: SeqId, index: int, cut: BlockId | None, fill: int) -> None:
         """Read first, release, then allocate: in a full cache the block takes its own place."""
         layers = range(self.pool.geometry.layers)
-        contents = [[x[:fill].clone() for x in self.pool.read(n, [cut])] for n in layers]
+        read, id = self.away.source(seq, index) if cut is None else (self.pool.read, cut)
+        contents = [[x[:fill].clone() for x in read(n, [id])] for n in layers]
         self.tables[seq].ids[index] = None
-        self._release(seq, [cut])
-        (block,) = self._allocate(seq, 1)
-        self.tables[seq].ids[index] = block
+        if cut is None:
+            self.away.forget(seq, index)
+        else:
+            self._release(seq, [cut])
+        (self.tables[seq].ids[index],) = (block,) = self._allocate(seq, 1)
         self.tables[seq].changes += 1
-        self.pool.open_block(block)
-        for layer in layers:
-            self.pool.write(layer, block, 0, *contents[layer])
-
-
-def blocks_in(ranges: list[tuple[int, int]], table: BlockTable, size: int) -> set[BlockId]:
-    """The blocks of `table` that any of the half-open token `ranges` touches."""
-    indices = {i for begin, end in ranges for i in range(begin // size, -(-end // size))}
-    return {table.ids[i] for i in indices if table.ids[i] is not None}
+        self.pool.open_block(block, contents)

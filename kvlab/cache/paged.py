@@ -58,8 +58,10 @@ class PagedCache:
         pool = BlockPool(
             g, spec.format, self.device, self.dtype, spec.kernels, self.workspace
         )
-        return LayerGroup(ledger, pool, spec.window, spec.workspace_tokens, self.inv_freq,
-                          spec.summary)
+        return LayerGroup(
+            ledger, pool, spec.window, spec.workspace_tokens, self.inv_freq,
+            spec.offload.build(pool), spec.retrieval, spec.summary,
+        )
 
     # ---- sequences
 
@@ -117,16 +119,13 @@ class PagedCache:
         except KvlabError:
             self._undo(step)
             raise
+        for e in (e for extents in step for e in extents):
+            e.alone = len(seqs) == 1
         self._step = step
         self._decodes = self.can_decode(counts)
         if self._decodes:
             for number, group in enumerate(self.groups):
                 group.prepare([extents[number] for extents in step])
-
-    @property
-    def capturable(self) -> bool:
-        """Whether decode steps may be captured: entries are new tensors after each eviction."""
-        return not self.spec.summary.makes
 
     def can_decode(self, counts: list[int]) -> bool:
         """Whether a step of these counts may run through the decode kernel."""
@@ -156,6 +155,19 @@ class PagedCache:
                 out[row, new] = part.transpose(0, 1).to(out.dtype)
         return out
 
+    def store(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """Take over k, v [B, H, T, D] of a step without attending: to fill a cache from elsewhere.
+
+        In place of `attend`, once for every layer in order; policies hear of no attention.
+        """
+        number, local = self._place[layer]
+        for row, extents in enumerate(self._step):
+            e = extents[number]
+            new = slice(k.shape[2] - e.count, None)
+            if e.count:
+                keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
+                self.groups[number].store(local, e, keys, values)
+
     def _sees_all(self, window: int | None) -> bool:
         return window is None or all(row[0].past < window for row in self._step)
 
@@ -182,15 +194,18 @@ class PagedCache:
                 group.abort(e)
 
     def _trim(self) -> None:
-        """Bring a cache with a relative budget back to its share of the tokens seen."""
+        """Bring a cache with a relative budget back to its share of the tokens seen.
+
+        Entries that stand for evicted tokens take their part of the share.
+        """
         if self.spec.budget_percent is None:
             return
         seen = sum(-(-n // self.geometry.block_size) for n in self._tokens.values())
         share = seen * self.spec.budget_percent / 100
         for group in self.groups:
             keep = max(1, int(share - group.summaries.blocks))
-            short = (group.ledger.held_count - keep) / group.summaries.gain
-            over = min(math.ceil(short), group.ledger.evictable_count)
+            short = math.ceil((group.ledger.held_count - keep) / group.summaries.gain)
+            over = min(short, group.ledger.evictable_count)
             if over > 0:
                 group.evict(over)
 
@@ -200,14 +215,16 @@ class PagedCache:
         """Raise if ledger, tables and pool disagree; for tests and after trouble."""
         for group in self.groups:
             group.ledger.check()
-            group.summaries.check()
             held = {b for t in group.tables.values() for b in t.ids if b is not None}
             if len(held) != group.ledger.held_count:
                 raise KvlabError(f"{len(held)} blocks in tables, {group.ledger.held_count} held")
+            group.away.check()
+            group.summaries.check()
 
     def stats(self) -> CacheStats:
         """Counts and bytes now; see `CacheStats` for what each byte count means."""
         g, count = self.geometry, len(self.groups)
+        shelves = [group.away.shelf for group in self.groups]
         tokens = sum(self._tokens.values())
         sealed = sum(group.sealed_blocks for group in self.groups)
         open_tokens = sum(group.open_tokens for group in self.groups)
@@ -215,14 +232,19 @@ class PagedCache:
         logical = sealed * self.spec.format.block_bytes(g) // count + (
             open_tokens * g.elements_per_token * self.dtype.itemsize // count
         )
+        digests = sum(group.digests.nbytes for group in self.groups)
         logical += sum(group.summaries.entry_bytes for group in self.groups)
-        allocated = sum(group.pool.nbytes + group.summaries.nbytes for group in self.groups)
+        allocated = digests + sum(g.pool.nbytes + g.summaries.nbytes for g in self.groups)
         return CacheStats(
             tokens=tokens, resident_tokens=round(resident),
             blocks=sum(group.ledger.held_count for group in self.groups),
             evictions=sum(group.evictions for group in self.groups),
             nominal_bytes=int(tokens * g.elements_per_token * self.spec.format.payload_bits / 8),
-            logical_bytes=logical, allocated_bytes=allocated, host_bytes=0,
+            logical_bytes=logical, allocated_bytes=allocated,
+            host_bytes=sum(shelf.nbytes for shelf in shelves),
             bits_per_element=8 * allocated / max(1, resident * g.elements_per_token),
-            workspace_bytes=self.workspace.nbytes,
+            workspace_bytes=self.workspace.nbytes + shelves[0].staging_nbytes
+            + sum(shelf.device_nbytes for shelf in shelves),
+            digest_bytes=digests,
+            read_tokens=round(sum(g.choice.read_tokens(g.tables) for g in self.groups) / count),
         )

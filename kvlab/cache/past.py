@@ -2,38 +2,17 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockTable
+from kvlab.cache.away import Away
 from kvlab.cache.step import Extent, Piece
+from kvlab.cache.sum import Sum
 from kvlab.cache.watch import Watch
 from kvlab.kernel import attend_sdpa
-from kvlab.kernel.attend_ref import Partial
 from kvlab.pool import BlockPool
 from kvlab.window import NoWindow
-
-
-class Sum:
-    """Running attention result over disjoint keys, in fp32."""
-
-    def __init__(self, fused: ModuleType | None):
-        self.fused = fused
-        self.parts: list[Partial] = []
-
-    def add(self, part: Partial) -> None:
-        """out [Hq, T, D] of any float dtype, lse fp32 [Hq, T]."""
-        if self.fused is None or not self.parts:
-            if self.fused is not None:  # the accumulator must not be a view of the library's
-                part = (part[0].to(torch.float32, copy=True).contiguous(), part[1].clone())
-            self.parts.append(part)
-        else:
-            self.fused.merge_into(*self.parts[0], part[0], part[1].contiguous())
-
-    def result(self) -> Partial:
-        return attend_sdpa.merge(self.parts)
 
 
 class Past:
@@ -45,9 +24,9 @@ class Past:
 
     def __init__(
         self, pool: BlockPool, window: NoWindow, watch: Watch, segment_blocks: int,
-        inv_freq: Tensor | None,
+        inv_freq: Tensor | None, away: Away,
     ):
-        self.pool, self.window, self.watch = pool, window, watch
+        self.pool, self.window, self.watch, self.away = pool, window, watch, away
         self.segment_blocks, self.inv_freq = segment_blocks, inv_freq
         self.block_size = pool.geometry.block_size
 
@@ -56,13 +35,32 @@ class Past:
         window: int | None, total: Sum,
     ) -> None:
         """Add the attention of q [Hq, T, D] over all sealed blocks of `table` to `total`."""
+        self._attend_away(layer, e, q, scale, window, total)
         for piece in self.pieces(e, table, window):
             keys, values = self.pool.read(layer, piece.blocks, piece.ids)
             turned = self.turned(q, piece)
-            self.watch.segment(piece, turned, keys, values, scale)
+            self.watch.segment(piece.blocks, turned, keys, values, scale)
             total.add(attend_sdpa.attend(
                 turned, keys, values, scale=scale, window=window, q_start=e.past,
                 k_start=piece.start,
+            ))
+
+    def _attend_away(
+        self, layer: int, e: Extent, q: Tensor, scale: float, window: int | None, total: Sum
+    ) -> None:
+        """The same over host memory: while one piece is attended to, the next is copied."""
+        table, shelf = self.away.tables[e.seq], self.away.shelf
+        if window not in e.away:
+            e.away[window] = [Piece(*found) for found in self._split(e, table, window)]
+        pieces = e.away[window]
+        for number, piece in enumerate(pieces):
+            keys, values = shelf.read(layer, piece.blocks)
+            if number + 1 < len(pieces):
+                shelf.prefetch(layer, pieces[number + 1].blocks)
+            elif e.alone and layer + 1 < self.pool.geometry.layers:
+                shelf.prefetch(layer + 1, pieces[0].blocks)
+            total.add(attend_sdpa.attend(
+                q, keys, values, scale=scale, window=window, q_start=e.past, k_start=piece.start
             ))
 
     def pieces(self, e: Extent, table: BlockTable, window: int | None = None) -> list[Piece]:
@@ -73,8 +71,7 @@ class Past:
         """
         if window not in e.pieces:
             e.pieces[window] = [
-                Piece(start, blocks, self.pool.ids(blocks), gap)
-                for start, blocks, gap in self._split(e, table, window)
+                Piece(*found, self.pool.ids(found[1])) for found in self._split(e, table, window)
             ]
         return e.pieces[window]
 

@@ -85,6 +85,11 @@ class CacheSpec:
         if self.budget_percent is not None and not evicts:
             raise BadInput("cache.budget_percent", self.budget_percent,
                            "needs an eviction policy that brings the cache down to it; policy=lru")
+        if self.retrieval.selects:
+            self.retrieval.blocks(self.block_size)
+            if self.window.rerotate:
+                raise BadInput("window.rerotate", True, "retrieval scores keys at the positions "
+                               "they were stored with; window.rerotate=false")
 
     def _check_budget(self) -> None:
         named = {n: getattr(self, n) for n in ("budget_blocks", "budget_bytes", "budget_percent")}
@@ -131,6 +136,21 @@ class CacheSpec:
         if self.window.protected(1) and self.window.middle and isinstance(policy, NoEviction):
             raise BadInput("window", self.window.name, "protects tokens from an eviction policy and"
                            " there is none; choose one, or window.middle=false to free the rest")
+
+        if self.offload.keeps:
+            self._check_offload(evicts=bounded and not isinstance(policy, NoEviction))
+
+    def _check_offload(self, evicts: bool) -> None:
+        name = self.offload.name
+        if not evicts:
+            raise BadInput("offload", name, "takes what is evicted, and nothing is: give a budget "
+                           "(cache.budget_bytes) and a policy (policy=fifo)")
+        if not self.window.middle:
+            raise BadInput("offload", name, "keeps what window.middle=false says is never read "
+                           "again; take window.middle=true or offload=none")
+        if self.summary.name != "none":
+            raise BadInput("offload", name, f"keeps evicted tokens, and summary={self.summary.name}"
+                           " stands for them: they would count twice; take one of the two")
 
     @property
     def bounded(self) -> bool:

@@ -14,6 +14,9 @@ class CacheStats(NamedTuple):
     host_bytes: bytes of the past kept in host memory (0 without offload).
     workspace_bytes: buffers that pieces of the past pass through; they bound, and do not grow with,
         the tokens.
+    digest_bytes: of the allocated ones, what retrieval chooses by.
+    read_tokens: tokens that a head reads for the next token of every sequence; without retrieval
+        all that are resident.
 
     With a group for each layer, `blocks` and `evictions` count each layer's own.
     """
@@ -28,6 +31,8 @@ class CacheStats(NamedTuple):
     host_bytes: int
     bits_per_element: float
     workspace_bytes: int = 0
+    digest_bytes: int = 0
+    read_tokens: int = 0
 
     @property
     def resident_tokens_percent(self) -> float:

@@ -15,14 +15,14 @@ class Piece(NamedTuple):
 
     start   position of the first token
     blocks  their ids, in order
-    ids     the same for the kernels, see `BlockPool.ids`
     gap     tokens evicted between these and the end of the past
+    ids     the blocks for the kernels, see `BlockPool.ids`
     """
 
     start: int
     blocks: list[BlockId]
-    ids: Tensor | None = None
     gap: int = 0
+    ids: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -35,6 +35,8 @@ class Extent:
         sealing blocks that are full after the step, the old tail first if it is among them
         rest    open block after the step, holding the last `rest_count` tokens; None if none
         pieces  how the past is read, for each sliding window that a layer of the model has
+        away    the same of what lies in host memory, with keys instead of block ids
+        alone   whether no other sequence is read in between, from layer to layer
     """
 
     seq: SeqId
@@ -48,6 +50,8 @@ class Extent:
     rest_count: int
     sealing_ids: Tensor | None = None
     pieces: dict[int | None, list[Piece]] = field(default_factory=dict)
+    away: dict[int | None, list[Piece]] = field(default_factory=dict)
+    alone: bool = False
 
     @property
     def single(self) -> bool:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from kvlab.cache.sum import Sum
 from kvlab.core import BadInput, BlockId, CacheGeometry, KvlabError, SeqId
 from kvlab.format import KVFormat
 from kvlab.kernel import attend_sdpa
@@ -107,16 +108,17 @@ class Summaries:
         story.queries[layer] = grouped(fresh, old, self.pool.geometry.kv_heads)
 
     def attend(
-        self, layer: int, seq: SeqId, q: Tensor, scale: float, window: int | None
-    ) -> list[Partial]:
-        """The partial result of q [Hq, T, D] over the entries; none where there are none."""
+        self, layer: int, seq: SeqId, q: Tensor, scale: float, window: int | None, total: Sum
+    ) -> None:
+        """Add the attention of q [Hq, T, D] over the entries to `total`."""
         entries = self.stories[seq].entries.get(layer)
         if self.summary.makes and window is not None:
             raise BadInput("summary", self.summary.name, "cannot tell which entries a model's "
                            "sliding window still sees; use summary=none with this model")
-        if entries is None:
-            return []
-        return [attend_sdpa.attend(q, entries.k, entries.v, scale=scale, bias=entries.bias)]
+        if entries is not None:
+            total.add(
+                attend_sdpa.attend(q, entries.k, entries.v, scale=scale, bias=entries.bias)
+            )
 
     def decode(self, layer: int, q: Tensor, part: Partial, scale: float) -> Tensor:
         """Decode: `part`, out [B, Hq, D] and lse [B, Hq] of q, merged with that of the entries."""
@@ -124,9 +126,10 @@ class Summaries:
             return part[0]
         done = []
         for row, seq in enumerate(self.rows):
-            query, out, lse = q[row, :, None], part[0][row, :, None], part[1][row, :, None]
-            parts = [(out, lse), *self.attend(layer, seq, query, scale, None)]
-            out, lse = attend_sdpa.merge(parts)
+            query, total = q[row, :, None], Sum(None)
+            total.add((part[0][row, :, None], part[1][row, :, None]))
+            self.attend(layer, seq, query, scale, None, total)
+            out, lse = total.result()
             self.observe(layer, seq, query, lse, scale)
             done.append(out[:, 0])
         return torch.stack(done).to(part[0].dtype)
@@ -178,9 +181,6 @@ def check_summary(spec, g: CacheGeometry) -> None:
     if isinstance(spec.policy(), NoEviction) and not frees:
         raise BadInput("summary", name, "stands for evicted tokens and none are evicted; choose a "
                        "policy with a budget, or window.middle=false")
-    if spec.offload.keeps:
-        raise BadInput("summary", name, f"has nothing to stand for: offload={spec.offload.name} "
-                       "keeps evicted blocks readable; leave out one of the two")
     if spec.window.rerotate:
         raise BadInput("summary", name, "stands for tokens at their original positions, which "
                        "window.rerotate=true gives up; leave out one of the two")

@@ -6,60 +6,77 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import SEALED, BlockLedger
-from kvlab.cache.step import Piece
+from kvlab.cache import scores
 from kvlab.cache.tables import DecodeTables
 from kvlab.core import BlockId
-from kvlab.kernel.attend_ref import block_lse
+from kvlab.kernel.attend_ref import visible
 from kvlab.policy import NoEviction
-
-OBSERVED_QUERIES = 32  # of a chunk, the last ones: SnapKV's window, https://arxiv.org/abs/2404.14469
 
 
 class Watch:
-    """Collects the attention share of each sealed block over the layers of a step.
+    """Collects what the policy observes (`cache/scores.py`) of each sealed block in a step.
 
-    H2O (https://arxiv.org/abs/2306.14048) sums attention weights; here a block's share is
-    exp(lse of the block - lse of everything), averaged over heads, layers and observed queries,
-    and its score is the mean over the steps since it was sealed. Only a share above the equal one
-    counts as a touch: every readable block is read at every step, so being read says nothing.
-
-    Everything stays on the device until `commit`, which transfers once.
+    A block's score is the mean over layers and, as the scorer weighs them, over steps. Only a score
+    above the equal one counts as a touch: every readable block is read at every step, so being read
+    says nothing. Everything stays on the device until `commit`, which transfers once.
     """
 
-    def __init__(self, ledger: BlockLedger, layers: int):
-        self.ledger, self.layers = ledger, layers
-        self.active = not isinstance(ledger.policy, NoEviction)
-        self._step: dict[int, tuple[list[BlockId], Tensor]] = {}
-        self._parts: list[tuple[Piece, Tensor]] = []
-        self._mean: dict[BlockId, tuple[float, int]] = {}
-        self._mass: Tensor | None = None  # of a decode step, [B, max_blocks], and of which blocks
+    def __init__(self, ledger: BlockLedger, layers: int, block_size: int):
+        self.ledger, self.layers, self.block_size = ledger, layers, block_size
+        observes = ledger.policy.observes
+        self.active = observes is not None and not isinstance(ledger.policy, NoEviction)
+        self.scorer = scores.by_name(observes) if self.active else None
+        self._blocks: list[BlockId] = []  # of one layer's parts
+        self._parts: list[Tensor] = []
+        self._step: dict[tuple[BlockId, ...], Tensor] = {}
+        self._queries = 1
+        self._scored: dict[BlockId, int] = {}  # in how many steps
+        self._mass: Tensor | None = None  # of decode steps, [B, max_blocks], and of which blocks
         self._rows: list[list[BlockId]] = []
 
     # ---- chunks
 
-    def segment(self, piece: Piece, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
-        """Note one sealed piece: q [Hq, T, D] of the step, k, v [N*S, H, D] of its blocks."""
-        if self.active:
-            size = k.shape[0] // len(piece.blocks)
-            last = q[:, -OBSERVED_QUERIES:]
-            self._parts.append((piece, block_lse(last, k, scale=scale, block_size=size)))
+    def segment(
+        self, blocks: list[BlockId], q: Tensor, k: Tensor, v: Tensor, scale: float,
+        seen: Tensor | None = None,
+    ) -> None:
+        """Note sealed blocks: q [Hq, T, D] of the step, k, v [N*S, H, D] of the `blocks`.
+
+        seen: bool [T, N*S] where the queries do not see all of it.
+        """
+        if not self.active or (q.shape[1] == 1 and not self.scorer.decodes):
+            return
+        self._blocks += blocks
+        self._parts.append(
+            self.scorer.part(q, k, v, scale=scale, block_size=self.block_size, seen=seen)
+        )
+
+    def sealing(
+        self, blocks: list[BlockId], q: Tensor, k: Tensor, v: Tensor, scale: float
+    ) -> None:
+        """Note the blocks that the step itself fills, which a query sees up to its own token.
+
+        q [Hq, T, D]; k, v [n, H, D]: the open tail and the step's tokens.
+        """
+        if blocks and self.active:
+            last, count = min(self.scorer.queries, q.shape[1]), len(blocks) * self.block_size
+            seen = visible(last, count, k.shape[0] - last, 0, True, None, k.device)
+            self.segment(blocks, q[:, -last:], k[:count], v[:count], scale, seen)
 
     def layer(self, lse: Tensor) -> None:
         """End a layer: `lse` [Hq, T] over everything that its queries saw."""
-        for piece, part in self._parts:
-            total = lse[:, -part.shape[1] :, None]
-            self._add(piece, torch.exp(part - total).mean((0, 1)) / self.layers)
-        self._parts.clear()
-
-    def _add(self, piece: Piece, shares: Tensor) -> None:
-        _, sofar = self._step.get(id(piece), (None, 0))
-        self._step[id(piece)] = (piece.blocks, sofar + shares)
+        if self._parts:
+            key = tuple(self._blocks)
+            step = self.scorer.scores(self._parts, lse) / self.layers
+            self._step[key] = self._step[key] + step if key in self._step else step
+            self._queries = lse.shape[1]
+        self._blocks, self._parts = [], []
 
     # ---- single tokens
 
     def mass(self, tables: DecodeTables, query_heads: int) -> Tensor | None:
         """A buffer [B, Hq, max_blocks] for the decode kernel to leave shares in, or None."""
-        if not self.active:
+        if not (self.active and self.scorer.decodes):
             return None
         shape = (tables.table.shape[0], query_heads, tables.table.shape[1])
         return torch.empty(shape, dtype=torch.float32, device=tables.table.device)
@@ -70,41 +87,74 @@ class Watch:
             shares = mass.mean(1) / self.layers
             self._mass = shares if self._mass is None else self._mass + shares
             self._rows = tables.blocks
+            self._queries = 1
+
+    def captured(self) -> Tensor | None:
+        """Where a step that was captured, not run, leaves its shares; forgets that step."""
+        mass = self._mass
+        self.abort()
+        return mass
+
+    def replayed(self, tables: DecodeTables, mass: Tensor | None) -> None:
+        """A captured step has run again: `mass` is what `captured` gave."""
+        if mass is not None:
+            self._mass, self._rows, self._queries = mass, tables.blocks, 1
+
+    def shares(self, blocks: list[BlockId], shares: Tensor) -> None:
+        """What stands for the attention of `blocks` where a token reads a choice only."""
+        if self.active and self.scorer.decodes and blocks:
+            key = tuple(blocks)
+            self._step[key] = self._step[key] + shares if key in self._step else shares
+            self._queries = 1
 
     # ---- the end of a step
 
-    def commit(self) -> None:
-        """Tell the ledger: scores first, then touches, the least attended first."""
-        shares = self._collect()
-        held = {b: s for b, s in shares.items() if self.ledger.state(b) == SEALED}
-        for block, share in held.items():
-            mean, count = self._mean.get(block, (0.0, 0))
-            mean += (share - mean) / (count + 1)
-            self._mean[block] = mean, count + 1
-            self.ledger.score(block, mean)
+    def commit(self, fresh: list[BlockId]) -> None:
+        """Tell the ledger: scores first, then touches, the least attended first.
+
+        fresh: blocks sealed in this step. One that nobody scored starts from the mean of the
+        others: with nothing it would be the first to leave.
+        """
+        if not self.active:
+            return
+        found = self._collect()
+        held = {b: s for b, s in found.items() if self.ledger.state(b) == SEALED}
+        for block, value in held.items():
+            self.ledger.score(block, self._moved(block, value))
         equal = sum(held.values()) / max(1, len(held))
-        self.ledger.touch(sorted((b for b in held if held[b] > equal), key=lambda b: (held[b], b)))
+        for block in fresh:
+            if block not in held:
+                self.ledger.score(block, equal)
+        above = [b for b in held if held[b] > equal and b not in fresh]
+        self.ledger.touch(sorted(above, key=lambda b: (held[b], b)))
+
+    def _moved(self, block: BlockId, value: float) -> float:
+        """The block's score after one more step."""
+        count = self._scored.get(block, 0)
+        self._scored[block] = count + 1
+        old = self.ledger.meta(block).score
+        return old + (value - old) * self.scorer.weight(count, self._queries)
 
     def _collect(self) -> dict[BlockId, float]:
-        """Share of each block in this step, summed over the sequences that read it."""
-        named = [block for blocks, _ in self._step.values() for block in blocks]
-        parts = [shares for _, shares in self._step.values()]
+        """What each block got in this step, summed over the sequences that read it."""
+        named = [block for blocks in self._step for block in blocks]
+        parts = list(self._step.values())
         for row, blocks in enumerate(self._rows):
             named += blocks
             parts.append(self._mass[row, : len(blocks)])
-        shares: dict[BlockId, float] = {}
-        for block, share in zip(named, torch.cat(parts).tolist() if parts else ()):
-            shares[block] = shares.get(block, 0.0) + share
+        found: dict[BlockId, float] = {}
+        for block, value in zip(named, torch.cat(parts).tolist() if parts else ()):
+            found[block] = found.get(block, 0.0) + value
         self.abort()
-        return shares
+        return found
 
     def abort(self) -> None:
         """Forget a step that failed, or is done."""
-        self._step.clear()
-        self._parts.clear()
+        self._step = {}
+        self._blocks, self._parts = [], []
         self._mass, self._rows = None, []
 
     def forget(self, blocks: list[BlockId]) -> None:
         """Blocks that left: their ids will mean other contents."""
         for block in blocks:
-            self._mean.pop(block, None)
+            self._scored.pop(block, None)

@@ -9,17 +9,20 @@ import torch
 
 from kvlab.core import Measurement
 from kvlab.eval.base import Runner
+from kvlab.model.decode import Decoder, Driver
 from kvlab.model.load import LoadedModel
-from kvlab.model.prefill import forward_chunk, prefill
+from kvlab.model.prefill import prefill
 
 
 def cost(
-    loaded: LoadedModel, ids: torch.Tensor, runner: Runner, chunk_tokens: int, decode_tokens: int
+    loaded: LoadedModel, ids: torch.Tensor, runner: Runner, chunk_tokens: int, decode_tokens: int,
+    driver: Driver = "auto",
 ) -> Iterator[Measurement]:
-    """One document, `ids` [T], through this cache alone: chunked prefill, then greedy decode.
+    """One document, `ids` [T], through this cache alone: chunked prefill, then decode.
 
-    The last `decode_tokens` tokens are fed one at a time. Wall time with the device synchronized;
-    through the model's eager forward, the same for every variant.
+    The last `decode_tokens` tokens are fed one at a time through the decode driver; the first of
+    them, which compiles and captures, is not timed if there is another. Wall time with the device
+    synchronized.
     """
     device = ids.device
     split = max(1, len(ids) - decode_tokens)
@@ -31,18 +34,28 @@ def cost(
     rate = split / done.seconds
     yield Measurement("prefill_tokens_per_second", rate, "tokens/s", "higher", count=split)
     if decode_tokens:
-        started = time.perf_counter()
-        for token in ids[split:]:
-            forward_chunk(loaded.model, token[None, None], runner.cache, last=True)
-        _sync(device)
-        rate = decode_tokens / (time.perf_counter() - started)
-        yield Measurement(
-            "decode_tokens_per_second", rate, "tokens/s", "higher", count=decode_tokens
-        )
+        rate, count = decode_rate(loaded, ids[split:], runner, driver)
+        yield Measurement("decode_tokens_per_second", rate, "tokens/s", "higher", count=count)
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated(device)
         yield Measurement("peak_device_bytes", peak, "B", "lower", count=len(ids))
     runner.finish()
+
+
+def decode_rate(
+    loaded: LoadedModel, ids: torch.Tensor, runner: Runner, driver: Driver
+) -> tuple[float, int]:
+    """Tokens a second over the `ids` [T] that were timed, and their number."""
+    decoder = Decoder(loaded.model, runner.cache, driver=driver)
+    timed = ids[1:] if len(ids) > 1 else ids
+    if len(timed) < len(ids):
+        decoder.step(ids[:1])
+    _sync(ids.device)
+    started = time.perf_counter()
+    for token in timed:
+        decoder.step(token[None])
+    _sync(ids.device)
+    return len(timed) / (time.perf_counter() - started), len(timed)
 
 
 def _sync(device: torch.device, reset: bool = False) -> None:

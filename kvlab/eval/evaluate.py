@@ -12,6 +12,7 @@ from kvlab.eval.base import Runner, check_lengths
 from kvlab.eval.cost import cost
 from kvlab.eval.quality import lockstep, memory, quality
 from kvlab.model.adapter import model_geometry
+from kvlab.model.decode import Driver, check_driver
 from kvlab.model.device import prepare_device
 from kvlab.model.load import LoadedModel
 from kvlab.model.prefill import adaptive_chunk
@@ -28,6 +29,8 @@ class Evaluate:
     chunk_tokens: tokens of a prefill chunk, or `adaptive`: as many as the memory that is free at
         the start carries; with a lossy format part of the method.
     progress: a bar on a terminal, a line now and then in a log.
+    driver: how `decode_tokens_per_second` is measured, see `model.decode.Decoder`; quality always
+        goes through the eager forward.
     baseline: format of the full cache that everything is compared with.
     noise_floor: also measure the full cache against itself with chunks of half the size.
     device, cap_gb, seed: see `prepare_device`; the seed is the bootstrap's.
@@ -40,18 +43,20 @@ class Evaluate:
         self, model, data, documents: int | None = 3, tokens: int = 4096,
         decode_tokens: int = 32, chunk_tokens: int | str = 512, baseline: str = "bf16",
         noise_floor: bool = True, progress: bool = True, device: str = "auto",
-        cap_gb: float | None = None, seed: int = 0,
+        cap_gb: float | None = None, seed: int = 0, driver: Driver = "auto",
     ):
         check_lengths(tokens, decode_tokens, chunk_tokens)
+        check_driver(driver)
         self.model, self.data, self.documents, self.tokens = model, data, documents, tokens
         self.decode_tokens, self.chunk_tokens = decode_tokens, chunk_tokens
         self.baseline, self.noise_floor = baseline, noise_floor
-        self.progress = progress
+        self.progress, self.driver = progress, driver
         self.device, self.cap_gb, self.seed = device, cap_gb, seed
 
     def run(self, folder, variants: list[Variant]) -> None:
         """Measure all variants that `folder` does not hold yet."""
         device = prepare_device(self.device, self.cap_gb)
+        check_driver(self.driver, device)
         loaded = self.model.load(device)
         if self.chunk_tokens == "adaptive":
             self.chunk_tokens = adaptive_chunk(loaded.model, device)
@@ -120,7 +125,8 @@ class Evaluate:
     def _cost(self, folder, loaded, ids, todo: list[Runner]) -> None:
         for runner in todo:
             alone = Runner(runner.name, runner.params, runner.spec)
-            rows = list(cost(loaded, ids, alone, self.chunk_tokens, self.decode_tokens))
+            rows = list(cost(loaded, ids, alone, self.chunk_tokens, self.decode_tokens,
+                             self.driver))
             held = [] if self.measures_quality else list(memory(alone))
             folder.add(runner.name, runner.params, [*rows, *held])
 

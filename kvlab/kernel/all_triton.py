@@ -3,6 +3,11 @@
 from kvlab.kernel.decode_triton import paged_decode
 from kvlab.kernel.gather_triton import gather
 from kvlab.kernel.merge_triton import merge_into
-from kvlab.kernel.seal_triton import append, seal
+from kvlab.kernel.move_triton import move
+from kvlab.kernel.seal_triton import append, seal, seal_open
+from kvlab.kernel.select_triton import choose, score
 
-__all__ = ["append", "gather", "merge_into", "paged_decode", "seal"]
+__all__ = [
+    "append", "choose", "gather", "merge_into", "move", "paged_decode", "score", "seal",
+    "seal_open",
+]

@@ -152,12 +152,13 @@ def decode_split_kernel(
     lsum = tl.zeros([TILE, GP], tl.float32)
     zsum = tl.zeros([TILE, GP], tl.float32)
     acc = zero_parts(V.parts, W, GP, ND)
-    blocks = tl.load(n_blocks + b)
+    line = b * F.H + h if F.per_head else b
+    blocks = tl.load(n_blocks + line)
     tiles = tl.cdiv(blocks * F.S, F.tile) if F.multi else blocks * F.per_block
     per = tl.cdiv(tiles, splits)
     lo = sp * per
     hi = tl.minimum(lo + per, tiles)
-    row = table + b.to(tl.int64) * max_blocks
+    row = table + line.to(tl.int64) * max_blocks
     # Before a tile stand its block id, its slab's address and its scales, each found through the
     # one before. Each is fetched a tile ahead of its use, so that no tile waits for the chain.
     live = tl.minimum(blocks, 1)  # 0: an empty row, whose table may hold anything

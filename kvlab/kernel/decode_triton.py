@@ -43,11 +43,14 @@ def combine_kernel(
 
 
 @triton.jit
-def mass_kernel(cell_lse, lse, mass, n_blocks, max_blocks, TPB: tl.constexpr, HQ: tl.constexpr,
+def mass_kernel(cell_lse, lse, mass, n_blocks, max_blocks, TPB: tl.constexpr, HEADS: tl.constexpr,
                 WIDTH: tl.constexpr):
-    """Share of attention of each sealed block, [B, Hq, max_blocks]; 0 beyond the sequence."""
+    """Share of attention of each sealed block, [B, Hq, max_blocks]; 0 beyond the sequence.
+
+    HEADS: query heads that share a row of the table.
+    """
     r, i = tl.program_id(0), tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    known = i < tl.load(n_blocks + r // HQ)
+    known = i < tl.load(n_blocks + r // HEADS)
     total = tl.load(lse + r) * 1.4426950408889634
     share = tl.zeros([WIDTH], tl.float32)
     for c in tl.static_range(TPB):
@@ -94,14 +97,18 @@ def _setting(format: KVFormat, k: Side, v: Side, slots: int, frame_key: str, dev
     return tune.choose(device, f"decode {format.identity} {frame_key}", kind, max(slots, span))
 
 
-def _check(q: Tensor, table: Tensor, n_blocks: Tensor, open_slot: Tensor, open_len: Tensor) -> None:
-    dim = q.shape[2]
+def _check(
+    q: Tensor, kv_heads: int, table: Tensor, n_blocks: Tensor, open_slot: Tensor, open_len: Tensor
+) -> None:
+    rows, _, dim = q.shape
     if dim & (dim - 1) or not 32 <= dim <= 256:
         raise BadInput("head_dim", dim, "the decode kernel takes 32, 64, 128 or 256")
-    if not q.is_contiguous() or not table.is_contiguous():
+    if not q.is_contiguous() or not (table.is_contiguous() and n_blocks.is_contiguous()):
         raise BadInput("q, table", (q.stride(), table.stride()), "must be contiguous")
-    if not table.shape[1]:
-        raise BadInput("table", tuple(table.shape), "must have at least one column")
+    lines = (rows, kv_heads) if table.ndim == 3 else (rows,)
+    if table.shape[:-1] != lines or n_blocks.shape != lines or not table.shape[-1]:
+        raise BadInput("table", tuple(table.shape), f"with n_blocks {tuple(n_blocks.shape)}: one "
+                       "line per row or per row and key/value head, of at least one column")
     for name, x in (("table", table), ("n_blocks", n_blocks), ("open_slot", open_slot),
                     ("open_len", open_len)):
         if x.dtype != torch.int32:
@@ -114,20 +121,22 @@ def paged_decode(
 ) -> tuple[Tensor, Tensor]:
     """Attention of one query token per row over its sealed blocks and its open tail.
 
-    q: [B, Hq, D]; sealed, open: `LayerPlanes` of this layer; table: int32 [B, max_blocks] of block
-    ids, the first n_blocks[b] of row b in use; open_slot, open_len: int32 [B], the row of the open
-    store and its number of tokens (0: none). scale: of the logits. mass: fp32 [B, Hq, max_blocks],
-    receives each sealed block's share of attention. setting: launch settings, see `tune`.
+    q: [B, Hq, D]; sealed, open: `LayerPlanes` of this layer, whose addresses may be pinned host
+    memory; table: int32 [B, max_blocks] of block ids, the first n_blocks[b] of row b in use, or
+    [B, H, max_blocks] with n_blocks [B, H] where each key/value head reads blocks of its own
+    (retrieval); open_slot, open_len: int32 [B], the row of the open store and its number of tokens
+    (0: none). scale: of the logits. mass: fp32 [B, Hq, max_blocks], receives each sealed block's
+    share of attention. setting: launch settings, see `tune`.
 
     Returns out [B, Hq, D] in q's dtype and lse fp32 [B, Hq] (natural log; -inf for an empty row).
     Nothing depends on a length on the host, so the call can be captured in a graph (after one call
     outside, which compiles).
     """
-    _check(q, table, n_blocks, open_slot, open_len)
     rows, heads, dim = q.shape
     tail = open.planes["k_data"]
     kv_heads, slots, _ = tail.shape
-    group, width = heads // kv_heads, table.shape[1]
+    _check(q, kv_heads, table, n_blocks, open_slot, open_len)
+    group, width = heads // kv_heads, table.shape[-1]
     k, v = sides(format, sealed.planes, slots, dim)
     device, count = tune.device_facts(q.device)
     wanted, warps, stages, fill, *cap = setting or _setting(
@@ -140,7 +149,8 @@ def paged_decode(
     frame = Frame(
         H=kv_heads, G=group, GP=next_power(group), D=dim, S=slots, P=sealed.slab_blocks,
         open_P=open.slab_blocks, warps=warps, tile=tile, per_block=per_block, multi=multi,
-        digits=2, mass=mass is not None, open_dtype=TYPES[tail.dtype],
+        digits=2, mass=mass is not None, per_head=table.ndim == 3,
+        open_dtype=TYPES[tail.dtype],
     )
     part_out = _buffer("out", rows * heads * splits * dim, q.device)
     part_lse = _buffer("lse", rows * heads * splits, q.device)
@@ -158,6 +168,7 @@ def paged_decode(
     if mass is not None:
         step = min(256, next_power(width))
         mass_kernel[(rows * heads, triton.cdiv(width, step))](
-            cells, lse, mass, n_blocks, width, TPB=per_block, HQ=heads, WIDTH=step
+            cells, lse, mass, n_blocks, width, TPB=per_block,
+            HEADS=group if frame.per_head else heads, WIDTH=step,
         )
     return out, lse

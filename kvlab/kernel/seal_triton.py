@@ -1,5 +1,8 @@
 """Quantize, pack and scatter full blocks in one launch; append one token per row to open blocks.
 
+Full blocks come from new tokens of one layer (`seal`, prefill) or straight from the open store,
+all layers at once (`seal_open`, decode).
+
 `seal` gives the very bits of `format.quantize`: division and rounding are IEEE, products and sums
 are not fused.
 """
@@ -13,7 +16,7 @@ from torch import Tensor
 from kvlab.format import KVFormat
 from kvlab.kernel.codes_triton import DENSE, INT, narrow, tile_pointer, typed
 from kvlab.kernel.quantize_ref import FP8_MAX, FP16_MAX, ROUND_UP, SCALE_FLOOR
-from kvlab.kernel.sides import next_power, offsets, sides
+from kvlab.kernel.sides import TYPES, next_power, offsets, sides
 
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds a small number to nearest even
 UP, FLOOR, TOP = tl.constexpr(ROUND_UP), tl.constexpr(SCALE_FLOOR), tl.constexpr(FP8_MAX)
@@ -80,14 +83,14 @@ def store_packed(
 
 @triton.jit
 def seal_side(
-    x_ptr, i, h, slab, slot, data, high, scale, zero, H: tl.constexpr, D: tl.constexpr,
-    S: tl.constexpr, SP: tl.constexpr, C: tl.constexpr,
+    source, h, slab, slot, data, high, scale, zero, ROW: tl.constexpr, H: tl.constexpr,
+    D: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, C: tl.constexpr,
 ):
-    """Head `h` of rows i * S .. of `x` [n * S, H, D] -> one block; the inverse of `gather_side`."""
+    """S tokens, ROW elements apart, from `source` on -> head `h` of one block; the inverse of
+    `gather_side`."""
     t, d = tl.arange(0, SP), tl.arange(0, D)
     seen = t < S
-    row = (i * S + t).to(tl.int64)
-    x = tl.load(x_ptr + (row * H + h)[:, None] * D + d[None, :], mask=seen[:, None], other=0.0)
+    x = tl.load(source + t[:, None] * ROW + d[None, :], mask=seen[:, None], other=0.0)
     at = slab + slot * (C.data * H) + data + h * C.data
     if C.kind == DENSE:
         y = narrow(x.to(tl.float32), C.dtype)
@@ -120,10 +123,32 @@ def seal_kernel(
     i, h = tl.program_id(0), tl.program_id(1)
     block = tl.load(ids + i)
     slab, slot = tl.load(base + block // P), (block % P).to(tl.int64)
+    first = (i.to(tl.int64) * S * H + h) * D
     if tl.program_id(2) == 0:
-        seal_side(x_k, i, h, slab, slot, kd, kh, ks, kz, H, D, S, SP, K)
+        seal_side(x_k + first, h, slab, slot, kd, kh, ks, kz, H * D, H, D, S, SP, K)
     else:
-        seal_side(x_v, i, h, slab, slot, vd, vh, vs, vz, H, D, S, SP, V)
+        seal_side(x_v + first, h, slab, slot, vd, vh, vs, vz, H * D, H, D, S, SP, V)
+
+
+@triton.jit
+def seal_open_kernel(
+    open_base, rows, ok, ov, base, ids, kd, kh, ks, kz, vd, vh, vs, vz, DT: tl.constexpr,
+    OP: tl.constexpr, P: tl.constexpr, H: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
+    SP: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+):
+    """Program (block of the list, head, side of a layer: 2 * layer + 0 for keys, 1 for values).
+
+    In a slab the regions [P, *shape] of the layers follow one another, plane by plane.
+    """
+    HEAD: tl.constexpr = S * D * (DT.primitive_bitwidth // 8)
+    i, h, layer = tl.program_id(0), tl.program_id(1), (tl.program_id(2) // 2).to(tl.int64)
+    row, block = tl.load(rows + i), tl.load(ids + i)
+    slab, slot = tl.load(base + block // P), (block % P).to(tl.int64) + layer * P
+    at = tl.load(open_base + row // OP) + (((row % OP) + layer * OP) * H + h) * HEAD
+    if tl.program_id(2) % 2 == 0:
+        seal_side(typed(at + ok, DT), h, slab, slot, kd, kh, ks, kz, D, H, D, S, SP, K)
+    else:
+        seal_side(typed(at + ov, DT), h, slab, slot, vd, vh, vs, vz, D, H, D, S, SP, V)
 
 
 @triton.jit
@@ -157,6 +182,21 @@ def seal(x_k: Tensor, x_v: Tensor, format: KVFormat, planes, block_ids: Tensor) 
     seal_kernel[(len(block_ids), heads, 2)](
         x_k, x_v, planes.base, block_ids, *offsets(planes.planes), P=planes.slab_blocks, H=heads,
         D=dim, S=slots, SP=next_power(slots), K=k, V=v,
+        num_warps=4 if slots * dim <= 8192 else 8, enable_fp_fusion=False,
+    )
+
+
+def seal_open(open, sealed, format: KVFormat, rows: Tensor, blocks: Tensor, layers: int) -> None:
+    """Full open blocks of all layers into sealed ones, in one launch; as `blocks_ref.seal_open`."""
+    if not len(blocks):
+        return
+    plane = open.planes["k_data"]
+    heads, slots, dim = plane.shape
+    k, v = sides(format, sealed.planes, slots, dim)
+    seal_open_kernel[(len(blocks), heads, 2 * layers)](
+        open.base, rows, plane.offset_bytes, open.planes["v_data"].offset_bytes, sealed.base,
+        blocks, *offsets(sealed.planes), DT=TYPES[plane.dtype], OP=open.slab_blocks,
+        P=sealed.slab_blocks, H=heads, D=dim, S=slots, SP=next_power(slots), K=k, V=v,
         num_warps=4 if slots * dim <= 8192 else 8, enable_fp_fusion=False,
     )
 

@@ -55,6 +55,7 @@ class Frame(NamedTuple):
     multi: bool  # a tile covers several blocks
     digits: int
     mass: bool
+    per_head: bool  # each key/value head has a table of its own
     open_dtype: tl.dtype
 
 

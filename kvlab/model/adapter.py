@@ -153,8 +153,8 @@ class PagedCache(core.PagedCache, Cache):
         layer.pending = None
         out = self.attend(layer.index, query, keys, values, scale=scale, window=window)
         if layer.index == len(self.layers) - 1:
+            self.seen += tokens  # first: a relative budget may fail to evict after the commit
             self.commit()
-            self.seen += tokens
         return out
 
     def _begin(self, batch: int, tokens: int, mask: Tensor | None) -> None:

@@ -19,9 +19,11 @@ from kvlab.policy.greedy_dual import GDSF
 from kvlab.policy.leaves import PGDSF, LeafFirst
 from kvlab.policy.lru_queues import ARC, MQ
 from kvlab.policy.priority import Hybrid, Priority
+from kvlab.policy.scored import TOVA, ExpectedAttention, KeyNorm, SnapKV
 
 __all__ = [
-    "ARC", "Adaptive", "AttentionMass", "Belady", "BlockMeta", "EvictionPolicy", "FIFO", "GDSF",
-    "Hybrid", "LFU", "LRU", "LeafFirst", "MQ", "NoEviction", "PGDSF", "Priority", "PriorityPolicy",
-    "Random", "S3FIFO", "SIEVE", "by_name", "names",
+    "ARC", "Adaptive", "AttentionMass", "Belady", "BlockMeta", "EvictionPolicy",
+    "ExpectedAttention", "FIFO", "GDSF", "Hybrid", "KeyNorm", "LFU", "LRU", "LeafFirst", "MQ",
+    "NoEviction", "PGDSF", "Priority", "PriorityPolicy", "Random", "S3FIFO", "SIEVE", "SnapKV",
+    "TOVA", "by_name", "names",
 ]  # fmt: skip

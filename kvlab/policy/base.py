@@ -71,6 +71,8 @@ class EvictionPolicy:
     """An ordered bag of evictable blocks. A subclass with a `name` can be asked for by it."""
 
     name = ""  # short name, as in `policy=lru`
+    # what the live cache makes scores and touches of (kvlab/cache/scores.py); None: spare the work
+    observes: str | None = "mass"
     capacity: int | None = None  # blocks of the ledger it serves
 
     def __init_subclass__(cls, **rest):

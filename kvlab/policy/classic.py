@@ -17,6 +17,7 @@ class FIFO(EvictionPolicy):
     """
 
     name = "fifo"
+    observes = None
 
     def __init__(self):
         self._line = Line()
@@ -135,6 +136,7 @@ class Random(EvictionPolicy):
     """
 
     name = "random"
+    observes = None
 
     def __init__(self, seed: int = 0):
         self._draw = Generator(seed).random

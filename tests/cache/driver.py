@@ -18,10 +18,13 @@ def make(layers=2, query_heads=4, kv_heads=2, head_dim=16, device="cpu", dtype=t
 
 
 def held_bytes(cache: PagedCache) -> int:
-    """Counted from the storages, not from the cache's own arithmetic."""
+    """Counted from the storages, not from the cache's own arithmetic.
+
+    Without the kernels' address tables: they stay, 64 KiB each, since graphs refer to them.
+    """
     stores: list[SlabStore] = [s for g in cache.groups for s in (g.pool.sealed, g.pool.open)]
-    slabs = sum(t.untyped_storage().nbytes() for s in stores for t in s.slabs.values())
-    return slabs + sum(s._base.nbytes for s in stores if s._base is not None)
+    stores += [g.digests.store for g in cache.groups if cache.spec.retrieval.selects]
+    return sum(t.untyped_storage().nbytes() for s in stores for t in s.slabs.values())
 
 
 class Driver:
@@ -97,6 +100,8 @@ class Driver:
         group = self.cache.groups[self.cache._place[layer][0]]
         keep = torch.ones(length, dtype=torch.bool)
         for hole in group.tables[seq].holes:
+            if group.away.key(seq, hole) is not None:
+                continue
             keep[hole * group.block_size : (hole + 1) * group.block_size] = False
         return keep
 
@@ -108,7 +113,11 @@ class Driver:
             group = self.cache.groups[number]
             size = group.block_size
             for index, block in enumerate(group.tables[seq].ids[: len(k) // size]):
-                if block is not None:
+                key = group.away.key(seq, index)
+                if key is not None:
+                    at = slice(index * size, (index + 1) * size)
+                    k[at], v[at] = (x.float() for x in group.away.shelf.read(local, [key]))
+                elif block is not None:
                     at = slice(index * size, (index + 1) * size)
                     k[at], v[at] = (x.float() for x in group.pool.read(local, [block]))
             self.past[seq][layer] = (k, v)

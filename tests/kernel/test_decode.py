@@ -8,6 +8,7 @@ from harness import past
 from kvlab.core import BadInput
 from kvlab.format import NAMES, Dense, Fp8, Int, KVFormat, by_name
 from kvlab.format.base import Codec
+from kvlab.kernel import blocks_ref
 
 decode = pytest.importorskip("kvlab.kernel.decode_triton")
 
@@ -118,6 +119,51 @@ def test_a_long_tail_beside_a_sink(name, device):
     assert relative(out[0], want) < 1e-3
 
 
+def picked(p, kv_heads):
+    """A table per key/value head: heads read fewer, other and differently ordered blocks."""
+    table, counts, slots, tails = p.args
+    lines = [[line[torch.randperm(n)] for _ in range(kv_heads)] for line, n in zip(table, counts)]
+    own = torch.full((*table.shape[:1], kv_heads, table.shape[1]), -1, dtype=torch.int32)
+    sizes = torch.zeros(own.shape[:2], dtype=torch.int32)
+    for b, heads in enumerate(lines):
+        for h, ids in enumerate(heads):
+            sizes[b, h] = max(0, len(ids) - h)
+            own[b, h, : sizes[b, h]] = ids[: sizes[b, h]]
+    device = table.device
+    return p._replace(args=(own.to(device), sizes.to(device), slots, tails))
+
+
+@pytest.mark.parametrize("name", ["bf16", "int8", "int4"])
+@pytest.mark.parametrize("per_head", [False, True])
+def test_agrees_with_the_reference(name, per_head, device):
+    p = past(by_name(name), [100, 16, 9, 0], H=3, device=device)
+    p = picked(p, 3) if per_head else p
+    q = torch.randn(4, 6, 64, device=device, dtype=torch.float16)
+    masses = [torch.full((4, 6, p.args[0].shape[-1]), float("nan"), device=device) for _ in "ab"]
+    out, lse = run(p, q, mass=masses[0])
+    want, want_lse = blocks_ref.paged_decode(
+        q, p.sealed.layer(1), p.format, *p.args[:2], p.open.layer(1), *p.args[2:],
+        scale=64**-0.5, mass=masses[1],
+    )
+    assert relative(out, want.float()) < 1e-3
+    torch.testing.assert_close(lse, want_lse, atol=1e-3, rtol=0)
+    torch.testing.assert_close(*masses, atol=5e-4, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["bf16", "int8", "int4"])
+def test_reads_slabs_in_pinned_host_memory(name, device):
+    p = past(by_name(name), [200, 64], S=64, D=128, dtype=torch.bfloat16, device=device)
+    q = torch.randn(2, 4, 128, device=device, dtype=torch.bfloat16)
+    want, _ = run(p, q)
+    host = {i: slab.cpu().pin_memory() for i, slab in p.sealed.slabs.items()}
+    for i, slab in host.items():
+        p.sealed.base[i] = slab.data_ptr()
+    got, _ = run(p, q)
+    assert torch.equal(got, want)
+
+
 def test_refuses_what_it_cannot_read(device):
     p = past(by_name("int8"), [20], D=64, device=device)
     q = torch.randn(1, 4, 64, device=device, dtype=torch.float16)
@@ -125,6 +171,8 @@ def test_refuses_what_it_cannot_read(device):
         run(p, q[..., :48].contiguous())
     with pytest.raises(BadInput, match="int32"):
         run(p._replace(args=(p.args[0].long(), *p.args[1:])), q)
+    with pytest.raises(BadInput, match="one line per row"):
+        run(p._replace(args=(p.args[0][:, None], *p.args[1:])), q)
     with pytest.raises(BadInput, match="has no kernel"):
         run(p._replace(format=KVFormat(Codec(), Codec())), q)
 

@@ -6,6 +6,7 @@ from harness import stores
 
 from kvlab.core import CacheGeometry
 from kvlab.format import NAMES, Fp8, Int, KVFormat, by_name
+from kvlab.kernel import blocks_ref
 
 gather = pytest.importorskip("kvlab.kernel.gather_triton").gather
 seal_triton = pytest.importorskip("kvlab.kernel.seal_triton")
@@ -69,6 +70,29 @@ def test_gather_reads_what_the_codec_reads(name, slots, dim, dtype, device):
     gather(sealed.layer(1), FORMATS[name], ids, out_k, out_v)
     want = FORMATS[name].dequantize(sealed.read(1, BLOCKS), dtype)
     assert torch.equal(out_k, want[0].flatten(0, 1)) and torch.equal(out_v, want[1].flatten(0, 1))
+
+
+@pytest.mark.parametrize("slots, dim, dtype", SHAPES)
+@pytest.mark.parametrize("name", ["bf16", "fp8", "int8", "int4", "int3", "int4 mixed axes"])
+def test_seal_open_takes_all_layers_at_once(name, slots, dim, dtype, device):
+    geometry = CacheGeometry(2, 4, 2, dim, slots)
+    pairs = [stores(FORMATS[name], geometry, 6, 3, dtype, device) for _ in range(2)]
+    rows = {(layer, row): torch.randn(2, 2, slots, dim, device=device).to(dtype)
+            for layer in range(2) for row in range(3)}
+    ids = [torch.tensor(x, device=device) for x in ([2, 0], [5, 1])]
+    for (sealed, open_), call in zip(pairs, (seal_triton.seal_open, blocks_ref.seal_open)):
+        for slab in sealed.slabs.values():
+            slab.fill_(7)
+        for (layer, row), x in rows.items():
+            views = open_.block(layer, row)
+            views["k_data"].copy_(x[0]), views["v_data"].copy_(x[1])
+        call(open_.layer(0), sealed.layer(0), FORMATS[name], *ids, 2)
+    for mine, theirs in zip(pairs[0][0].slabs.values(), pairs[1][0].slabs.values()):
+        assert torch.equal(mine, theirs)
+    k, v = rows[1, 2].transpose(1, 2)
+    want = FORMATS[name].quantize(k[None], v[None])
+    for plane, got in pairs[0][0].block(1, 5).items():
+        assert torch.equal(got.view(torch.uint8), want[plane][0].view(torch.uint8)), plane
 
 
 def test_empty_lists_do_nothing(device):

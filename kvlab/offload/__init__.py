@@ -1,18 +1,12 @@
 """Axis `offload`: where blocks go that leave the device."""
 
-from __future__ import annotations
-
 from kvlab.core import BadInput
+from kvlab.offload.base import NoOffload, NoShelf, OutOfHost
+from kvlab.offload.shelf import HostStore, Shelf
 
+__all__ = ["HostStore", "NoOffload", "NoShelf", "OFFLOADS", "OutOfHost", "Shelf", "by_name"]
 
-class NoOffload:
-    """Nowhere: an evicted block is gone."""
-
-    name = "none"
-    keeps = False  # whether an evicted block can still be read
-
-
-OFFLOADS = {"none": NoOffload}
+OFFLOADS = {"none": NoOffload, "host": HostStore}
 
 
 def by_name(name: str, **parameters) -> NoOffload:

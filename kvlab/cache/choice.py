@@ -1,0 +1,233 @@
+"""What a decoded token reads: chosen anew in every layer, by each key/value head for itself."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvlab.blocks import BlockTable
+from kvlab.cache.digests import Digests, NoDigests
+from kvlab.cache.step import Extent
+from kvlab.cache.sum import Sum
+from kvlab.cache.tables import DecodeTables, room_for, upload
+from kvlab.cache.watch import Watch
+from kvlab.core import SeqId
+from kvlab.kernel import attend_sdpa, select_ref
+from kvlab.kernel.select_ref import HOLE
+
+
+class NoChoice:
+    """Everything is read."""
+
+    selects = False
+    keep = sys.maxsize  # sealed blocks that a head reads
+
+    def applies(self, e: Extent, window: int | None) -> bool:
+        """Whether this step reads a choice of the past in a layer with this sliding window."""
+        return False
+
+    def prepare(self, extents: list[Extent], tables: dict[SeqId, BlockTable]) -> None:
+        """Before a step through the kernels: bring what lies on the device up to date."""
+
+    def tell(self, watch: Watch, tables: dict[SeqId, BlockTable]) -> None:
+        """End a step: the share of heads that chose a block stands for its attention."""
+
+    def abort(self) -> None:
+        """Forget a step that failed."""
+
+    def read_tokens(self, tables: dict[SeqId, BlockTable]) -> int:
+        """Tokens that a head reads for the next token of every sequence."""
+        return sum(self._reads(table) for table in tables.values())
+
+    def _reads(self, table: BlockTable) -> int:
+        sealed, fill = divmod(table.length, table.block_size)
+        held = sealed - table.ids[:sealed].count(None)
+        return min(held, self.keep) * table.block_size + fill
+
+
+class Choice(NoChoice):
+    """Digests -> scores -> tables of the chosen blocks -> attention over them.
+
+    A chunk reads everything; so does a single token in a layer with a sliding window of its own.
+    """
+
+    selects = True
+
+    def __init__(self, digests: Digests):
+        self.digests, self.retrieval = digests, digests.retrieval
+        self.pool, self.away = digests.pool, digests.away
+        self.block_size = self.pool.geometry.block_size
+        self.keep, self.first, self.last = self.retrieval.blocks(self.block_size)
+        self.candidates: Candidates | None = None
+        self._hits: dict[SeqId, Tensor] = {}
+
+    def applies(self, e: Extent, window: int | None) -> bool:
+        return e.single and window is None and e.past // self.block_size > self.keep
+
+    def joined(self, scores: Tensor) -> Tensor:
+        """Scores [B, H, N] for heads that choose together: those of the head that wants most."""
+        if self.retrieval.per_head:
+            return scores
+        return scores.amax(1, keepdim=True).expand(scores.shape)
+
+    @property
+    def budget(self) -> dict:
+        return {"keep": self.keep, "first": self.first, "last": self.last}
+
+    # ---- plain torch, one sequence at a time
+
+    def attend(
+        self, layer: int, e: Extent, table: BlockTable, q: Tensor, scale: float,
+        window: int | None, total: Sum,
+    ) -> None:
+        """Add the attention of q [Hq, 1, D] over the chosen sealed blocks to `total`."""
+        places = self.away.places(e.seq, table, e.past // self.block_size)
+        index = self.chosen(layer, e, places, q)
+        wanted, at = index.unique(return_inverse=True)
+        contents = self._read(layer, [places[i] for i in wanted.tolist()])
+        heads = torch.arange(len(index), device=q.device)[:, None]
+        keys, values = (x[at, :, heads].flatten(1, 2).transpose(0, 1) for x in contents)
+        total.add(attend_sdpa.attend(q, keys, values, scale=scale))
+
+    def _read(self, layer: int, places: list[int]) -> Iterator[Tensor]:
+        """Keys and values [n, S, H, D] of blocks, wherever they lie."""
+        near = [i for i, place in enumerate(places) if place >= 0]
+        far = [i for i, place in enumerate(places) if place < 0]
+        parts = [[x.clone() for x in self.pool.read(layer, [places[i] for i in near])]]
+        if far:
+            parts.append(self.away.shelf.read(layer, [-2 - places[i] for i in far]))
+        order = torch.tensor(near + far, device=self.pool.device).argsort()
+        for pair in zip(*parts):
+            yield torch.cat(pair).unflatten(0, (-1, self.block_size))[order]
+
+    def chosen(self, layer: int, e: Extent, places: list[int], q: Tensor) -> Tensor:
+        """Logical indices [H, n] of the blocks that each head reads, ascending."""
+        sealed = len(places)
+        held = [place if place == HOLE else i for i, place in enumerate(places)]
+        rows = [row or 0 for row in self.digests.rows[e.seq][:sealed]]
+        where, rows = torch.tensor([[held], [rows]], dtype=torch.int32, device=q.device)
+        count = torch.tensor([sealed], device=q.device)
+        planes = self.digests.store.layer(layer)
+        scores = select_ref.score(q[None, :, 0], planes, rows, count, group=self.retrieval.group)
+        if e.seq not in self._hits:
+            self._hits[e.seq] = torch.zeros(sealed, dtype=torch.int32, device=q.device)
+        got = select_ref.choose(
+            self.joined(scores), where, count, hits=self._hits[e.seq][None], **self.budget
+        )
+        return got.device[0, :, : int(got.n_device[0, 0])].long()
+
+    # ---- kernels, one token in every row of a batch
+
+    def prepare(self, extents: list[Extent], tables: dict[SeqId, BlockTable]) -> None:
+        rows, longest = len(extents), max(e.past // self.block_size for e in extents)
+        if self.candidates is None or not self.candidates.fits(rows, longest):
+            self.candidates = Candidates(rows, room_for(longest), self.pool.device)
+        for row, e in enumerate(extents):
+            table, away = tables[e.seq], self.away.tables[e.seq]
+            rows = self.digests.rows[e.seq]
+            state = e.seq, table.changes, away.changes, len(rows)
+            if self.candidates.stale(row, state):
+                places = self.away.places(e.seq, table, len(rows))
+                self.candidates.refresh(row, state, places, rows)
+        self.candidates.close(extents, self.block_size)
+
+    def decode(
+        self, layer: int, q: Tensor, tails, t: DecodeTables, scale: float
+    ) -> Tensor:
+        """Attention of q [B, Hq, D] over the chosen blocks and the open tails, [B, Hq, D].
+
+        Waits for nothing and depends on nothing but tensors that stay in place.
+        """
+        pool, c = self.pool, self.candidates
+        scores = pool.fused.score(
+            q, self.digests.store.layer(layer), c.rows, c.counts, group=self.retrieval.group
+        )
+        got = pool.fused.choose(self.joined(scores), c.where, c.counts, hits=c.hits, **self.budget)
+        out, lse = pool.fused.paged_decode(
+            q, pool.sealed.layer(layer), pool.format, got.device, got.n_device, tails,
+            t.open_slot, t.open_now, scale=scale,
+        )
+        host = got.host, got.n_host
+        return self.away.decode(layer, q, out, lse, None, scale, host)
+
+    # ---- after a step
+
+    def tell(self, watch: Watch, tables: dict[SeqId, BlockTable]) -> None:
+        g = self.pool.geometry
+        for seq, hits in self._heard():
+            ids = tables[seq].ids[: len(hits)]
+            held = [i for i, b in enumerate(ids) if b is not None]
+            watch.shares([ids[i] for i in held], hits[held] / (g.kv_heads * g.layers))
+
+    def abort(self) -> None:
+        for _ in self._heard():
+            pass
+
+    def _heard(self) -> Iterator[tuple[SeqId, Tensor]]:
+        """Heads that chose each block of a sequence, forgotten afterwards."""
+        hits, self._hits = self._hits, {}
+        yield from hits.items()
+        if self.candidates is not None:
+            yield from self.candidates.take()
+
+class Candidates:
+    """The sealed blocks of a batch in logical order, on the device: written in place.
+
+    where   int32 [B, N]: device block, hole, or host key, as `select_ref.HOLE` says
+    rows    int32 [B, N]: their digests
+    counts  int32 [B]
+    hits    int32 [B, N]: heads of all layers that chose a block in this step
+    """
+
+    def __init__(self, rows: int, blocks: int, device):
+        with torch.inference_mode(False):
+            tables = torch.zeros(3, rows, blocks, dtype=torch.int32, device=device)
+            self.counts = torch.zeros(rows, dtype=torch.int32, device=device)
+        self.where, self.rows, self.hits = tables
+        self._held = [np.zeros((2, 0), dtype=np.int32) for _ in range(rows)]
+        self._seen: list[tuple | None] = [None] * rows
+        self._step: list[tuple[SeqId, int]] = []  # sequences of the step, and their blocks
+
+    def fits(self, rows: int, blocks: int) -> bool:
+        return self.where.shape[0] == rows and blocks <= self.where.shape[1]
+
+    def stale(self, row: int, state: tuple) -> bool:
+        """Whether a row was last refreshed in another state of its sequence."""
+        return self._seen[row] != state
+
+    def refresh(
+        self, row: int, state: tuple, places: list[int], digests: list[int | None]
+    ) -> None:
+        """Take over one sequence as it is before the step."""
+        self._seen[row], old = state, self._held[row]
+        new = np.array([places, [d or 0 for d in digests]], dtype=np.int32)
+        same = min(old.shape[1], new.shape[1])
+        changed = np.flatnonzero((old[:, :same] != new[:, :same]).any(0))
+        begin = int(changed[0]) if len(changed) else same  # mostly, one block is added
+        if begin < new.shape[1]:
+            for host, device in zip(new, (self.where, self.rows)):
+                upload(np.ascontiguousarray(host[begin:]), device[row, begin : new.shape[1]])
+        self._held[row] = new
+
+    def close(self, extents: list[Extent], block_size: int) -> None:
+        """All rows are refreshed: set the counts."""
+        self._step = [(e.seq, e.past // block_size) for e in extents]
+        upload(np.array([n for _, n in self._step], dtype=np.int32), self.counts)
+
+    def take(self) -> Iterator[tuple[SeqId, Tensor]]:
+        """The hits of the step's sequences, which are then forgotten."""
+        if self._step:
+            hits = self.hits.clone()
+            self.hits.zero_()
+            for row, (seq, blocks) in enumerate(self._step):
+                yield seq, hits[row, :blocks]
+            self._step = []
+
+
+def choice_for(digests: NoDigests) -> NoChoice:
+    """The choice that goes with these digests, or the one that leaves nothing out."""
+    return Choice(digests) if isinstance(digests, Digests) else NoChoice()

@@ -1,0 +1,166 @@
+"""What stands for a sealed block when a decoded token chooses what to read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from heapq import heappop, heappush
+
+import torch
+from torch import Tensor
+
+from kvlab.blocks import BlockTable
+from kvlab.cache.away import Away
+from kvlab.cache.step import Extent
+from kvlab.core import SeqId
+from kvlab.format import Plane
+from kvlab.kernel.select_ref import HOLE
+from kvlab.pool import BlockPool, SlabStore
+from kvlab.retrieval import NoRetrieval, Retrieval
+
+SLAB_ROWS = 64
+
+
+class NoDigests:
+    """Nothing is chosen, so nothing has a digest."""
+
+    nbytes = 0
+
+    def open(self, seq: SeqId) -> None: ...
+
+    def close(self, seq: SeqId) -> None: ...
+
+    def fork(self, parent: SeqId, child: SeqId) -> None: ...
+
+    def crop(self, seq: SeqId, blocks: int) -> None: ...
+
+    def begin(self, e: Extent, table: BlockTable) -> None: ...
+
+    def seal(self, layer: int, e: Extent, k: Tensor) -> None: ...
+
+    def commit(self, e: Extent, table: BlockTable) -> None: ...
+
+    def abort(self, e: Extent) -> None: ...
+
+
+class Digests(NoDigests):
+    """Digests of all sealed blocks of the sequences of one layer group, on the device.
+
+    They are made from the keys before quantization, stay when their block leaves for the host, and
+    go with it when it is gone for good. Forks share them. Blocks that came sealed (an attached
+    prefix) get theirs from the stored keys.
+
+    rows[seq][i]: row in the store of the i-th block, None where it is gone.
+    """
+
+    def __init__(self, retrieval: Retrieval, pool: BlockPool, away: Away):
+        g = pool.geometry
+        self.retrieval, self.pool, self.away = retrieval, pool, away
+        plane = Plane((g.kv_heads, retrieval.sides, g.head_dim), retrieval.dtype)
+        self.store = SlabStore({"digest": plane}, g.layers, SLAB_ROWS, pool.device)
+        self.rows: dict[SeqId, list[int | None]] = {}
+        self._coming: dict[SeqId, list[int]] = {}
+        self._holders: Counter[int] = Counter()
+        self._free: list[int] = []
+        self._pruned: dict[SeqId, int] = {}
+
+    @property
+    def nbytes(self) -> int:
+        return self.store.nbytes
+
+    # ---- the life of a sequence
+
+    def open(self, seq: SeqId) -> None:
+        self.rows[seq] = []
+
+    def close(self, seq: SeqId) -> None:
+        self._give(self.rows.pop(seq))
+        self._pruned.pop(seq, None)
+
+    def fork(self, parent: SeqId, child: SeqId) -> None:
+        self.rows[child] = list(self.rows[parent])
+        self._holders.update(row for row in self.rows[child] if row is not None)
+
+    def crop(self, seq: SeqId, blocks: int) -> None:
+        """Keep the first `blocks` whole blocks."""
+        self._give(self.rows[seq][blocks:])
+        del self.rows[seq][blocks:]
+
+    # ---- one step
+
+    def begin(self, e: Extent, table: BlockTable) -> None:
+        """Rows for the blocks that this step will seal, and for those that came with a prefix."""
+        self._complete(e.seq, table, e.past // table.block_size)
+        self._coming[e.seq] = self._take(len(e.sealing))
+
+    def seal(self, layer: int, e: Extent, k: Tensor) -> None:
+        """The keys [n*S, H, D] of the step's blocks of one layer, as they are sealed."""
+        self._write(layer, self._coming[e.seq], k)
+
+    def commit(self, e: Extent, table: BlockTable) -> None:
+        """After the step; a single token's full block is read from its open place, so before
+        that is closed."""
+        coming = self._coming.pop(e.seq)
+        if e.single and e.sealing:
+            for layer in range(self.pool.geometry.layers):
+                k, _ = self.pool.read_open(layer, e.writing, table.block_size)
+                self._write(layer, coming, k)
+        self.rows[e.seq] += coming
+        self._prune(e.seq, table)
+
+    def abort(self, e: Extent) -> None:
+        self._give(self._coming.pop(e.seq, []))
+
+    # ---- pieces
+
+    def _write(self, layer: int, rows: list[int], k: Tensor) -> None:
+        if rows:
+            digest = self.retrieval.digest(k.unflatten(0, (len(rows), -1)))
+            dtype = self.retrieval.dtype
+            if dtype == torch.float8_e4m3fn:  # torch's cast makes NaN of what is too large
+                digest = digest.clamp(-448, 448)
+            self.store.write(layer, rows, {"digest": digest.to(dtype)})
+
+    def _complete(self, seq: SeqId, table: BlockTable, sealed: int) -> None:
+        rows = self.rows[seq]
+        for place in self.away.places(seq, table, sealed)[len(rows) :]:
+            if place == HOLE:
+                rows.append(None)
+                continue
+            rows += self._take(1)
+            read, id = (self.away.shelf.read, -2 - place) if place < 0 else (self.pool.read, place)
+            for layer in range(self.pool.geometry.layers):
+                self._write(layer, rows[-1:], read(layer, [id])[0])
+
+    def _prune(self, seq: SeqId, table: BlockTable) -> None:
+        """Drop the digests of blocks that are gone for good."""
+        if self._pruned.get(seq) == table.changes:
+            return
+        self._pruned[seq] = table.changes
+        rows = self.rows[seq]
+        for index, place in enumerate(self.away.places(seq, table, len(rows))):
+            if place == HOLE and rows[index] is not None:
+                self._give([rows[index]])
+                rows[index] = None
+
+    def _take(self, count: int) -> list[int]:
+        taken = []
+        for _ in range(count):
+            new = len(self._holders)
+            taken.append(heappop(self._free) if self._free else new)
+            self._holders[taken[-1]] = 1
+        self.store.commit(taken)
+        return taken
+
+    def _give(self, rows: list[int | None]) -> None:
+        for row in rows:
+            if row is None:
+                continue
+            self._holders[row] -= 1
+            if not self._holders[row]:
+                heappush(self._free, row)
+                self.store.drop([row])
+
+
+def digests_for(retrieval: NoRetrieval, pool: BlockPool, away: Away) -> NoDigests:
+    """The digest store that a retrieval needs, or one that does nothing."""
+    return Digests(retrieval, pool, away) if retrieval.selects else NoDigests()

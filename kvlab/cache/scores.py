@@ -1,0 +1,183 @@
+"""Scores of sealed blocks from the queries of a step: what `meta.score` is for each policy.
+
+A scorer sees one layer of one sequence as segments of sealed blocks. `part` keeps of a segment
+what the end of the layer needs, small and on the device; `scores` turns the parts into one number
+a block, higher meaning stay; `weight` says how much a step's number counts against earlier ones.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kvlab.core import BadInput
+
+OBSERVED_QUERIES = 32  # of a step, the last ones: SnapKV's window
+
+
+class Scorer:
+    """The interface. `queries`: how many of a step's last queries it looks at."""
+
+    name = ""
+    queries = OBSERVED_QUERIES
+    decodes = False  # whether a single token's shares of attention are its scores too
+
+    def part(
+        self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, block_size: int,
+        seen: Tensor | None = None,
+    ) -> Tensor:
+        """What is kept of one segment: q [Hq, T, D] of the whole step, k and v [N*S, H, D].
+
+        seen: bool [T, N*S] where not every query may see every key: the step's own blocks.
+        The last dim of the result is N.
+        """
+        raise NotImplementedError
+
+    def scores(self, parts: list[Tensor], lse: Tensor) -> Tensor:
+        """fp32 [N of all parts]; `lse` [Hq, T] is over everything that the queries saw."""
+        raise NotImplementedError
+
+    def weight(self, steps: int, queries: int) -> float:
+        """Share of a step of `queries` tokens in the score of a block scored `steps` times before.
+
+        The last `self.queries` queries count: a chunk at least that long replaces the score, a
+        decoded token moves it by its share, as if the window slid on.
+        """
+        return min(1.0, queries / self.queries) if steps else 1.0
+
+
+class Mass(Scorer):
+    """Share of attention that a block gets, the mean over heads, queries and steps.
+
+    H2O (https://arxiv.org/abs/2306.14048) sums attention weights over all queries; here the last
+    32 of a chunk stand for it, and the mean over steps for the sum, or old blocks would always win.
+    """
+
+    name = "mass"
+    decodes = True
+
+    def part(self, q, k, v, *, scale, block_size, seen=None):
+        return in_blocks(logits(q, k, scale, seen, self.queries), block_size).logsumexp(-1)
+
+    def scores(self, parts, lse):
+        joined = torch.cat(parts, -1)
+        total = lse[:, -joined.shape[1] :, None]
+        return torch.exp(joined - total).mean((0, 1))
+
+    def weight(self, steps, queries):
+        return 1.0 / (steps + 1)
+
+
+class SnapKV(Mass):
+    """Attention that the last 32 queries give to a block and to its nearest neighbours.
+
+    SnapKV (Li et al. 2024, https://arxiv.org/abs/2404.14469).
+    pool: "max" or "mean" over `kernel` tokens (7), so that what surrounds a find stays too.
+    Differs: pooled for each query before the mean over queries, since a segment does not know the
+    softmax's total yet; a pool ends where a segment ends; one choice for all heads of a group.
+    """
+
+    name = "snapkv"
+    decodes = False
+
+    def __init__(self, pool: str = "max", kernel: int = 7):
+        if pool not in ("max", "mean"):
+            raise BadInput("pool", pool, "must be max or mean")
+        if kernel < 1 or kernel % 2 == 0:
+            raise BadInput("kernel", kernel, "must be an odd number of tokens, at least 1")
+        self.pool, self.kernel = pool, kernel
+
+    def part(self, q, k, v, *, scale, block_size, seen=None):
+        pooled = self._pooled(logits(q, k, scale, seen, self.queries))
+        return in_blocks(pooled, block_size).logsumexp(-1)
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        """Log weights [Hq, T, n] pooled over tokens; a mean is taken of the weights themselves."""
+        if self.pool == "max":
+            return F.max_pool1d(x, self.kernel, stride=1, padding=self.kernel // 2)
+        top = x.amax(-1, keepdim=True).nan_to_num(neginf=0.0)
+        sums = F.avg_pool1d(torch.exp(x - top), self.kernel, 1, self.kernel // 2)
+        return torch.log(sums) + top
+
+    weight = Scorer.weight
+
+
+class ExpectedAttention(Scorer):
+    """Attention that a token can expect from queries like the last ones, times its value's norm.
+
+    Expected Attention (Devoto et al. 2025, https://arxiv.org/abs/2510.00636, NVIDIA's kvpress): for
+    queries drawn from N(mu, Sigma) the mean of exp(q.k) is exp(mu.k + k' Sigma k / 2), normalized
+    over the tokens there are, averaged over heads, and multiplied by |v|.
+    Differs: mu and Sigma come from the last 32 queries after RoPE, where kvpress takes all queries
+    before RoPE and rotates them to the 512 positions to come; the new tokens' own keys do not
+    enter the normalization. Sigma itself is never built: its form at k is the logits' variance.
+    """
+
+    name = "expected_attention"
+
+    def part(self, q, k, v, *, scale, block_size, seen=None):
+        x = logits(q, k, scale, None, self.queries)  # future queries see every key
+        expected = x.mean(1) + x.var(1, correction=0) / 2
+        norms = v.float().norm(dim=-1).clamp_min(1e-20).log().T  # [H, n]
+        norms = norms.repeat_interleave(q.shape[0] // k.shape[1], 0)
+        both = torch.stack([expected + norms, expected])
+        return in_blocks(both, block_size).logsumexp(-1)
+
+    def scores(self, parts, lse):
+        valued, plain = torch.cat(parts, -1)
+        return torch.exp(valued - plain.logsumexp(-1, keepdim=True)).mean(0)
+
+
+class KeyNorm(Scorer):
+    """Keys of small norm attract attention: the inverse of a block's mean key norm.
+
+    Devoto et al. 2024, https://arxiv.org/abs/2406.11430. Looks at no query, and a block's score
+    never changes. Differs: blocks instead of tokens, the same ones for all heads of a group; the
+    paper keeps the first two layers whole, here all layers are alike.
+    """
+
+    name = "key_norm"
+
+    def part(self, q, k, v, *, scale, block_size, seen=None):
+        norms = k.float().norm(dim=-1).mean(-1)
+        return 1.0 / norms.unflatten(0, (-1, block_size)).mean(-1).clamp_min(1e-20)
+
+    def scores(self, parts, lse):
+        return torch.cat(parts)
+
+
+class TOVA(Mass):
+    """Attention of the last token alone, anew at every step.
+
+    TOVA (Oren et al. 2024, https://arxiv.org/abs/2401.06104): the token to which the newest one
+    pays least attention leaves. Differs: blocks instead of tokens, and in a chunk of prefill the
+    last token speaks for all. As in the paper, the mean over heads makes one choice for a layer.
+    """
+
+    name = "tova"
+    queries = 1
+    weight = Scorer.weight
+
+
+SCORERS = {cls.name: cls for cls in (Mass, SnapKV, ExpectedAttention, KeyNorm, TOVA)}
+
+
+def by_name(name: str, **parameters) -> Scorer:
+    """A scorer of this short name; BadInput lists the known names for an unknown one."""
+    if name not in SCORERS:
+        raise BadInput("observes", name, "known: " + ", ".join(sorted(SCORERS)))
+    return SCORERS[name](**parameters)
+
+
+def logits(q: Tensor, k: Tensor, scale: float, seen: Tensor | None, last: int) -> Tensor:
+    """fp32 [Hq, T, n] of the last queries of q [Hq, T, D] with k [n, H, D]; -inf where not seen."""
+    q = q[:, -last:].float()
+    grouped = q.reshape(k.shape[1], -1, *q.shape[1:])
+    x = torch.einsum("hgtd,nhd->hgtn", grouped, k.float()).flatten(0, 1) * scale
+    return x if seen is None else x.masked_fill(~seen[-last:], -torch.inf)
+
+
+def in_blocks(x: Tensor, block_size: int) -> Tensor:
+    """[..., N*S] -> [..., N, S]."""
+    return x.unflatten(-1, (-1, block_size))

@@ -1,0 +1,87 @@
+"""Kernels that work on blocks where they lie in their slabs, in plain torch: the ground truth.
+
+`planes` is a `LayerPlanes` of the pool: base addresses for the kernels, and the slabs themselves,
+which are what this file reads. `format` is a `KVFormat`. Loops over blocks and rows: slow, for
+tests, and for a look at one block by hand.
+"""
+
+from __future__ import annotations
+
+from math import prod
+
+import torch
+from torch import Tensor
+
+from kvlab.kernel import attend_ref
+
+
+def block_views(planes, block: int, layer: int = 0) -> dict[str, Tensor]:
+    """Plane name -> the [*shape] of one block, a view; `layer` counts from the planes' own."""
+    slab, slot = divmod(block, planes.slab_blocks)
+    out = {}
+    for name, p in planes.planes.items():
+        size = prod(p.shape) * p.dtype.itemsize
+        start = p.offset_bytes + (layer * planes.slab_blocks + slot) * p.block_stride_bytes
+        raw = planes.slabs[slab][start : start + size]
+        out[name] = raw.view(p.dtype).view(p.shape)
+    return out
+
+
+def seal_open(open, sealed, format, rows: Tensor, blocks: Tensor, layers: int) -> None:
+    """Full open blocks of all layers, quantized into sealed ones.
+
+    open, sealed: `LayerPlanes` of the first of `layers` consecutive layers, rows committed;
+    rows, blocks: int [n] on the device: row of the open store -> sealed block. The open rows stay
+    as they are.
+    """
+    for row, block in zip(rows.tolist(), blocks.tolist()):
+        for layer in range(layers):
+            full = block_views(open, row, layer)
+            k, v = (full[name].transpose(0, 1)[None] for name in ("k_data", "v_data"))
+            stored = format.quantize(k, v)
+            for name, view in block_views(sealed, block, layer).items():
+                view.copy_(stored[name][0])
+
+
+def paged_decode(
+    q: Tensor, sealed, format, table: Tensor, n_blocks: Tensor, open, open_slot: Tensor,
+    open_len: Tensor, *, scale: float, mass: Tensor | None = None, setting=None,
+) -> tuple[Tensor, Tensor]:
+    """As `decode_triton.paged_decode`, in fp32; `setting` has no meaning here."""
+    rows, heads, _ = q.shape
+    kv_heads, slots, _ = open.planes["k_data"].shape
+    group = heads // kv_heads
+    out, lse = torch.zeros_like(q), q.new_full((rows, heads), -torch.inf, dtype=torch.float32)
+    per_head = table.ndim == 3
+    for b in range(rows):
+        for h in range(kv_heads):
+            line = (b, h) if per_head else b
+            ids = table[line][: int(n_blocks[line])].tolist()
+            k, v = _past(sealed, format, ids, open, int(open_slot[b]), int(open_len[b]), h)
+            mine = slice(h * group, (h + 1) * group)
+            part, part_lse = attend_ref.attend(q[b, mine, None], k, v, scale=scale)
+            out[b, mine], lse[b, mine] = part[:, 0].to(q.dtype), part_lse[:, 0]
+            if mass is not None:
+                mass[b, mine] = 0
+                if ids:
+                    whole = k[: len(ids) * slots]
+                    own = attend_ref.block_lse(
+                        q[b, mine, None], whole, scale=scale, block_size=slots
+                    )
+                    mass[b, mine, : len(ids)] = (own[:, 0] - part_lse).exp()
+    return out, lse
+
+
+def _past(sealed, format, ids: list[int], open, row: int, count: int, head: int):
+    """Keys and values fp32 [n, 1, D] of one head: sealed blocks, then the open tail."""
+    parts = []
+    for block in ids:
+        views = {name: x[None] for name, x in block_views(sealed, block).items()}
+        k, v = format.dequantize(views, torch.float32)
+        parts.append((k[0, :, head], v[0, :, head]))
+    if count:
+        tail = block_views(open, row)
+        parts.append(tuple(tail[n][head, :count].float() for n in ("k_data", "v_data")))
+    if not parts:
+        return (torch.zeros(0, 1, open.planes["k_data"].shape[2], device=sealed.base.device),) * 2
+    return tuple(torch.cat(x)[:, None] for x in zip(*parts))

@@ -1,0 +1,242 @@
+"""The fast decode driver: one step of the model's own forward, captured in a CUDA graph.
+
+Between two replays the host does what a graph cannot: find a block for the next token, evict,
+refresh the device tables in place, seal full blocks. Kernels read lengths and block ids from those
+tables, so a graph stays valid while sequences grow, until a table needs more columns: then the
+step is captured again, which compiles nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from kvlab.core import BadInput, KvlabError
+from kvlab.model.adapter import PagedCache
+from kvlab.model.prefill import prefill
+from kvlab.model.step import Step, StepCache
+
+Driver = Literal["auto", "eager", "graph", "static"]
+DRIVERS = ("auto", "eager", "graph", "static")
+log = logging.getLogger(__name__)
+
+
+class Decoder:
+    """Feeds one token per row of `cache` to `model` at a time.
+
+    cache: filled before, by `prefill` or the model; its rows make the batch.
+    driver: "graph" captures, and raises `BadInput` where that is impossible; "auto" captures where
+        it can and says in the log why not; "eager" is the library's forward; "static" is the step
+        that would be captured, run as it is (on the CPU too).
+
+    `why_eager` is the sentence that "auto" logged, None while there was none.
+    """
+
+    def __init__(self, model, cache: PagedCache, *, driver: Driver = "auto"):
+        check_driver(driver)
+        if not cache.rows:
+            raise BadInput("cache", "empty", "needs at least one token of each row before decoding")
+        self.model, self.cache, self.driver = model, cache, driver
+        self.why_eager: str | None = None
+        self._step: Step | None = None
+        self._tables: list | None = None  # of the capture; kept alive as long as the graph is
+        self._masses: list[Tensor | None] = []  # where it leaves what the policies observe
+        if driver in ("auto", "graph"):
+            self._give_up(obstacle(model, cache))
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps are replays of a graph."""
+        return self._step is not None and self._step.graph is not None
+
+    def timed(self, clock: Callable[[Callable[[], None]], float]) -> float:
+        """`clock` of replays of the captured step that leave the cache as it is."""
+        cache = self.cache
+        cache.begin(cache.rows, [1] * len(cache.rows))
+        try:
+            return clock(self._step.replay)
+        finally:
+            cache.abort()
+            self._step.forget()
+
+    @torch.inference_mode()
+    def step(self, tokens: Tensor) -> Tensor:
+        """Append `tokens` [B]; logits [B, V] of what follows, overwritten by the next step.
+
+        Raises `OutOfBlocks` before anything has changed where the budget is too small.
+        """
+        cache, rows = self.cache, len(self.cache.rows)
+        tokens = tokens.reshape(-1, 1)
+        if len(tokens) != rows:
+            raise KvlabError(f"the cache holds {rows} rows, {len(tokens)} tokens came")
+        if self._eager:
+            return self._plain(tokens)
+        cache.abort()
+        positions = [cache.length(row) for row in cache.rows]
+        cache.begin(cache.rows, [1] * rows)
+        try:
+            logits = self._run(tokens, positions)
+        except BaseException:
+            cache.abort()
+            raise
+        if logits is None:
+            cache.abort()
+            return self._plain(tokens)
+        cache.commit()
+        cache.seen += 1
+        return logits
+
+    @property
+    def _eager(self) -> bool:
+        return self.driver == "eager" or self.why_eager is not None
+
+    def _plain(self, tokens: Tensor) -> Tensor:
+        positions = torch.tensor([self.cache.length(row) for row in self.cache.rows])
+        return self.model(
+            input_ids=tokens, position_ids=positions[:, None].to(tokens.device),
+            past_key_values=self.cache, use_cache=True, logits_to_keep=1,
+        ).logits[:, -1]
+
+    def _run(self, tokens: Tensor, positions: list[int]) -> Tensor | None:
+        """Logits of one step between `begin` and `commit`; None where it cannot be captured."""
+        if self._step is None or len(self._step.ids) != len(tokens):
+            self._step = Step(self.model, StepCache(self.cache), len(tokens))
+        step = self._step
+        step.ids.copy_(tokens)
+        step.at(positions)
+        if self.driver == "static":
+            step.run()
+            return step.logits
+        tables = [group.decoding for group in self.cache.groups]
+        stale = self._tables is None or any(a is not b for a, b in zip(tables, self._tables))
+        if (stale or not self.captured) and not self._capture(tables):
+            return None
+        step.replay()
+        for group, mass in zip(self.cache.groups, self._masses):
+            group.watch.replayed(group.decoding, mass)
+        return step.logits
+
+    def _capture(self, tables: list) -> bool:
+        """Compile, then record; False, with the reason noted, where that fails."""
+        watches = [group.watch for group in self.cache.groups]
+        try:
+            self._step.warm_up()
+            for watch in watches:
+                watch.abort()
+            self._step.capture()
+        except (BadInput, RuntimeError) as error:
+            if isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            self._step = None
+            self._give_up(f"a CUDA graph cannot be captured here: {str(error).splitlines()[0]}")
+            return False
+        self._masses = [watch.captured() for watch in watches]
+        self._tables = tables
+        return True
+
+    def _give_up(self, reason: str | None) -> None:
+        if reason is None:
+            return
+        if self.driver == "graph":
+            raise BadInput("eval.driver", "graph", f"{reason}; eval.driver=auto runs eagerly then")
+        self.why_eager = reason
+        _say(reason)
+
+
+@lru_cache
+def _say(reason: str) -> None:
+    """Once for each reason: a study makes many decoders."""
+    log.warning("decoding eagerly: %s", reason)
+
+
+def check_driver(driver: str, device: torch.device | None = None) -> None:
+    """Raises `BadInput` for a driver that is unknown, or impossible on `device`."""
+    if driver not in DRIVERS:
+        raise BadInput("eval.driver", driver, f"must be one of {', '.join(DRIVERS)}")
+    if driver == "graph" and device is not None and device.type != "cuda":
+        raise BadInput("eval.driver", driver, "needs a CUDA device; auto runs eagerly without one")
+
+
+def obstacle(model, cache: PagedCache) -> str | None:
+    """Why a decode step of `model` over `cache` cannot be captured, or None."""
+    if cache.device.type != "cuda":
+        return f"CUDA graphs need a CUDA device, and the cache lives on {cache.device}"
+    if not cache.can_decode([1] * len(cache.rows)):
+        return "this cache has axes that the decode kernel does not read"
+    axes = {name: getattr(cache.spec, name) for name in ("summary", "retrieval", "offload")}
+    for name, axis in axes.items():
+        if not type(axis).__name__.startswith("No"):
+            return f"{name}={axis.name} takes part in every step from the host"
+    windows = {getattr(m, "sliding_window", None) for m in model.modules()} - {None}
+    if windows:
+        return f"the model's own sliding window of {windows.pop()} tokens needs masks"
+    kind = getattr(getattr(model.get_decoder(), "rotary_emb", None), "rope_type", "default")
+    if kind in ("dynamic", "longrope"):
+        return f"rotary positions of type {kind} look at lengths on the host"
+    return None
+
+
+@torch.inference_mode()
+def generate(
+    model, ids: Tensor, cache: PagedCache, max_new_tokens: int, *,
+    attention_mask: Tensor | None = None, eos: int | None = None,
+    choose: Callable[[Tensor], Tensor] | None = None, chunk_tokens: int | str = 2048,
+    driver: Driver = "auto",
+) -> Tensor:
+    """Continue `ids` [B, T] by `max_new_tokens`: prefill in chunks, then decode, [B, new].
+
+    attention_mask: [B, T], 0 for padding on the left; such a batch is prefilled in one go.
+    eos: rows that have produced it repeat it, and all having done so ends the loop. Asking costs a
+        look at the device at every token; without it the host runs ahead.
+    choose: logits [B, V] -> tokens [B]; the most likely token by default, see `sampled`.
+    """
+    if max_new_tokens < 1:
+        raise BadInput("max_new_tokens", max_new_tokens, "must be at least 1")
+    choose = choose or (lambda logits: logits.argmax(-1))
+    if attention_mask is None:
+        logits = prefill(model, ids, cache, chunk_tokens=chunk_tokens).logits
+    else:
+        logits = _padded(model, ids, attention_mask, cache)
+    tokens = choose(logits)
+    out, ended = [tokens], torch.zeros_like(tokens, dtype=torch.bool)
+    decoder = Decoder(model, cache, driver=driver)
+    for _ in range(max_new_tokens - 1):
+        if eos is not None:
+            ended |= tokens == eos
+            if bool(ended.all()):
+                break
+        tokens = choose(decoder.step(tokens))
+        if eos is not None:
+            tokens = tokens.masked_fill(ended, eos)
+        out.append(tokens)
+    return torch.stack(out, 1)
+
+
+def _padded(model, ids: Tensor, mask: Tensor, cache: PagedCache) -> Tensor:
+    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
+    return model(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
+        use_cache=True, logits_to_keep=1,
+    ).logits[:, -1]
+
+
+def sampled(
+    temperature: float = 1.0, top_k: int | None = None, generator: torch.Generator | None = None
+) -> Callable[[Tensor], Tensor]:
+    """A `choose` for `generate` that draws from the softmax at `temperature`, of `top_k` tokens."""
+    if temperature <= 0:
+        raise BadInput("temperature", temperature, "must be positive; greedy is the default choice")
+
+    def choose(logits: Tensor) -> Tensor:
+        logits = logits.float() / temperature
+        if top_k is not None:
+            least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+            logits = logits.masked_fill(logits < least, -torch.inf)
+        return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+
+    return choose

@@ -1,0 +1,135 @@
+"""Fewer, larger kernels for one token per row: for every cache alike, undone on leaving.
+
+A decoder layer of the Llama family launches some 50 kernels, and at one token each takes longer
+to start than to run. `fused(model)` replaces, while it is open, the layer's own code by
+`kernel/layer_*`: norm with q, k and v, head norms with RoPE, output with residual, and the MLP in
+two. Cache and attention function are called as the library calls them, so DynamicCache,
+StaticCache and PagedCache run through the same code. Longer inputs only get their RMSNorms fused.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from kvlab.kernel import layer_ref
+
+try:
+    from kvlab.kernel import layer_triton
+except ImportError:  # no Triton on this platform
+    layer_triton = None
+
+
+@contextmanager
+def fused(model: nn.Module) -> Iterator[int]:
+    """Within it `model` decodes through fused layers; gives the number of layers replaced.
+
+    Layers that are not of the Llama kind (other activations, biases in the MLP) stay as they are.
+    Weights are neither copied nor changed, and prefill runs as before but for the RMSNorms.
+    """
+    undo: list[nn.Module] = []
+    try:
+        count = sum(_replace(module, undo) for module in model.modules())
+        head = model.get_output_embeddings()
+        if head is not None and head.bias is None:
+            _put(head, partial(_head, head), undo)
+        yield count
+    finally:
+        for module in undo:
+            del module.forward
+
+
+def _replace(module: nn.Module, undo: list[nn.Module]) -> bool:
+    if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+        _put(module, partial(_norm, module), undo)
+    elif fusible(module):
+        _put(module, partial(_layer, module), undo)
+        return True
+    return False
+
+
+def _put(module: nn.Module, forward, undo: list[nn.Module]) -> None:
+    if "forward" not in vars(module):  # somebody else's replacement is left alone
+        module.forward = forward
+        undo.append(module)
+
+
+def fusible(layer: nn.Module) -> bool:
+    """Whether `layer` is a decoder layer of the Llama kind: RMSNorms, gated SiLU, no odd biases."""
+    attention, mlp = (getattr(layer, name, None) for name in ("self_attn", "mlp"))
+    if attention is None or mlp is None:
+        return False
+    parts = [getattr(attention, f"{n}_proj", None) for n in "qkvo"]
+    parts += [getattr(mlp, f"{n}_proj", None) for n in ("gate", "up", "down")]
+    if not all(type(part) is nn.Linear for part in parts):
+        return False
+    q, k, v, *rest = (part.bias is None for part in parts)
+    silu = getattr(mlp.act_fn, "__class__", type).__name__ in ("SiLU", "SiLUActivation")
+    return silu and q == k == v and all(rest) and hasattr(layer, "post_attention_layernorm")
+
+
+def kernels(x: Tensor):
+    """The module that computes rows `x`: Triton's where it is on CUDA and takes them."""
+    usable = layer_triton is not None and x.is_cuda and layer_triton.takes(x)
+    return layer_triton if usable else layer_ref
+
+
+def _norm(module: nn.Module, x: Tensor) -> Tensor:
+    return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
+
+
+def _head(head: nn.Linear, x: Tensor) -> Tensor:
+    rows = x.flatten(0, -2)
+    if len(rows) > 16 or kernels(rows) is layer_ref:
+        return F.linear(x, head.weight)
+    return kernels(rows).norm_linear(rows, None, 0.0, (head.weight,)).view(*x.shape[:-1], -1)
+
+
+def _layer(
+    layer: nn.Module, hidden_states: Tensor, attention_mask=None, position_ids=None,
+    past_key_values=None, use_cache=False, position_embeddings=None, **kwargs,
+) -> Tensor:
+    """The forward of a decoder layer, [B, 1, K] -> [B, 1, K]; longer inputs go the usual way."""
+    if hidden_states.shape[1] != 1:
+        return type(layer).forward(
+            layer, hidden_states, attention_mask=attention_mask, position_ids=position_ids,
+            past_key_values=past_key_values, use_cache=use_cache,
+            position_embeddings=position_embeddings, **kwargs,
+        )
+    x = hidden_states[:, 0].contiguous()
+    ops, mlp, norm = kernels(x), layer.mlp, layer.post_attention_layernorm
+    mixed = _attention(layer, ops, x, position_embeddings, past_key_values, attention_mask, kwargs)
+    x = ops.linear_add(mixed, layer.self_attn.o_proj.weight, x)
+    inner = ops.gated_linear(
+        x, norm.weight, norm.variance_epsilon, mlp.gate_proj.weight, mlp.up_proj.weight
+    )
+    return ops.linear_add(inner, mlp.down_proj.weight, x)[:, None]
+
+
+def _attention(layer, ops, x: Tensor, angles, cache, mask, kwargs) -> Tensor:
+    """[B, K] -> what the output projection takes, [B, Hq * D]."""
+    a, norm = layer.self_attn, layer.input_layernorm
+    linears = (a.q_proj, a.k_proj, a.v_proj)
+    biases = None if a.q_proj.bias is None else tuple(m.bias for m in linears)
+    qkv = ops.norm_linear(
+        x, norm.weight, norm.variance_epsilon, tuple(m.weight for m in linears), biases
+    )
+    heads, kv_heads = (m.weight.shape[0] // a.head_dim for m in linears[:2])
+    gains = [getattr(getattr(a, name, None), "weight", None) for name in ("q_norm", "k_norm")]
+    eps = getattr(getattr(a, "q_norm", None), "variance_epsilon", 0.0)
+    cos, sin = (t[:, 0].expand(len(x), -1) for t in angles)
+    q, k, v = (t[:, :, None] for t in ops.rotate(qkv, heads, kv_heads, *gains, eps, cos, sin))
+    if cache is not None:
+        k, v = cache.update(k, v, a.layer_idx)
+    plain = sys.modules[type(a).__module__].eager_attention_forward
+    attend = ALL_ATTENTION_FUNCTIONS.get_interface(a.config._attn_implementation, plain)
+    window = getattr(a, "sliding_window", None)
+    out, _ = attend(a, q, k, v, mask, dropout=0.0, scaling=a.scaling, sliding_window=window,
+                    **kwargs)
+    return out.reshape(len(x), -1)

@@ -1,0 +1,200 @@
+"""Blocks that left the device, in host memory: nothing is lost, and attention still reads them.
+
+The past of a long prompt is streamed through the device in every chunk of prefill (FlexGen,
+https://arxiv.org/abs/2303.06865, streams weights and cache so; ours streams pieces of one layer,
+in the stored format, and merges exact partial results). Blocks are copied as stored: spilling and
+fetching change no bit.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from heapq import heappop, heappush, nsmallest
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from kvlab.core import BadInput
+from kvlab.offload.base import NoOffload
+from kvlab.offload.memory import HostMemory
+from kvlab.offload.slabs import HostSlabs, rows_of
+from kvlab.offload.stage import Seat, Stage, ids_on
+from kvlab.pool import BlockPool, LayerPlanes, Workspace
+
+
+class HostStore(NoOffload):
+    """Evicted blocks go to host memory, in their format, and stay part of the past.
+
+    cap_gb: GB (10**9 bytes) of host memory for all caches built with this object; null: 90 % of
+        what the machine has free. At the limit, `OutOfHost` before anything has changed.
+    slab_tokens: tokens that are pinned at a time; one layer of them is one copy to the device.
+    """
+
+    name = "host"
+    keeps = True
+
+    def __init__(self, cap_gb: float | None = None, slab_tokens: int = 4096):
+        if cap_gb is not None and not cap_gb > 0:
+            raise BadInput("offload.cap_gb", cap_gb, "must be positive, or null for no limit")
+        if isinstance(slab_tokens, bool) or not isinstance(slab_tokens, int) or slab_tokens < 1:
+            raise BadInput("offload.slab_tokens", slab_tokens, "must be a whole number, at least 1")
+        self.cap_gb, self.slab_tokens = cap_gb, slab_tokens
+        self.memory = HostMemory(None if cap_gb is None else int(cap_gb * 1e9))
+        self._stages: WeakKeyDictionary[Workspace, Stage] = WeakKeyDictionary()
+
+    def build(self, pool: BlockPool) -> Shelf:
+        """The host half of one pool; the pools of one cache share their way to the device."""
+        if pool.workspace not in self._stages:
+            move = None if pool.fused is None else pool.fused.move
+            self._stages[pool.workspace] = Stage(pool.device, move)
+        rows = max(1, self.slab_tokens // pool.geometry.block_size)
+        return Shelf(pool, rows, self.memory, self._stages[pool.workspace])
+
+
+class Shelf:
+    """Host rows of one layer group. A key names a block; it lives until its last holder drops it.
+
+    `spill` and `fetch` run on the stream that computes, so a device block is never reused before
+    its copy is done; `prefetch` runs on a stream of its own.
+    """
+
+    keeps = True
+
+    def __init__(self, pool: BlockPool, slab_rows: int, memory: HostMemory, stage: Stage):
+        self.pool, self.memory, self.stage, sealed = pool, memory, stage, pool.sealed
+        self.store = HostSlabs(sealed.planes, sealed.layers, slab_rows, pool.device, memory)
+        self._holders: dict[int, int] = {}
+        self._free: list[int] = []  # heap of keys below len(_holders) + len(_free)
+        weakref.finalize(self, _give_back, self.store.slabs, memory, pool.device)
+
+    # ---- blocks come and go
+
+    def require(self, count: int) -> None:
+        """Take the memory that `count` more blocks need. Raises `OutOfHost`; nothing changes."""
+        missing = self.store.missing(self._next(count))
+        self.memory.reserve(missing, self.store.slab_bytes, self.pool.device)
+
+    def reserve(self, tokens: int) -> None:
+        """Have pinned memory ready for `tokens` more tokens, so that no step waits for it."""
+        self.require(-(-tokens // self.pool.geometry.block_size))
+
+    def spill(self, blocks: list[int]) -> list[int]:
+        """Copy sealed `blocks`, all layers, device -> host; returns a key for each.
+
+        Raises `OutOfHost` before anything has changed.
+        """
+        self.require(len(blocks))
+        keys = self._next(len(blocks))
+        self.store.commit(keys)
+        for key in keys:
+            if self._free and self._free[0] == key:
+                heappop(self._free)
+            self._holders[key] = 1
+        self._move(self.pool.sealed, self.store, blocks, keys)
+        self.stage.forget(wrote=True)
+        return keys
+
+    def fetch(self, keys: list[int], blocks: list[int]) -> None:
+        """Copy `keys` back into sealed `blocks`, every bit as it was; the keys stay."""
+        self.pool.sealed.commit(blocks)
+        self._move(self.store, self.pool.sealed, keys, blocks)
+
+    def share(self, keys: list[int]) -> None:
+        """One more holder for each of `keys`."""
+        for key in keys:
+            self._holders[key] += 1
+
+    def drop(self, keys: list[int]) -> None:
+        """One holder less for each; what nobody holds is gone."""
+        gone = []
+        for key in keys:
+            self._holders[key] -= 1
+            if not self._holders[key]:
+                del self._holders[key]
+                heappush(self._free, key)
+                gone.append(key)
+        if gone:
+            self.stage.forget(wrote=False)
+            self.store.drop(gone)
+
+    # ---- reading
+
+    def prefetch(self, layer: int, keys: list[int]) -> None:
+        """Start to bring one layer of `keys` to the device, while something else is computed."""
+        if keys:
+            self.stage.start(self.store, layer, tuple(keys))
+
+    def read(self, layer: int, keys: list[int]) -> tuple[Tensor, Tensor]:
+        """One layer of `keys`, dequantized: two [n*S, H, D] in the compute dtype.
+
+        With kernels they lie in the pool's workspace, until its next read.
+        """
+        seat, rows = self.stage.take(self.store, layer, tuple(keys))
+        pair = self._dequantize(seat, rows)
+        self.stage.done(seat)
+        return pair
+
+    def planes(self, layer: int) -> LayerPlanes:
+        """Where one layer lies in host memory, for kernels that read it in place."""
+        return self.store.layer(layer)
+
+    # ---- accounts
+
+    @property
+    def nbytes(self) -> int:
+        """Host bytes of the slabs in use."""
+        return len(self.store.slabs) * self.store.slab_bytes
+
+    @property
+    def device_nbytes(self) -> int:
+        """Device bytes of the table of slab addresses."""
+        return 0 if self.store._base is None else self.store._base.nbytes
+
+    @property
+    def staging_nbytes(self) -> int:
+        """Device bytes of the buffers on the way; the shelves of one cache share them."""
+        return self.stage.nbytes
+
+    @property
+    def live(self) -> int:
+        """Blocks that are held."""
+        return len(self._holders)
+
+    def check(self, keys: list[int]) -> None:
+        """Raise AssertionError unless the holders are exactly the tables' `keys`."""
+        assert Counter(keys) == self._holders, "host keys and their holders disagree"
+        assert self.store.live_rows == self.live, "host rows and keys disagree"
+        assert not set(self._free) & self._holders.keys(), "a free key has a holder"
+
+    # ---- pieces
+
+    def _next(self, count: int) -> list[int]:
+        """The keys that `count` more blocks will get: lowest first, so that runs stay together."""
+        reused = nsmallest(count, self._free) if self._free else []
+        end = len(self._holders) + len(self._free)
+        return reused + list(range(end, end + count - len(reused)))
+
+    def _move(self, source, target, rows: list[int], places: list[int]) -> None:
+        if self.pool.fused is None:
+            for layer in range(source.layers):
+                target.write(layer, places, source.read(layer, rows))
+            return
+        ids = (ids_on(x, self.pool.device) for x in (rows, places))
+        layers = ([s.layer(n) for n in range(s.layers)] for s in (source, target))
+        self.pool.fused.move(*layers, *ids)
+
+    def _dequantize(self, seat: Seat, rows: Tensor) -> tuple[Tensor, Tensor]:
+        pool = self.pool
+        if pool.fused is not None:
+            return pool.gather(seat.planes, rows)
+        k, v = pool.format.dequantize(rows_of(seat.planes, rows), pool.dtype)
+        return k.flatten(0, 1), v.flatten(0, 1)
+
+
+def _give_back(slabs: dict[int, Tensor], memory: HostMemory, device: torch.device) -> None:
+    """A cache that nobody closed leaves no pinned memory behind."""
+    for slab in slabs.values():
+        memory.give(slab, device)
+    slabs.clear()

@@ -1,0 +1,65 @@
+"""Policies that keep the blocks of highest score, the score being made for them at prefill.
+
+They differ in what they `observe`: the live cache computes that score (`kvlab/cache/scores.py`),
+all but TOVA's from chunks only. A block that fills while tokens are decoded starts at the mean.
+A trace has no scores, so the simulator replays these from recorded runs only.
+"""
+
+from __future__ import annotations
+
+from kvlab.policy.base import PriorityPolicy
+
+
+class Scored(PriorityPolicy):
+    """The block of smallest score leaves, the least recent of equals first."""
+
+    def priority(self, meta):
+        return meta.score, meta.last
+
+
+class SnapKV(Scored):
+    """The block that the last 32 queries of the prompt look at least leaves.
+
+    SnapKV (Li et al. 2024, https://arxiv.org/abs/2404.14469): votes of an observation window,
+    pooled over neighbouring tokens. No parameters; the window itself is kept by `window=sink`.
+    Differs: whole blocks, the same ones for all heads of a layer group; evicts between chunks too,
+    with the last queries of each chunk as window, where the paper does so once after prefill.
+    """
+
+    name = "snapkv"
+    observes = "snapkv"
+
+
+class ExpectedAttention(Scored):
+    """The block that can expect least attention, weighted by its values' norms, leaves.
+
+    Expected Attention (Devoto et al. 2025, https://arxiv.org/abs/2510.00636; NVIDIA's kvpress): the
+    mean attention of queries from a normal distribution fitted to those seen. No parameters.
+    Differs: fitted to the last 32 queries after RoPE; whole blocks, the same for all heads of a
+    layer group, all layers alike.
+    """
+
+    name = "expected_attention"
+    observes = "expected_attention"
+
+
+class KeyNorm(Scored):
+    """The block with the largest keys leaves: keys of small norm attract attention.
+
+    Devoto et al. 2024, https://arxiv.org/abs/2406.11430. No parameters. Differs: the mean norm of a
+    block, the same choice for all heads of a layer group.
+    """
+
+    name = "key_norm"
+    observes = "key_norm"
+
+
+class TOVA(Scored):
+    """The block that the newest token looks at least leaves.
+
+    TOVA (Oren et al. 2024, https://arxiv.org/abs/2401.06104). No parameters. Differs: whole blocks,
+    the same ones for all layers of a layer group; in prefill the last token of a chunk decides.
+    """
+
+    name = "tova"
+    observes = "tova"

@@ -1,0 +1,162 @@
+"""Scores of blocks against their definitions, written out for whole sequences."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kvlab import policy
+from kvlab.cache import scores
+from kvlab.core import BadInput
+
+HEADS, KV_HEADS, DIM, SIZE, SCALE = 4, 2, 8, 4, 0.3
+
+
+def drawn(tokens=5, blocks=6, seed=0):
+    """q [Hq, T, D], k and v [N*S, H, D]."""
+    g = torch.Generator().manual_seed(seed)
+    q = torch.randn(HEADS, tokens, DIM, generator=g)
+    k, v = torch.randn(2, blocks * SIZE, KV_HEADS, DIM, generator=g)
+    return q, k, v
+
+
+def plain_logits(q, k):
+    keys = k.repeat_interleave(HEADS // KV_HEADS, 1)
+    return torch.einsum("htd,nhd->htn", q, keys) * SCALE
+
+
+def score(scorer, q, k, v, pieces=(6,), **more):
+    parts, start = [], 0
+    for blocks in pieces:
+        at = slice(start, start + blocks * SIZE)
+        parts.append(scorer.part(q, k[at], v[at], scale=SCALE, block_size=SIZE, **more))
+        start = at.stop
+    return scorer.scores(parts, plain_logits(q, k).logsumexp(-1))
+
+
+def per_block(x):
+    return x.unflatten(-1, (-1, SIZE)).sum(-1)
+
+
+def test_mass_is_the_share_of_attention():
+    q, k, v = drawn(40)
+    weights = plain_logits(q, k).softmax(-1)[:, -32:]
+    torch.testing.assert_close(score(scores.Mass(), q, k, v), per_block(weights.mean((0, 1))))
+
+
+def test_tova_asks_the_last_token():
+    q, k, v = drawn(9)
+    weights = plain_logits(q, k).softmax(-1)[:, -1]
+    torch.testing.assert_close(score(scores.TOVA(), q, k, v), per_block(weights.mean(0)))
+
+
+@pytest.mark.parametrize("pool", ["max", "mean"])
+def test_snapkv_pools_over_neighbours(pool):
+    q, k, v = drawn()
+    weights = torch.nn.functional.pad(plain_logits(q, k).softmax(-1), (1, 1))
+    triples = torch.stack([weights[..., :-2], weights[..., 1:-1], weights[..., 2:]])
+    pooled = triples.amax(0) if pool == "max" else triples.mean(0)
+    found = score(scores.SnapKV(pool, 3), q, k, v)
+    torch.testing.assert_close(found, per_block(pooled.mean((0, 1))))
+
+
+def test_snapkv_without_neighbours_is_mass():
+    q, k, v = drawn()
+    torch.testing.assert_close(
+        score(scores.SnapKV(kernel=1), q, k, v), score(scores.Mass(), q, k, v)
+    )
+
+
+def test_snapkv_spares_the_surroundings_of_a_find():
+    """The block after the one that holds what is looked for scores above all others."""
+    q, k, v = drawn(blocks=8)
+    k = k * 0.1
+    at = 3 * SIZE + SIZE - 1  # the last token of block 3
+    k[at] = 3 * q[:: HEADS // KV_HEADS].mean(1)
+    plain, pooled = (score(s, q, k, v, (8,)) for s in (scores.Mass(), scores.SnapKV()))
+    assert plain.argmax() == pooled.argmax() == 3
+    assert pooled[4] > 2 * pooled[6] and plain[4] < 2 * plain[6]
+
+
+def test_expected_attention_is_its_formula():
+    q, k, v = drawn(7)
+    keys = k.repeat_interleave(2, 1)
+    mean, centred = q.mean(1), q - q.mean(1, keepdim=True)
+    covariance = torch.einsum("htd,hte->hde", centred, centred) / 7
+    exponent = SCALE * torch.einsum("hd,nhd->hn", mean, keys)
+    exponent += SCALE**2 / 2 * torch.einsum("nhd,hde,nhe->hn", keys, covariance, keys)
+    want = exponent.softmax(-1) * v.norm(dim=-1).T.repeat_interleave(2, 0)
+    found = score(scores.ExpectedAttention(), q, k, v)
+    torch.testing.assert_close(found, per_block(want.mean(0)))
+
+
+def test_expected_attention_is_what_normal_queries_give():
+    g = torch.Generator().manual_seed(1)
+    q, k, v = torch.randn(1, 32, DIM, generator=g), *drawn()[1:]
+    k, v = k[:, :1], torch.ones_like(v[:, :1])
+    mixed = torch.randn(200_000, 32, generator=g)  # many queries of the same mean and covariance
+    many = q.mean(1) + mixed @ (q[0] - q.mean(1)) / 32**0.5
+    weights = torch.exp(SCALE * many @ k[:, 0].T).mean(0)
+    want = per_block(weights / weights.sum()) * DIM**0.5
+    found = score(scores.ExpectedAttention(), q, k, v)
+    torch.testing.assert_close(found, want, rtol=0.03, atol=0)
+
+
+def test_small_keys_stay():
+    q, k, v = drawn()
+    k = k / k.norm(dim=-1, keepdim=True) * torch.tensor([3, 1, 2, 6, 5, 4.0]).repeat_interleave(
+        SIZE
+    )[:, None, None]
+    found = score(scores.KeyNorm(), q, k, v)
+    torch.testing.assert_close(found, 1 / torch.tensor([3, 1, 2, 6, 5, 4.0]))
+
+
+@pytest.mark.parametrize("name", sorted(set(scores.SCORERS) - {"snapkv"}))
+def test_pieces_give_what_the_whole_gives(name):
+    q, k, v = drawn()
+    whole, pieces = (score(scores.by_name(name), q, k, v, p) for p in ((6,), (1, 3, 2)))
+    torch.testing.assert_close(pieces, whole)
+
+
+@pytest.mark.parametrize("name", scores.SCORERS)
+def test_scores_are_finite_and_positive(name):
+    q, k, v = drawn(1)
+    for factor in (1e-3, 1.0, 200.0):
+        found = score(scores.by_name(name), factor * q, factor * k, v)
+        assert found.shape == (6,) and found.dtype == torch.float32
+        assert found.isfinite().all() and (found >= 0).all()
+
+
+@pytest.mark.parametrize("name", ["mass", "snapkv", "tova"])
+def test_own_blocks_are_scored_through_the_causal_mask(name):
+    q, k, v = drawn(24)
+    seen = torch.ones(24, 24).tril().bool()
+    lse = plain_logits(q, k).masked_fill(~seen, -torch.inf).logsumexp(-1)
+    scorer = scores.by_name(name, **({"kernel": 1} if name == "snapkv" else {}))
+    part = scorer.part(q, k, v, scale=SCALE, block_size=SIZE, seen=seen)
+    weights = plain_logits(q, k).masked_fill(~seen, -torch.inf).softmax(-1)[:, -scorer.queries :]
+    found = scorer.scores([part], lse)
+    torch.testing.assert_close(found, per_block(weights.mean((0, 1))))
+    assert found.sum().item() == pytest.approx(1.0)
+
+
+def test_how_steps_add_up():
+    mass, snap, tova = scores.Mass(), scores.SnapKV(), scores.TOVA()
+    assert [mass.weight(n, 1) for n in range(3)] == [1, 1 / 2, 1 / 3]
+    assert [snap.weight(0, 1), snap.weight(5, 512), snap.weight(5, 8)] == [1, 1, 1 / 4]
+    assert tova.weight(0, 1) == tova.weight(9, 1) == 1
+
+
+def test_every_policy_observes_what_there_is():
+    observed = {n: type(policy.by_name(n)).observes for n in policy.names() if n != "belady"}
+    assert set(observed.values()) - {None} == set(scores.SCORERS)
+    assert {n for n, what in observed.items() if what is None} == {"fifo", "random"}
+    assert all(observed[n] == n for n in ("snapkv", "expected_attention", "key_norm", "tova"))
+    with pytest.raises(BadInput, match="known: expected_attention, key_norm, mass"):
+        scores.by_name("magic")
+
+
+@pytest.mark.parametrize("parameters", [{"pool": "sum"}, {"kernel": 4}, {"kernel": 0}])
+def test_senseless_pools_are_refused(parameters):
+    with pytest.raises(BadInput):
+        scores.SnapKV(**parameters)
