@@ -54,6 +54,13 @@ class Away:
         """Block `index` of `seq` is on the device again."""
         self.shelf.drop([self.tables[seq].punch(index)])
 
+    def fetch(self, wanted: list[tuple[SeqId, int]], blocks: list[BlockId]) -> None:
+        """Copy blocks (sequence, index) to the device; they are no longer away."""
+        if wanted:
+            self.shelf.fetch([self.tables[seq].ids[index] for seq, index in wanted], blocks)
+            for place in wanted:
+                self.forget(*place)
+
     def key(self, seq: SeqId, index: int) -> int | None:
         ids = self.tables[seq].ids
         return ids[index] if index < len(ids) else None

@@ -17,33 +17,28 @@ from kvlab.cache.tables import DecodeTables, room_for
 from kvlab.cache.watch import Watch
 from kvlab.core import BlockId, KvlabError, OutOfBlocks, SeqId
 from kvlab.kernel import attend_sdpa
-from kvlab.offload import NoShelf
+from kvlab.offload import OutOfHost
 from kvlab.pool import BlockPool
-from kvlab.retrieval import NoRetrieval
-from kvlab.summary import NoSummary
-from kvlab.window import NoWindow
 
 
 class LayerGroup:
     """Ledger (which block), pool (its bytes) and block tables of the layers that evict together."""
 
     def __init__(
-        self, ledger: BlockLedger, pool: BlockPool, window: NoWindow, workspace_tokens: int,
-        inv_freq: Tensor | None = None, shelf: NoShelf | None = None,
-        retrieval: NoRetrieval | None = None, summary: NoSummary | None = None,
+        self, ledger: BlockLedger, pool: BlockPool, spec, inv_freq: Tensor | None = None
     ):
-        self.ledger, self.pool, self.window = ledger, pool, window
+        self.ledger, self.pool, self.window = ledger, pool, spec.window
         self.block_size = pool.geometry.block_size
         self.tables: dict[SeqId, BlockTable] = {}
         self.borrowed: dict[SeqId, set[BlockId]] = {}
         self.pinned: dict[SeqId, set[BlockId]] = {}
         self.watch = Watch(ledger, pool.geometry.layers, self.block_size)
-        segment = max(1, workspace_tokens // self.block_size)
-        self.summaries = Summaries(summary or NoSummary(), pool)
-        self.away = Away(shelf or NoShelf(), pool, self.summaries)
-        self.past = Past(pool, window, self.watch, segment, inv_freq, self.away)
+        self.summaries = Summaries(spec.summary, pool)
+        segment = max(1, spec.workspace_tokens // self.block_size)
+        self.away = Away(spec.offload.build(pool), pool, self.summaries)
+        self.past = Past(pool, spec.window, self.watch, segment, inv_freq, self.away)
         self.decoding: DecodeTables | None = None
-        self.digests = digests_for(retrieval or NoRetrieval(), pool, self.away)
+        self.digests = digests_for(spec.retrieval, pool, self.away)
         self.choice = choice_for(self.digests)
         self.fresh: list[BlockId] = []  # sealed since the last step ended
         self.evictions = 0
@@ -228,7 +223,7 @@ class LayerGroup:
     def end_step(self) -> None:
         """After all sequences of a step: what was attended to, and the policy's clock."""
         fresh, self.fresh = self.fresh, []
-        self.choice.tell(self.watch, self.tables)
+        self._bring(self.choice.tell(self.watch, self.tables))
         self.watch.commit([b for b in fresh if self.ledger.state(b) == SEALED])
         self.ledger.tick()
 
@@ -281,6 +276,20 @@ class LayerGroup:
         self.pool.seal(layer, e.sealing, k[:cut], v[:cut], e.sealing_ids)
         if e.rest is not None:
             self.pool.write(layer, e.rest, 0, k[cut:], v[cut:])
+
+    def _bring(self, wanted: list[tuple[SeqId, int]]) -> None:
+        """Blocks come back from host memory, and others leave for them."""
+        wanted = wanted[: self.ledger.evictable_count]
+        try:
+            self.make_room(len(wanted))
+        except OutOfHost:  # for a moment both would be there; what stays away is read there
+            return
+        blocks = self.ledger.allocate(len(wanted))
+        self.away.fetch(wanted, blocks)
+        for (seq, index), block in zip(wanted, blocks):
+            self.tables[seq].fill(index, block)
+        self.ledger.seal(blocks, depth=[index for _, index in wanted])
+        self.fresh += blocks
 
     def _slide(self, seq: SeqId) -> None:
         """Move the window's pins to the end of the sequence; free what it can never read again."""

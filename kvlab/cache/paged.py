@@ -58,10 +58,7 @@ class PagedCache:
         pool = BlockPool(
             g, spec.format, self.device, self.dtype, spec.kernels, self.workspace
         )
-        return LayerGroup(
-            ledger, pool, spec.window, spec.workspace_tokens, self.inv_freq,
-            spec.offload.build(pool), spec.retrieval, spec.summary,
-        )
+        return LayerGroup(ledger, pool, spec, self.inv_freq)
 
     # ---- sequences
 
@@ -194,18 +191,15 @@ class PagedCache:
                 group.abort(e)
 
     def _trim(self) -> None:
-        """Bring a cache with a relative budget back to its share of the tokens seen.
-
-        Entries that stand for evicted tokens take their part of the share.
-        """
+        """Bring a cache with a relative budget back to its share of the tokens seen."""
         if self.spec.budget_percent is None:
             return
         seen = sum(-(-n // self.geometry.block_size) for n in self._tokens.values())
         share = seen * self.spec.budget_percent / 100
         for group in self.groups:
             keep = max(1, int(share - group.summaries.blocks))
-            short = math.ceil((group.ledger.held_count - keep) / group.summaries.gain)
-            over = min(short, group.ledger.evictable_count)
+            short = (group.ledger.held_count - keep) / group.summaries.gain
+            over = min(math.ceil(short), group.ledger.evictable_count)
             if over > 0:
                 group.evict(over)
 
@@ -215,11 +209,11 @@ class PagedCache:
         """Raise if ledger, tables and pool disagree; for tests and after trouble."""
         for group in self.groups:
             group.ledger.check()
+            group.summaries.check()
             held = {b for t in group.tables.values() for b in t.ids if b is not None}
             if len(held) != group.ledger.held_count:
                 raise KvlabError(f"{len(held)} blocks in tables, {group.ledger.held_count} held")
             group.away.check()
-            group.summaries.check()
 
     def stats(self) -> CacheStats:
         """Counts and bytes now; see `CacheStats` for what each byte count means."""
@@ -232,9 +226,11 @@ class PagedCache:
         logical = sealed * self.spec.format.block_bytes(g) // count + (
             open_tokens * g.elements_per_token * self.dtype.itemsize // count
         )
-        digests = sum(group.digests.nbytes for group in self.groups)
         logical += sum(group.summaries.entry_bytes for group in self.groups)
-        allocated = digests + sum(g.pool.nbytes + g.summaries.nbytes for g in self.groups)
+        allocated = sum(
+            group.pool.nbytes + group.digests.nbytes + group.summaries.nbytes
+            for group in self.groups
+        )
         return CacheStats(
             tokens=tokens, resident_tokens=round(resident),
             blocks=sum(group.ledger.held_count for group in self.groups),
@@ -245,6 +241,6 @@ class PagedCache:
             bits_per_element=8 * allocated / max(1, resident * g.elements_per_token),
             workspace_bytes=self.workspace.nbytes + shelves[0].staging_nbytes
             + sum(shelf.device_nbytes for shelf in shelves),
-            digest_bytes=digests,
+            digest_bytes=sum(group.digests.nbytes for group in self.groups),
             read_tokens=round(sum(g.choice.read_tokens(g.tables) for g in self.groups) / count),
         )

@@ -31,6 +31,7 @@ class Watch:
         self._step: dict[tuple[BlockId, ...], Tensor] = {}
         self._queries = 1
         self._scored: dict[BlockId, int] = {}  # in how many steps
+        self._told: dict[BlockId, float] = {}
         self._mass: Tensor | None = None  # of decode steps, [B, max_blocks], and of which blocks
         self._rows: list[list[BlockId]] = []
 
@@ -100,11 +101,11 @@ class Watch:
         if mass is not None:
             self._mass, self._rows, self._queries = mass, tables.blocks, 1
 
-    def shares(self, blocks: list[BlockId], shares: Tensor) -> None:
+    def shares(self, blocks: list[BlockId], shares: list[float]) -> None:
         """What stands for the attention of `blocks` where a token reads a choice only."""
-        if self.active and self.scorer.decodes and blocks:
-            key = tuple(blocks)
-            self._step[key] = self._step[key] + shares if key in self._step else shares
+        if self.active and self.scorer.decodes:
+            for block, share in zip(blocks, shares):
+                self._told[block] = self._told.get(block, 0.0) + share
             self._queries = 1
 
     # ---- the end of a step
@@ -142,7 +143,7 @@ class Watch:
         for row, blocks in enumerate(self._rows):
             named += blocks
             parts.append(self._mass[row, : len(blocks)])
-        found: dict[BlockId, float] = {}
+        found = self._told
         for block, value in zip(named, torch.cat(parts).tolist() if parts else ()):
             found[block] = found.get(block, 0.0) + value
         self.abort()
@@ -152,7 +153,7 @@ class Watch:
         """Forget a step that failed, or is done."""
         self._step = {}
         self._blocks, self._parts = [], []
-        self._mass, self._rows = None, []
+        self._mass, self._rows, self._told = None, [], {}
 
     def forget(self, blocks: list[BlockId]) -> None:
         """Blocks that left: their ids will mean other contents."""

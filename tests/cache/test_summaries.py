@@ -205,3 +205,17 @@ def test_a_sliding_window_is_refused():
     with pytest.raises(BadInput, match="sliding window"):
         cache.attend(0, x, x[:, :2], x[:, :2], scale=0.25, window=8)
     cache.abort()
+
+
+def test_decode_through_the_kernels_reads_the_entries():
+    pytest.importorskip("triton")
+    outs = []
+    for kernels in ("torch", "triton"):
+        cache = make(head_dim=32, block_size=16, kernels=kernels, policy="fifo", budget_blocks=6,
+                     summary=Merged(ratio=0.25))  # fmt: skip
+        seqs = [cache.open(), cache.open()]
+        step(cache, seqs, [40, 35])
+        step(cache, seqs, [40, 35], 1)
+        outs.append(torch.cat([step(cache, seqs, [1, 1], n) for n in range(2, 6)]))
+    assert entries(cache, seqs[0]).count
+    torch.testing.assert_close(*outs, rtol=2e-3, atol=2e-3)
