@@ -39,8 +39,8 @@ class Story:
 class Summaries:
     """Entries of one layer group, made by `summary` while victims can still be read.
 
-    Stored with keys and values in bf16 and the bias in fp32. Entries are never written in place,
-    so a fork shares them until one of the two evicts.
+    Keys, values and queries are kept in bf16, biases and sums in fp32. Entries are never written
+    in place, so a fork shares them until one of the two evicts.
     """
 
     def __init__(self, summary: NoSummary, pool: BlockPool):
@@ -90,6 +90,7 @@ class Summaries:
 
     def _absorbed(self, story: Story, layer: int, new: Entries) -> tuple[Entries, int]:
         old, queries = story.entries.get(layer), story.queries.get(layer)
+        queries = queries and Queries(queries.q.float(), queries.lse)
         entries, stable = self.summary.absorb(old, new, story.seen, queries)
         return entries.to(STORED), stable
 
@@ -103,7 +104,7 @@ class Summaries:
         first = max(0, count - OBSERVED_SPAN)
         wanted = min(OBSERVED_QUERIES, count)
         at = torch.linspace(first, count - 1, wanted, device=q.device).round().long()
-        fresh = Queries(q[:, at].float() * scale, lse[:, at])
+        fresh = Queries((q[:, at].float() * scale).to(STORED), lse[:, at])
         old = story.queries.get(layer)
         story.queries[layer] = grouped(fresh, old, self.pool.geometry.kv_heads)
 
@@ -139,7 +140,7 @@ class Summaries:
     @property
     def blocks(self) -> float:
         """Entries of all sequences, in blocks that take as many bytes."""
-        return self.entry_bytes / self.pool.format.block_bytes(self.pool.geometry)
+        return self.nbytes / self.pool.format.block_bytes(self.pool.geometry)
 
     @property
     def gain(self) -> float:
@@ -157,16 +158,14 @@ class Summaries:
                     raise KvlabError(f"an entry of layer {layer}, sequence {seq} is not finite")
 
     @property
-    def entry_bytes(self) -> int:
+    def nbytes(self) -> int:
         """Of all sequences; what forks share counts once."""
         return self._bytes(e for s in self.stories.values() for e in s.entries.values())
 
     @property
-    def nbytes(self) -> int:
-        """Entries and the observed queries."""
-        return self.entry_bytes + self._bytes(
-            q for s in self.stories.values() for q in s.queries.values()
-        )
+    def workspace_bytes(self) -> int:
+        """The observed queries: as many for a long past as for a short one."""
+        return self._bytes(q for s in self.stories.values() for q in s.queries.values())
 
     @staticmethod
     def _bytes(held) -> int:

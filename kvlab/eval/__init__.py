@@ -1,7 +1,8 @@
 """Measures: quality paired with the full cache, bytes and time."""
 
 from kvlab.eval.evaluate import Cost, Evaluate
+from kvlab.eval.paired import Paired
 from kvlab.eval.prefill_speed import PrefillSpeed
 from kvlab.eval.speed import DecodeSpeed
 
-__all__ = ["Cost", "DecodeSpeed", "Evaluate", "PrefillSpeed"]
+__all__ = ["Cost", "DecodeSpeed", "Evaluate", "Paired", "PrefillSpeed"]
