@@ -2,8 +2,8 @@
 
 from kvlab.eval.evaluate import Cost, Evaluate
 from kvlab.eval.load import Load
-from kvlab.eval.parity import Parity
 from kvlab.eval.pareto import Pareto
+from kvlab.eval.parity import Parity
 from kvlab.eval.prefill_speed import PrefillSpeed
 from kvlab.eval.recall import Recall
 from kvlab.eval.serving import PrefixHitRate
