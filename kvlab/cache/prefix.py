@@ -205,6 +205,16 @@ class Prefixes:
         self._refuse_none()
         return store.load(self, folder)
 
+    def spill_prefixes(self) -> int:
+        """Send every known block that nobody uses to the host tier, as if its room were needed.
+
+        Returns how many left the device. Raises `BadInput` without an offload.
+        """
+        self._refuse_none()
+        if not self.spec.offload.keeps:
+            raise BadInput("offload", self.spec.offload.name, "keeps nothing; choose offload=host")
+        return sum(group.drop_known(spill=True) for group in self.groups)
+
     def _refuse_none(self) -> None:
         if not self.spec.prefix.shares:
             raise BadInput("prefix", self.spec.prefix.name, "keeps nothing; choose prefix=hash")
