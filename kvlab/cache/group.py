@@ -154,7 +154,8 @@ class LayerGroup:
         return -(-length // size), -(-(length + count) // size), whole
 
     def begin(self, seq: SeqId, count: int) -> Extent:
-        """Find room for `count` new tokens of `seq`. Raises `OutOfBlocks`; nothing changes then."""
+        """Find room for `count` new tokens of `seq`. Raises `OutOfBlocks`, or what the allocator
+        raises; nothing changes then."""
         table, size = self.tables[seq], self.block_size
         past, fill = table.length, table.length % size
         full, rest_count = divmod(fill + count, size)
@@ -163,13 +164,22 @@ class LayerGroup:
         ids = ([tail] if fill else []) + new
         rest = ids[full] if rest_count else None
         e = Extent(seq, past, fill, count, tail, new, ids[:full], rest, rest_count, adopted)
-        opened = e.writing if e.single else rest
-        if opened is not None and opened != tail:
+        try:
+            self._take_memory(e)
+        except BaseException:  # the allocator's, too
+            self.abort(e)
+            raise
+        return e
+
+    def _take_memory(self, e: Extent) -> None:
+        """All memory that the step's blocks need, now: `commit` must not fail."""
+        opened = e.writing if e.single else e.rest
+        if opened is not None and opened != e.tail:
             self.pool.open_block(opened)
+        self.pool.sealed.commit(e.stored)
         if e.sealing and not e.single:
             e.sealing_ids = self.pool.ids(e.stored)
-        self.digests.begin(e, table)
-        return e
+        self.digests.begin(e, self.tables[e.seq])
 
     def prepare(self, extents: list[Extent]) -> None:
         """Bring the device tables up to date for a step of one token in every row."""
@@ -182,6 +192,10 @@ class LayerGroup:
         self.away.prepare(extents)
         self.choice.prepare(extents, self.tables)
         self.summaries.rows = [e.seq for e in extents]
+
+    def in_place(self) -> list:
+        """What `prepare` overwrites for the kernels; a captured step ends with any of them."""
+        return [self.decoding, self.away.decoding, self.choice.candidates]
 
     def attend(
         self, layer: int, e: Extent, q: Tensor, k: Tensor, v: Tensor, scale: float,
@@ -266,7 +280,7 @@ class LayerGroup:
         own = [b for b in e.new if b not in e.adopted]
         self.pool.drop(own)
         self.share.give_back(e.seq, own)
-        if e.tail is not None and e.sealing and not e.single:
+        if e.tail is not None and e.sealing:
             self.pool.sealed.drop([e.tail])
 
     # ---- pieces

@@ -130,7 +130,7 @@ class PagedCache(Prefixes):
                 step.append([])
                 for group in self.groups:
                     step[-1].append(group.begin(seq, count))
-        except KvlabError:
+        except BaseException:  # the allocator's errors, too
             self._undo(step)
             raise
         for e in (e for extents in step for e in extents):
