@@ -135,6 +135,9 @@ class Prefixes:
         if seq in self._chains:
             self._chains[seq].tell(self._tokens[seq] if at is None else at, token_ids)
 
+    def _catch_up(self) -> None:
+        """Hear of tokens that a driver tells late; here there is none."""
+
     # ---- handles
 
     def cache_prefix(
@@ -148,6 +151,7 @@ class Prefixes:
         handle may hold fewer `tokens` than were asked for, or none.
         """
         self._refuse_none()
+        self._catch_up()
         if seq is not None:
             self._chains[seq].tell(0, token_ids)
         for known, chain in self._chains.items():
