@@ -6,6 +6,7 @@ from kvlab.eval.paired import Paired
 from kvlab.eval.pareto import Pareto
 from kvlab.eval.parity import Parity
 from kvlab.eval.prefill_speed import PrefillSpeed
+from kvlab.eval.prefix_ttft import PrefixTTFT
 from kvlab.eval.recall import Recall
 from kvlab.eval.serving import PrefixHitRate
 from kvlab.eval.speed import DecodeSpeed
@@ -13,5 +14,5 @@ from kvlab.eval.study import Study
 
 __all__ = [
     "Cost", "DecodeSpeed", "Evaluate", "Load", "Paired", "Pareto", "Parity", "PrefillSpeed",
-    "PrefixHitRate", "Recall", "Study",
+    "PrefixHitRate", "PrefixTTFT", "Recall", "Study",
 ]  # fmt: skip
