@@ -38,9 +38,11 @@ AXES = {
     "track": ("kvlab.track", "history"),
     "policy": ("kvlab.policy", "pop"),
     "window": ("kvlab.window", "protected"),
+    "needle": ("kvlab.eval.needle", "prompt"),
     "retrieval": ("kvlab.retrieval", "selects"),
     "offload": ("kvlab.offload", "build"),
     "summary": ("kvlab.summary", "makes"),
+    "prefix": ("kvlab.blocks", "shares"),
 }
 BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder", "Retrieval", "Summary"}
 

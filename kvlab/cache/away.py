@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockTable
 from kvlab.cache.step import Extent
+from kvlab.cache.summaries import Summaries
 from kvlab.cache.tables import DecodeTables, room_for
 from kvlab.core import BlockId, SeqId
 from kvlab.offload import NoShelf
@@ -16,24 +19,29 @@ from kvlab.pool import BlockPool
 class Away:
     """A second table for each sequence: host keys where its first table has holes.
 
-    Without offload no table ever gets a key, and every loop here is over nothing.
+    Without offload no table ever gets a key, and every loop here is over nothing. What a summary
+    leaves of evicted blocks comes and goes with them.
     """
 
-    def __init__(self, shelf: NoShelf, pool: BlockPool):
+    def __init__(self, shelf: NoShelf, pool: BlockPool, summaries: Summaries):
         self.shelf, self.pool, self.size = shelf, pool, pool.geometry.block_size
+        self.summaries = summaries
         self.tables: dict[SeqId, BlockTable] = {}
         self.decoding: DecodeTables | None = None
 
     def open(self, seq: SeqId) -> None:
         self.tables[seq] = BlockTable(self.size)
+        self.summaries.open(seq)
 
     def close(self, seq: SeqId) -> None:
         self.shelf.drop(held(self.tables.pop(seq)))
+        self.summaries.close(seq)
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
         """`child` holds what its parent holds; nothing is copied."""
         self.tables[child].append(self.tables[parent].ids)
         self.shelf.share(held(self.tables[child]))
+        self.summaries.fork(parent, child)
 
     def crop(self, seq: SeqId, blocks: int) -> None:
         """Forget all blocks of `seq` but the first `blocks`."""
@@ -42,6 +50,7 @@ class Away:
         del table.ids[blocks:]
         table.changes += 1
         self.shelf.drop(gone)
+        self.summaries.crop(seq, blocks * self.size)
 
     def forget(self, seq: SeqId, index: int) -> None:
         """Block `index` of `seq` is on the device again."""
@@ -70,16 +79,24 @@ class Away:
         """The function that reads block `index` of `seq`, and the id it takes."""
         return self.shelf.read, self.tables[seq].ids[index]
 
-    def leave(self, victims: list[BlockId], tables: dict[SeqId, BlockTable]) -> None:
-        """LEAVING blocks become holes in `tables`, and keys here if host memory takes them."""
+    def leave(
+        self, victims: list[BlockId], tables: dict[SeqId, BlockTable],
+        keep: Callable[[dict[BlockId, int]], None],
+    ) -> None:
+        """LEAVING blocks become holes in `tables`, and keys here if host memory takes them.
+
+        keep: is told the keys before those go that no table holds.
+        """
         leaving = set(victims)
         keys = dict(zip(victims, self.shelf.spill(victims)))
         for seq, table in tables.items():
-            for index, block in enumerate(table.ids):
-                if block in leaving:
-                    table.punch(index)
-                    if keys:
-                        self._note(seq, index, keys[block])
+            gone = [index for index, block in enumerate(table.ids) if block in leaving]
+            self.summaries.spill(seq, gone, [table.ids[index] for index in gone])
+            for index in gone:
+                block = table.punch(index)
+                if keys:
+                    self._note(seq, index, keys[block])
+        keep(keys)
         self.shelf.drop(list(keys.values()))
 
     def _note(self, seq: SeqId, index: int, key: int) -> None:
@@ -93,6 +110,7 @@ class Away:
 
     def prepare(self, extents: list[Extent]) -> None:
         """Bring the device tables of host keys up to date."""
+        self.summaries.rows = [e.seq for e in extents]
         if not self.shelf.keeps:
             return
         rows = len(extents)
@@ -108,11 +126,13 @@ class Away:
     ) -> Tensor:
         """Merge attention over host blocks, read in place over the bus, into `out` [B, Hq, D].
 
+        Or over what stands for blocks that are gone.
+
         lse fp32 [B, Hq] of `out`; mass, shares among the device blocks, becomes shares of all.
         chosen: the keys that each head reads and how many, see `paged_decode`; None: all.
         """
         if not self.shelf.keeps:
-            return out
+            return self.summaries.decode(layer, q, (out, lse), scale)
         t, pool = self.decoding, self.pool
         table, n_blocks = chosen or (t.table, t.n_blocks)
         far, far_lse = pool.fused.paged_decode(
@@ -130,9 +150,9 @@ class Away:
     def blocks(self) -> int:
         return self.shelf.live
 
-    def check(self) -> None:
-        """Raise AssertionError unless the tables hold exactly the keys that live."""
-        self.shelf.check([key for table in self.tables.values() for key in held(table)])
+    def check(self, waiting: list[int]) -> None:
+        """Raise AssertionError unless tables and `waiting` hold exactly the keys that live."""
+        self.shelf.check(waiting + [k for table in self.tables.values() for k in held(table)])
 
 
 def held(table: BlockTable) -> list[int]:

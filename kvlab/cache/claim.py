@@ -13,17 +13,21 @@ class Claim:
     chain     its tokens, as far as they are known
     kept      pinned blocks behind a gap: they take their place when the gap has been computed
     reserved  blocks allocated ahead
+    coming    host keys of blocks on their way back, by logical index
     prompt    whole blocks of the prompt, which becomes known in one go; 0 without a prompt
     settled   leading whole blocks that are known or refused
     clean     leading tokens computed with no hole before them
     """
 
-    __slots__ = ("chain", "kept", "reserved", "reserving", "prompt", "settled", "clean")
+    __slots__ = (
+        "chain", "kept", "reserved", "reserving", "coming", "prompt", "settled", "clean",
+    )  # fmt: skip
 
     def __init__(self, chain: Chain | None, prompt: int = 0, clean: int = 0):
         self.chain, self.prompt, self.clean = chain, prompt, clean
         self.kept: dict[int, BlockId] = {}
         self.reserved: list[BlockId] = []
+        self.coming: dict[int, int] = {}
         self.reserving, self.settled = False, 0
 
 
@@ -49,6 +53,13 @@ class Alone:
         """The first `hit` whole blocks of the chain, which `found` has seen."""
         self.claims[seq] = Claim(chain)
         return []
+
+    def reach(self, chain: Chain | None) -> int:
+        """Leading whole blocks of the chain that are on the device or in host memory."""
+        return 0
+
+    def bring(self, seq: SeqId, first: int, stop: int) -> None:
+        """Append logical blocks [first, stop), known here or there; their room is reserved."""
 
     def reserve(self, seq: SeqId, first: int, stop: int) -> None:
         """Set blocks aside for logical blocks [first, stop). Raises `OutOfBlocks`."""
@@ -133,6 +144,22 @@ class Alone:
     def known(self) -> set[BlockId]:
         """Blocks that can be found."""
         return set()
+
+    def make_host_room(self, count: int) -> bool:
+        """Whether `count` blocks that leave can be kept; `OutOfHost` where they must be."""
+        self.group.away.shelf.require(count)
+        return True
+
+    def spilled(self, keys: dict[BlockId, int]) -> None:
+        """Where in host memory the blocks that `gone` named are, if they are."""
+
+    @property
+    def waiting(self) -> list[int]:
+        """Host keys of known blocks."""
+        return []
+
+    def forget_host(self) -> None:
+        """Forget known blocks in host memory."""
 
     def gone(self, victims: list[BlockId]) -> None:
         """The policy chose these blocks."""

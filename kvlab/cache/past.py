@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockTable
-from kvlab.cache.away import Away
+from kvlab.cache.away import Away, held
 from kvlab.cache.step import Extent, Piece
+from kvlab.cache.sum import Sum
 from kvlab.cache.watch import Watch
 from kvlab.kernel import attend_sdpa
-from kvlab.kernel.attend_ref import Partial
 from kvlab.pool import BlockPool
 from kvlab.window import NoWindow
-
-
-class Sum:
-    """Running attention result over disjoint keys, in fp32."""
-
-    def __init__(self, fused: ModuleType | None):
-        self.fused = fused
-        self.parts: list[Partial] = []
-
-    def add(self, part: Partial) -> None:
-        """out [Hq, T, D] of any float dtype, lse fp32 [Hq, T]."""
-        if self.fused is None or not self.parts:
-            if self.fused is not None:  # the accumulator must not be a view of the library's
-                part = (part[0].to(torch.float32, copy=True).contiguous(), part[1].clone())
-            self.parts.append(part)
-        else:
-            self.fused.merge_into(*self.parts[0], part[0], part[1].contiguous())
-
-    def result(self) -> Partial:
-        return attend_sdpa.merge(self.parts)
 
 
 class Past:
@@ -71,10 +49,7 @@ class Past:
         self, layer: int, e: Extent, q: Tensor, scale: float, window: int | None, total: Sum
     ) -> None:
         """The same over host memory: while one piece is attended to, the next is copied."""
-        table, shelf = self.away.tables[e.seq], self.away.shelf
-        if window not in e.away:
-            e.away[window] = [Piece(*found) for found in self._split(e, table, window)]
-        pieces = e.away[window]
+        pieces, shelf = self.pieces_away(e, window), self.away.shelf
         for number, piece in enumerate(pieces):
             keys, values = shelf.read(layer, piece.blocks)
             if number + 1 < len(pieces):
@@ -84,6 +59,21 @@ class Past:
             total.add(attend_sdpa.attend(
                 q, keys, values, scale=scale, window=window, q_start=e.past, k_start=piece.start
             ))
+
+    def pieces_away(self, e: Extent, window: int | None) -> list[Piece]:
+        """Bounded pieces of what lies in host memory.
+
+        In the order of the keys, not of the tokens, where positions do not matter: whatever order
+        the policy chose to evict in, neighbours there are copied together.
+        """
+        if window not in e.away:
+            table, many = self.away.tables[e.seq], self.segment_blocks
+            keys = sorted(held(table))
+            e.away[window] = (
+                [Piece(0, keys[i : i + many]) for i in range(0, len(keys), many)]
+                if window is None else [Piece(*found) for found in self._split(e, table, window)]
+            )
+        return e.away[window]
 
     def pieces(self, e: Extent, table: BlockTable, window: int | None = None) -> list[Piece]:
         """Bounded pieces of the readable past; the same objects for every layer of a step.

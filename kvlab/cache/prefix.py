@@ -72,19 +72,26 @@ class Prefixes:
     def _chain(self, token_ids: Sequence[int]) -> Chain | None:
         if not self.spec.prefix.shares:
             return None
+        if isinstance(token_ids, Chain):
+            return token_ids
         return Chain(self.identity, self.geometry.block_size, token_ids)
 
-    def _hit(self, chain: Chain | None) -> int:
-        """Leading whole blocks that every group holds; the last token is never among them."""
+    def _hit(self, chain: Chain | None) -> tuple[int, int]:
+        """Leading whole blocks that every group holds on the device, and there or on the host.
+
+        The last token is never among them.
+        """
         if chain is None or not chain.tokens:
-            return 0
+            return 0, 0
         most = (chain.tokens - 1) // self.geometry.block_size
-        return min(most, *(leading(group.share.found(chain)) for group in self.groups))
+        near = min(most, *(leading(group.share.found(chain)) for group in self.groups))
+        return near, min(most, *(group.share.reach(chain) for group in self.groups))
 
     def open_together(self, prompts: Sequence[Sequence[int]], pads: Sequence[int]) -> list[SeqId]:
         """A sequence for each prompt, such that pad plus length is the same for all of them."""
         size = self.geometry.block_size
-        hits = [self._hit(self._chain(ids)) for ids in prompts]
+        prompts = [self._chain(ids) for ids in prompts]
+        hits = [self._hit(chain)[1] for chain in prompts]
         common = min((p + n * size for p, n in zip(pads, hits)), default=0)
         even = all(p <= common and (common - p) % size == 0 for p in pads)
         most = [(common - p) // size if even else 0 for p in pads]
@@ -95,14 +102,15 @@ class Prefixes:
     ) -> int:
         """Open `seq` in all groups or in none; returns the tokens that are there already."""
         chain, size = self._chain(token_ids), self.geometry.block_size
-        hit = self._hit(chain)
-        hit = hit if most is None else min(hit, most)
-        audit = audited(self, chain, hit)
+        near, hit = (n if most is None else min(n, most) for n in self._hit(chain))
+        audit = audited(self, chain, near, hit)
         for group in self.groups:
-            group.open(seq, chain, hit)
+            group.open(seq, chain, near)
         try:
             for group in self.groups:
-                group.share.reserve(seq, hit, max(hit, -(-reserve // size)))
+                group.share.reserve(seq, near, max(hit, -(-reserve // size)))
+            for group in self.groups if hit > near else ():
+                group.share.bring(seq, near, hit)
         except Exception:
             for group in self.groups:
                 group.close(seq, done=False)
@@ -115,8 +123,7 @@ class Prefixes:
         """A hole in one layer shows in what all layers above it hold."""
         for extents in step if self.spec.prefix.shares else ():
             whole = extents[0].past // self.geometry.block_size
-            tables = [group.tables[extents[0].seq] for group in self.groups]
-            saw_all = all(None not in table.ids[:whole] for table in tables)
+            saw_all = all(group.whole(extents[0].seq, whole) for group in self.groups)
             for e in extents:
                 e.saw_all = saw_all
 
@@ -127,6 +134,9 @@ class Prefixes:
         """
         if seq in self._chains:
             self._chains[seq].tell(self._tokens[seq] if at is None else at, token_ids)
+
+    def _catch_up(self) -> None:
+        """Hear of tokens that a driver tells late; here there is none."""
 
     # ---- handles
 
@@ -141,6 +151,7 @@ class Prefixes:
         handle may hold fewer `tokens` than were asked for, or none.
         """
         self._refuse_none()
+        self._catch_up()
         if seq is not None:
             self._chains[seq].tell(0, token_ids)
         for known, chain in self._chains.items():
@@ -184,6 +195,8 @@ class Prefixes:
         """Release all handles and free every known block that no sequence uses; how many."""
         for handle in list(self._handles):
             self.release_prefix(handle)
+        for group in self.groups:
+            group.share.forget_host()
         return sum(group.drop_known() for group in self.groups)
 
     def save(self, folder: str | Path, handles: Sequence[Handle] | None = None) -> Stored:
@@ -195,6 +208,16 @@ class Prefixes:
         """Know what another process has saved; see `store.load` for what is refused."""
         self._refuse_none()
         return store.load(self, folder)
+
+    def spill_prefixes(self) -> int:
+        """Send every known block that nobody uses to the host tier, as if its room were needed.
+
+        Returns how many left the device. Raises `BadInput` without an offload.
+        """
+        self._refuse_none()
+        if not self.spec.offload.keeps:
+            raise BadInput("offload", self.spec.offload.name, "keeps nothing; choose offload=host")
+        return sum(group.drop_known(spill=True) for group in self.groups)
 
     def _refuse_none(self) -> None:
         if not self.spec.prefix.shares:

@@ -7,6 +7,7 @@ from itertools import groupby
 
 from kvlab.blocks import OPEN, OWNER, SEALED, PrefixIndex
 from kvlab.cache.claim import Alone, Claim
+from kvlab.cache.host import HostPrefixes
 from kvlab.cache.step import Extent
 from kvlab.core import BlockId, SeqId
 
@@ -28,18 +29,71 @@ class Shared(Alone):
         super().__init__(group)
         self.index = PrefixIndex(identity, group.block_size)
         self.outputs, self.reads_part, self.cost = outputs, reads_part, cost
+        self.host = HostPrefixes(group.away.shelf)
+        self._last: tuple = (None, [])  # the latest lookup and what it was made from
+        self._leaving: dict[BlockId, tuple[int, bytes]] = {}
         self.left: dict[int, None] = {}  # contents that were evicted, the latest last
         self.refused: dict[int, None] = {}  # contents computed behind a hole
 
     def found(self, chain):
-        return [] if chain is None else self.index.lookup(chain)
+        if chain is None:
+            return []
+        state = chain, chain.changes, self.index.changes
+        if self._last[0] != state:
+            self._last = state, self.index.lookup(chain)
+        return self._last[1]
+
+    def reach(self, chain):
+        found, names = self.found(chain), chain.names()
+        far = (i for i, block in enumerate(found) if block is None)
+        return next((i for i in far if not self.host.has(names[i], chain.raw(i))), len(found))
+
+    def reserve(self, seq, first, stop):
+        """Contents that come back from the host leave it first, or making room might drop them."""
+        claim = self.claims[seq]
+        names, found = claim.chain.names(stop), self.found(claim.chain)
+        away = [i for i in range(first, len(names) if len(self.host) else first)
+                if found[i] is None and self.host.has(names[i], claim.chain.raw(i))]
+        claim.coming = {i: self.host.take(names[i]) for i in away}
+        super().reserve(seq, first, stop)
+
+    def bring(self, seq, first, stop):
+        claim, table, size = self.claims[seq], self.group.tables[seq], self.group.block_size
+        found = self.found(claim.chain)
+        far = [i for i in range(first, stop) if found[i] is None]
+        new, claim.reserved = claim.reserved[: len(far)], claim.reserved[len(far) :]
+        self.group.away.shelf.fetch([claim.coming[i] for i in far], new)
+        place = dict(zip(far, new))
+        table.append([place.get(i, found[i]) for i in range(first, stop)], (stop - first) * size)
+        self._drop_coming(claim)
+        claim.clean = stop * size
+        self._brought(seq, range(first, stop), far)
+
+    def _brought(self, seq: SeqId, logical: range, far: list[int]) -> None:
+        """These blocks are in the table now, those of `far` new on the device."""
+        self._seal(seq, far)
+        self.claims[seq].settled = logical.stop
+
+    def _drop_coming(self, claim: Claim) -> None:
+        """What comes back is computed again, or was copied: its host copy goes."""
+        self.group.away.shelf.drop(list(claim.coming.values()))
+        claim.coming = {}
+
+    def leave(self, seq):
+        self._drop_coming(self.claims[seq])
+
+    def close(self, seq):
+        claim = self.claims[seq]
+        for index, key in claim.coming.items():  # the sequence never ran
+            self.host.give(claim.chain.names()[index], claim.chain.raw(index), key)
+        super().close(seq)
 
     def open(self, seq, chain, hit):
         size = self.group.block_size
         prompt = 0 if chain is None else len(chain)
         claim = self.claims[seq] = Claim(chain, prompt, hit * size)
         claim.settled = hit
-        ids = self.index.lookup(chain)[:hit] if hit else []
+        ids = self.found(chain)[:hit]
         self.ledger.touch(ids[::-1])
         return ids
 
@@ -133,10 +187,25 @@ class Shared(Alone):
         return self.ledger.meta(block).owner == OWNER
 
     def gone(self, victims):
-        names = [self.ledger.meta(b).content for b in victims]
+        self._leaving = {b: self.index.content(b) for b in victims if b in self.index}
         for block in victims:
             self.index.forget(block)
-        remember(self.left, [name for name in names if name is not None])
+        remember(self.left, [name for name, _ in self._leaving.values()])
+
+    def make_host_room(self, count):
+        if not self.host.make_room(count) and not self.hold:
+            self.group.away.shelf.require(count)  # raises: running sequences need these blocks
+        return self.host.make_room(count)
+
+    def spilled(self, keys):
+        self.host.put(self._leaving, keys)
+
+    @property
+    def waiting(self):
+        return self.host.keys
+
+    def forget_host(self):
+        self.host.clear()
 
     def extra(self):
         return super().extra() | self.index.blocks
@@ -176,8 +245,10 @@ class Serving(Shared):
         """What is new is made known, what was there is touched, the deepest first."""
         claim, table = self.claims[seq], self.group.tables[seq]
         stop = min(self._shareable(claim), table.length // self.group.block_size)
+        if stop <= claim.settled:
+            return
         late = [i for i in range(claim.settled, stop) if table.ids[i] is not None]
-        claim.settled = max(claim.settled, stop)
+        claim.settled = stop
         own = self._known_again(seq, [i for i in late if self._is_own(seq, table.ids[i])])
         fresh = set(own)
         rest = [i for i in late if i in fresh or not self._is_own(seq, table.ids[i])]
@@ -191,10 +262,18 @@ class Serving(Shared):
             else:
                 self.ledger.touch([b for b in ids if self.ledger.state(b) == SEALED])
 
+    def _brought(self, seq, logical, far):
+        claim, table = self.claims[seq], self.group.tables[seq]
+        near = [i for i in logical if i not in far]
+        self.group.borrowed[seq].update(table.ids[i] for i in near)
+        for index in near:
+            del claim.kept[index]
+
     def _is_own(self, seq: SeqId, block: BlockId) -> bool:
-        return self.ledger.state(block) == OPEN and block not in self.group.borrowed[seq]
+        return block not in self.group.borrowed[seq] and self.ledger.state(block) == OPEN
 
     def leave(self, seq):
+        super().leave(seq)
         self.publish(seq)
 
     def ended(self):

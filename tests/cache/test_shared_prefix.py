@@ -13,14 +13,16 @@ from kvlab.blocks import HashSharing, victims
 from kvlab.cache.share import Serving, Shared
 from kvlab.core import BadInput, OutOfBlocks
 from kvlab.model import PagedCache, prefill
-from kvlab.sim import from_requests, simulate
+from kvlab.model.decode import generate
+from kvlab.offload import HostStore
+from kvlab.sim import Host, from_requests, simulate
 from kvlab.window import SinkWindow
 
 SIZE = 8
 POLICIES = sorted(set(policies.names()) - {"belady", "none"})
 # New blocks are pinned until a request ends, in the simulator not at all where requests come one
-# by one; these two notice: by the order in which pins go, and by what its shadows may drop.
-PINS_MATTER = {"random", "adaptive"}
+# by one; these notice: by the order in which pins go, and by what its shadows may drop.
+PINS_MATTER = {"random", "shuffled", "adaptive"}
 
 
 @pytest.fixture
@@ -97,6 +99,17 @@ def test_generate_begins_with_what_is_known(tiny_model, architecture):
     plain = model.generate(turn, past_key_values=paged(model, prefix="none"), **options)
     assert torch.equal(model.generate(turn, past_key_values=cache, **options), plain)
     assert cache.audit()[-1]["hit_tokens"] == 64, "decoded tokens are known as well"
+
+
+def test_our_decoder_leaves_its_tokens_known(model):
+    """The captured step runs below transformers: its tokens are told when the request ends."""
+    ids, cache = torch.tensor([words(20), words(20, 1)]), paged(model)
+    out = generate(model, ids, cache, 30, driver="static")
+    assert torch.equal(out, generate(model, ids, paged(model, prefix="none"), 30, driver="static"))
+    cache.finish()
+    cache.check()
+    for row in torch.cat([ids, out], 1).tolist():
+        assert cache.length(cache.open(row)) == 48
 
 
 def test_generate_on_a_padded_batch(model):
@@ -185,9 +198,82 @@ def test_hits_and_victims_are_the_simulators(policy):
     cache.check()
     result = simulate(from_requests(trace, 4), policy, 40, shape=cache.shape,
                       events=simulated.append)
-    assert codes.count("h") + codes.count("r") == result.block_hits > 300
+    assert codes.count("h") + codes.count("r") == result.block_hits > 150
     assert cache.stats().evictions == result.evictions > 1000
     assert victims(recorded) == victims(simulated)
+
+
+# ---- the host tier
+
+
+@pytest.mark.parametrize("groups", ["all", "per_layer"])
+@pytest.mark.parametrize("policy", ["lru", "fifo", "s3fifo"])
+def test_evicted_prefixes_come_back_from_the_host(model, policy, groups):
+    axes = {"policy": policy, "budget_blocks": 14, "offload": "host", "groups": groups}
+    cache, chosen = paged(model, format="int8", **axes), random.Random(1)
+    exact = paged(model, format="int8")
+    for _ in range(40):
+        ids = words(24, chosen.randrange(3)) + words(chosen.randrange(1, 60), chosen.randrange(3))
+        logits = serve(model, cache, ids, chunk=SIZE)
+        torch.testing.assert_close(logits, serve(model, exact, ids, SIZE), rtol=1e-4, atol=1e-4)
+        cache.check()
+    codes = "".join(row["codes"] for row in cache.audit())
+    assert codes.count("H") > 50 and "e" not in codes
+    assert codes.count("n") == "".join(r["codes"] for r in exact.audit()).count("n")
+    assert sum(row["host_bytes_loaded"] for row in cache.audit()) > 0
+    assert cache.stats().host_bytes > 0
+    cache.reset()
+    cache.check()
+    assert held_bytes(cache) == cache.stats().host_bytes == 0
+
+
+@pytest.mark.parametrize("policy", ["lru", "fifo", "arc", "pgdsf"])
+def test_two_tiers_hit_as_simulated(policy):
+    chosen, trace, codes = random.Random(0), [], ""
+    cache = make(layers=1, head_dim=8, query_heads=2, kv_heads=1, policy=policy, budget_blocks=40,
+                 prefix="hash", offload="host")
+    for at in range(300):
+        root, turn, length = (chosen.randrange(n) for n in (30, 4, 12))
+        ids = [t for d in range(length + 1) for t in [root, turn if d > 3 else 0, d, 7]]
+        codes += store(cache, ids)
+        trace.append((float(at), len(ids), 1, as_ids(cache._chain(ids).names())))
+    cache.check()
+    host = Host(capacity_blocks=10_000)
+    result = simulate(from_requests(trace, 4), policy, 40, shape=cache.shape, host=host)
+    assert sum(map(codes.count, "hHr")) == result.block_hits > 150
+    assert cache.stats().evictions == result.evictions > 500
+
+
+def test_a_full_host_loses_what_has_waited_longest(model):
+    block = 2 * 2 * 2 * 32 * SIZE * 4  # bytes: K and V, layers, heads, dim, tokens, fp32
+    store_ = HostStore(cap_gb=6 * block / 1e9, slab_tokens=SIZE)
+    cache = paged(model, policy="lru", budget_blocks=5, offload=store_)
+    for seed in range(6):
+        serve(model, cache, words(4 * SIZE + 1, seed))
+        cache.check()
+    assert 0 < len(cache.groups[0].share.waiting) <= 6
+    assert cache.stats().host_bytes <= 6 * block
+    serve(model, cache, words(4 * SIZE + 1, 4))
+    assert cache.audit()[-1]["hit_host"] == 4
+    serve(model, cache, words(4 * SIZE + 1, 0))
+    assert cache.audit()[-1]["hit_host"] == 0 and cache.audit()[-1]["evicted"] == 4
+
+
+def test_a_request_that_does_not_fit_leaves_the_host_as_it_was(model):
+    cache = paged(model, policy="lru", budget_blocks=6, offload="host")
+    serve(model, cache, words(5 * SIZE))
+    handle = cache.cache_prefix(words(5 * SIZE))
+    cache.release_prefix(handle)
+    serve(model, cache, words(6 * SIZE, 1))
+    handle = cache.cache_prefix(words(6 * SIZE, 1))
+    waiting = len(cache.groups[0].share.waiting)
+    with pytest.raises(OutOfBlocks):
+        cache.open(words(5 * SIZE))
+    cache.check()
+    assert len(cache.groups[0].share.waiting) == waiting == 5
+    cache.release_prefix(handle)
+    assert cache.length(cache.open(words(5 * SIZE))) == 4 * SIZE
+    cache.check()
 
 
 # ---- pins, room and copies
