@@ -33,6 +33,9 @@ class Retrieval(NoRetrieval):
     group: `max` or `sum` of the scores of the query heads that share a key/value head.
     per_head: each key/value head chooses for itself; off, a layer's heads choose together.
     digests: how digests are stored, `bf16`, `fp8` or `fp32`. They stay on the device.
+    listen: decoded tokens between two looks at what was chosen (16): the eviction policy hears of
+        it, and blocks that are chosen often come back from host memory.
+    fetches: at most so many of them each time (32); 0: host blocks are read where they are.
     """
 
     selects = True
@@ -40,21 +43,22 @@ class Retrieval(NoRetrieval):
 
     def __init__(
         self, budget_tokens: int = 2048, sinks: int = 4, recent: int = 256, group: str = "max",
-        per_head: bool = True, digests: str = "bf16",
+        per_head: bool = True, digests: str = "bf16", listen: int = 16, fetches: int = 32,
     ):
-        least = {"budget_tokens": 1, "sinks": 0, "recent": 0}
-        for key, value in (("budget_tokens", budget_tokens), ("sinks", sinks), ("recent", recent)):
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not whole or value < least[key]:
+        for key, value, least in (
+            ("budget_tokens", budget_tokens, 1), ("sinks", sinks, 0), ("recent", recent, 0),
+            ("listen", listen, 1), ("fetches", fetches, 0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise BadInput(f"retrieval.{key}", value,
-                               f"must be a whole number, at least {least[key]}")
+                               f"must be a whole number, at least {least}")
         if group not in ("max", "sum"):
             raise BadInput("retrieval.group", group, "must be max or sum")
         if digests not in DTYPES:
             raise BadInput("retrieval.digests", digests, "must be " + ", ".join(DTYPES))
         self.budget_tokens, self.sinks, self.recent = budget_tokens, sinks, recent
         self.group, self.per_head = group, per_head
-        self.digests = digests
+        self.digests, self.listen, self.fetches = digests, listen, fetches
 
     @property
     def dtype(self) -> torch.dtype:
@@ -118,9 +122,12 @@ class RandomChoice(Retrieval):
 
     def __init__(
         self, budget_tokens: int = 2048, sinks: int = 4, recent: int = 256, group: str = "max",
-        per_head: bool = True, digests: str = "bf16", seed: int = 0,
+        per_head: bool = True, digests: str = "bf16", listen: int = 16, fetches: int = 32,
+        seed: int = 0,
     ):
-        super().__init__(budget_tokens, sinks, recent, group, per_head, digests)
+        super().__init__(
+            budget_tokens, sinks, recent, group, per_head, digests, listen, fetches
+        )
         self.seed = seed
         self._noise: dict[torch.device, torch.Generator] = {}
 

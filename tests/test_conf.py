@@ -38,10 +38,12 @@ AXES = {
     "track": ("kvlab.track", "history"),
     "policy": ("kvlab.policy", "pop"),
     "window": ("kvlab.window", "protected"),
+    "needle": ("kvlab.eval.needle", "prompt"),
     "retrieval": ("kvlab.retrieval", "selects"),
     "offload": ("kvlab.offload", "build"),
+    "summary": ("kvlab.summary", "makes"),
 }
-BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder", "Retrieval"}
+BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder", "Retrieval", "Summary"}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -74,6 +74,13 @@ class BlockTable:
         self.changes += 1
         return id
 
+    def fill(self, index: int, id: BlockId) -> None:
+        """Close the hole at a logical index: its block came back under another id."""
+        if self.ids[index] is not None:
+            raise BadInput("index", index, "is no hole")
+        self.ids[index] = id
+        self.changes += 1
+
     def slots(self, start: int, count: int) -> list[SlotRun]:
         """Where tokens [start, start + count) lie, in order; they need not be written yet.
 

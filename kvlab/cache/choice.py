@@ -24,6 +24,7 @@ class NoChoice:
     """Everything is read."""
 
     selects = False
+    candidates: Candidates | None = None  # what lies on the device; another object, another graph
     keep = sys.maxsize  # sealed blocks that a head reads
 
     def applies(self, e: Extent, window: int | None) -> bool:
@@ -33,11 +34,15 @@ class NoChoice:
     def prepare(self, extents: list[Extent], tables: dict[SeqId, BlockTable]) -> None:
         """Before a step through the kernels: bring what lies on the device up to date."""
 
-    def tell(self, watch: Watch, tables: dict[SeqId, BlockTable]) -> None:
-        """End a step: the share of heads that chose a block stands for its attention."""
+    def tell(self, watch: Watch, tables: dict[SeqId, BlockTable]) -> list[tuple[SeqId, int]]:
+        """End a step: the share of heads that chose a block stands for its attention.
+
+        Returns the host blocks (sequence, index) that should come back to the device.
+        """
+        return []
 
     def abort(self) -> None:
-        """Forget a step that failed."""
+        """Forget what a step that failed has chosen."""
 
     def read_tokens(self, tables: dict[SeqId, BlockTable]) -> int:
         """Tokens that a head reads for the next token of every sequence."""
@@ -62,8 +67,8 @@ class Choice(NoChoice):
         self.pool, self.away = digests.pool, digests.away
         self.block_size = self.pool.geometry.block_size
         self.keep, self.first, self.last = self.retrieval.blocks(self.block_size)
-        self.candidates: Candidates | None = None
-        self._hits: dict[SeqId, Tensor] = {}
+        self._hits: dict[SeqId, Tensor] = {}  # since policies last heard; int32 [blocks or more]
+        self._steps = 0
 
     def applies(self, e: Extent, window: int | None) -> bool:
         return e.single and window is None and e.past // self.block_size > self.keep
@@ -97,7 +102,9 @@ class Choice(NoChoice):
         """Keys and values [n, S, H, D] of blocks, wherever they lie."""
         near = [i for i, place in enumerate(places) if place >= 0]
         far = [i for i, place in enumerate(places) if place < 0]
-        parts = [[x.clone() for x in self.pool.read(layer, [places[i] for i in near])]]
+        parts = []
+        if near:  # a copy: the next read may take the same workspace
+            parts.append([x.clone() for x in self.pool.read(layer, [places[i] for i in near])])
         if far:
             parts.append(self.away.shelf.read(layer, [-2 - places[i] for i in far]))
         order = torch.tensor(near + far, device=self.pool.device).argsort()
@@ -108,24 +115,37 @@ class Choice(NoChoice):
         """Logical indices [H, n] of the blocks that each head reads, ascending."""
         sealed = len(places)
         held = [place if place == HOLE else i for i, place in enumerate(places)]
-        rows = [row or 0 for row in self.digests.rows[e.seq][:sealed]]
-        where, rows = torch.tensor([[held], [rows]], dtype=torch.int32, device=q.device)
+        where = torch.tensor([held], dtype=torch.int32, device=q.device)
         count = torch.tensor([sealed], device=q.device)
-        planes = self.digests.store.layer(layer)
-        scores = select_ref.score(q[None, :, 0], planes, rows, count, group=self.retrieval.group)
-        if e.seq not in self._hits:
-            self._hits[e.seq] = torch.zeros(sealed, dtype=torch.int32, device=q.device)
+        there = [i for i in held if i != HOLE]
+        digests = self.digests.read(layer, e.seq, there)
+        scores = q.new_full((1, digests.shape[1], sealed), -torch.inf, dtype=torch.float32)
+        scores[0][:, there] = select_ref.bound(q[:, 0], digests, self.retrieval.group)
+        hits = self._counter(e.seq, sealed)
         got = select_ref.choose(
-            self.joined(scores), where, count, hits=self._hits[e.seq][None], **self.budget
+            self.joined(scores), where, count, hits=hits[None, :sealed], **self.budget
         )
         return got.device[0, :, : int(got.n_device[0, 0])].long()
+
+    def _counter(self, seq: SeqId, blocks: int) -> Tensor:
+        old = self._hits.get(seq)
+        if old is None or len(old) < blocks:
+            self._hits[seq] = torch.zeros(room_for(blocks), dtype=torch.int32,
+                                          device=self.pool.device)  # fmt: skip
+            if old is not None:
+                self._hits[seq][: len(old)] = old
+        return self._hits[seq]
 
     # ---- kernels, one token in every row of a batch
 
     def prepare(self, extents: list[Extent], tables: dict[SeqId, BlockTable]) -> None:
-        rows, longest = len(extents), max(e.past // self.block_size for e in extents)
-        if self.candidates is None or not self.candidates.fits(rows, longest):
-            self.candidates = Candidates(rows, room_for(longest), self.pool.device)
+        count, longest = len(extents), max(e.past // self.block_size for e in extents)
+        if self.candidates is None or not self.candidates.fits(count, longest):
+            self.candidates = Candidates(count, room_for(longest), self.pool.device)
+            self._hits = {}
+        if list(self._hits) != [e.seq for e in extents]:
+            self.abort()
+        self._hits = {e.seq: self.candidates.hits[row] for row, e in enumerate(extents)}
         for row, e in enumerate(extents):
             table, away = tables[e.seq], self.away.tables[e.seq]
             rows = self.digests.rows[e.seq]
@@ -133,7 +153,8 @@ class Choice(NoChoice):
             if self.candidates.stale(row, state):
                 places = self.away.places(e.seq, table, len(rows))
                 self.candidates.refresh(row, state, places, rows)
-        self.candidates.close(extents, self.block_size)
+        counts = np.array([e.past // self.block_size for e in extents], dtype=np.int32)
+        upload(counts, self.candidates.counts)
 
     def decode(
         self, layer: int, q: Tensor, tails, t: DecodeTables, scale: float
@@ -156,23 +177,44 @@ class Choice(NoChoice):
 
     # ---- after a step
 
-    def tell(self, watch: Watch, tables: dict[SeqId, BlockTable]) -> None:
-        g = self.pool.geometry
-        for seq, hits in self._heard():
-            ids = tables[seq].ids[: len(hits)]
-            held = [i for i, b in enumerate(ids) if b is not None]
-            watch.shares([ids[i] for i in held], hits[held] / (g.kv_heads * g.layers))
+    def tell(self, watch: Watch, tables: dict[SeqId, BlockTable]) -> list[tuple[SeqId, int]]:
+        self._steps += bool(self._hits)
+        if not self._hits or self._steps % self.retrieval.listen:
+            return []
+        g, wanted = self.pool.geometry, []
+        heard, self._hits = self._hits, {}
+        for seq, hits in heard.items():
+            if seq not in tables:  # closed since
+                continue
+            counts = hits.cpu().numpy()[: tables[seq].length // self.block_size]
+            places = np.array(self.away.places(seq, tables[seq], len(counts)), dtype=np.int64)
+            near = np.flatnonzero(places >= 0)
+            shares = counts[near] / (g.kv_heads * g.layers * self.retrieval.listen)
+            watch.shares(places[near].tolist(), shares.tolist())
+            hot = swaps(counts, places, self.retrieval.fetches)
+            wanted += [(seq, index) for index in hot.tolist()]
+            hits.zero_()
+        return wanted
 
     def abort(self) -> None:
-        for _ in self._heard():
-            pass
+        for hits in self._hits.values():
+            hits.zero_()
+        self._hits = {}
 
-    def _heard(self) -> Iterator[tuple[SeqId, Tensor]]:
-        """Heads that chose each block of a sequence, forgotten afterwards."""
-        hits, self._hits = self._hits, {}
-        yield from hits.items()
-        if self.candidates is not None:
-            yield from self.candidates.take()
+    def _reads(self, table: BlockTable) -> int:
+        sealed, fill = divmod(table.length, table.block_size)
+        return min(sealed, self.keep) * table.block_size + fill
+
+
+def swaps(counts: np.ndarray, places: np.ndarray, most: int) -> np.ndarray:
+    """Indices of host blocks, at most `most`, each chosen twice as often as the device block that
+    would leave for it, if the least chosen one leaves: a margin, since both ways cost a copy."""
+    far, near = np.flatnonzero(places < HOLE), np.flatnonzero(places >= 0)
+    far = far[np.argsort(-counts[far], kind="stable")][:most]
+    cold = np.sort(counts[near])[: len(far)]
+    far = far[: len(cold)]
+    return far[counts[far] > 2 * cold]
+
 
 class Candidates:
     """The sealed blocks of a batch in logical order, on the device: written in place.
@@ -180,7 +222,7 @@ class Candidates:
     where   int32 [B, N]: device block, hole, or host key, as `select_ref.HOLE` says
     rows    int32 [B, N]: their digests
     counts  int32 [B]
-    hits    int32 [B, N]: heads of all layers that chose a block in this step
+    hits    int32 [B, N]: heads of all layers that chose a block since policies last heard
     """
 
     def __init__(self, rows: int, blocks: int, device):
@@ -190,7 +232,6 @@ class Candidates:
         self.where, self.rows, self.hits = tables
         self._held = [np.zeros((2, 0), dtype=np.int32) for _ in range(rows)]
         self._seen: list[tuple | None] = [None] * rows
-        self._step: list[tuple[SeqId, int]] = []  # sequences of the step, and their blocks
 
     def fits(self, rows: int, blocks: int) -> bool:
         return self.where.shape[0] == rows and blocks <= self.where.shape[1]
@@ -204,7 +245,7 @@ class Candidates:
     ) -> None:
         """Take over one sequence as it is before the step."""
         self._seen[row], old = state, self._held[row]
-        new = np.array([places, [d or 0 for d in digests]], dtype=np.int32)
+        new = np.array([places, [HOLE if d is None else d for d in digests]], dtype=np.int32)
         same = min(old.shape[1], new.shape[1])
         changed = np.flatnonzero((old[:, :same] != new[:, :same]).any(0))
         begin = int(changed[0]) if len(changed) else same  # mostly, one block is added
@@ -212,20 +253,6 @@ class Candidates:
             for host, device in zip(new, (self.where, self.rows)):
                 upload(np.ascontiguousarray(host[begin:]), device[row, begin : new.shape[1]])
         self._held[row] = new
-
-    def close(self, extents: list[Extent], block_size: int) -> None:
-        """All rows are refreshed: set the counts."""
-        self._step = [(e.seq, e.past // block_size) for e in extents]
-        upload(np.array([n for _, n in self._step], dtype=np.int32), self.counts)
-
-    def take(self) -> Iterator[tuple[SeqId, Tensor]]:
-        """The hits of the step's sequences, which are then forgotten."""
-        if self._step:
-            hits = self.hits.clone()
-            self.hits.zero_()
-            for row, (seq, blocks) in enumerate(self._step):
-                yield seq, hits[row, :blocks]
-            self._step = []
 
 
 def choice_for(digests: NoDigests) -> NoChoice:

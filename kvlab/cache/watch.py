@@ -26,11 +26,13 @@ class Watch:
         observes = ledger.policy.observes
         self.active = observes is not None and not isinstance(ledger.policy, NoEviction)
         self.scorer = scores.by_name(observes) if self.active else None
+        self.touches = True  # whether attention counts as use
         self._blocks: list[BlockId] = []  # of one layer's parts
         self._parts: list[Tensor] = []
         self._step: dict[tuple[BlockId, ...], Tensor] = {}
         self._queries = 1
         self._scored: dict[BlockId, int] = {}  # in how many steps
+        self._told: dict[BlockId, float] = {}
         self._mass: Tensor | None = None  # of decode steps, [B, max_blocks], and of which blocks
         self._rows: list[list[BlockId]] = []
 
@@ -100,11 +102,11 @@ class Watch:
         if mass is not None:
             self._mass, self._rows, self._queries = mass, tables.blocks, 1
 
-    def shares(self, blocks: list[BlockId], shares: Tensor) -> None:
+    def shares(self, blocks: list[BlockId], shares: list[float]) -> None:
         """What stands for the attention of `blocks` where a token reads a choice only."""
-        if self.active and self.scorer.decodes and blocks:
-            key = tuple(blocks)
-            self._step[key] = self._step[key] + shares if key in self._step else shares
+        if self.active and self.scorer.decodes:
+            for block, share in zip(blocks, shares):
+                self._told[block] = self._told.get(block, 0.0) + share
             self._queries = 1
 
     # ---- the end of a step
@@ -125,6 +127,8 @@ class Watch:
         for block in fresh:
             if block not in held:
                 self.ledger.score(block, equal)
+        if not self.touches:
+            return
         above = [b for b in held if held[b] > equal and b not in fresh]
         self.ledger.touch(sorted(above, key=lambda b: (held[b], b)))
 
@@ -142,7 +146,7 @@ class Watch:
         for row, blocks in enumerate(self._rows):
             named += blocks
             parts.append(self._mass[row, : len(blocks)])
-        found: dict[BlockId, float] = {}
+        found = self._told
         for block, value in zip(named, torch.cat(parts).tolist() if parts else ()):
             found[block] = found.get(block, 0.0) + value
         self.abort()
@@ -152,7 +156,7 @@ class Watch:
         """Forget a step that failed, or is done."""
         self._step = {}
         self._blocks, self._parts = [], []
-        self._mass, self._rows = None, []
+        self._mass, self._rows, self._told = None, [], {}
 
     def forget(self, blocks: list[BlockId]) -> None:
         """Blocks that left: their ids will mean other contents."""

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from kvlab.kernel import attend_ref
 from kvlab.kernel.attend_ref import Partial, merge
+
+BIAS_DIMS = 8  # a head width must be a multiple of 8 for the flash kernels
 
 __all__ = ["attend", "merge"]
 
@@ -20,9 +23,12 @@ FEW = 16  # queries: cuDNN makes a new plan for each length, which single tokens
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool = False,
-    window: int | None = None, q_start: int = 0, k_start: int = 0,
+    window: int | None = None, q_start: int = 0, k_start: int = 0, bias: Tensor | None = None,
 ) -> Partial:
-    """As `attend_ref.attend`; `causal` asks for a square (q_start == k_start, n == T)."""
+    """As `attend_ref.attend`; `causal` asks for a square (q_start == k_start, n == T), `bias` for
+    all keys visible."""
+    if bias is not None:
+        return _with_bias(q, k, v, bias, scale)
     span = (q_start - k_start, k.shape[0])
     banded = window is not None and q_start + q.shape[1] - k_start > window
     if banded or (causal and span != (0, q.shape[1])) or not k.shape[0]:
@@ -31,6 +37,20 @@ def attend(
         )
     run = _on_cpu if q.device.type == "cpu" else _on_cuda
     return run(q, k.to(q.dtype), v.to(q.dtype), scale, causal)
+
+
+def _with_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Partial:
+    """The bias as further dims of the keys, which queries meet with ones: no q x kv mask.
+
+    Three of the dims hold it to fp32 precision in any dtype.
+    """
+    more, rest = k.new_zeros(*k.shape[:-1], BIAS_DIMS, dtype=q.dtype), bias.float() / scale
+    for dim in range(3):
+        more[..., dim] = rest
+        rest = rest - more[..., dim].float()
+    k, v = torch.cat([k.to(q.dtype), more], -1), pad(v.to(q.dtype), (0, BIAS_DIMS))
+    out, lse = attend(pad(q, (0, BIAS_DIMS), value=1.0), k, v, scale=scale)
+    return out[..., :-BIAS_DIMS], lse
 
 
 def _on_cpu(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Partial:

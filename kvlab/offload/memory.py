@@ -95,7 +95,8 @@ class HostMemory:
 
     def _make(self, nbytes: int, device: torch.device) -> Tensor:
         try:
-            return pinned(nbytes, device)
+            with torch.inference_mode(False):  # whoever comes later may write to it
+                return pinned(nbytes, device)
         except (MemoryError, OSError, RuntimeError) as error:
             self.held_bytes -= nbytes
             raise OutOfHost(nbytes, self.held_bytes, self.held_bytes) from error

@@ -64,7 +64,8 @@ class Seat:
             compute.wait_event(self.arrived)
         self.buffer = self.planes = None  # both would not fit under a tight cap
         size = store.layer_bytes
-        self.buffer = torch.empty(places * size, dtype=torch.uint8, device=self.device)
+        with torch.inference_mode(False):
+            self.buffer = torch.empty(places * size, dtype=torch.uint8, device=self.device)
         if compute:  # and whoever had the new ones may not be done with them
             self.used.record(compute)
         slabs = dict(enumerate(self.buffer.view(places, size)))

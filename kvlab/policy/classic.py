@@ -51,6 +51,7 @@ class LRU(FIFO):
     """
 
     name = "lru"
+    observes = "mass"
 
     def add(self, meta):
         meta.place = meta.last

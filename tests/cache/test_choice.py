@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from cache.driver import SCALE, Driver, held_bytes, make
 
 from kvlab.cache import CacheSpec
+from kvlab.cache.choice import swaps
 from kvlab.core import BadInput
+from kvlab.kernel.select_ref import HOLE
+from kvlab.offload import OutOfHost
 from kvlab.retrieval import MeanKey, Quest, RandomChoice
 from kvlab.window import SinkWindow
 
@@ -174,11 +178,13 @@ def test_a_block_without_a_digest_gets_it_from_its_stored_keys():
 
 
 def test_what_heads_choose_is_the_attention_that_policies_see():
-    driver, seq = filled(retrieval=Quest(**SMALL), policy="attention_mass", budget_blocks=40)
+    quest = Quest(listen=2, **SMALL)
+    driver, seq = filled(retrieval=quest, policy="attention_mass", budget_blocks=40)
     group = driver.cache.groups[0]
     before = {b: group.ledger.meta(b).hits for b in group.tables[seq].ids[:17]}
-    for _ in range(3):
-        driver.step([seq], [1])
+    driver.step([seq], [1])
+    assert all(group.ledger.meta(b).hits == hits for b, hits in before.items())  # not yet
+    driver.step([seq], [1])
     touched = [b for b, hits in before.items() if group.ledger.meta(b).hits > hits]
     assert group.tables[seq].ids[0] in touched and 2 < len(touched) < 17
 
@@ -198,3 +204,81 @@ def test_refusals():
         CacheSpec(retrieval=Quest(64, recent=10), block_size=64)
     with pytest.raises(BadInput, match="window.rerotate=True: retrieval scores keys"):
         CacheSpec(retrieval="quest", window=SinkWindow(rerotate=True, middle=False), policy="fifo")
+
+
+# ---- over host blocks
+
+
+def stepwise(tokens=100, chunk=12, **axes):
+    """Prefill in chunks that fit in a small budget."""
+    driver = Twin(make(**axes))
+    seq = driver.open()
+    for start in range(0, tokens, chunk):
+        driver.step([seq], [min(chunk, tokens - start)])
+    return driver, seq
+
+
+def hosted(fetches, kernels="torch", **axes):
+    quest = Quest(listen=2, fetches=fetches, digests="fp32", **SMALL)
+    return stepwise(head_dim=32, kernels=kernels, retrieval=quest, offload="host", policy="lru",
+                    budget_blocks=10, **axes)  # fmt: skip
+
+
+@pytest.mark.parametrize("fetches", [0, 4])
+def test_where_a_block_lies_changes_nothing(fetches):
+    """The same steps with everything on the device, bit for bit apart from the order of sums."""
+    far, seq = hosted(fetches)
+    near, other = stepwise(head_dim=32, retrieval=Quest(digests="fp32", **SMALL))
+    for _ in range(9):
+        far.step([seq], [1])
+        near.step([other], [1])
+        far.cache.check()
+    assert far.cache.stats().host_bytes and len(far.out) == len(near.out)
+    for (got, *_), (want, *_) in zip(far.out, near.out):
+        torch.testing.assert_close(got, want, atol=2e-5, rtol=1e-4)
+
+
+def test_kernels_read_host_blocks_in_place():
+    torchs, first = hosted(4)
+    tritons, second = hosted(4, "triton")
+    for _ in range(5):
+        torchs.step([first], [1])
+        tritons.step([second], [1])
+        tritons.cache.check()
+    assert sum(group.away.blocks for group in tritons.cache.groups) > 10
+    for (want, *_), (got, *_) in zip(torchs.out, tritons.out):
+        torch.testing.assert_close(got, want, atol=3e-5, rtol=1e-4)
+
+
+def test_blocks_that_heads_keep_choosing_come_back():
+    driver, seq = hosted(4)
+    group = driver.cache.groups[0]
+    before = {i for i, key in enumerate(group.away.tables[seq].ids) if key is not None}
+    for _ in range(8):
+        driver.step([seq], [1])
+        driver.cache.check()
+    back = {i for i in before if group.tables[seq].ids[i] is not None}
+    assert back and group.ledger.held_count <= 10
+
+
+def test_swaps_need_a_clear_gain():
+    counts = np.array([9, 0, 5, 4, 1, 7])
+    places = np.array([-2, 3, -5, 8, 2, HOLE])
+    assert swaps(counts, places, 8).tolist() == [0, 2]  # for blocks chosen 0 and 1 times
+    assert swaps(counts, places, 1).tolist() == [0]
+    assert swaps(counts, places, 0).tolist() == []
+    counts[4] = 3
+    assert swaps(counts, places, 8).tolist() == [0]
+
+
+def test_a_full_host_leaves_blocks_where_they_are():
+    driver, seq = hosted(4)
+    group = driver.cache.groups[0]
+    group.away.shelf.memory.cap_bytes = group.away.shelf.memory.held_bytes
+    for _ in range(6):
+        try:
+            driver.step([seq], [1])
+        except OutOfHost:
+            driver.cache.abort()
+            break
+        driver.cache.check()

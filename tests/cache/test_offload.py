@@ -149,6 +149,18 @@ def test_a_relative_budget_that_meets_a_full_host_can_go_on(tiny_model, ids):
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("axes", [{}, {"policy": "fifo", "budget_blocks": 4, "offload": "host"}])
+def test_what_prefill_made_can_be_written_outside_inference_mode(tiny_model, ids, axes):
+    model = tiny_model()
+    cache = PagedCache.for_model(model, format="fp32", block_size=8, **axes)
+    prefill(model, ids[:, :40], cache, chunk_tokens=8)
+    with torch.no_grad():
+        for at in range(40, 60):
+            model(input_ids=ids[:, at : at + 1], position_ids=torch.tensor([[at]]),
+                  past_key_values=cache)  # fmt: skip
+    cache.check()
+
+
 def test_a_step_larger_than_the_budget_is_still_refused(tiny_model, ids):
     model = tiny_model()
     cache = PagedCache.for_model(model, block_size=8, budget_blocks=4, **TIGHT)

@@ -1,0 +1,210 @@
+"""What stands for evicted tokens: entries of each sequence and layer, between evict and attend."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from kvlab.core import BadInput, BlockId, CacheGeometry, KvlabError, SeqId
+from kvlab.format import KVFormat
+from kvlab.kernel import attend_sdpa
+from kvlab.kernel.attend_ref import Partial
+from kvlab.policy import NoEviction
+from kvlab.pool import BlockPool
+from kvlab.summary import Entries, NoSummary, Queries
+from kvlab.summary.base import tokens
+
+OBSERVED_QUERIES = 128  # of each query head, evenly from
+OBSERVED_SPAN = 256     # as many tokens at the end of a step: those to come are most like them
+STORED = torch.bfloat16
+
+
+@dataclass(slots=True)
+class Story:
+    """The summary of one sequence.
+
+    entries, queries: by layer. ends: by entry, the same in all layers: one past the last position
+    of what it stands for. seen: tokens evicted so far.
+    """
+
+    entries: dict[int, Entries] = field(default_factory=dict)
+    queries: dict[int, Queries] = field(default_factory=dict)
+    ends: list[int] = field(default_factory=list)
+    seen: int = 0
+
+
+class Summaries:
+    """Entries of one layer group, made by `summary` while victims can still be read.
+
+    Stored with keys and values in bf16 and the bias in fp32. Entries are never written in place,
+    so a fork shares them until one of the two evicts.
+    """
+
+    def __init__(self, summary: NoSummary, pool: BlockPool):
+        self.summary, self.pool = summary, pool
+        self.stories: dict[SeqId, Story] = {}
+        self.rows: list[SeqId] = []  # of the decode step under way
+
+    # ---- the life of a sequence
+
+    def open(self, seq: SeqId) -> None:
+        self.stories[seq] = Story()
+
+    def close(self, seq: SeqId) -> None:
+        del self.stories[seq]
+
+    def fork(self, parent: SeqId, child: SeqId) -> None:
+        old = self.stories[parent]
+        self.stories[child] = Story(
+            dict(old.entries), dict(old.queries), list(old.ends), old.seen
+        )
+
+    def crop(self, seq: SeqId, length: int) -> None:
+        """Drop entries that stand for any token from `length` on."""
+        story = self.stories[seq]
+        kept = [i for i, end in enumerate(story.ends) if end <= length]
+        if len(kept) == len(story.ends):
+            return
+        story.ends = [story.ends[i] for i in kept]
+        story.entries = {
+            layer: Entries(*(x[kept] for x in entries)) for layer, entries in story.entries.items()
+        } if kept else {}
+
+    # ---- eviction
+
+    def spill(self, seq: SeqId, indices: list[int], blocks: list[BlockId]) -> None:
+        """Summarize `blocks`, the sequence's blocks at `indices`, which are about to be freed."""
+        if not self.summary.makes or not blocks:
+            return
+        story, size = self.stories[seq], self.pool.geometry.block_size
+        story.seen += len(blocks) * size
+        for layer in range(self.pool.geometry.layers):
+            new = tokens(*self.pool.read(layer, blocks))
+            story.entries[layer], stable = self._absorbed(story, layer, new)
+        count = story.entries[0].count
+        end = max([(indices[-1] + 1) * size, *story.ends[stable:]])
+        story.ends = story.ends[:stable] + [end] * (count - stable)
+
+    def _absorbed(self, story: Story, layer: int, new: Entries) -> tuple[Entries, int]:
+        old, queries = story.entries.get(layer), story.queries.get(layer)
+        entries, stable = self.summary.absorb(old, new, story.seen, queries)
+        return entries.to(STORED), stable
+
+    # ---- attention
+
+    def observe(self, layer: int, seq: SeqId, q: Tensor, lse: Tensor, scale: float) -> None:
+        """Keep the last of the step's queries, q [Hq, T, D], with `lse` [Hq, T] of all they saw."""
+        if not self.summary.makes:
+            return
+        story, count = self.stories[seq], q.shape[1]
+        first = max(0, count - OBSERVED_SPAN)
+        wanted = min(OBSERVED_QUERIES, count)
+        at = torch.linspace(first, count - 1, wanted, device=q.device).round().long()
+        fresh = Queries(q[:, at].float() * scale, lse[:, at])
+        old = story.queries.get(layer)
+        story.queries[layer] = grouped(fresh, old, self.pool.geometry.kv_heads)
+
+    def attend(
+        self, layer: int, seq: SeqId, q: Tensor, scale: float, window: int | None
+    ) -> list[Partial]:
+        """The partial result of q [Hq, T, D] over the entries; none where there are none."""
+        entries = self.stories[seq].entries.get(layer)
+        if self.summary.makes and window is not None:
+            raise BadInput("summary", self.summary.name, "cannot tell which entries a model's "
+                           "sliding window still sees; use summary=none with this model")
+        if entries is None:
+            return []
+        return [attend_sdpa.attend(q, entries.k, entries.v, scale=scale, bias=entries.bias)]
+
+    def decode(self, layer: int, q: Tensor, part: Partial, scale: float) -> Tensor:
+        """Decode: `part`, out [B, Hq, D] and lse [B, Hq] of q, merged with that of the entries."""
+        if not self.summary.makes:
+            return part[0]
+        done = []
+        for row, seq in enumerate(self.rows):
+            query, out, lse = q[row, :, None], part[0][row, :, None], part[1][row, :, None]
+            parts = [(out, lse), *self.attend(layer, seq, query, scale, None)]
+            out, lse = attend_sdpa.merge(parts)
+            self.observe(layer, seq, query, lse, scale)
+            done.append(out[:, 0])
+        return torch.stack(done).to(part[0].dtype)
+
+    # ---- accounts
+
+    @property
+    def blocks(self) -> float:
+        """Entries of all sequences, in blocks that take as many bytes."""
+        return self.entry_bytes / self.pool.format.block_bytes(self.pool.geometry)
+
+    @property
+    def gain(self) -> float:
+        """Blocks' worth of bytes that evicting one block saves, its entries taken off."""
+        return 1.0 - entry_share(self.summary, self.pool.format, self.pool.geometry)
+
+    def check(self) -> None:
+        """Raise if a layer has other entries than the rest, or any that is not finite."""
+        for seq, story in self.stories.items():
+            for layer, entries in story.entries.items():
+                if entries.count != len(story.ends):
+                    raise KvlabError(f"layer {layer} of sequence {seq} has {entries.count} "
+                                     f"entries, not {len(story.ends)}")
+                if not all(bool(x.isfinite().all()) for x in entries):
+                    raise KvlabError(f"an entry of layer {layer}, sequence {seq} is not finite")
+
+    @property
+    def entry_bytes(self) -> int:
+        """Of all sequences; what forks share counts once."""
+        return self._bytes(e for s in self.stories.values() for e in s.entries.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Entries and the observed queries."""
+        return self.entry_bytes + self._bytes(
+            q for s in self.stories.values() for q in s.queries.values()
+        )
+
+    @staticmethod
+    def _bytes(held) -> int:
+        return sum({x.data_ptr(): x.nbytes for part in held for x in part}.values())
+
+
+def check_summary(spec, g: CacheGeometry) -> None:
+    """Raises `BadInput` for axes of a `CacheSpec` beside which a summary makes no sense."""
+    name, frees = spec.summary.name, spec.window.protected(1) and not spec.window.middle
+    if not spec.summary.makes:
+        return
+    if isinstance(spec.policy(), NoEviction) and not frees:
+        raise BadInput("summary", name, "stands for evicted tokens and none are evicted; choose a "
+                       "policy with a budget, or window.middle=false")
+    if spec.offload.keeps:
+        raise BadInput("summary", name, f"has nothing to stand for: offload={spec.offload.name} "
+                       "keeps evicted blocks readable; leave out one of the two")
+    if spec.window.rerotate:
+        raise BadInput("summary", name, "stands for tokens at their original positions, which "
+                       "window.rerotate=true gives up; leave out one of the two")
+    percent = 100 * entry_share(spec.summary, spec.format, g)
+    if percent >= min(100, spec.budget_percent or 100):
+        raise BadInput("summary.ratio", spec.summary.ratio, f"makes entries of {percent:.3g} % of "
+                       "the evicted bytes, which leaves no room for blocks in the budget")
+
+
+def entry_share(summary: NoSummary, format: KVFormat, g: CacheGeometry) -> float:
+    """Bytes of the entries of an evicted block over the bytes of the block."""
+    if not summary.makes:
+        return 0.0
+    entry = g.layers * g.kv_heads * (2 * g.head_dim * STORED.itemsize + torch.float32.itemsize)
+    return summary.ratio * g.block_size * entry / format.block_bytes(g)
+
+
+def grouped(fresh: Queries, old: Queries | None, kv_heads: int) -> Queries:
+    """[Hq, t, ..] folded to [H, group * m, ..]: the last m tokens, older ones from `old`."""
+    q, lse = (x.unflatten(0, (kv_heads, -1)) for x in fresh)
+    if old is not None and q.shape[2] < OBSERVED_QUERIES:
+        shape, room = (q.shape[1], -1), OBSERVED_QUERIES - q.shape[2]
+        q, lse = (
+            torch.cat([x.unflatten(1, shape)[:, :, -room:], y], 2)
+            for x, y in zip(old, (q, lse))
+        )
+    return Queries(q.flatten(1, 2), lse.flatten(1, 2))

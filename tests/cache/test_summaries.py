@@ -1,0 +1,207 @@
+"""Summaries in the live cache: bytes counted, sequences independent, nothing broken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from driver import make
+
+from kvlab.cache.summaries import OBSERVED_QUERIES
+from kvlab.core import BadInput
+from kvlab.summary import Fitted, Merged, MergeMean, RandomTokens
+from kvlab.window import SinkWindow
+
+MEMBERS = {
+    "merged": Merged(ratio=0.25), "fitted": Fitted(ratio=0.25, solver_steps=10),
+    "merge_mean": MergeMean(ratio=0.25), "random": RandomTokens(ratio=0.25),
+    "bounded": Merged(ratio=0.5, max_entries=6),
+}  # fmt: skip
+
+
+def step(cache, seqs, counts, seed=0):
+    """One step of random contents through all layers, [layers, B, T, Hq, D]."""
+    g, rows, most = cache.geometry, len(seqs), max(counts)
+    draw = torch.Generator().manual_seed(seed)
+    cache.begin(seqs, counts)
+    outs = []
+    for layer in range(g.layers):
+        q, k, v = (
+            torch.randn(rows, h, most, g.head_dim, generator=draw)
+            for h in (g.query_heads, g.kv_heads, g.kv_heads)
+        )
+        outs.append(cache.attend(layer, q, k, v, scale=0.25))
+    cache.commit()
+    cache.check()
+    return torch.stack(outs)
+
+
+def held(cache) -> int:
+    """Every byte of entries and queries, counted from the storages."""
+    stories = [s for g in cache.groups for s in g.summaries.stories.values()]
+    parts = [p for s in stories for p in (*s.entries.values(), *s.queries.values())]
+    return sum({x.data_ptr(): x.untyped_storage().nbytes() for p in parts for x in p}.values())
+
+
+def entries(cache, seq, layer=0, group=0):
+    return cache.groups[group].summaries.stories[seq].entries.get(layer)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("format", ["fp32", "int8"])
+@pytest.mark.parametrize("groups", ["all", "per_layer"])
+@pytest.mark.parametrize("budget", [{"budget_blocks": 14}, {"budget_percent": 50.0}], ids=str)
+def test_members_live(name, format, groups, budget):
+    member = MEMBERS[name] if format == "fp32" else type(MEMBERS[name])(ratio=0.1)
+    cache = make(format=format, policy="fifo", groups=groups, summary=member, **budget)
+    seqs = [cache.open(), cache.open()]
+    for number, counts in enumerate(([9, 12], [1, 1], [12, 3], *[[1, 1]] * 9, [7, 8])):
+        assert torch.isfinite(step(cache, seqs, counts, number)).all()
+        stats, own = cache.stats(), sum(g.summaries.nbytes for g in cache.groups)
+        pools = sum(g.pool.nbytes for g in cache.groups)
+        assert own == held(cache) and stats.allocated_bytes == pools + own
+        assert stats.logical_bytes <= stats.allocated_bytes
+    assert stats.evictions and own
+    if member.max_entries:
+        assert all(len(s.ends) <= 6 for g in cache.groups for s in g.summaries.stories.values())
+    for seq in seqs:
+        cache.close(seq)
+    assert cache.stats().allocated_bytes == held(cache) == 0
+
+
+def test_as_many_entries_as_tokens_lose_only_the_rounding_to_bf16():
+    """ratio=1 keeps every evicted token as an entry: the output is that of the full cache."""
+    full, kept = make(), make(policy="fifo", budget_blocks=4, summary=Merged(ratio=1.0))
+    seqs = [full.open()], [kept.open()]
+    for number, count in enumerate((8, 8, 1, 8, 5, 1, 1, 9)):
+        want, got = (step(c, s, [count], number) for c, s in zip((full, kept), seqs))
+        torch.testing.assert_close(got, want, rtol=0.02, atol=0.02)
+    assert kept.stats().evictions and entries(kept, seqs[1][0]).count == 4 * kept.stats().evictions
+
+
+def test_an_evicted_block_leaves_a_trace():
+    outs = {}
+    for name in ("none", "merged"):
+        cache = make(policy="fifo", budget_blocks=4, summary=name)
+        seq = cache.open()
+        step(cache, [seq], [16])
+        assert cache.groups[0].summaries.stories[seq].seen == 0
+        outs[name] = step(cache, [seq], [8], 1)
+    assert entries(cache, seq).count == 1 and not torch.allclose(outs["none"], outs["merged"])
+
+
+def test_nothing_evicted_nothing_summarized():
+    cache = make(policy="fifo", budget_blocks=40, summary="fitted")
+    seq = cache.open()
+    cache.groups[0].summaries.spill(seq, [], [])  # an empty chunk is a plain no-op
+    step(cache, [seq], [16])
+    assert entries(cache, seq) is None and cache.stats().evictions == 0
+
+
+def test_the_share_of_a_budget_includes_the_entries():
+    sizes = {}
+    for name, summary in (("plain", "none"), ("random", RandomTokens(0.1)), ("full", None)):
+        axes = {} if summary is None else {"policy": "fifo", "budget_percent": 20.0}
+        cache = make(format="bf16", dtype=torch.bfloat16, head_dim=64, summary=summary or "none",
+                     **axes)  # fmt: skip
+        seq, g = cache.open(), cache.geometry
+        for _ in range(20):
+            cache.begin([seq], [64])
+            for layer in range(g.layers):
+                x = torch.randn(1, 4, 64, 64).bfloat16()
+                cache.attend(layer, x, x[:, :2], x[:, :2], scale=0.1)
+            cache.commit()
+        sizes[name] = cache.stats().logical_bytes
+    assert 0.18 * sizes["full"] < sizes["random"] <= sizes["plain"] == 0.2 * sizes["full"]
+
+
+def test_a_fork_shares_entries_until_it_evicts():
+    cache = make(policy="fifo", budget_blocks=12, summary=Merged(ratio=0.25))
+    seq = cache.open()
+    step(cache, [seq], [40])
+    cache.groups[0].evict(3)
+    child, before = cache.fork(seq), cache.groups[0].summaries.entry_bytes
+    assert entries(cache, child) is entries(cache, seq)
+    assert cache.groups[0].summaries.entry_bytes == before == held_entries(cache)
+    for number in range(4):
+        step(cache, [child], [8], number)
+    assert entries(cache, child).count > entries(cache, seq).count == 3
+    cache.close(seq)
+    assert torch.isfinite(step(cache, [child], [1])).all()
+
+
+def held_entries(cache) -> int:
+    stories = [s for g in cache.groups for s in g.summaries.stories.values()]
+    tensors = [x for s in stories for e in s.entries.values() for x in e]
+    return sum({x.data_ptr(): x.nbytes for x in tensors}.values())
+
+
+def test_crop_drops_entries_that_stand_for_cropped_tokens():
+    cache = make(policy="fifo", budget_blocks=5, summary=Merged(ratio=0.25))
+    seq = cache.open()
+    for number in range(6):
+        step(cache, [seq], [8], number)
+    story = cache.groups[0].summaries.stories[seq]
+    assert story.ends == sorted(story.ends) and story.ends[-1] == 28
+    cache.truncate(seq, 40)
+    assert len(story.ends) == 7  # nothing of them was cropped
+    cache.truncate(seq, 16)
+    cache.check()
+    assert story.ends and max(story.ends) <= 16
+    cache.truncate(seq, 0)
+    assert not story.ends and not story.entries
+    assert torch.isfinite(step(cache, [seq], [3])).all()
+
+
+def test_a_window_that_frees_blocks_leaves_them_to_the_summary():
+    cache = make(window=SinkWindow(4, 8, middle=False), summary="merged")
+    seq = cache.open()
+    for number in range(5):
+        step(cache, [seq], [8], number)
+    assert entries(cache, seq).count >= 1
+
+
+def test_observed_queries_are_bounded_and_the_newest():
+    cache = make(policy="fifo", budget_blocks=200, summary="fitted")
+    seq, g = cache.open(), cache.geometry
+    step(cache, [seq], [500])
+    for number in range(3):
+        step(cache, [seq], [1], number)
+    queries = cache.groups[0].summaries.stories[seq].queries[1]
+    assert queries.q.shape == (g.kv_heads, g.group * OBSERVED_QUERIES, g.head_dim)
+    assert queries.lse.shape == queries.q.shape[:2] and queries.lse.isfinite().all()
+
+
+def test_a_failed_step_keeps_the_entries():
+    cache = make(policy="fifo", budget_blocks=5, summary="merged")
+    seq = cache.open()
+    step(cache, [seq], [16])
+    step(cache, [seq], [8], 1)
+    cache.begin([seq], [2])
+    cache.abort()
+    cache.check()
+    assert torch.isfinite(step(cache, [seq], [4], 2)).all()
+
+
+@pytest.mark.parametrize(
+    ("axes", "text"),
+    [
+        ({}, "none are evicted"),
+        ({"window": SinkWindow(4, 8, middle=False, rerotate=True)}, "rerotate"),
+        ({"policy": "fifo", "budget_percent": 4.0, "summary": Merged(ratio=0.1)}, "no room"),
+        ({"policy": "fifo", "budget_blocks": 9, "format": "int2", "summary": Merged(ratio=0.5)},
+         "no room"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused(axes, text):
+    inv_freq = torch.ones(8)
+    with pytest.raises(BadInput, match=f"summary.*{text}"):
+        make(**{"summary": "merged", "inv_freq": inv_freq} | axes)
+
+
+def test_a_sliding_window_is_refused():
+    cache = make(policy="fifo", budget_blocks=9, summary="merged")
+    x = torch.randn(1, 4, 2, 16)
+    cache.begin([cache.open()], [2])
+    with pytest.raises(BadInput, match="sliding window"):
+        cache.attend(0, x, x[:, :2], x[:, :2], scale=0.25, window=8)
+    cache.abort()
