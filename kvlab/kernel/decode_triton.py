@@ -138,6 +138,7 @@ def _check(
 def paged_decode(
     q: Tensor, sealed, format: KVFormat, table: Tensor, n_blocks: Tensor, open, open_slot: Tensor,
     open_len: Tensor, *, scale: float, mass: Tensor | None = None, setting=None,
+    after_append: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Attention of one query token per row over its sealed blocks and its open tail.
 
@@ -147,6 +148,8 @@ def paged_decode(
     (retrieval); open_slot, open_len: int32 [B], the row of the open store and its number of tokens
     (0: none). scale: of the logits. mass: fp32 [B, Hq, max_blocks], receives each sealed block's
     share of attention. setting: launch settings, see `tune`.
+    after_append: the kernel launched before this one is `append`, and table, n_blocks and sealed
+    blocks were written before it; then they are looked up while it still runs.
 
     Returns out [B, Hq, D] in q's dtype and lse fp32 [B, Hq] (natural log; -inf for an empty row).
     Nothing depends on a length on the host, so the call can be captured in a graph (after one call
@@ -168,7 +171,7 @@ def paged_decode(
         H=kv_heads, G=group, GP=next_power(group), D=dim, S=slots, P=sealed.slab_blocks,
         open_P=open.slab_blocks, warps=warps, tile=tile, per_block=per_block, multi=multi,
         digits=2, mass=mass is not None, per_head=table.ndim == 3,
-        chained=gpu.chained, open_dtype=TYPES[tail.dtype],
+        chained=gpu.chained, after_append=after_append, open_dtype=TYPES[tail.dtype],
     )
     chain = {"launch_pdl": True} if gpu.chained else {}
     part_out = _buffer("out", rows * heads * splits * dim, q.device)
