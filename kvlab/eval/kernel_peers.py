@@ -71,4 +71,5 @@ def prefill_peers(shape: Shape, tokens: int, past: int) -> Iterator[Peer]:
     starts = torch.tensor([0, tokens], dtype=torch.int32, device=shape.device)
     wrapper.plan(starts, *table, heads, shape.kv_heads, shape.head_dim, PAGE, causal=True,
                  q_data_type=torch.bfloat16, kv_data_type=torch.bfloat16)
-    yield "flashinfer", "bf16", partial(wrapper.run, shape.random(tokens, heads=heads), kv), kv.nbytes
+    call = partial(wrapper.run, shape.random(tokens, heads=heads), kv)
+    yield "flashinfer", "bf16", call, kv.nbytes

@@ -107,14 +107,19 @@ def _buffer(name: str, size: int, device) -> Tensor:
 _kept: list = []
 
 
-def _setting(format: KVFormat, k: Side, v: Side, slots: int, frame_key: str, device: str):
+def setting_key(format: KVFormat, slots: int, dim: int, group: int) -> str:
+    """Name of a kernel and shape in the table of measured settings."""
+    return f"decode {format.identity} S{slots} D{dim} G{group}"
+
+
+def _setting(format: KVFormat, k: Side, v: Side, slots: int, key: str, device: str):
     """Launch settings: stored for this device and shape, or the defaults of the wider side."""
     bits = max(16 if c.kind == 0 else 8 if c.kind == 1 else c.bits for c in (k, v))
     fp8 = 1 in (k.kind, v.kind)
     low = min(c.bits for c in (k, v)) in (2, 3)
     kind = "dense" if bits == 16 else "low" if low else "fp8" if fp8 else f"int{bits}"
     span = slots if k.channel or v.channel or slots == 64 else 256
-    return tune.choose(device, f"decode {format.identity} {frame_key}", kind, max(slots, span))
+    return tune.choose(device, key, kind, max(slots, span))
 
 
 def _check(
@@ -163,7 +168,7 @@ def paged_decode(
     k, v = sides(format, sealed.planes, slots, dim)
     gpu = tune.device_facts(q.device)
     wanted, warps, stages, fill, *cap = setting or _setting(
-        format, k, v, slots, f"S{slots} D{dim} G{group}", gpu.name
+        format, k, v, slots, setting_key(format, slots, dim, group), gpu.name
     )
     tile, per_block, multi = _tile(k, v, slots, wanted)
     splits = min(_splits(rows, kv_heads, gpu.processors * fill), max(1, -(-width * slots // tile)))
