@@ -145,9 +145,6 @@ class KernelRoofline:
             return
         tokens, past = self.prefill
         place = {"kernel": "prefill", "tokens": tokens, "past": past}
-        for peer, kind, call, _ in prefill_peers(self.shape, tokens, past) if self.peers else ():
-            yield (f"{peer} {kind}", place | {"peer": peer, "format": kind},
-                   partial(self._products, call))
         for name in self.prefill_formats:
             slots = max(self.formats.get(name, [64]))
             call = partial(prefill_call, self.kernels, by_name(name), self.shape, slots, tokens,
@@ -155,6 +152,9 @@ class KernelRoofline:
             params = {"format": name, "block_size": slots, "segment_tokens": self.segment}
             yield (f"{name} block {slots}", place | params,
                    lambda call=call: self._products(call()))
+        for peer, kind, call, _ in prefill_peers(self.shape, tokens, past) if self.peers else ():
+            yield (f"{peer} {kind}", place | {"peer": peer, "format": kind},
+                   partial(self._products, call))
 
     def _products(self, call: Callable) -> Iterator[Measurement]:
         tokens, past = self.prefill
