@@ -18,6 +18,7 @@ FLOORS = (
     ("pool", "offload"),
     ("cache",),
     ("model",),
+    ("serve",),
     ("eval",),
     ("config", "__main__"),
 )
