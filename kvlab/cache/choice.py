@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kvlab.blocks import BlockTable
 from kvlab.cache.digests import Digests, NoDigests
-from kvlab.cache.past import Sum
 from kvlab.cache.step import Extent
+from kvlab.cache.sum import Sum
 from kvlab.cache.tables import DecodeTables, room_for, upload
 from kvlab.cache.watch import Watch
 from kvlab.core import SeqId
@@ -26,7 +26,6 @@ class NoChoice:
     selects = False
     candidates: Candidates | None = None  # what lies on the device; another object, another graph
     keep = sys.maxsize  # sealed blocks that a head reads
-    candidates = None
 
     def applies(self, e: Extent, window: int | None) -> bool:
         """Whether this step reads a choice of the past in a layer with this sliding window."""
