@@ -103,7 +103,7 @@ class SlabStore:
         """`values`: plane name -> [N, *shape] for the N `rows`."""
         for slab, where, local in self._by_slab(rows):
             for name, view in self._views[slab].items():
-                view[layer, local] = values[name][where]
+                view[layer, local] = values[name][where].to(view.device)  # host blocks come back
 
     def read(self, layer: int, rows: list[int]) -> dict[str, Tensor]:
         """Plane name -> [N, *shape], a copy, in the order of `rows` (grouped by ascending runs)."""

@@ -14,8 +14,8 @@ from bench import SLOW_DECODE, parser, run_arm  # noqa: E402
 ARMS = {  # name -> axes; byte budgets are for 4.0 GB with 1.19 GB of weights
     "exact": {"format": "fp8", "policy": "fifo", "offload": "host",
               "budget_bytes": 1_200_000_000},
-    "window": {"format": "bf16", "window": {"name": "sink", "sinks": 64, "recent": 8192,
-                                            "middle": False}},
+    "window": {"format": "fp8", "window": {"name": "sink", "sinks": 64, "recent": 8192,
+                                           "middle": False}},
     "retrieval": {"format": "fp8", "block_size": 128, "policy": "fifo", "offload": "host",
                   "retrieval": {"name": "quest", "digests": "fp8"}, "budget_bytes": 1_000_000_000},
 }  # fmt: skip

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kvlab.blocks import BlockTable
 from kvlab.cache.step import Extent
+from kvlab.cache.summaries import Summaries
 from kvlab.cache.tables import DecodeTables, room_for
 from kvlab.core import BlockId, SeqId
 from kvlab.offload import NoShelf
@@ -18,24 +19,29 @@ from kvlab.pool import BlockPool
 class Away:
     """A second table for each sequence: host keys where its first table has holes.
 
-    Without offload no table ever gets a key, and every loop here is over nothing.
+    Without offload no table ever gets a key, and every loop here is over nothing. What a summary
+    leaves of evicted blocks comes and goes with them.
     """
 
-    def __init__(self, shelf: NoShelf, pool: BlockPool):
+    def __init__(self, shelf: NoShelf, pool: BlockPool, summaries: Summaries):
         self.shelf, self.pool, self.size = shelf, pool, pool.geometry.block_size
+        self.summaries = summaries
         self.tables: dict[SeqId, BlockTable] = {}
         self.decoding: DecodeTables | None = None
 
     def open(self, seq: SeqId) -> None:
         self.tables[seq] = BlockTable(self.size)
+        self.summaries.open(seq)
 
     def close(self, seq: SeqId) -> None:
         self.shelf.drop(held(self.tables.pop(seq)))
+        self.summaries.close(seq)
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
         """`child` holds what its parent holds; nothing is copied."""
         self.tables[child].append(self.tables[parent].ids)
         self.shelf.share(held(self.tables[child]))
+        self.summaries.fork(parent, child)
 
     def crop(self, seq: SeqId, blocks: int) -> None:
         """Forget all blocks of `seq` but the first `blocks`."""
@@ -44,6 +50,7 @@ class Away:
         del table.ids[blocks:]
         table.changes += 1
         self.shelf.drop(gone)
+        self.summaries.crop(seq, blocks * self.size)
 
     def forget(self, seq: SeqId, index: int) -> None:
         """Block `index` of `seq` is on the device again."""
@@ -83,11 +90,12 @@ class Away:
         leaving = set(victims)
         keys = dict(zip(victims, self.shelf.spill(victims)))
         for seq, table in tables.items():
-            for index, block in enumerate(table.ids):
-                if block in leaving:
-                    table.punch(index)
-                    if keys:
-                        self._note(seq, index, keys[block])
+            gone = [index for index, block in enumerate(table.ids) if block in leaving]
+            self.summaries.spill(seq, gone, [table.ids[index] for index in gone])
+            for index in gone:
+                block = table.punch(index)
+                if keys:
+                    self._note(seq, index, keys[block])
         keep(keys)
         self.shelf.drop(list(keys.values()))
 
@@ -102,6 +110,7 @@ class Away:
 
     def prepare(self, extents: list[Extent]) -> None:
         """Bring the device tables of host keys up to date."""
+        self.summaries.rows = [e.seq for e in extents]
         if not self.shelf.keeps:
             return
         rows = len(extents)
@@ -117,11 +126,13 @@ class Away:
     ) -> Tensor:
         """Merge attention over host blocks, read in place over the bus, into `out` [B, Hq, D].
 
+        Or over what stands for blocks that are gone.
+
         lse fp32 [B, Hq] of `out`; mass, shares among the device blocks, becomes shares of all.
         chosen: the keys that each head reads and how many, see `paged_decode`; None: all.
         """
         if not self.shelf.keeps:
-            return out
+            return self.summaries.decode(layer, q, (out, lse), scale)
         t, pool = self.decoding, self.pool
         table, n_blocks = chosen or (t.table, t.n_blocks)
         far, far_lse = pool.fused.paged_decode(

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from kvlab.blocks import BlockTable
 from kvlab.cache.digests import Digests, NoDigests
-from kvlab.cache.past import Sum
 from kvlab.cache.step import Extent
+from kvlab.cache.sum import Sum
 from kvlab.cache.tables import DecodeTables, room_for, upload
 from kvlab.cache.watch import Watch
 from kvlab.core import SeqId

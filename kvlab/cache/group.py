@@ -12,8 +12,9 @@ from kvlab.cache.away import Away
 from kvlab.cache.choice import choice_for
 from kvlab.cache.claim import Alone
 from kvlab.cache.digests import digests_for
-from kvlab.cache.past import Past, Sum
+from kvlab.cache.past import Past
 from kvlab.cache.step import Extent
+from kvlab.cache.sum import Sum
 from kvlab.cache.summaries import Summaries
 from kvlab.cache.tables import DecodeTables, room_for
 from kvlab.cache.watch import Watch
@@ -37,7 +38,7 @@ class LayerGroup:
         self.watch = Watch(ledger, pool.geometry.layers, self.block_size)
         self.summaries = Summaries(spec.summary, pool)
         segment = max(1, spec.workspace_tokens // self.block_size)
-        self.away = Away(spec.offload.build(pool), pool)
+        self.away = Away(spec.offload.build(pool), pool, self.summaries)
         self.past = Past(pool, spec.window, self.watch, segment, inv_freq, self.away)
         self.decoding: DecodeTables | None = None
         self.digests = digests_for(spec.retrieval, pool, self.away)
@@ -54,7 +55,6 @@ class LayerGroup:
         self.away.open(seq)
         self.borrowed[seq], self.pinned[seq] = set(), set()
         self.digests.open(seq)
-        self.summaries.open(seq)
         self.tables[seq].append(self.share.open(seq, chain, hit), hit * self.block_size)
 
     def close(self, seq: SeqId, done: bool = True) -> None:
@@ -70,7 +70,6 @@ class LayerGroup:
         self.away.close(seq)
         del self.tables[seq], self.borrowed[seq], self.pinned[seq]
         self.digests.close(seq)
-        self.summaries.close(seq)
         if done:
             self.share.ended()
 
@@ -83,7 +82,6 @@ class LayerGroup:
         self.share.fork(parent, child)
         self.away.fork(parent, child)
         self.digests.fork(parent, child)
-        self.summaries.fork(parent, child)
         table = self.tables[child]
         shared = source.ids[:-1] if fill else list(source.ids)
         held = [b for b in shared if b is not None]
@@ -119,7 +117,6 @@ class LayerGroup:
         table.length = length
         table.changes += 1
         self.digests.crop(seq, whole)
-        self.summaries.crop(seq, length)
         self._release(seq, [b for b in reversed(dropped) if b is not None])
         self.away.crop(seq, -(-length // size))
         if fill and not was_open:
@@ -191,7 +188,6 @@ class LayerGroup:
         self.decoding.refresh(extents, self.tables, open_rows)
         self.away.prepare(extents)
         self.choice.prepare(extents, self.tables)
-        self.summaries.rows = [e.seq for e in extents]
 
     def in_place(self) -> list:
         """What `prepare` overwrites for the kernels; a captured step ends with any of them."""
@@ -208,8 +204,7 @@ class LayerGroup:
         total = Sum(self.pool.fused)
         reader = self.choice if self.choice.applies(e, window) else self.past
         reader.attend(layer, e, self.tables[e.seq], q, scale, window, total)
-        for part in self.summaries.attend(layer, e.seq, q, scale, window):
-            total.add(part)
+        self.summaries.attend(layer, e.seq, q, scale, window, total)
         span = {"scale": scale, "window": window, "q_start": e.past}
         first, keys, values = e.past, k, v
         if e.fill:
@@ -249,7 +244,7 @@ class LayerGroup:
         )
         out = self.away.decode(layer, q, out, lse, mass, scale)
         self.watch.decoded(t, mass)
-        return self.summaries.decode(layer, q, (out, lse), scale)
+        return out
 
     def commit(self, e: Extent) -> None:
         """Make the step's blocks part of the sequence."""
@@ -309,8 +304,6 @@ class LayerGroup:
         spills = self.share.make_host_room(count)
         victims = self.ledger.reclaim(count, coming)
         self.share.gone(victims)
-        for seq, gone in self._holders(victims):
-            self.summaries.spill(seq, gone, [self.tables[seq].ids[i] for i in gone])
         if spills:
             tables = {} if self.share.hold else self.tables
             self.away.leave(victims, tables, self.share.spilled)
@@ -363,21 +356,9 @@ class LayerGroup:
             return
         readable = table.touched(ranges)
         gone = [i for i, b in enumerate(table.ids) if b is not None and b not in readable]
-        self._release(seq, self._punch(seq, gone)[::-1])
+        self.summaries.spill(seq, gone, [table.ids[i] for i in gone])
+        self._release(seq, [table.punch(i) for i in reversed(gone)])
         self.evictions += len(gone)
-
-    def _holders(self, victims: list[BlockId]) -> list[tuple[SeqId, list[int]]]:
-        """Which sequences hold `victims`, and at which indices; only where somebody asks."""
-        leaving = set(victims) if self.summaries.summary.makes else set()
-        found = [(seq, [i for i, b in enumerate(table.ids) if b in leaving])
-                 for seq, table in self.tables.items()]
-        return [(seq, gone) for seq, gone in found if gone]
-
-    def _punch(self, seq: SeqId, gone: list[int]) -> list[BlockId]:
-        """Make holes at the indices `gone`, whose blocks are still readable, and spill them."""
-        blocks = [self.tables[seq].punch(i) for i in gone]
-        self.summaries.spill(seq, gone, blocks)
-        return blocks
 
     def _drop(self, blocks: list[BlockId]) -> None:
         self.watch.forget(blocks)

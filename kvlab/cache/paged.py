@@ -144,11 +144,6 @@ class PagedCache(Prefixes):
             for number, group in enumerate(self.groups):
                 group.prepare([extents[number] for extents in step])
 
-    @property
-    def capturable(self) -> bool:
-        """Whether decode steps may be captured: entries are new tensors after each eviction."""
-        return not self.spec.summary.makes
-
     def can_decode(self, counts: list[int]) -> bool:
         """Whether a step of these counts may run through the decode kernel."""
         fused = self.groups[0].pool.fused is not None
@@ -253,22 +248,20 @@ class PagedCache(Prefixes):
         logical = sealed * self.spec.format.block_bytes(g) // count + (
             open_tokens * g.elements_per_token * self.dtype.itemsize // count
         )
-        logical += sum(group.summaries.entry_bytes for group in self.groups)
-        allocated = sum(
-            group.pool.nbytes + group.digests.nbytes + group.summaries.nbytes
-            for group in self.groups
-        )
+        entries = sum(group.summaries.nbytes for group in self.groups)
+        blocks = sum(group.pool.nbytes + group.digests.nbytes for group in self.groups)
         return CacheStats(
             tokens=tokens, resident_tokens=round(resident),
             blocks=sum(group.ledger.held_count for group in self.groups),
             evictions=sum(group.evictions for group in self.groups),
             nominal_bytes=int(tokens * g.elements_per_token * self.spec.format.payload_bits / 8),
-            logical_bytes=logical, allocated_bytes=allocated,
+            logical_bytes=logical + entries, allocated_bytes=blocks + entries,
             host_bytes=sum(shelf.nbytes for shelf in shelves),
-            bits_per_element=8 * allocated / max(1, resident * g.elements_per_token),
+            bits_per_element=8 * blocks / max(1, resident * g.elements_per_token),
             prefix_tokens=self.prefix_tokens,
             workspace_bytes=self.workspace.nbytes + shelves[0].staging_nbytes
-            + sum(shelf.device_nbytes for shelf in shelves),
+            + sum(shelf.device_nbytes for shelf in shelves)
+            + sum(group.summaries.workspace_bytes for group in self.groups),
             digest_bytes=sum(group.digests.nbytes for group in self.groups),
             read_tokens=round(sum(g.choice.read_tokens(g.tables) for g in self.groups) / count),
         )

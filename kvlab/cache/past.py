@@ -2,39 +2,17 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockTable
 from kvlab.cache.away import Away, held
 from kvlab.cache.step import Extent, Piece
+from kvlab.cache.sum import Sum
 from kvlab.cache.watch import Watch
 from kvlab.kernel import attend_sdpa
-from kvlab.kernel.attend_ref import Partial
 from kvlab.pool import BlockPool
 from kvlab.window import NoWindow
-
-
-class Sum:
-    """Running attention result over disjoint keys, in fp32."""
-
-    def __init__(self, fused: ModuleType | None):
-        self.fused = fused
-        self.parts: list[Partial] = []
-
-    def add(self, part: Partial) -> None:
-        """out [Hq, T, D] of any float dtype, lse fp32 [Hq, T]."""
-        if self.fused is None or not self.parts:
-            if self.fused is not None:  # the accumulator must not be a view of the library's
-                part = (part[0].to(torch.float32, copy=True).contiguous(), part[1].clone())
-            self.parts.append(part)
-        else:
-            self.fused.merge_into(*self.parts[0], part[0], part[1].contiguous())
-
-    def result(self) -> Partial:
-        return attend_sdpa.merge(self.parts)
 
 
 class Past:

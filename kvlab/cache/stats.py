@@ -9,11 +9,12 @@ class CacheStats(NamedTuple):
     """Counts are tokens and blocks; bytes are summed over layers.
 
     nominal_bytes: the payload bits alone, for every token seen (what a paper's ratio promises).
-    logical_bytes: blocks in use, with scales and zeros, open blocks counted by their tokens.
+    logical_bytes: blocks in use, with scales and zeros, open blocks counted by their tokens, and
+        what stands for evicted tokens.
     allocated_bytes: every tensor the cache holds: whole slabs, open blocks, tables.
     host_bytes: bytes of the past kept in host memory (0 without offload).
-    workspace_bytes: buffers that pieces of the past pass through; they bound, and do not grow with,
-        the tokens.
+    workspace_bytes: buffers that pieces of the past pass through, and the last queries of each
+        sequence where summaries are fitted to them; bounded, whatever the number of tokens.
     prefix_tokens: tokens of blocks that further sequences may start with (prefix=hash).
     digest_bytes: of the allocated ones, what retrieval chooses by.
     read_tokens: tokens that a head reads for the next token of every sequence; without retrieval

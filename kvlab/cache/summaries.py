@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from kvlab.cache.sum import Sum
 from kvlab.core import BadInput, BlockId, CacheGeometry, KvlabError, SeqId
 from kvlab.format import KVFormat
 from kvlab.kernel import attend_sdpa
@@ -38,8 +39,8 @@ class Story:
 class Summaries:
     """Entries of one layer group, made by `summary` while victims can still be read.
 
-    Stored with keys and values in bf16 and the bias in fp32. Entries are never written in place,
-    so a fork shares them until one of the two evicts.
+    Keys, values and queries are kept in bf16, biases and sums in fp32. Entries are never written
+    in place, so a fork shares them until one of the two evicts.
     """
 
     def __init__(self, summary: NoSummary, pool: BlockPool):
@@ -89,6 +90,7 @@ class Summaries:
 
     def _absorbed(self, story: Story, layer: int, new: Entries) -> tuple[Entries, int]:
         old, queries = story.entries.get(layer), story.queries.get(layer)
+        queries = queries and Queries(queries.q.float(), queries.lse)
         entries, stable = self.summary.absorb(old, new, story.seen, queries)
         return entries.to(STORED), stable
 
@@ -102,21 +104,22 @@ class Summaries:
         first = max(0, count - OBSERVED_SPAN)
         wanted = min(OBSERVED_QUERIES, count)
         at = torch.linspace(first, count - 1, wanted, device=q.device).round().long()
-        fresh = Queries(q[:, at].float() * scale, lse[:, at])
+        fresh = Queries((q[:, at].float() * scale).to(STORED), lse[:, at])
         old = story.queries.get(layer)
         story.queries[layer] = grouped(fresh, old, self.pool.geometry.kv_heads)
 
     def attend(
-        self, layer: int, seq: SeqId, q: Tensor, scale: float, window: int | None
-    ) -> list[Partial]:
-        """The partial result of q [Hq, T, D] over the entries; none where there are none."""
+        self, layer: int, seq: SeqId, q: Tensor, scale: float, window: int | None, total: Sum
+    ) -> None:
+        """Add the attention of q [Hq, T, D] over the entries to `total`."""
         entries = self.stories[seq].entries.get(layer)
         if self.summary.makes and window is not None:
             raise BadInput("summary", self.summary.name, "cannot tell which entries a model's "
                            "sliding window still sees; use summary=none with this model")
-        if entries is None:
-            return []
-        return [attend_sdpa.attend(q, entries.k, entries.v, scale=scale, bias=entries.bias)]
+        if entries is not None:
+            total.add(
+                attend_sdpa.attend(q, entries.k, entries.v, scale=scale, bias=entries.bias)
+            )
 
     def decode(self, layer: int, q: Tensor, part: Partial, scale: float) -> Tensor:
         """Decode: `part`, out [B, Hq, D] and lse [B, Hq] of q, merged with that of the entries."""
@@ -124,9 +127,10 @@ class Summaries:
             return part[0]
         done = []
         for row, seq in enumerate(self.rows):
-            query, out, lse = q[row, :, None], part[0][row, :, None], part[1][row, :, None]
-            parts = [(out, lse), *self.attend(layer, seq, query, scale, None)]
-            out, lse = attend_sdpa.merge(parts)
+            query, total = q[row, :, None], Sum(None)
+            total.add((part[0][row, :, None], part[1][row, :, None]))
+            self.attend(layer, seq, query, scale, None, total)
+            out, lse = total.result()
             self.observe(layer, seq, query, lse, scale)
             done.append(out[:, 0])
         return torch.stack(done).to(part[0].dtype)
@@ -136,7 +140,7 @@ class Summaries:
     @property
     def blocks(self) -> float:
         """Entries of all sequences, in blocks that take as many bytes."""
-        return self.entry_bytes / self.pool.format.block_bytes(self.pool.geometry)
+        return self.nbytes / self.pool.format.block_bytes(self.pool.geometry)
 
     @property
     def gain(self) -> float:
@@ -154,16 +158,14 @@ class Summaries:
                     raise KvlabError(f"an entry of layer {layer}, sequence {seq} is not finite")
 
     @property
-    def entry_bytes(self) -> int:
+    def nbytes(self) -> int:
         """Of all sequences; what forks share counts once."""
         return self._bytes(e for s in self.stories.values() for e in s.entries.values())
 
     @property
-    def nbytes(self) -> int:
-        """Entries and the observed queries."""
-        return self.entry_bytes + self._bytes(
-            q for s in self.stories.values() for q in s.queries.values()
-        )
+    def workspace_bytes(self) -> int:
+        """The observed queries: as many for a long past as for a short one."""
+        return self._bytes(q for s in self.stories.values() for q in s.queries.values())
 
     @staticmethod
     def _bytes(held) -> int:
@@ -178,9 +180,6 @@ def check_summary(spec, g: CacheGeometry) -> None:
     if isinstance(spec.policy(), NoEviction) and not frees:
         raise BadInput("summary", name, "stands for evicted tokens and none are evicted; choose a "
                        "policy with a budget, or window.middle=false")
-    if spec.offload.keeps:
-        raise BadInput("summary", name, f"has nothing to stand for: offload={spec.offload.name} "
-                       "keeps evicted blocks readable; leave out one of the two")
     if spec.window.rerotate:
         raise BadInput("summary", name, "stands for tokens at their original positions, which "
                        "window.rerotate=true gives up; leave out one of the two")

@@ -2,6 +2,7 @@
 
 from kvlab.eval.evaluate import Cost, Evaluate
 from kvlab.eval.load import Load
+from kvlab.eval.paired import Paired
 from kvlab.eval.pareto import Pareto
 from kvlab.eval.parity import Parity
 from kvlab.eval.prefill_speed import PrefillSpeed
@@ -12,6 +13,6 @@ from kvlab.eval.speed import DecodeSpeed
 from kvlab.eval.study import Study
 
 __all__ = [
-    "Cost", "DecodeSpeed", "Evaluate", "Load", "Pareto", "Parity", "PrefillSpeed",
+    "Cost", "DecodeSpeed", "Evaluate", "Load", "Paired", "Pareto", "Parity", "PrefillSpeed",
     "PrefixHitRate", "PrefixTTFT", "Recall", "Study",
 ]  # fmt: skip

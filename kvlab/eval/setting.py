@@ -81,6 +81,7 @@ def is_same(spec: CacheSpec, full: CacheSpec) -> bool:
     return (
         not bounded and all(type(getattr(spec, axis)) is null for axis, null in nulls.items())
         and spec.block_size == full.block_size and spec.format.identity == full.format.identity
+        and spec.kernels == full.kernels
     )
 
 

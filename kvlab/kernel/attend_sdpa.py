@@ -50,7 +50,7 @@ def _with_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> P
         rest = rest - more[..., dim].float()
     k, v = torch.cat([k.to(q.dtype), more], -1), pad(v.to(q.dtype), (0, BIAS_DIMS))
     out, lse = attend(pad(q, (0, BIAS_DIMS), value=1.0), k, v, scale=scale)
-    return out[..., :-BIAS_DIMS], lse
+    return out[..., :-BIAS_DIMS].contiguous(), lse
 
 
 def _on_cpu(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Partial:

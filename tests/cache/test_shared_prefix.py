@@ -198,7 +198,7 @@ def test_hits_and_victims_are_the_simulators(policy):
     cache.check()
     result = simulate(from_requests(trace, 4), policy, 40, shape=cache.shape,
                       events=simulated.append)
-    assert codes.count("h") + codes.count("r") == result.block_hits > 300
+    assert codes.count("h") + codes.count("r") == result.block_hits > 150
     assert cache.stats().evictions == result.evictions > 1000
     assert victims(recorded) == victims(simulated)
 
@@ -240,7 +240,7 @@ def test_two_tiers_hit_as_simulated(policy):
     cache.check()
     host = Host(capacity_blocks=10_000)
     result = simulate(from_requests(trace, 4), policy, 40, shape=cache.shape, host=host)
-    assert sum(map(codes.count, "hHr")) == result.block_hits > 300
+    assert sum(map(codes.count, "hHr")) == result.block_hits > 150
     assert cache.stats().evictions == result.evictions > 500
 
 

@@ -35,11 +35,14 @@ def step(cache, seqs, counts, seed=0):
     return torch.stack(outs)
 
 
-def held(cache) -> int:
-    """Every byte of entries and queries, counted from the storages."""
+def held(cache) -> tuple[int, int]:
+    """Every byte of entries, and of queries, counted from the storages."""
     stories = [s for g in cache.groups for s in g.summaries.stories.values()]
-    parts = [p for s in stories for p in (*s.entries.values(), *s.queries.values())]
-    return sum({x.data_ptr(): x.untyped_storage().nbytes() for p in parts for x in p}.values())
+    return tuple(
+        sum({x.data_ptr(): x.untyped_storage().nbytes()
+             for s in stories for p in getattr(s, part).values() for x in p}.values())
+        for part in ("entries", "queries")
+    )
 
 
 def entries(cache, seq, layer=0, group=0):
@@ -58,14 +61,15 @@ def test_members_live(name, format, groups, budget):
         assert torch.isfinite(step(cache, seqs, counts, number)).all()
         stats, own = cache.stats(), sum(g.summaries.nbytes for g in cache.groups)
         pools = sum(g.pool.nbytes for g in cache.groups)
-        assert own == held(cache) and stats.allocated_bytes == pools + own
+        assert (own, stats.workspace_bytes) == held(cache)
+        assert stats.allocated_bytes == pools + own
         assert stats.logical_bytes <= stats.allocated_bytes
     assert stats.evictions and own
     if member.max_entries:
         assert all(len(s.ends) <= 6 for g in cache.groups for s in g.summaries.stories.values())
     for seq in seqs:
         cache.close(seq)
-    assert cache.stats().allocated_bytes == held(cache) == 0
+    assert cache.stats().allocated_bytes == cache.stats().workspace_bytes == sum(held(cache)) == 0
 
 
 def test_as_many_entries_as_tokens_lose_only_the_rounding_to_bf16():
@@ -119,20 +123,14 @@ def test_a_fork_shares_entries_until_it_evicts():
     seq = cache.open()
     step(cache, [seq], [40])
     cache.groups[0].evict(3)
-    child, before = cache.fork(seq), cache.groups[0].summaries.entry_bytes
+    child, before = cache.fork(seq), cache.groups[0].summaries.nbytes
     assert entries(cache, child) is entries(cache, seq)
-    assert cache.groups[0].summaries.entry_bytes == before == held_entries(cache)
+    assert cache.groups[0].summaries.nbytes == before == held(cache)[0]
     for number in range(4):
         step(cache, [child], [8], number)
     assert entries(cache, child).count > entries(cache, seq).count == 3
     cache.close(seq)
     assert torch.isfinite(step(cache, [child], [1])).all()
-
-
-def held_entries(cache) -> int:
-    stories = [s for g in cache.groups for s in g.summaries.stories.values()]
-    tensors = [x for s in stories for e in s.entries.values() for x in e]
-    return sum({x.data_ptr(): x.nbytes for x in tensors}.values())
 
 
 def test_crop_drops_entries_that_stand_for_cropped_tokens():
@@ -205,3 +203,17 @@ def test_a_sliding_window_is_refused():
     with pytest.raises(BadInput, match="sliding window"):
         cache.attend(0, x, x[:, :2], x[:, :2], scale=0.25, window=8)
     cache.abort()
+
+
+def test_decode_through_the_kernels_reads_the_entries():
+    pytest.importorskip("triton")
+    outs = []
+    for kernels in ("torch", "triton"):
+        cache = make(head_dim=32, block_size=16, kernels=kernels, policy="fifo", budget_blocks=6,
+                     summary=Merged(ratio=0.25))  # fmt: skip
+        seqs = [cache.open(), cache.open()]
+        step(cache, seqs, [40, 35])
+        step(cache, seqs, [40, 35], 1)
+        outs.append(torch.cat([step(cache, seqs, [1, 1], n) for n in range(2, 6)]))
+    assert entries(cache, seqs[0]).count
+    torch.testing.assert_close(*outs, rtol=2e-3, atol=2e-3)
