@@ -103,7 +103,7 @@ class SlabStore:
         """`values`: plane name -> [N, *shape] for the N `rows`."""
         for slab, where, local in self._by_slab(rows):
             for name, view in self._views[slab].items():
-                view[layer, local] = values[name][where]
+                view[layer, local] = values[name][where].to(view.device)  # host blocks come back
 
     def read(self, layer: int, rows: list[int]) -> dict[str, Tensor]:
         """Plane name -> [N, *shape], a copy, in the order of `rows` (grouped by ascending runs)."""
@@ -157,10 +157,10 @@ class SlabStore:
                 f"the cache would need more than {MAX_SLABS} slabs of {self.slab_rows} blocks; "
                 "use a larger cache.block_size"
             )
-        with torch.inference_mode(False):
+        with torch.inference_mode(False):  # who writes later may be in another mode
             buffer = torch.empty(self.slab_bytes, dtype=torch.uint8, device=self.device)
+            self._views[slab] = {n: self._view(buffer, n, p) for n, p in self.planes.items()}
         self.slabs[slab], self._live[slab] = buffer, set()
-        self._views[slab] = {n: self._view(buffer, n, p) for n, p in self.planes.items()}
         if self._base is not None:
             self._base[slab] = buffer.data_ptr()
 
@@ -235,6 +235,12 @@ class BlockPool:
         self.open = SlabStore(dense.planes(g), g.layers, 1, device)
         self._open_row: dict[int, int] = {}
         self._free_rows: list[int] = []
+
+    @property
+    def exact(self) -> bool:
+        """Whether sealing loses nothing, so that a block read back is what was written."""
+        sides = self.format.key, self.format.value
+        return all(isinstance(c, Dense) and c.dtype in (self.dtype, torch.float32) for c in sides)
 
     # ---- open blocks
 

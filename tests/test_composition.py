@@ -14,6 +14,7 @@ from kvlab.model import PagedCache, prefill
 from kvlab.model.prefill import forward_chunk
 from kvlab.offload import HostStore, NoOffload
 from kvlab.policy import names as policy_names
+from kvlab.retrieval import MeanKey, NoRetrieval, Quest, RandomChoice
 from kvlab.window import NoWindow, SinkWindow
 
 PROMPT, STEPS = 75, 6
@@ -25,6 +26,7 @@ AXES = {
     "window": (NoWindow(), SinkWindow(sinks=4, recent=16)),
     "budget": ({}, {"budget_percent": 60.0}, {"budget_bytes": 1 << 20}, {"budget_blocks": 300}),
     "offload": (NoOffload(), HostStore(slab_tokens=64)),
+    "retrieval": (NoRetrieval(), Quest(64, 0, 0), MeanKey(64, 0, 0), RandomChoice(64, 0, 0)),
     "workspace_tokens": (8, 16384),
     "chunk": (5, 32, 75),
 }
@@ -67,8 +69,8 @@ ROWS = pairwise(AXES)
 def label(row) -> str:
     budget = next(iter(row["budget"]), "unbounded")
     return "-".join(map(str, (row["format"], row["block_size"], row["policy"], row["window"].name,
-                              row["offload"].name, budget, row["workspace_tokens"],
-                              row["chunk"])))  # fmt: skip
+                              row["offload"].name, row["retrieval"].name, budget,
+                              row["workspace_tokens"], row["chunk"])))  # fmt: skip
 
 
 def test_every_pair_is_there():
@@ -102,6 +104,7 @@ def spec_of(row) -> CacheSpec:
 
 def held(cache) -> int:
     stores = [s for g in cache.groups for s in (g.pool.sealed, g.pool.open)]
+    stores += [g.digests.store for g in cache.groups if g.choice.selects]
     return sum(t.untyped_storage().nbytes() for s in stores for t in s.slabs.values())
 
 

@@ -38,6 +38,7 @@ AXES = {
     "track": ("kvlab.track", "history"),
     "policy": ("kvlab.policy", "pop"),
     "window": ("kvlab.window", "protected"),
+    "needle": ("kvlab.eval.needle", "prompt"),
     "retrieval": ("kvlab.retrieval", "selects"),
     "offload": ("kvlab.offload", "build"),
     "summary": ("kvlab.summary", "makes"),

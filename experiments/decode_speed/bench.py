@@ -14,6 +14,7 @@ from kvlab.model.load import RandomModel
 from kvlab.model.peers import PEERS
 from kvlab.track import RunFolder
 
+USUAL = [p for p in PEERS if "quanto" not in p]  # its CUDA extension builds for minutes
 FORMATS = {"bf16": 64, "fp8": 128, "int8": 128, "int4": 128, "k4v2": 128}  # -> block size
 
 
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("--contexts", type=int, nargs="+", default=[1024, 8192, 32_768, 200_000])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS)
-    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=PEERS)
+    parser.add_argument("--peers", nargs="*", default=USUAL, choices=PEERS)
     parser.add_argument("--steps", type=int, default=128)
     parser.add_argument("--driver", default="auto")
     args = parser.parse_args()

@@ -12,26 +12,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 from xxhash import xxh3_64_intdigest
 
+from kvlab.blocks.chain import TOKEN, Chain, as_bytes, origin
 from kvlab.core import BadInput, BlockId
-
-TOKEN = np.dtype("<i8")  # how token ids are hashed and compared, on every machine
 
 
 def chained_hashes(identity: str, block_size: int, token_ids: Sequence[int]) -> list[int]:
     """Content of each whole block of a sequence: what `BlockLedger.seal` wants as `content`."""
-    return [name for name, _ in _chain(_origin(identity, block_size), block_size, token_ids)]
-
-
-def _origin(identity: str, block_size: int) -> int:
-    return xxh3_64_intdigest(f"{identity}\n{block_size}".encode())
+    return [name for name, _ in _chain(origin(identity, block_size), block_size, token_ids)]
 
 
 def _chain(name: int, block_size: int, token_ids) -> Iterable[tuple[int, bytes]]:
     """Name and token bytes of each whole block, lazily: a match may stop early."""
-    raw = np.ascontiguousarray(token_ids, dtype=TOKEN).tobytes()
+    raw = as_bytes(token_ids)
     step = block_size * TOKEN.itemsize
     for start in range(0, len(raw) - step + 1, step):
         tokens = raw[start : start + step]
@@ -58,7 +52,7 @@ class NoPrefix:
         if block_size < 1:
             raise BadInput("cache.block_size", block_size, "must be at least 1 token")
         self.identity, self.block_size = identity, block_size
-        self._origin = _origin(identity, block_size)
+        self._origin = origin(identity, block_size)
 
     def contents(self, token_ids: Sequence[int]) -> list[int]:
         """Chained hash of each whole block, for `BlockLedger.seal`; ghost lists remember it."""
@@ -101,6 +95,71 @@ class PrefixIndex(NoPrefix):
         super().__init__(identity, block_size)
         self._nodes: dict[int, list[_Node]] = {}  # name -> nodes; more than one is a collision
         self._held: dict[BlockId, _Node] = {}
+
+    def lookup(self, chain: Chain) -> list[BlockId | None]:
+        """Block of each whole block of a chain, None where it is not held.
+
+        What stands behind a None is of no use until the gap is computed.
+        """
+        ids, node = [], None
+        for name, tokens in chain.items():
+            node = self._find(name, tokens, node)
+            if node is None:
+                break
+            ids.append(node.id)
+        return ids + [None] * (len(chain) - len(ids))
+
+    def add(self, chain: Chain, ids: dict[int, BlockId]) -> None:
+        """Make known that block `ids[i]` holds the i-th whole block; nothing may be known there."""
+        node = None
+        for index, (name, tokens) in enumerate(chain.items(1 + max(ids, default=-1))):
+            node = self._find(name, tokens, node) or self._add(name, tokens, node)
+            if index in ids:
+                if node.id is not None:
+                    raise BadInput("ids", ids[index], f"block {node.id} holds this content already")
+                self._hold(node, ids[index])
+
+    @property
+    def blocks(self) -> set[BlockId]:
+        """All known blocks."""
+        return set(self._held)
+
+    def content(self, id: BlockId) -> tuple[int, bytes]:
+        """Name and token bytes of a known block."""
+        return self._held[id].name, self._held[id].tokens
+
+    def reachable(self) -> list[tuple[BlockId, BlockId | None, int, bytes]]:
+        """(id, id of the block before, name, token bytes) of all blocks that can hit, heads first.
+
+        A block that lost one before it is left out.
+        """
+        depth: dict[_Node | None, int | None] = {None: 0}
+        for node in self._held.values():
+            line = []
+            while node not in depth:
+                line.append(node)
+                node = node.parent if node.id is not None else None
+            for node in reversed(line):
+                above = depth[node.parent] if node.id is not None else None
+                depth[node] = None if above is None else above + 1
+        nodes = sorted((n for n in self._held.values() if depth[n]), key=lambda n: (depth[n], n.id))
+        return [(n.id, n.parent and n.parent.id, n.name, n.tokens) for n in nodes]
+
+    def graft(self, parent: BlockId | None, tokens: bytes, id: BlockId) -> None:
+        """Make known that `id` holds these tokens behind the known block `parent` (None: first)."""
+        node = None if parent is None else self._held[parent]
+        name = self.name_behind(None if node is None else node.name, tokens)
+        self._hold(self._find(name, tokens, node) or self._add(name, tokens, node), id)
+
+    def behind(self, parent: BlockId | None, tokens: bytes) -> BlockId | None:
+        """The block that holds these tokens behind the known block `parent`, if one does."""
+        node = None if parent is None else self._held[parent]
+        found = self._find(self.name_behind(node and node.name, tokens), tokens, node)
+        return found and found.id
+
+    def name_behind(self, parent: int | None, tokens: bytes) -> int:
+        """Name of a block of these tokens behind the block of name `parent` (None: the first)."""
+        return xxh3_64_intdigest(tokens, self._origin if parent is None else parent)
 
     def match(self, token_ids):
         ids, node = [], None

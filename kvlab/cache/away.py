@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -77,8 +79,14 @@ class Away:
         """The function that reads block `index` of `seq`, and the id it takes."""
         return self.shelf.read, self.tables[seq].ids[index]
 
-    def leave(self, victims: list[BlockId], tables: dict[SeqId, BlockTable]) -> None:
-        """LEAVING blocks become holes in `tables`, and keys here if host memory takes them."""
+    def leave(
+        self, victims: list[BlockId], tables: dict[SeqId, BlockTable],
+        keep: Callable[[dict[BlockId, int]], None],
+    ) -> None:
+        """LEAVING blocks become holes in `tables`, and keys here if host memory takes them.
+
+        keep: is told the keys before those go that no table holds.
+        """
         leaving = set(victims)
         keys = dict(zip(victims, self.shelf.spill(victims)))
         for seq, table in tables.items():
@@ -88,6 +96,7 @@ class Away:
                 block = table.punch(index)
                 if keys:
                     self._note(seq, index, keys[block])
+        keep(keys)
         self.shelf.drop(list(keys.values()))
 
     def _note(self, seq: SeqId, index: int, key: int) -> None:
@@ -141,9 +150,9 @@ class Away:
     def blocks(self) -> int:
         return self.shelf.live
 
-    def check(self) -> None:
-        """Raise AssertionError unless the tables hold exactly the keys that live."""
-        self.shelf.check([key for table in self.tables.values() for key in held(table)])
+    def check(self, waiting: list[int]) -> None:
+        """Raise AssertionError unless tables and `waiting` hold exactly the keys that live."""
+        self.shelf.check(waiting + [k for table in self.tables.values() for k in held(table)])
 
 
 def held(table: BlockTable) -> list[int]:

@@ -24,6 +24,7 @@ class NoChoice:
     """Everything is read."""
 
     selects = False
+    candidates: Candidates | None = None  # what lies on the device; another object, another graph
     keep = sys.maxsize  # sealed blocks that a head reads
 
     def applies(self, e: Extent, window: int | None) -> bool:
@@ -66,7 +67,6 @@ class Choice(NoChoice):
         self.pool, self.away = digests.pool, digests.away
         self.block_size = self.pool.geometry.block_size
         self.keep, self.first, self.last = self.retrieval.blocks(self.block_size)
-        self.candidates: Candidates | None = None
         self._hits: dict[SeqId, Tensor] = {}  # since policies last heard; int32 [blocks or more]
         self._steps = 0
 
@@ -115,11 +115,12 @@ class Choice(NoChoice):
         """Logical indices [H, n] of the blocks that each head reads, ascending."""
         sealed = len(places)
         held = [place if place == HOLE else i for i, place in enumerate(places)]
-        rows = [row or 0 for row in self.digests.rows[e.seq][:sealed]]
-        where, rows = torch.tensor([[held], [rows]], dtype=torch.int32, device=q.device)
+        where = torch.tensor([held], dtype=torch.int32, device=q.device)
         count = torch.tensor([sealed], device=q.device)
-        planes = self.digests.store.layer(layer)
-        scores = select_ref.score(q[None, :, 0], planes, rows, count, group=self.retrieval.group)
+        there = [i for i in held if i != HOLE]
+        digests = self.digests.read(layer, e.seq, there)
+        scores = q.new_full((1, digests.shape[1], sealed), -torch.inf, dtype=torch.float32)
+        scores[0][:, there] = select_ref.bound(q[:, 0], digests, self.retrieval.group)
         hits = self._counter(e.seq, sealed)
         got = select_ref.choose(
             self.joined(scores), where, count, hits=hits[None, :sealed], **self.budget
@@ -244,7 +245,7 @@ class Candidates:
     ) -> None:
         """Take over one sequence as it is before the step."""
         self._seen[row], old = state, self._held[row]
-        new = np.array([places, [d or 0 for d in digests]], dtype=np.int32)
+        new = np.array([places, [HOLE if d is None else d for d in digests]], dtype=np.int32)
         same = min(old.shape[1], new.shape[1])
         changed = np.flatnonzero((old[:, :same] != new[:, :same]).any(0))
         begin = int(changed[0]) if len(changed) else same  # mostly, one block is added

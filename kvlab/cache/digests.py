@@ -110,6 +110,10 @@ class Digests(NoDigests):
     def abort(self, e: Extent) -> None:
         self._give(self._coming.pop(e.seq, []))
 
+    def read(self, layer: int, seq: SeqId, indices: list[int]) -> Tensor:
+        """Digests [n, H, C, D] of the blocks at these logical indices, which are not gone."""
+        return self.store.read(layer, [self.rows[seq][i] for i in indices])["digest"]
+
     # ---- pieces
 
     def _write(self, layer: int, rows: list[int], k: Tensor) -> None:

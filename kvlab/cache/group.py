@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
-from kvlab.blocks import FREE, SEALED, BlockLedger, BlockTable
+from kvlab.blocks import FREE, SEALED, BlockLedger, BlockTable, Chain
 from kvlab.cache.away import Away
 from kvlab.cache.choice import choice_for
+from kvlab.cache.claim import Alone
 from kvlab.cache.digests import digests_for
 from kvlab.cache.past import Past
 from kvlab.cache.step import Extent
@@ -42,22 +45,33 @@ class LayerGroup:
         self.choice = choice_for(self.digests)
         self.fresh: list[BlockId] = []  # sealed since the last step ended
         self.evictions = 0
+        self.share = Alone(self)
 
     # ---- the life of a sequence
 
-    def open(self, seq: SeqId) -> None:
+    def open(self, seq: SeqId, chain: Chain | None = None, hit: int = 0) -> None:
+        """A sequence that starts with the first `hit` whole blocks of `chain`, which are held."""
         self.tables[seq] = BlockTable(self.block_size)
         self.away.open(seq)
         self.borrowed[seq], self.pinned[seq] = set(), set()
         self.digests.open(seq)
+        self.tables[seq].append(self.share.open(seq, chain, hit), hit * self.block_size)
 
-    def close(self, seq: SeqId) -> None:
-        """Give back every block, tail first, so that a shared prefix outlives its suffixes."""
+    def close(self, seq: SeqId, done: bool = True) -> None:
+        """Give back every block, tail first, so that a shared prefix outlives its suffixes.
+
+        done: what was computed may be made known; False for a sequence that never ran.
+        """
+        if done:
+            self.share.leave(seq)
         held = [b for b in reversed(self.tables[seq].ids) if b is not None]
         self._release(seq, held)
+        self.share.close(seq)
         self.away.close(seq)
         del self.tables[seq], self.borrowed[seq], self.pinned[seq]
         self.digests.close(seq)
+        if done:
+            self.share.ended()
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
         """`child` shares sealed blocks of `parent` and copies its open tail; or `OutOfBlocks`."""
@@ -65,6 +79,7 @@ class LayerGroup:
         fill = source.length % self.block_size
         self.make_room(1 if fill else 0)  # before the blocks are pinned that could make it
         self.open(child)
+        self.share.fork(parent, child)
         self.away.fork(parent, child)
         self.digests.fork(parent, child)
         table = self.tables[child]
@@ -94,8 +109,10 @@ class LayerGroup:
         if fill and cut is None and not away:
             raise KvlabError(f"cannot crop to {length} tokens: block {whole} of them was evicted; "
                              f"crop to a multiple of {size}")
-        if (away or cut in self.borrowed[seq]) and not any(b is not None for b in dropped):
+        shared = cut is not None and self._is_shared(seq, cut)
+        if (away or shared) and not any(b is not None for b in dropped):
             self.make_room(1)
+        self.share.crop(seq, length, not fill or was_open or self.pool.exact)
         del table.ids[-(-length // size) :]
         table.length = length
         table.changes += 1
@@ -114,32 +131,52 @@ class LayerGroup:
     @property
     def sealed_blocks(self) -> int:
         tails = sum(bool(t.length % self.block_size) for t in self.tables.values())
-        return self.ledger.held_count - tails
+        return self.ledger.held_count - tails - self.share.reserved_count
+
+    def whole(self, seq: SeqId, count: int) -> bool:
+        """Whether none of the first `count` blocks is gone: away in host memory is not."""
+        table = self.tables[seq]
+        return None not in table.ids[:count] or -1 not in self.away.places(seq, table, count)
 
     # ---- one step
 
-    def needs(self, seq: SeqId, count: int) -> int:
-        """New blocks that `count` more tokens of `seq` take."""
+    def needs(self, seq: SeqId, count: int) -> list[int]:
+        """Logical blocks to be allocated for `count` more tokens of `seq`."""
+        return self.share.wanted(seq, *self._span(seq, count))
+
+    def _span(self, seq: SeqId, count: int) -> tuple[int, int, int]:
+        """Logical blocks [first, stop) that a step adds; below `whole` it computes them whole."""
         length, size = self.tables[seq].length, self.block_size
-        return -(-(length + count) // size) - -(-length // size)
+        whole = (length + count) // size if count > 1 else 0
+        return -(-length // size), -(-(length + count) // size), whole
 
     def begin(self, seq: SeqId, count: int) -> Extent:
-        """Find room for `count` new tokens of `seq`. Raises `OutOfBlocks`; nothing changes then."""
+        """Find room for `count` new tokens of `seq`. Raises `OutOfBlocks`, or what the allocator
+        raises; nothing changes then."""
         table, size = self.tables[seq], self.block_size
         past, fill = table.length, table.length % size
         full, rest_count = divmod(fill + count, size)
         tail = table.ids[-1] if fill else None
-        new = self._allocate(seq, self.needs(seq, count))
+        new, adopted = self.share.take(seq, *self._span(seq, count))
         ids = ([tail] if fill else []) + new
         rest = ids[full] if rest_count else None
-        e = Extent(seq, past, fill, count, tail, new, ids[:full], rest, rest_count)
-        opened = e.writing if e.single else rest
-        if opened is not None and opened != tail:
-            self.pool.open_block(opened)
-        if e.sealing and not e.single:
-            e.sealing_ids = self.pool.ids(e.sealing)
-        self.digests.begin(e, table)
+        e = Extent(seq, past, fill, count, tail, new, ids[:full], rest, rest_count, adopted)
+        try:
+            self._take_memory(e)
+        except BaseException:  # the allocator's, too
+            self.abort(e)
+            raise
         return e
+
+    def _take_memory(self, e: Extent) -> None:
+        """All memory that the step's blocks need, now: `commit` must not fail."""
+        opened = e.writing if e.single else e.rest
+        if opened is not None and opened != e.tail:
+            self.pool.open_block(opened)
+        self.pool.sealed.commit(e.stored)
+        if e.sealing and not e.single:
+            e.sealing_ids = self.pool.ids(e.stored)
+        self.digests.begin(e, self.tables[e.seq])
 
     def prepare(self, extents: list[Extent]) -> None:
         """Bring the device tables up to date for a step of one token in every row."""
@@ -151,6 +188,10 @@ class LayerGroup:
         self.decoding.refresh(extents, self.tables, open_rows)
         self.away.prepare(extents)
         self.choice.prepare(extents, self.tables)
+
+    def in_place(self) -> list:
+        """What `prepare` overwrites for the kernels; a captured step ends with any of them."""
+        return [self.decoding, self.away.decoding, self.choice.candidates]
 
     def attend(
         self, layer: int, e: Extent, q: Tensor, k: Tensor, v: Tensor, scale: float,
@@ -208,7 +249,6 @@ class LayerGroup:
     def commit(self, e: Extent) -> None:
         """Make the step's blocks part of the sequence."""
         table = self.tables[e.seq]
-        first = e.past // self.block_size
         table.append(e.new, e.count)
         table.changes += bool(e.sealing)
         self.digests.commit(e, table)
@@ -216,8 +256,8 @@ class LayerGroup:
             self.pool.seal_open(e.sealing)
         elif e.tail is not None and e.sealing:
             self.pool.close_block(e.tail)
-        self.ledger.seal(e.sealing, depth=range(first, first + len(e.sealing)))
-        self.fresh += e.sealing
+        self.share.sealed(e)
+        self.fresh += e.stored
         self._slide(e.seq)
 
     def end_step(self) -> None:
@@ -225,38 +265,48 @@ class LayerGroup:
         fresh, self.fresh = self.fresh, []
         self._bring(self.choice.tell(self.watch, self.tables))
         self.watch.commit([b for b in fresh if self.ledger.state(b) == SEALED])
-        self.ledger.tick()
+        self.share.end_step()
 
     def abort(self, e: Extent) -> None:
         """Undo `begin`, but for evictions: the old tail was never overwritten below its fill."""
         self.watch.abort()
         self.choice.abort()
         self.digests.abort(e)
-        self.ledger.free(e.new)
-        self.pool.drop(e.new)
-        if e.tail is not None and e.sealing and not e.single:
+        own = [b for b in e.new if b not in e.adopted]
+        self.pool.drop(own)
+        self.share.give_back(e.seq, own)
+        if e.tail is not None and e.sealing:
             self.pool.sealed.drop([e.tail])
 
     # ---- pieces
 
-    def _allocate(self, seq: SeqId, count: int) -> list[BlockId]:
-        self.make_room(count)
+    def allocate(
+        self, seq: SeqId | None, count: int, coming: Sequence[int] = ()
+    ) -> list[BlockId]:
+        """Open blocks for `seq`, with room made for them; see `make_room`."""
+        self.make_room(count, coming)
         return self.ledger.allocate(count, owner=seq)
 
-    def make_room(self, count: int) -> None:
-        """Evict until `count` blocks are free. Raises `OutOfBlocks`; nothing changes then."""
+    def make_room(self, count: int, coming: Sequence[int] = ()) -> None:
+        """Evict until `count` blocks are free. Raises `OutOfBlocks`; nothing changes then.
+
+        coming: contents that will be there, as far as known; some policies choose better so.
+        """
         capacity = self.ledger.capacity
         short = 0 if capacity is None else count - (capacity - self.ledger.held_count)
         if short > self.ledger.evictable_count:
             raise OutOfBlocks(count, capacity - self.ledger.held_count, capacity)
         if short > 0:
-            self.evict(short)
+            self.evict(short, coming[-short:])
 
-    def evict(self, count: int) -> None:
+    def evict(self, count: int, coming: Sequence[int] = ()) -> None:
         """Choose, spill, free: `count` blocks leave. Raises `OutOfHost`; nothing changes then."""
-        self.away.shelf.require(count)
-        victims = self.ledger.reclaim(count)
-        self.away.leave(victims, self.tables)
+        spills = self.share.make_host_room(count)
+        victims = self.ledger.reclaim(count, coming)
+        self.share.gone(victims)
+        if spills:
+            tables = {} if self.share.hold else self.tables
+            self.away.leave(victims, tables, self.share.spilled)
         self.ledger.free(victims)
         self._drop(victims)
         self.evictions += count
@@ -273,7 +323,9 @@ class LayerGroup:
         """Seal what a chunk fills and keep the rest; k, v [n, H, D]: open tail and new tokens."""
         cut = len(e.sealing) * self.block_size
         self.digests.seal(layer, e, k[:cut])
-        self.pool.seal(layer, e.sealing, k[:cut], v[:cut], e.sealing_ids)
+        if e.stored:
+            new = e.without_adopted(k[:cut], v[:cut])
+            self.pool.seal(layer, e.stored, *new, e.sealing_ids)
         if e.rest is not None:
             self.pool.write(layer, e.rest, 0, k[cut:], v[cut:])
 
@@ -316,14 +368,40 @@ class LayerGroup:
         borrowed, pinned = self.borrowed[seq], self.pinned[seq]
         self.ledger.unpin([b for b in blocks if b in pinned])
         pinned.difference_update(blocks)
-        own = [b for b in blocks if b not in borrowed]
+        own = [b for b in blocks if b not in borrowed and not self.share.owns(b)]
         self.ledger.free(own)
         self.ledger.unpin([b for b in blocks if b in borrowed])
         borrowed.difference_update(blocks)
         self._drop([b for b in blocks if self.ledger.state(b) == FREE])
 
+    def _is_shared(self, seq: SeqId, block: BlockId) -> bool:
+        return block in self.borrowed[seq] or self.share.owns(block)
+
+    def swap(self, seq: SeqId, index: int, known: BlockId) -> None:
+        """Read a content from the block that held it first, and give the sequence's own back."""
+        table, claim = self.tables[seq], self.share.claims[seq]
+        own, table.ids[index] = table.ids[index], known
+        table.changes += 1
+        if self.share.hold:
+            if claim.kept.get(index) == known:
+                del claim.kept[index]
+            else:
+                self.ledger.pin([known])
+            self.borrowed[seq].add(known)
+        self.ledger.free([own])
+        self._drop([own])
+
+    def drop_known(self) -> int:
+        """Free the shared blocks that no sequence and no handle uses."""
+        used = {b for table in self.tables.values() for b in table.ids}
+        idle = [b for b in sorted(self.share.known - used) if not self.ledger.meta(b).pins]
+        self.share.gone(idle)
+        self.ledger.free(idle)
+        self._drop(idle)
+        return len(idle)
+
     def _copy_tail(self, tail: BlockId, fill: int) -> BlockId:
-        (block,) = self._allocate(None, 1)
+        (block,) = self.allocate(None, 1)
         layers = range(self.pool.geometry.layers)
         self.pool.open_block(block, (self.pool.read_open(n, tail, fill) for n in layers))
         return block
@@ -338,6 +416,6 @@ class LayerGroup:
             self.away.forget(seq, index)
         else:
             self._release(seq, [cut])
-        (self.tables[seq].ids[index],) = (block,) = self._allocate(seq, 1)
+        (self.tables[seq].ids[index],) = (block,) = self.allocate(seq, 1)
         self.tables[seq].changes += 1
         self.pool.open_block(block, contents)

@@ -5,25 +5,28 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockLedger
 from kvlab.cache.group import Extent, LayerGroup
+from kvlab.cache.prefix import NO_FACTS, ModelFacts, Prefixes
 from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.cache.stats import CacheStats
 from kvlab.core import CacheGeometry, KvlabError, SeqId
 from kvlab.pool import BlockPool, Workspace
 
 
-class PagedCache:
+class PagedCache(Prefixes):
     """A KV cache in blocks, composed from independent axes.
 
     geometry: the model's shape with the block size.
     spec: the axes.
     device, dtype: where blocks live, and what the model computes in.
     inv_freq: the model's rotary frequencies [D / 2], for windows that rotate keys anew.
+    facts: which model this is, for prefixes that are shared and stored.
 
     A step is `begin(seqs, counts)`, `attend(...)` once for every layer in order, `commit()`.
     `begin` raises `OutOfBlocks` before anything has changed; `abort` undoes a step that failed
@@ -33,6 +36,7 @@ class PagedCache:
     def __init__(
         self, geometry: CacheGeometry, spec: CacheSpec | None = None, *,
         device="cpu", dtype: torch.dtype = torch.float32, inv_freq: Tensor | None = None,
+        facts: ModelFacts = NO_FACTS,
     ):
         self.geometry, self.inv_freq = geometry, inv_freq
         self.spec = (spec or CacheSpec(block_size=geometry.block_size)).checked_for(geometry)
@@ -44,6 +48,7 @@ class PagedCache:
         self._step: list[list[Extent]] | None = None  # by row, then by group
         self._decodes = False
         self._tokens: dict[SeqId, int] = {}
+        self._start_sharing(facts)
 
     def _layer_groups(self) -> tuple[list[LayerGroup], list[tuple[int, int]]]:
         """The groups, and for each layer the number of its group and its place in there."""
@@ -62,12 +67,19 @@ class PagedCache:
 
     # ---- sequences
 
-    def open(self) -> SeqId:
-        """A new, empty sequence."""
+    def open(
+        self, token_ids: Sequence[int] = (), *, reserve: int = 0, most: int | None = None
+    ) -> SeqId:
+        """A new sequence; `length` tells how many of its tokens are there already.
+
+        token_ids: what it will begin with. With prefix=hash it starts with the longest known run
+        of whole blocks of them, but for the last token, which is always computed.
+        reserve: tokens that it will reach; their blocks are set aside now, so that it cannot run
+        out of blocks before. Raises `OutOfBlocks`; nothing but evictions has happened then.
+        most: known blocks to start with, at most.
+        """
         seq = next(self._names)
-        for group in self.groups:
-            group.open(seq)
-        self._tokens[seq] = 0
+        self._tokens[seq] = self._open(seq, token_ids, reserve, most)
         return seq
 
     def close(self, seq: SeqId) -> None:
@@ -75,6 +87,7 @@ class PagedCache:
         for group in self.groups:
             group.close(seq)
         del self._tokens[seq]
+        self._chains.pop(seq, None)
 
     def fork(self, seq: SeqId) -> SeqId:
         """A second sequence with the same past: sealed blocks shared, the open tail copied."""
@@ -82,6 +95,8 @@ class PagedCache:
         for group in self.groups:
             group.fork(seq, child)
         self._tokens[child] = self._tokens[seq]
+        if seq in self._chains:
+            self._chains[child] = self.groups[0].share.claims[child].chain
         return child
 
     def truncate(self, seq: SeqId, length: int) -> None:
@@ -106,14 +121,16 @@ class PagedCache:
         if self._step is not None:
             raise KvlabError("the previous step was neither committed nor aborted")
         for group in self.groups:  # all rows at once, or an early row would evict in vain
-            group.make_room(sum(map(group.needs, seqs, counts)))
+            wanted = [(seq, group.needs(seq, n)) for seq, n in zip(seqs, counts, strict=True)]
+            coming = [c for seq, blocks in wanted for c in group.share.coming(seq, blocks)]
+            group.make_room(sum(len(blocks) for _, blocks in wanted), coming)
         step: list[list[Extent]] = []
         try:
             for seq, count in zip(seqs, counts, strict=True):
                 step.append([])
                 for group in self.groups:
                     step[-1].append(group.begin(seq, count))
-        except KvlabError:
+        except BaseException:  # the allocator's errors, too
             self._undo(step)
             raise
         for e in (e for extents in step for e in extents):
@@ -170,6 +187,7 @@ class PagedCache:
 
     def commit(self) -> None:
         """Close the step: full blocks are sealed for good, lengths advance."""
+        self._note_holes(self._step)
         for extents in self._step:
             for group, e in zip(self.groups, extents):
                 group.commit(e)
@@ -211,9 +229,10 @@ class PagedCache:
             group.ledger.check()
             group.summaries.check()
             held = {b for t in group.tables.values() for b in t.ids if b is not None}
+            held |= group.share.extra()
             if len(held) != group.ledger.held_count:
                 raise KvlabError(f"{len(held)} blocks in tables, {group.ledger.held_count} held")
-            group.away.check()
+            group.away.check(group.share.waiting)
 
     def stats(self) -> CacheStats:
         """Counts and bytes now; see `CacheStats` for what each byte count means."""
@@ -236,6 +255,7 @@ class PagedCache:
             logical_bytes=logical + entries, allocated_bytes=blocks + entries,
             host_bytes=sum(shelf.nbytes for shelf in shelves),
             bits_per_element=8 * blocks / max(1, resident * g.elements_per_token),
+            prefix_tokens=self.prefix_tokens,
             workspace_bytes=self.workspace.nbytes + shelves[0].staging_nbytes
             + sum(shelf.device_nbytes for shelf in shelves)
             + sum(group.summaries.workspace_bytes for group in self.groups),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockTable
-from kvlab.cache.away import Away
+from kvlab.cache.away import Away, held
 from kvlab.cache.step import Extent, Piece
 from kvlab.cache.sum import Sum
 from kvlab.cache.watch import Watch
@@ -49,10 +49,7 @@ class Past:
         self, layer: int, e: Extent, q: Tensor, scale: float, window: int | None, total: Sum
     ) -> None:
         """The same over host memory: while one piece is attended to, the next is copied."""
-        table, shelf = self.away.tables[e.seq], self.away.shelf
-        if window not in e.away:
-            e.away[window] = [Piece(*found) for found in self._split(e, table, window)]
-        pieces = e.away[window]
+        pieces, shelf = self.pieces_away(e, window), self.away.shelf
         for number, piece in enumerate(pieces):
             keys, values = shelf.read(layer, piece.blocks)
             if number + 1 < len(pieces):
@@ -62,6 +59,21 @@ class Past:
             total.add(attend_sdpa.attend(
                 q, keys, values, scale=scale, window=window, q_start=e.past, k_start=piece.start
             ))
+
+    def pieces_away(self, e: Extent, window: int | None) -> list[Piece]:
+        """Bounded pieces of what lies in host memory.
+
+        In the order of the keys, not of the tokens, where positions do not matter: whatever order
+        the policy chose to evict in, neighbours there are copied together.
+        """
+        if window not in e.away:
+            table, many = self.away.tables[e.seq], self.segment_blocks
+            keys = sorted(held(table))
+            e.away[window] = (
+                [Piece(0, keys[i : i + many]) for i in range(0, len(keys), many)]
+                if window is None else [Piece(*found) for found in self._split(e, table, window)]
+            )
+        return e.away[window]
 
     def pieces(self, e: Extent, table: BlockTable, window: int | None = None) -> list[Piece]:
         """Bounded pieces of the readable past; the same objects for every layer of a step.

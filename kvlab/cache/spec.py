@@ -13,6 +13,7 @@ from kvlab import policy as policies
 from kvlab import retrieval as retrievals
 from kvlab import summary as summaries
 from kvlab import window as windows
+from kvlab.blocks import NoSharing, sharing
 from kvlab.cache.summaries import check_summary
 from kvlab.core import BadInput, CacheGeometry
 from kvlab.format import KVFormat
@@ -30,6 +31,7 @@ class CacheSpec:
     format: how sealed blocks are stored.
     policy: makes the eviction policy, once for each ledger; an instance serves one cache only.
     window: which tokens stay, whatever the policy says.
+    prefix: whether sequences that begin alike share blocks.
     summary: what stands for evicted blocks.
     retrieval: which blocks a decoded token reads.
     offload: where evicted blocks go.
@@ -44,6 +46,7 @@ class CacheSpec:
     format: KVFormat | str = "bf16"
     policy: Callable[[], EvictionPolicy] | EvictionPolicy | str = "none"
     window: NoWindow | str = field(default_factory=NoWindow)
+    prefix: NoSharing | str = field(default_factory=NoSharing)
     summary: NoSummary | str = field(default_factory=NoSummary)
     retrieval: NoRetrieval | str = field(default_factory=NoRetrieval)
     offload: NoOffload | str = field(default_factory=NoOffload)
@@ -66,8 +69,8 @@ class CacheSpec:
             raise BadInput("cache.block_size", self.block_size, "must be 1 to 256 tokens")
         if self.workspace_tokens < 1:
             raise BadInput("cache.workspace_tokens", self.workspace_tokens, "must be at least 1")
-        rooms = {"window": windows, "summary": summaries, "retrieval": retrievals,
-                 "offload": offloads}
+        rooms = {"window": windows, "prefix": sharing, "summary": summaries,
+                 "retrieval": retrievals, "offload": offloads}
         for axis, room in rooms.items():
             if isinstance(getattr(self, axis), str):
                 object.__setattr__(self, axis, room.by_name(getattr(self, axis)))
@@ -85,11 +88,28 @@ class CacheSpec:
         if self.budget_percent is not None and not evicts:
             raise BadInput("cache.budget_percent", self.budget_percent,
                            "needs an eviction policy that brings the cache down to it; policy=lru")
+        if self.prefix.shares:
+            self._check_sharing(evicts)
         if self.retrieval.selects:
             self.retrieval.blocks(self.block_size)
             if self.window.rerotate:
                 raise BadInput("window.rerotate", True, "retrieval scores keys at the positions "
                                "they were stored with; window.rerotate=false")
+
+    def _check_sharing(self, evicts: bool) -> None:
+        budget = self.budget_blocks or self.budget_bytes or self.budget_percent
+        if budget and not evicts:
+            raise BadInput("prefix", self.prefix.name, "keeps prefixes until the budget is full, "
+                           "and policy=none takes none away; choose policy=lru")
+        if not self.prefix.hold and not evicts:
+            raise BadInput("prefix.hold", False, "lets the policy take blocks of running sequences,"
+                           " and there is none; choose policy=lru with a budget")
+        if self.prefix.hold and self.budget_percent is not None:
+            raise BadInput("cache.budget_percent", self.budget_percent, "takes blocks of running "
+                           "sequences; give prefix.hold=false, or cache.budget_blocks")
+        if self.prefix.hold and evicts and self.window.protected(1) and self.window.middle:
+            raise BadInput("window", self.window.name, "protects what prefix.hold keeps anyway; "
+                           "give prefix.hold=false, or window.middle=false to free the rest")
 
     def _check_budget(self) -> None:
         named = {n: getattr(self, n) for n in ("budget_blocks", "budget_bytes", "budget_percent")}

@@ -15,10 +15,13 @@ class CacheStats(NamedTuple):
     host_bytes: bytes of the past kept in host memory (0 without offload).
     workspace_bytes: buffers that pieces of the past pass through, and the last queries of each
         sequence where summaries are fitted to them; bounded, whatever the number of tokens.
+    prefix_tokens: tokens of blocks that further sequences may start with (prefix=hash).
     digest_bytes: of the allocated ones, what retrieval chooses by.
     read_tokens: tokens that a head reads for the next token of every sequence; without retrieval
         all that are resident.
 
+    `tokens` counts what each sequence sees, a shared prefix once for each; blocks and bytes count
+    it once.
     With a group for each layer, `blocks` and `evictions` count each layer's own.
     """
 
@@ -32,6 +35,7 @@ class CacheStats(NamedTuple):
     host_bytes: int
     bits_per_element: float
     workspace_bytes: int = 0
+    prefix_tokens: int = 0
     digest_bytes: int = 0
     read_tokens: int = 0
 

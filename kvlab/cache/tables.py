@@ -25,9 +25,10 @@ class DecodeTables:
 
     def __init__(self, rows: int, max_blocks: int, device):
         self.device = torch.device(device)
-        self.table = torch.zeros(rows, max_blocks, dtype=torch.int32, device=device)
-        self._numbers = torch.zeros(4, rows, dtype=torch.int32, device=device)
-        self.n_blocks, self.open_slot, self.open_len, self.open_now = self._numbers
+        with torch.inference_mode(False):  # else nobody may write to them outside of that mode
+            self.table = torch.zeros(rows, max_blocks, dtype=torch.int32, device=device)
+            self._numbers = torch.zeros(4, rows, dtype=torch.int32, device=device)
+            self.n_blocks, self.open_slot, self.open_len, self.open_now = self._numbers
         self.blocks: list[list[BlockId]] = [[] for _ in range(rows)]
         self._seen: list[tuple | None] = [None] * rows
 

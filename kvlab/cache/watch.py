@@ -26,6 +26,7 @@ class Watch:
         observes = ledger.policy.observes
         self.active = observes is not None and not isinstance(ledger.policy, NoEviction)
         self.scorer = scores.by_name(observes) if self.active else None
+        self.touches = True  # whether attention counts as use
         self._blocks: list[BlockId] = []  # of one layer's parts
         self._parts: list[Tensor] = []
         self._step: dict[tuple[BlockId, ...], Tensor] = {}
@@ -126,6 +127,8 @@ class Watch:
         for block in fresh:
             if block not in held:
                 self.ledger.score(block, equal)
+        if not self.touches:
+            return
         above = [b for b in held if held[b] > equal and b not in fresh]
         self.ledger.touch(sorted(above, key=lambda b: (held[b], b)))
 

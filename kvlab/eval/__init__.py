@@ -1,8 +1,17 @@
-"""Measures: quality paired with the full cache, bytes and time."""
+"""Measures: quality paired with the full cache, recall, bytes and time, serving."""
 
 from kvlab.eval.evaluate import Cost, Evaluate
+from kvlab.eval.load import Load
 from kvlab.eval.paired import Paired
+from kvlab.eval.pareto import Pareto
+from kvlab.eval.parity import Parity
 from kvlab.eval.prefill_speed import PrefillSpeed
+from kvlab.eval.recall import Recall
+from kvlab.eval.serving import PrefixHitRate
 from kvlab.eval.speed import DecodeSpeed
+from kvlab.eval.study import Study
 
-__all__ = ["Cost", "DecodeSpeed", "Evaluate", "Paired", "PrefillSpeed"]
+__all__ = [
+    "Cost", "DecodeSpeed", "Evaluate", "Load", "Paired", "Pareto", "Parity", "PrefillSpeed",
+    "PrefixHitRate", "Recall", "Study",
+]  # fmt: skip

@@ -41,8 +41,11 @@ class Runner:
         """Logits [T, V] of `ids` [T], through this runner's cache."""
         parts = ids[None].tensor_split(min(self.pieces, len(ids)), dim=1)
         logits = [forward_chunk(loaded.model, part, self.cache)[0] for part in parts]
-        self.peak_bytes = max(self.peak_bytes, self.cache.stats().allocated_bytes)
+        self.note_peak()
         return logits[0] if len(logits) == 1 else torch.cat(logits)
+
+    def note_peak(self) -> None:
+        self.peak_bytes = max(self.peak_bytes, self.cache.stats().allocated_bytes)
 
     def finish(self) -> None:
         self.stats.append(self.cache.stats())
@@ -61,8 +64,7 @@ def windows(tokens: int, chunk_tokens: int, decode_tokens: int) -> Iterator[tupl
 
 def check_lengths(tokens: int, decode_tokens: int, chunk_tokens: int | str) -> None:
     """Raises `BadInput` for lengths that leave nothing to prefill."""
-    if chunk_tokens != "adaptive" and (isinstance(chunk_tokens, str) or chunk_tokens < 1):
-        raise BadInput("chunk_tokens", chunk_tokens, "must be at least 1, or adaptive")
+    check_chunk(chunk_tokens)
     if tokens < 2:
         raise BadInput("eval.tokens", tokens, "must be at least 2 to predict anything")
     if not 0 <= decode_tokens < tokens:
@@ -70,3 +72,14 @@ def check_lengths(tokens: int, decode_tokens: int, chunk_tokens: int | str) -> N
             "eval.decode_tokens", decode_tokens,
             f"must lie between 0 and eval.tokens - 1 = {tokens - 1}",
         )
+
+
+def check_chunk(chunk_tokens: int | str) -> None:
+    """Raises `BadInput` for a chunk of no tokens."""
+    if chunk_tokens != "adaptive" and (isinstance(chunk_tokens, str) or chunk_tokens < 1):
+        raise BadInput("chunk_tokens", chunk_tokens, "must be at least 1, or adaptive")
+
+
+def done(folder, runner: Runner, name: str) -> bool:
+    """Whether a killed run got as far as `name` for this runner."""
+    return folder.done(runner.name, runner.params, [name])

@@ -7,17 +7,14 @@ import torch
 
 from kvlab import stats
 from kvlab.cache import CacheSpec
-from kvlab.core import BadInput, Variant
-from kvlab.eval.base import Runner, check_lengths
+from kvlab.core import Variant
+from kvlab.eval.base import Runner, check_lengths, done
 from kvlab.eval.cost import cost
 from kvlab.eval.quality import lockstep, memory, quality
-from kvlab.model.adapter import model_geometry
+from kvlab.eval.setting import Setting, noise_floor
 from kvlab.model.decode import Driver, check_driver
-from kvlab.model.device import prepare_device
 from kvlab.model.load import LoadedModel
-from kvlab.model.prefill import adaptive_chunk
 from kvlab.model.progress import shown
-from kvlab.window import NoWindow
 
 
 class Evaluate:
@@ -33,6 +30,7 @@ class Evaluate:
         goes through the eager forward.
     baseline: format of the full cache that everything is compared with.
     noise_floor: also measure the full cache against itself with chunks of half the size.
+    controls: add the negative controls of every variant that evicts, see `kvlab.eval.controls`.
     device, cap_gb, seed: see `prepare_device`; the seed is the bootstrap's.
     """
 
@@ -42,24 +40,23 @@ class Evaluate:
     def __init__(
         self, model, data, documents: int | None = 3, tokens: int = 4096,
         decode_tokens: int = 32, chunk_tokens: int | str = 512, baseline: str = "bf16",
-        noise_floor: bool = True, progress: bool = True, device: str = "auto",
-        cap_gb: float | None = None, seed: int = 0, driver: Driver = "auto",
+        noise_floor: bool = True, controls: bool = True, progress: bool = True,
+        device: str = "auto", cap_gb: float | None = None, seed: int = 0,
+        driver: Driver = "auto",
     ):
         check_lengths(tokens, decode_tokens, chunk_tokens)
         check_driver(driver)
-        self.model, self.data, self.documents, self.tokens = model, data, documents, tokens
+        self.data, self.documents, self.tokens = data, documents, tokens
         self.decode_tokens, self.chunk_tokens = decode_tokens, chunk_tokens
         self.baseline, self.noise_floor = baseline, noise_floor
-        self.progress, self.driver = progress, driver
-        self.device, self.cap_gb, self.seed = device, cap_gb, seed
+        self.progress, self.driver, self.seed = progress, driver, seed
+        self.setting = Setting(model, chunk_tokens, baseline, controls, device, cap_gb)
 
     def run(self, folder, variants: list[Variant]) -> None:
         """Measure all variants that `folder` does not hold yet."""
-        device = prepare_device(self.device, self.cap_gb)
+        loaded = self.setting.load()
+        device, self.chunk_tokens = loaded.model.device, self.setting.chunk_tokens
         check_driver(self.driver, device)
-        loaded = self.model.load(device)
-        if self.chunk_tokens == "adaptive":
-            self.chunk_tokens = adaptive_chunk(loaded.model, device)
         runners = self._runners(loaded, variants)
         scored = [r for r in runners if self.measures_quality and not done(folder, r, "perplexity")]
         timed = [
@@ -76,31 +73,11 @@ class Evaluate:
 
     def _runners(self, loaded: LoadedModel, variants: list[Variant]) -> list[Runner]:
         """Baseline first; every refusal happens here, before anything is written."""
-        if loaded.random and self.measures_quality:
-            raise BadInput(
-                "model", loaded.name,
-                "has random weights, whose quality means nothing; job=cost measures bytes and time",
-            )
-        runs = [Runner(v.name, self._params(v.params, loaded, v.spec), v.spec) for v in variants]
-        for runner in runs:
-            runner.spec.checked_for(model_geometry(loaded.model.config, runner.spec))
+        params = {"tokens": self.tokens, "decode_tokens": self.decode_tokens}
         if not self.measures_quality:
-            return runs
-        block = runs[0].spec.block_size if runs else CacheSpec().block_size
-        full = CacheSpec(format=self.baseline, block_size=block)
-        rest = [r for r in runs if not is_same(r.spec, full)]
-        named = next((r.name for r in runs if is_same(r.spec, full)), "full")
-        params = self._params({"format": self.baseline}, loaded, full) | {"baseline": True}
-        control = {"baseline": False, "control": f"{named} against itself, chunks of half the size"}
-        floor = Runner("noise floor", params | control, full, pieces=2)
-        return [Runner(named, params, full), *([floor] if self.noise_floor else []), *rest]
-
-    def _params(self, settings: dict, loaded: LoadedModel, spec: CacheSpec) -> dict:
-        own = {"format": spec.format.name, "block_size": spec.block_size}
-        return own | settings | {
-            "model": loaded.name, "random_weights": loaded.random, "tokens": self.tokens,
-            "chunk_tokens": self.chunk_tokens, "decode_tokens": self.decode_tokens,
-        }
+            return self.setting.plain(loaded, variants, params)
+        full, *rest = self.setting.runners(loaded, variants, params)
+        return [full, *([noise_floor(full)] if self.noise_floor else []), *rest]
 
     def _quality(self, folder, loaded, texts, todo: list[Runner]) -> None:
         baseline, others = todo[0], todo[1:]
@@ -135,17 +112,3 @@ class Cost(Evaluate):
     """Bytes and time alone; what a model with random weights can be asked for."""
 
     measures_quality = False
-
-
-def done(folder, runner: Runner, name: str) -> bool:
-    """Whether a killed run got as far as `name` for this runner."""
-    return folder.done(runner.name, runner.params, [name])
-
-
-def is_same(spec: CacheSpec, full: CacheSpec) -> bool:
-    """Whether a variant is the full cache itself."""
-    bounded = (spec.budget_blocks, spec.budget_bytes, spec.budget_percent) != (None, None, None)
-    return (
-        not bounded and type(spec.window) is NoWindow and spec.block_size == full.block_size
-        and spec.format.identity == full.format.identity
-    )

@@ -52,16 +52,16 @@ def quality(runner: Runner, baseline: Runner, seed: int) -> Iterator[Measurement
     full = stats.perplexity_interval(baseline.nll, seed=seed)
     yield Measurement("perplexity_full", full.value, "", "lower", full.low, full.high, count)
     delta = stats.paired_ratio_percent(runner.nll, baseline.nll, seed=seed)
-    yield Measurement("perplexity_delta_percent", *_spread(delta, "%", "lower", count))
+    yield Measurement("perplexity_delta_percent", *spread(delta, "%", "lower", count))
     if not runner.kl:
         return
     mean = stats.mean_interval(runner.kl, seed=seed)
-    yield Measurement("kl_mean_nats", *_spread(mean, "nats", "lower", count))
+    yield Measurement("kl_mean_nats", *spread(mean, "nats", "lower", count))
     for name, q in (("p99", 0.99), ("p999", 0.999), ("max", 1)):
         tail = stats.quantile_interval(runner.kl, q, seed=seed)
-        yield Measurement(f"kl_{name}_nats", *_spread(tail, "nats", "lower", count))
+        yield Measurement(f"kl_{name}_nats", *spread(tail, "nats", "lower", count))
     same = stats.proportion_percent(runner.same, seed=seed)
-    yield Measurement("top1_agreement_percent", *_spread(same, "%", "higher", count))
+    yield Measurement("top1_agreement_percent", *spread(same, "%", "higher", count))
 
 
 def memory(runner: Runner) -> Iterator[Measurement]:
@@ -77,5 +77,5 @@ def memory(runner: Runner) -> Iterator[Measurement]:
     yield Measurement("evictions", end.evictions, "blocks", None, count=end.tokens)
 
 
-def _spread(interval, unit: str, better: str, count: int):
+def spread(interval, unit: str, better: str, count: int):
     return interval.value, unit, better, interval.low, interval.high, count

@@ -17,6 +17,7 @@ from kvlab.model.device import prepare_device
 from kvlab.model.peers import PEERS, Peer
 
 FILL_TOKENS = 16384  # of a row, that a cache takes over at a time
+WARM_UP = 3  # steps
 
 
 class DecodeSpeed:
@@ -26,8 +27,8 @@ class DecodeSpeed:
     contexts, batches: tokens of a row before the first step, and rows; what does not fit into the
         device's memory is left out.
     steps: tokens decoded of each row, the first of which are not timed.
-    peers: caches of the library measured beside, of `kvlab.model.peers.PEERS`; those with eager
-        steps run an eighth of the steps, and the compiled one only the smallest context, because
+    peers: caches of the library measured beside, of `kvlab.model.peers.PEERS`; they and eager
+        drivers run an eighth of the steps, and the compiled one only the smallest context, because
         it compiles anew for each.
     driver, device, cap_gb, seed: as in `Evaluate`.
     """
@@ -101,7 +102,8 @@ class DecodeSpeed:
         fill(cache, rows, tokens, self._random(model, rows, cache.dtype))
         decoder = Decoder(model, cache, driver=self.driver)
         steps = self.steps if decoder.why_eager is None else self.steps // 8
-        seconds = self._loop(decoder.step, rows, model, steps)
+        untimed = WARM_UP if decoder.why_eager else WARM_UP + spec.block_size  # a seal among them
+        seconds = self._loop(decoder.step, rows, model, steps, untimed)
         yield from self._rows(seconds, rows, cache.stats().logical_bytes)
         if decoder.captured:
             yield replay_ms(decoder.timed(self._clock))
@@ -111,14 +113,13 @@ class DecodeSpeed:
         random = self._random(model, rows, model.dtype)
         peer: Peer = PEERS[name](model, lambda layer: random(layer, tokens), rows, tokens,
                                  3 * self.steps)
-        steps = self.steps if peer.replay is not None else self.steps // 8
-        seconds = self._loop(peer.step, rows, model, steps)
+        seconds = self._loop(peer.step, rows, model, self.steps // 8)
         yield from self._rows(seconds, rows, peer.nbytes)
         if peer.replay is not None:
             yield replay_ms(self._clock(peer.replay))
 
     def _clock(self, replay: Callable[[], None]) -> float:
-        return median_ms(replay, min(21, self.steps // 2))
+        return median_ms(replay, 9)
 
     def _rows(self, seconds: float, rows: int, cache_bytes: int) -> Iterator[Measurement]:
         size = self.weights + cache_bytes
@@ -128,11 +129,13 @@ class DecodeSpeed:
         percent = 100 * size / seconds / self.ceiling
         yield Measurement("decode_percent_of_copy", percent, "%", "higher")
 
-    def _loop(self, step: Callable[[Tensor], Tensor], rows: int, model, steps: int) -> float:
-        """Seconds of one step, greedy tokens fed back; the first few compile, capture, warm up."""
-        tokens, skipped = torch.ones(rows, dtype=torch.long, device=model.device), 3
-        for count in range(skipped + steps):
-            if count == skipped:
+    def _loop(
+        self, step: Callable[[Tensor], Tensor], rows: int, model, steps: int, untimed: int = WARM_UP
+    ) -> float:
+        """Seconds of one step, greedy tokens fed back; the first compile, capture, warm up."""
+        tokens = torch.ones(rows, dtype=torch.long, device=model.device)
+        for count in range(untimed + steps):
+            if count == untimed:
                 synchronize(model.device)
                 started = time.perf_counter()
             tokens = step(tokens).argmax(-1)

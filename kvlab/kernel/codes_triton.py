@@ -38,43 +38,62 @@ def take_bits(x, SHIFT: tl.constexpr, MASK: tl.constexpr):
 
 
 @triton.jit
-def third_bit(low, y, first, SHIFT: tl.constexpr):
-    """Two-bit codes and the bytes of their third bits -> three-bit codes.
-
-    first: bytes of all ones where the third bit is bit SHIFT of `y`, zeros where it is the next.
-    """
+def even_bits(y, first):
+    """Bytes of third bits, 2 i for the first half of the dims of part i, 2 i + 1 for the others ->
+    bit 2 i for all. first: bytes of all ones in the first half, zeros in the other."""
     if NATIVE:
-        shift = tl.full(y.shape, SHIFT, tl.int8)
-        z = tl.inline_asm_elementwise(
-            """{ .reg .b32 n, t, u, v; and.b32 n, $4, 0xff; shr.u32 t, $2, n;
-            and.b32 u, t, 0x01010101; shl.b32 u, u, 2; and.b32 v, t, 0x02020202; shl.b32 v, v, 1;
-            lop3.b32 u, u, v, $3, 0xe4; or.b32 $0, $1, u; }""",
-            "=r,r,r,r,r", [low, y, first, shift], dtype=tl.int8, is_pure=True, pack=4,
+        y = tl.inline_asm_elementwise(
+            "{ .reg .b32 t; shr.u32 t, $1, 1; lop3.b32 $0, $1, t, $2, 0xe4; }",
+            "=r,r,r", [y, first], dtype=tl.int8, is_pure=True, pack=4,
         )
     else:
-        bit = tl.where(first != 0, y >> SHIFT, y >> (SHIFT + 1)) & 1
-        z = low + (bit << 2).to(tl.int8)
+        y = tl.where(first != 0, y, y >> 1).to(tl.int8)
+    return y
+
+
+@triton.jit
+def third_bit(x, y, LOW: tl.constexpr, ABOVE: tl.constexpr):
+    """Two bits of `x` above LOW and the bit of `y` above ABOVE (2 or more; 0: bit 0) -> codes."""
+    if NATIVE:
+        low, mask = tl.full(x.shape, LOW, tl.int8), tl.full(x.shape, 3, tl.int8)
+        if ABOVE == 0:
+            z = tl.inline_asm_elementwise(
+                """{ .reg .b32 u; shl.b32 u, $2, 2; lop3.b32 u, $1, u, $3, 0xe4;
+                and.b32 $0, u, 0x07070707; }""",
+                "=r,r,r,r", [x, y, mask], dtype=tl.int8, is_pure=True, pack=4,
+            )
+        else:
+            above = tl.full(y.shape, ABOVE - 2, tl.int8)
+            z = tl.inline_asm_elementwise(
+                """{ .reg .b32 n, t, u; and.b32 n, $3, 0xff; shr.u32 t, $1, n;
+                and.b32 n, $4, 0xff; shr.u32 u, $2, n; lop3.b32 u, t, u, $5, 0xe4;
+                and.b32 $0, u, 0x07070707; }""",
+                "=r,r,r,r,r,r", [x, y, low, above, mask], dtype=tl.int8, is_pure=True, pack=4,
+            )
+    else:
+        z = (((x >> LOW) & 3) | (((y >> ABOVE) & 1) << 2)).to(tl.int8)
     return z
 
 
 @triton.jit
-def narrow_code(x, y, first, PART: tl.constexpr, C: tl.constexpr):
-    """Part PART of packed bytes `x`; with 3 bits the third comes from the bytes `y`."""
+def narrow_code(x, y, PART: tl.constexpr, C: tl.constexpr):
+    """Part PART of packed bytes `x`; with 3 bits the third comes from `even_bits` `y`."""
     BITS: tl.constexpr = 2 if C.bits == 3 else C.bits
-    z = take_bits(x, PART * BITS, 2**BITS - 1)
     if C.bits == 3:
-        z = third_bit(z, y, first, PART * 2)
+        z = third_bit(x, y, PART * 2, PART * 2)
+    else:
+        z = take_bits(x, PART * BITS, 2**BITS - 1)
     return z
 
 
 @triton.jit
-def spread_bits(x, y, first, C: tl.constexpr):
+def spread_bits(x, y, C: tl.constexpr):
     """Packed bytes [A, B] -> codes as bytes [A, B, parts]; part i is the i-th run of dims."""
     if C.bits == 4:
-        z = tl.join(narrow_code(x, y, first, 0, C), narrow_code(x, y, first, 1, C))
+        z = tl.join(narrow_code(x, y, 0, C), narrow_code(x, y, 1, C))
     else:  # join adds the fastest dim: 0 and 2 first, so that the parts end in order
-        even = tl.join(narrow_code(x, y, first, 0, C), narrow_code(x, y, first, 2, C))
-        odd = tl.join(narrow_code(x, y, first, 1, C), narrow_code(x, y, first, 3, C))
+        even = tl.join(narrow_code(x, y, 0, C), narrow_code(x, y, 2, C))
+        odd = tl.join(narrow_code(x, y, 1, C), narrow_code(x, y, 3, C))
         z = tl.reshape(tl.join(even, odd), [x.shape[0], x.shape[1], 4])
     return z
 
@@ -159,19 +178,15 @@ def reach(KIND: tl.constexpr):
 
 
 @triton.jit
-def digit_weight(j, KIND: tl.constexpr):
-    """What column `j` counts for: 256 and 1 for two bytes, 1 for float digits."""
+def join_products(x, KIND: tl.constexpr):
+    """Products per column [M, GP, ND] -> fp32 [M, GP], the sum with the columns' weights: 1, for
+    bytes 256 and 1. Codes are summed in int32, which 256 products of bytes do not fill."""
     if KIND == INT:
-        y = tl.where(j == 0, 256.0, tl.where(j == 1, 1.0, 0.0))
+        j = tl.arange(0, x.shape[2])[None, None, :]
+        y = tl.sum(x << tl.where(j == 0, 8, 0), 2)
     else:
-        y = tl.where(j < 2, 1.0, 0.0)
-    return y
-
-
-@triton.jit
-def join_digits(x, j, KIND: tl.constexpr):
-    """Products per column [M, GP, ND] -> fp32 [M, GP], the sum with the columns' weights."""
-    return tl.sum(x.to(tl.float32) * digit_weight(j, KIND), 2)
+        y = tl.sum(x, 2)
+    return y.to(tl.float32)
 
 
 @triton.jit
@@ -228,8 +243,8 @@ def load_tile(
 def load_packed(
     addr, high, t, mask, F: tl.constexpr, TOKEN_DIM: tl.constexpr, C: tl.constexpr
 ):
-    """Bytes of packed codes [T, W] (TOKEN_DIM 1: [W, T]); for 3 bits also the bytes that hold the
-    third bits, and the mask that `third_bit` wants.
+    """Bytes of packed codes [T, W] (TOKEN_DIM 1: [W, T]); for 3 bits also the `even_bits` of the
+    bytes that hold the third bits.
 
     addr, high: addresses of the head's tile in the `data` and the `high` plane.
     """
@@ -238,7 +253,7 @@ def load_packed(
     x = load_tile(
         addr, t, w, mask, W, C.dtype, C.run, C.slots_last, F.S, F.multi, TOKEN_DIM
     )
-    y, first = x, x
+    y = x
     if C.bits == 3:  # bit n of byte j is dim n * D / 8 + j: each byte serves two of x
         V: tl.constexpr = F.D // 8
         RUN: tl.constexpr = C.run if C.slots_last else min(C.run, V)
@@ -246,13 +261,14 @@ def load_packed(
             high, t, w % V, mask, V, C.dtype, RUN, C.slots_last, F.S, F.multi, TOKEN_DIM
         )
         first = tl.broadcast_to(lane(tl.where(w < V, -1, 0).to(tl.int8), 1 - TOKEN_DIM), y.shape)
-    return x, y, first
+        y = even_bits(y, first)
+    return x, y
 
 
 @triton.jit
-def whole_codes(x, y, first, TOKEN_DIM: tl.constexpr, C: tl.constexpr):
+def whole_codes(x, y, TOKEN_DIM: tl.constexpr, C: tl.constexpr):
     """Packed bytes -> codes as bytes for all dims at once: slower, and right for every head_dim."""
-    z = tl.permute(spread_bits(x, y, first, C), [2, 0, 1] if TOKEN_DIM else [0, 2, 1])
+    z = tl.permute(spread_bits(x, y, C), [2, 0, 1] if TOKEN_DIM else [0, 2, 1])
     A: tl.constexpr = z.shape[0] * z.shape[1] if TOKEN_DIM else z.shape[0]
     B: tl.constexpr = z.shape[2] if TOKEN_DIM else z.shape[1] * z.shape[2]
     return tl.reshape(z, [A, B])

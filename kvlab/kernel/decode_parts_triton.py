@@ -15,6 +15,7 @@ from kvlab.kernel.codes_triton import (
     INT,
     NATIVE,
     digits,
+    join_products,
     load_packed,
     load_tile,
     narrow_code,
@@ -51,8 +52,13 @@ def normalizer(top, KIND: tl.constexpr):
 
 @triton.jit
 def columns(x, KIND: tl.constexpr, DT: tl.constexpr, ND: tl.constexpr):
-    """[M, GP] within reach -> [M, GP * ND] digits in the type the matrix unit multiplies."""
-    y = digits(x[:, :, None], tl.arange(0, ND)[None, None, :], KIND, DT)
+    """[M, GP] within reach -> [M, GP * ND] digits in the type the matrix unit multiplies.
+
+    The new dim comes by `reshape`: then a thread's neighbouring elements stay neighbours along M,
+    the summed dim, and go to shared memory and back as words instead of bytes.
+    """
+    j = tl.arange(0, ND)[None, None, :]
+    y = digits(tl.reshape(x, [x.shape[0], x.shape[1], 1]), j, KIND, DT)
     y = tl.broadcast_to(y, [x.shape[0], x.shape[1], ND])
     return tl.reshape(y, [x.shape[0], x.shape[1] * ND])
 
@@ -82,13 +88,13 @@ def operands(addr, high, t, mask, TOKEN_DIM: tl.constexpr, F: tl.constexpr, C: t
     """The stored tile as left sides of products, one per part: [TILE, W] or [W, TILE]."""
     PARTS: tl.constexpr = C.parts
     if C.kind == INT and C.bits < 8:
-        x, y, first = load_packed(addr, high, t, mask, F, TOKEN_DIM, C)
+        x, y = load_packed(addr, high, t, mask, F, TOKEN_DIM, C)
         if C.wide:
-            parts = (whole_codes(x, y, first, TOKEN_DIM, C),)
+            parts = (whole_codes(x, y, TOKEN_DIM, C),)
         else:
             parts = ()
             for i in tl.static_range(PARTS):
-                parts = parts + (narrow_code(x, y, first, i, C),)
+                parts = parts + (narrow_code(x, y, i, C),)
     else:
         x = load_tile(
             addr, t, tl.arange(0, F.D), mask, F.D, C.dtype, C.run, C.slots_last, F.S, F.multi,
@@ -111,11 +117,12 @@ def key_products(addr, high, t, mask, b, F: tl.constexpr, C: tl.constexpr):
 
 @triton.jit
 def value_products(addr, high, t, mask, b, F: tl.constexpr, C: tl.constexpr):
-    """Stored values times the probabilities' digits `b`: [W, GP, ND] per part."""
+    """Stored values times the probabilities' digits `b`: fp32 [W, GP] per part."""
     PARTS: tl.constexpr = C.parts
     a, y = operands(addr, high, t, mask, 1, F, C), ()
     for i in tl.static_range(PARTS):
-        y = y + (grouped(multiply(a[i], b, None, C.kind), F.GP, F.digits),)
+        x = grouped(multiply(a[i], b, None, C.kind), F.GP, F.digits)
+        y = y + (join_products(x, C.kind),)
     return y
 
 
@@ -127,10 +134,10 @@ def grouped(x, GP: tl.constexpr, ND: tl.constexpr):
 
 @triton.jit
 def absorb(acc, parts, keep, gain, PARTS: tl.constexpr):
-    """Running values [W, GP, ND] per part and a tile's products -> the new running values."""
+    """Running values [W, GP] per part and a tile's products -> the new running values."""
     y = ()
     for i in tl.static_range(PARTS):
-        y = y + (acc[i] * keep[None, :, None] + parts[i].to(tl.float32) * gain[None, :, None],)
+        y = y + (acc[i] * keep[None, :] + parts[i] * gain[None, :],)
     return y
 
 

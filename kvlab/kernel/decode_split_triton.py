@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from kvlab.kernel.codes_triton import (
     DENSE,
     INT,
-    digit_weight,
     fast_log2,
-    join_digits,
+    join_products,
     reach,
 )
 from kvlab.kernel.decode_parts_triton import (
@@ -41,11 +41,13 @@ def _peak_and_sum(a, x, b, y):
 
 
 @triton.jit
-def query_operands(q, scales, zeros, SCALED: tl.constexpr, C: tl.constexpr):
-    """Digits of the query [W, GP * ND] per part, the factor of each column [GP, ND], and what the
-    zeros add to each column, in column 0: q @ zeros, or with SCALED off the sum of q.
+def query_operands(q, scales, zeros, scale, SCALED: tl.constexpr, C: tl.constexpr):
+    """Digits of the query [W, GP * ND] per part, and what turns products with them into logits:
+    [GP, ND] with the digits' unit in column 0 and what the zeros add (q @ zeros, or with SCALED off
+    the sum of q) in column 1, both times `scale`.
 
-    q: [GP, ND, W] per part; scales, zeros: [W] per part, used if SCALED.
+    q: [GP, ND, W] per part; scales, zeros: [W] per part, used if SCALED. One tensor for both: what
+    changes its layout crosses shared memory at two barriers.
     """
     PARTS: tl.constexpr = C.parts
     scaled, lift, peak = (), 0.0, 0.0
@@ -59,54 +61,54 @@ def query_operands(q, scales, zeros, SCALED: tl.constexpr, C: tl.constexpr):
     for i in tl.static_range(PARTS):
         b = b + (query_columns(scaled[i] * gain[:, :, None], C.kind, C.multiply),)
     j = tl.arange(0, q[0].shape[1])[None, :]
-    return b, digit_weight(j, C.kind) / gain, tl.where(j == 0, lift, 0.0)
+    return b, tl.where(j == 0, 1.0 / gain, lift) * scale
 
 
 @triton.jit
-def logits(x, undo, lift, s, z, scale, seen, F: tl.constexpr, C: tl.constexpr):
+def logits(x, unit, s, z, seen, F: tl.constexpr, C: tl.constexpr):
     """Products of stored keys and digits [TILE, GP * ND] -> base-2 logits [TILE, GP]."""
-    x = grouped(x, F.GP, F.digits).to(tl.float32) * (undo * scale)[None, :, :]
+    x = join_products(grouped(x, F.GP, F.digits), C.kind)
+    j = tl.arange(0, F.digits)[None, :]
     if C.channel:
-        y = tl.sum(x + (lift * scale)[None, :, :], 2)
-    elif C.kind != DENSE:
-        y = tl.sum(x, 2) * s[:, None]
-        if C.zero or C.bias != 0:
-            y += z[:, None] * tl.sum(lift * scale, 1)[None, :]
+        y = tl.sum(tl.where((j == 0)[None, :, :], x[:, :, None], 1.0) * unit[None, :, :], 2)
     else:
-        y = tl.sum(x, 2)
+        y = x * tl.sum(tl.where(j == 0, unit, 0.0), 1)[None, :]
+        if C.kind != DENSE:
+            y *= s[:, None]
+            if C.zero or C.bias != 0:
+                y += z[:, None] * tl.sum(tl.where(j == 1, unit, 0.0), 1)[None, :]
     return tl.where(seen[:, None], y, -float("inf"))
 
 
 @triton.jit
-def rescale(parts, scales, zeros, p, j, C: tl.constexpr):
-    """A tile's products of codes [W, GP, ND] with the block's channel scales and zeros applied."""
+def rescale(parts, scales, zeros, p, C: tl.constexpr):
+    """A tile's products of codes [W, GP] with the block's channel scales and zeros applied."""
     PARTS: tl.constexpr = C.parts
     y = ()
     for i in tl.static_range(PARTS):
-        x = parts[i].to(tl.float32) * scales[i][:, None, None]
-        if C.zero or C.bias != 0:  # the column of the high byte counts 256 fold
-            lift = zeros[i][:, None] * tl.sum(p, 0)[None, :] * (reach(INT) / 256)
-            x += tl.where(j == 0, lift[:, :, None], 0.0)
+        x = parts[i] * scales[i][:, None]
+        if C.zero or C.bias != 0:
+            x += zeros[i][:, None] * (tl.sum(p, 0) * reach(C.kind))[None, :]
         y = y + (x,)
     return y
 
 
 @triton.jit
-def zero_parts(PARTS: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr):
-    """PARTS zero tensors [A, B, C]."""
+def zero_parts(PARTS: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
+    """PARTS zero tensors [A, B]."""
     y = ()
     for _ in tl.static_range(PARTS):
-        y = y + (tl.zeros([A, B, C], tl.float32),)
+        y = y + (tl.zeros([A, B], tl.float32),)
     return y
 
 
 @triton.jit
-def finish(acc, lift, j, C: tl.constexpr):
+def finish(acc, lift, C: tl.constexpr):
     """Running values per part -> unnormalized outputs [W, GP]; lift: what the zeros add."""
     PARTS: tl.constexpr = C.parts
     y = ()
     for i in tl.static_range(PARTS):
-        y = y + (join_digits(acc[i], j, C.kind) * (1.0 / reach(C.kind)) + lift,)
+        y = y + (acc[i] * (1.0 / reach(C.kind)) + lift,)
     return y
 
 
@@ -130,28 +132,28 @@ def decode_split_kernel(
     """See `decode_triton.paged_decode`. kd .. vz, ok, ov: byte offsets of this layer's planes in a
     slab (data, high bits, scale, zero of keys and values; open keys and values).
     """
+    if F.chained:
+        gdc_wait()
     PARTS: tl.constexpr = V.parts
     h, sp, b = tl.program_id(0) % F.H, tl.program_id(1), tl.program_id(0) // F.H
     TILE: tl.constexpr = F.tile
     GP: tl.constexpr = F.GP
-    ND: tl.constexpr = F.digits
     W: tl.constexpr = F.D // V.parts
     PER_TOKEN: tl.constexpr = V.kind != DENSE and not V.channel
     ZERO: tl.constexpr = PER_TOKEN and (V.zero or V.bias != 0)
     WHOLE: tl.constexpr = F.tile % (16 * F.warps) == 0
     SHUFFLE: tl.constexpr = V.kind == INT and not F.multi and WHOLE
     CELLS: tl.constexpr = F.tile // F.S if F.multi else 1
-    j = tl.arange(0, F.digits)[None, None, :]
     plain = tl.arange(0, TILE)
     order = token_order(plain, SHUFFLE, F)
     query = q_ptr + (b * F.H + h) * F.G * F.D
     q = load_query(query, K.parts, F)
     if not K.channel:
-        digits, undo, lift = query_operands(q, q, q, False, K)
+        digits, unit = query_operands(q, q, q, scale, False, K)
     m = tl.full([GP], -1e30, tl.float32)
     lsum = tl.zeros([TILE, GP], tl.float32)
     zsum = tl.zeros([TILE, GP], tl.float32)
-    acc = zero_parts(V.parts, W, GP, ND)
+    acc = zero_parts(V.parts, W, GP)
     line = b * F.H + h if F.per_head else b
     blocks = tl.load(n_blocks + line)
     tiles = tl.cdiv(blocks * F.S, F.tile) if F.multi else blocks * F.per_block
@@ -179,15 +181,15 @@ def decode_split_kernel(
         _, t, seen = place(i, order, blocks, F)
         _, vt, v_seen = place(i, plain, blocks, F)
         if K.channel:
-            digits, undo, lift = query_operands(q, k_scales, k_zeros, True, K)
+            digits, unit = query_operands(q, k_scales, k_zeros, scale, True, K)
         x = key_products(k_at, k_up, t, seen, digits, F, K)
-        s = logits(x, undo, lift, k_scales[0], k_zeros[0], scale, seen, F, K)
+        s = logits(x, unit, k_scales[0], k_zeros[0], seen, F, K)
         # Probabilities are taken relative to the tile's own maximum of p * value scale: the digits
         # keep 16 bits of each tile, however small its share of the whole.
         high = s + fast_log2(v_scales[0])[:, None] if PER_TOKEN else s
         tile_max = tl.max(high, 0)
         p = tl.exp2(s - tile_max[None, :])
-        weight = tl.exp2(high - tile_max[None, :]) if PER_TOKEN else p
+        weight = p * v_scales[0][:, None] if PER_TOKEN else p
         pc = columns(weight * reach(V.kind), V.kind, V.multiply, F.digits)
         o = value_products(v_at, v_up, vt, v_seen, in_order(pc, SHUFFLE, F), F, V)
         new = tl.maximum(m, tile_max)
@@ -197,7 +199,7 @@ def decode_split_kernel(
         if ZERO:
             zsum = zsum * keep[None, :] + p * (v_zeros[0][:, None] * gain[None, :])
         if V.channel:
-            o = rescale(o, v_scales, v_zeros, p, j, V)
+            o = rescale(o, v_scales, v_zeros, p, V)
         acc = absorb(acc, o, keep, gain, V.parts)
         if F.mass:
             keep_cells(
@@ -213,8 +215,10 @@ def decode_split_kernel(
         v_up = head_address(slab, slot, vh, h, F.H, V.high)
         slab, slot = tl.load(base + ahead // F.P), (ahead % F.P).to(tl.int64)
         ahead = tl.load(row + place(i + 3, order, blocks, F)[0])
+    if F.chained:
+        gdc_launch_dependents()
     l = tl.sum(lsum, 0)
-    out = finish(acc, tl.sum(zsum, 0)[None, :], j, V)
+    out = finish(acc, tl.sum(zsum, 0)[None, :], V)
     if sp == splits - 1:
         count = tl.load(open_len + b)
         if count > 0:

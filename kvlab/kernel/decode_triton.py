@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_wait
 
 from kvlab.core import BadInput
 from kvlab.format import KVFormat
@@ -24,9 +25,14 @@ LOG2E = 1.4426950408889634
 @triton.jit
 def combine_kernel(
     part_out, part_lse, out, lse, splits, G: tl.constexpr, D: tl.constexpr, SP: tl.constexpr,
-    WIDTH: tl.constexpr,
+    WIDTH: tl.constexpr, CHAINED: tl.constexpr,
 ):
-    """Merges the splits of WIDTH dims of one query head; writes the natural log-sum-exp."""
+    """Merges the splits of WIDTH dims of one query head; writes the natural log-sum-exp.
+
+    CHAINED: launched before the split kernel has ended; waits for what it wrote.
+    """
+    if CHAINED:
+        gdc_wait()
     bh, g, c = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     i, d = tl.arange(0, SP), c * WIDTH + tl.arange(0, WIDTH)
     at = (bh * splits + i) * G + g
@@ -69,6 +75,20 @@ def _tile(k: Side, v: Side, slots: int, wanted: int) -> tuple[int, int, bool]:
     if not whole or ((k.channel or v.channel) and slots < wanted):
         return max(32, next_power(slots)), 1, False
     return wanted, max(1, slots // wanted), slots < wanted
+
+
+def _splits(rows: int, kv_heads: int, resident: int) -> int:
+    """Programs per row and key/value head: those `resident` at a time, or whole rounds of them.
+
+    A batch gets three or more, so that the longest of ragged rows is not one program's work.
+    """
+    pairs = rows * kv_heads
+
+    def busy(splits: int) -> float:
+        return pairs * splits / (-(-pairs * splits // resident) * resident)
+
+    tried = {resident // pairs, *range(3 if rows > 1 else 1, 9)} - {0}
+    return max(sorted(tried), key=lambda n: round(busy(n), 2))
 
 
 _scratch: dict[tuple, Tensor] = {}
@@ -138,20 +158,19 @@ def paged_decode(
     _check(q, kv_heads, table, n_blocks, open_slot, open_len)
     group, width = heads // kv_heads, table.shape[-1]
     k, v = sides(format, sealed.planes, slots, dim)
-    device, count = tune.device_facts(q.device)
+    gpu = tune.device_facts(q.device)
     wanted, warps, stages, fill, *cap = setting or _setting(
-        format, k, v, slots, f"S{slots} D{dim} G{group}", device
+        format, k, v, slots, f"S{slots} D{dim} G{group}", gpu.name
     )
     tile, per_block, multi = _tile(k, v, slots, wanted)
-    most = max(1, -(-width * slots // tile))
-    # a large ragged batch still gets a few splits, so that its longest row is not one program's
-    splits = max(1, min(max(count * fill // (rows * kv_heads), 4 if rows > 1 else 1), most))
+    splits = min(_splits(rows, kv_heads, gpu.processors * fill), max(1, -(-width * slots // tile)))
     frame = Frame(
         H=kv_heads, G=group, GP=next_power(group), D=dim, S=slots, P=sealed.slab_blocks,
         open_P=open.slab_blocks, warps=warps, tile=tile, per_block=per_block, multi=multi,
         digits=2, mass=mass is not None, per_head=table.ndim == 3,
-        open_dtype=TYPES[tail.dtype],
+        chained=gpu.chained, open_dtype=TYPES[tail.dtype],
     )
+    chain = {"launch_pdl": True} if gpu.chained else {}
     part_out = _buffer("out", rows * heads * splits * dim, q.device)
     part_lse = _buffer("lse", rows * heads * splits, q.device)
     cells = None if mass is None else _buffer("cells", rows * heads * width * per_block, q.device)
@@ -160,10 +179,11 @@ def paged_decode(
         q, part_out, part_lse, cells, sealed.base, table, n_blocks, open.base, open_slot, open_len,
         width, splits, scale * LOG2E, *offsets(sealed.planes), tail.offset_bytes,
         open.planes["v_data"].offset_bytes, F=frame, K=k, V=v, num_warps=warps, num_stages=stages,
-        **({"maxnreg": cap[0]} if cap else {}),
+        **({"maxnreg": cap[0]} if cap else {}), **chain,
     )
     combine_kernel[(rows * kv_heads, group, dim // 32)](
-        part_out, part_lse, out, lse, splits, G=group, D=dim, SP=next_power(splits), WIDTH=32
+        part_out, part_lse, out, lse, splits, G=group, D=dim, SP=next_power(splits), WIDTH=32,
+        CHAINED=gpu.chained, **chain,
     )
     if mass is not None:
         step = min(256, next_power(width))

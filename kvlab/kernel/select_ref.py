@@ -39,14 +39,18 @@ def rows_of(digests, rows: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def bound(q: Tensor, digests: Tensor) -> Tensor:
-    """Scores fp32 [Hq, n] of `q` [Hq, D] against `digests` [n, H, C, D]; see the module."""
+def bound(q: Tensor, digests: Tensor, group: str) -> Tensor:
+    """Scores fp32 [H, n] of `q` [Hq, D] against `digests` [n, H, C, D]; see the module.
+
+    group: `max` or `sum` over the query heads that share a key/value head.
+    """
     heads, kv_heads = q.shape[0], digests.shape[1]
     grouped = q.float().reshape(kv_heads, heads // kv_heads, -1)
     if digests.shape[2] == 2:
         grouped = torch.cat([grouped.clamp(min=0), grouped.clamp(max=0)], -1)
     flat = digests.float().flatten(2)
-    return torch.einsum("hge,nhe->hgn", grouped, flat).flatten(0, 1)
+    each = torch.einsum("hge,nhe->hgn", grouped, flat)
+    return each.amax(1) if group == "max" else each.sum(1)
 
 
 def score(
@@ -55,15 +59,14 @@ def score(
     """Scores fp32 [B, H, N] of each sequence's blocks for one query token per row.
 
     q: [B, Hq, D]; digests: `LayerPlanes` of this layer with one plane `digest`; rows: int32 [B, N],
-    the digest row of each block in logical order, the first counts[b] of row b in use. group:
-    `max` or `sum` over the query heads that share a key/value head. -inf beyond a count.
+    the digest row of each block in logical order, -1 for a hole, the first counts[b] of row b in
+    use. group: see `bound`. -inf for holes and beyond a count.
     """
     kv_heads = digests.planes["digest"].shape[0]
     out = torch.full((len(q), kv_heads, rows.shape[1]), -torch.inf, device=q.device)
     for b, count in enumerate(counts.tolist()):
-        if count:
-            each = bound(q[b], rows_of(digests, rows[b, :count])).unflatten(0, (kv_heads, -1))
-            out[b, :, :count] = each.amax(1) if group == "max" else each.sum(1)
+        there = (rows[b, :count] >= 0).nonzero()[:, 0]
+        out[b][:, there] = bound(q[b], rows_of(digests, rows[b, there]), group)
     return out
 
 

@@ -36,7 +36,8 @@ def score_kernel(
     bh, i = tl.program_id(0), tl.program_id(1) * TILE + tl.arange(0, TILE)
     b, h, d = bh // H, bh % H, tl.arange(0, DP)
     seen = i < tl.load(counts + b)
-    row = tl.load(rows + b.to(tl.int64) * N + i, mask=seen, other=0)
+    row = tl.load(rows + b.to(tl.int64) * N + i, mask=seen, other=-1)
+    seen = row >= 0
     at = tl.load(base + row // P, mask=seen, other=0) + offset
     at += (row % P).to(tl.int64) * stride + h * (C * D * SIZE)
     top = digest_tile(at, seen, d, D, DTYPE)
@@ -90,18 +91,20 @@ def threshold(key, count):
 
 
 @triton.jit
-def put(out, n_out, bh, taken, values, keep):
-    """Writes the marked values side by side, and how many they are."""
-    marks = taken.to(tl.int32)
-    at = out + bh.to(tl.int64) * keep + tl.cumsum(marks, 0) - 1
-    tl.store(at, values, mask=taken)
-    tl.store(n_out + bh, tl.sum(marks))
+def put(out, n_out, bh, taken, values, keep, WIDTH: tl.constexpr):
+    """Writes the marked values side by side, zeros behind them, and how many they are."""
+    marks, j = taken.to(tl.int32), tl.arange(0, WIDTH)
+    row, count = out + bh.to(tl.int64) * keep, tl.sum(marks)
+    tl.store(row + tl.cumsum(marks, 0) - 1, values, mask=taken)
+    tl.store(row + j, j * 0, mask=(j >= count) & (j < keep))
+    tl.store(n_out + bh, count)
 
 
 @triton.jit
 def choose_kernel(
     scores, where, counts, hits, device, n_device, host, n_host, N, heads, row_stride,
     head_stride, keep, first, last, HITS: tl.constexpr, W: tl.constexpr,
+    WIDTH: tl.constexpr,
 ):
     """Program (row and head): a threshold by bisection, ties by index, then compaction."""
     bh, i = tl.program_id(0), tl.arange(0, W)
@@ -121,8 +124,8 @@ def choose_kernel(
     taken = above | (ties & (tl.cumsum(ties.to(tl.int32), 0) <= left))
     if HITS:
         tl.atomic_add(hits + b.to(tl.int64) * N + i, 1, mask=taken)
-    put(device, n_device, bh, taken & (place >= 0), place, keep)
-    put(host, n_host, bh, taken & (place < -1), -2 - place, keep)
+    put(device, n_device, bh, taken & (place >= 0), place, keep, WIDTH)
+    put(host, n_host, bh, taken & (place < -1), -2 - place, keep, WIDTH)
 
 
 def choose(
@@ -134,12 +137,12 @@ def choose(
     if n > WIDEST:
         raise BadInput("cache.block_size", f"{n} blocks", f"retrieval takes {WIDEST} a sequence; "
                        "use larger blocks")
-    device, host = torch.zeros(2, rows, heads, keep, dtype=torch.int32, device=scores.device)
-    n_device, n_host = torch.zeros(2, rows, heads, dtype=torch.int32, device=scores.device)
+    device, host = torch.empty(2, rows, heads, keep, dtype=torch.int32, device=scores.device)
+    n_device, n_host = torch.empty(2, rows, heads, dtype=torch.int32, device=scores.device)
     width = max(16, next_power(n))
     choose_kernel[(rows * heads,)](
         scores, where, counts, hits, device, n_device, host, n_host, n, heads, scores.stride(0),
-        scores.stride(1), keep, first, last, HITS=hits is not None, W=width,
+        scores.stride(1), keep, first, last, HITS=hits is not None, W=width, WIDTH=next_power(keep),
         num_warps=4 if width <= 1024 else 8 if width <= 4096 else 16 if width <= 16384 else 32,
     )
     return Chosen(device, n_device, host, n_host)

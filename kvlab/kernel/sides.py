@@ -56,6 +56,7 @@ class Frame(NamedTuple):
     digits: int
     mass: bool
     per_head: bool  # each key/value head has a table of its own
+    chained: bool  # the merging kernel may be launched while this one ends
     open_dtype: tl.dtype
 
 

@@ -11,6 +11,7 @@ import json
 import os
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -72,10 +73,18 @@ def forget() -> None:
     choose.cache_clear()
 
 
+class Device(NamedTuple):
+    """What launch decisions depend on."""
+
+    name: str
+    processors: int
+    chained: bool  # a kernel may start while the one before it ends (Hopper and later)
+
+
 @lru_cache(maxsize=16)
-def device_facts(device: torch.device) -> tuple[str, int]:
-    """Name and number of multiprocessors; on the CPU a small number, to keep tests small."""
+def device_facts(device: torch.device) -> Device:
+    """Facts of a device; of the CPU a small number of processors, to keep tests small."""
     if device.type != "cuda":
-        return "cpu", 2
+        return Device("cpu", 2, False)
     facts = torch.cuda.get_device_properties(device)
-    return facts.name, facts.multi_processor_count
+    return Device(facts.name, facts.multi_processor_count, facts.major >= 9)

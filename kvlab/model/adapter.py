@@ -16,8 +16,10 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import repeat_kv
 
 from kvlab import cache as core
-from kvlab.cache import CacheSpec
+from kvlab.cache import CacheSpec, ModelFacts
+from kvlab.cache.prefix import NO_FACTS
 from kvlab.core import BadInput, KvlabError
+from kvlab.model.identity import model_identity
 
 ATTENTION = "kvlab_paged"
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -72,18 +74,23 @@ class PagedLayer(CacheLayerMixin):
 class PagedCache(core.PagedCache, Cache):
     """`kvlab.cache.PagedCache` that transformers models take as `past_key_values`.
 
-    Make it with `for_model`. Rows of a batch are sequences; left padding is not stored.
+    Make it with `for_model`. Rows of a batch are sequences; left padding is not stored. With
+    prefix=hash the first forward of `generate()` computes only what is not known; `finish` ends
+    a request, so that the next one may begin with what it left.
     """
 
     def __init__(
-        self, geometry, spec=None, *, device="cpu", dtype=torch.float32, inv_freq=None
+        self, geometry, spec=None, *, device="cpu", dtype=torch.float32, inv_freq=None,
+        facts=NO_FACTS,
     ):
         core.PagedCache.__init__(
-            self, geometry, spec, device=device, dtype=dtype, inv_freq=inv_freq
+            self, geometry, spec, device=device, dtype=dtype, inv_freq=inv_freq, facts=facts
         )
         Cache.__init__(self, layers=[PagedLayer(self, i) for i in range(geometry.layers)])
         self.rows: list[int] = []
         self.seen = 0  # tokens a row has seen, padding included: what transformers counts
+        # ids [B, T] of the forward that is about to run, and its positions if given
+        self.coming: tuple[Tensor, Tensor | None] | None = None
 
     @classmethod
     def for_model(cls, model, spec: CacheSpec | None = None, **axes) -> PagedCache:
@@ -100,9 +107,13 @@ class PagedCache(core.PagedCache, Cache):
             raise BadInput("model", config.model_type, f"must be one of {', '.join(ARCHITECTURES)}")
         model.set_attn_implementation(ATTENTION)
         geometry = model_geometry(config, spec)
+        facts = NO_FACTS
+        if spec.prefix.shares:
+            watch_tokens(model)
+            facts = ModelFacts(model_identity(model), model.num_parameters())
         return cls(
             geometry, spec, device=model.device, dtype=model.dtype,
-            inv_freq=rotary_frequencies(model),
+            inv_freq=rotary_frequencies(model), facts=facts,
         )
 
     # ---- what transformers calls
@@ -111,11 +122,32 @@ class PagedCache(core.PagedCache, Cache):
         return self.seen
 
     def reset(self) -> None:
-        """Forget everything and give all bytes back."""
+        """Forget everything, known prefixes included, and give all bytes back."""
+        self.finish()
+        self.drop_prefixes()
+
+    def finish(self) -> None:
+        """End the request of all rows. With prefix=hash what they computed stays known."""
         self.abort()
         for row in self.rows:
             self.close(row)
-        self.rows, self.seen = [], 0
+        self.rows, self.seen, self.coming = [], 0, None
+
+    def start(self, ids: Tensor, mask: Tensor | None = None) -> int:
+        """Open a row for each prompt in `ids` [B, T], on the known prefix of each.
+
+        Returns the columns that need not be computed, the same for all rows: the last one always
+        is. mask: [B, T], 0 for left padding; rows whose paddings differ by no whole number of
+        blocks cannot skip the same columns and start cold. Does nothing while there are rows.
+        """
+        pads = left_pads(ids, mask)
+        if self.rows or pads is None:
+            return 0
+        prompts = [row[pad:] for row, pad in zip(ids.cpu().numpy(), pads)]
+        self.rows = self.open_together(prompts, pads)
+        self.seen = pads[0] + self.length(self.rows[0]) if len(ids) else 0
+        self.seen *= any(map(self.length, self.rows))  # cold rows skip no padding either
+        return self.seen
 
     def crop(self, tokens_to_remove) -> None:
         """Forget the last tokens of every row; the count may come negative, or as a tensor."""
@@ -165,7 +197,21 @@ class PagedCache(core.PagedCache, Cache):
             raise KvlabError(f"the cache holds {len(self.rows)} rows, the batch has {batch}")
         padded = mask is not None and tokens > 1  # decode never adds padding
         counts = mask[:, -tokens:].sum(1).tolist() if padded else [tokens] * batch
+        self._note(tokens, [int(n) for n in counts], mask)
         self.begin(self.rows, [int(n) for n in counts])
+
+    def _note(self, tokens: int, counts: list[int], mask: Tensor | None) -> None:
+        """Tell each row which tokens it is about to compute, where they are known.
+
+        Tokens at other positions than their place in the sequence make other keys: not told.
+        """
+        (coming, positions), self.coming = self.coming or (None, None), None
+        if coming is None or left_pads(coming, None if mask is None else mask[:, -tokens:]) is None:
+            return
+        ends = None if positions is None else positions[:, -1].expand(len(counts)).tolist()
+        for i, (row, ids) in enumerate(zip(self.rows, coming.cpu().numpy())):
+            if ends is None or ends[i] == self.length(row) + counts[i] - 1:
+                self.tell(row, ids[tokens - counts[i] :])
 
 
 def model_geometry(config, spec: CacheSpec):
@@ -182,6 +228,42 @@ def rotary_frequencies(model) -> Tensor | None:
     if getattr(rotary, "rope_type", "default") in ("dynamic", "longrope"):
         return None
     return getattr(rotary, "inv_freq", None)
+
+
+def left_pads(ids: Tensor, mask: Tensor | None) -> list[int] | None:
+    """Columns of padding before each row of `ids` [B, T]; None where padding is elsewhere too."""
+    if mask is None:
+        return [0] * len(ids)
+    if mask.shape != ids.shape or bool((mask[:, 1:] < mask[:, :-1]).any()):
+        return None
+    return (mask.shape[1] - mask.sum(1)).tolist()
+
+
+def watch_tokens(model) -> None:
+    """Let caches of `model` see the token ids of each forward: attention sees only their states."""
+    if _watching not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(_watching, with_kwargs=True)
+
+
+def _watching(model, args, kwargs):
+    """Note the ids; at the first forward of a request, leave out what the cache knows already.
+
+    Only where the caller wants the last logits alone, as `generate()` does: otherwise he would
+    get fewer than he gave tokens.
+    """
+    cache = kwargs.get("past_key_values")
+    ids = kwargs.get("input_ids", args[0] if args else None)
+    if not isinstance(cache, PagedCache) or not cache.spec.prefix.shares or ids is None:
+        return None
+    cache.coming = ids, kwargs.get("position_ids")
+    if cache.rows or args or kwargs.get("logits_to_keep") != 1 or ids.shape[1] < 2:
+        return None
+    mask = kwargs.get("attention_mask")
+    skip = cache.start(ids, mask if mask is None or mask.dim() == 2 else None)
+    cut = {name: kwargs[name][:, skip:] for name in ("input_ids", "position_ids")
+           if kwargs.get(name) is not None}
+    cache.coming = cut["input_ids"], cut.get("position_ids")
+    return args, kwargs | cut
 
 
 def paged_attention(

@@ -112,7 +112,7 @@ class Decoder:
         if self.driver == "static":
             step.run()
             return step.logits
-        tables = [t for g in self.cache.groups for t in (g.decoding, g.away.decoding)]
+        tables = [table for group in self.cache.groups for table in group.in_place()]
         stale = self._tables is None or any(a is not b for a, b in zip(tables, self._tables))
         if (stale or not self.captured) and not self._capture(tables):
             return None
@@ -168,10 +168,8 @@ def obstacle(model, cache: PagedCache) -> str | None:
         return f"CUDA graphs need a CUDA device, and the cache lives on {cache.device}"
     if not cache.can_decode([1] * len(cache.rows)):
         return "this cache has axes that the decode kernel does not read"
-    axes = {name: getattr(cache.spec, name) for name in ("summary", "retrieval")}
-    for name, axis in axes.items():
-        if not type(axis).__name__.startswith("No"):
-            return f"{name}={axis.name} takes part in every step from the host"
+    if not cache.capturable:
+        return f"summary={cache.spec.summary.name} makes new entries whenever blocks leave"
     windows = {getattr(m, "sliding_window", None) for m in model.modules()} - {None}
     if windows:
         return f"the model's own sliding window of {windows.pop()} tokens needs masks"

@@ -20,12 +20,17 @@ SMALLEST, LARGEST = 512, 16384  # tokens: what `adaptive` chooses between
 
 
 class PrefillResult(NamedTuple):
-    """`logits` [B, V] of the last token computed (None if there was none), and how far it went."""
+    """`logits` [B, V] of the last token computed (None if there was none), and how far it went.
+
+    tokens: of `input_ids`, those that are in the cache now; cached: of them, those that were there
+    before (a known prefix).
+    """
 
     logits: Tensor | None
     tokens: int
     seconds: float
     stopped: bool
+    cached: int = 0
 
 
 def prefill(
@@ -37,14 +42,16 @@ def prefill(
 
     chunk_tokens: tokens of a chunk, or "adaptive": as many as the free device memory carries.
         With a lossy format the chunk is part of the method: its tokens see each other exactly.
+    An empty cache with prefix=hash begins with the prefix it knows; only the rest is computed.
     progress: True shows a bar on a terminal and a line now and then in a log; a function gets
         (tokens done, tokens in all) after every chunk.
     should_stop: asked between chunks. It and Ctrl-C leave a cache that can go on.
     Raises `BadInput` for an impossible chunk, `OutOfBlocks` where the budget is too small.
     """
-    total, done, logits = input_ids.shape[1], 0, None
+    total, logits = input_ids.shape[1], None
     size = chunk_size(chunk_tokens, model, cache)
     started, stopped = time.perf_counter(), False
+    done = cached = cache.start(input_ids) if cache.spec.prefix.shares else 0
     with _interrupts() as interrupted, shown(progress, total) as show:
         while done < total:
             if interrupted.is_set() or (should_stop is not None and should_stop()):
@@ -56,7 +63,7 @@ def prefill(
             show(done)
     if logits is not None and logits.is_cuda:
         torch.cuda.synchronize()
-    return PrefillResult(logits, done, time.perf_counter() - started, stopped)
+    return PrefillResult(logits, done, time.perf_counter() - started, stopped, cached)
 
 
 @torch.inference_mode()

@@ -6,6 +6,7 @@ import mmap
 import weakref
 from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -36,7 +37,8 @@ class HostMemory:
         self._spare: dict[tuple, list[Tensor]] = defaultdict(list)
         self._coming: dict[tuple, list[Future]] = defaultdict(list)
         self._thread: ThreadPoolExecutor | None = None
-        weakref.finalize(self, _close, self._spare, self._coming)
+        # not at exit: the driver is about to take everything back anyway
+        weakref.finalize(self, _close, self._spare, self._coming).atexit = False
 
     def require(self, count: int, nbytes: int, device: torch.device) -> None:
         """Raise `OutOfHost` unless `count` more slabs of `nbytes` fit; changes nothing in use."""
@@ -71,9 +73,13 @@ class HostMemory:
     def reserve(self, count: int, nbytes: int, device: torch.device) -> None:
         """Have `count` slabs ready now, so that nobody waits for them later."""
         self.require(count, nbytes, device)
-        while self._ready(nbytes, device) < count:
-            self.held_bytes += nbytes
-            self._spare[nbytes, device].append(self._make(nbytes, device))
+        spare, coming = self._spare[nbytes, device], self._coming[nbytes, device]
+        while len(spare) < count:
+            if coming:  # a slab that could not be made is heard of here, not when it is needed
+                spare.append(coming.pop(0).result())
+            else:
+                self.held_bytes += nbytes
+                spare.append(self._make(nbytes, device))
 
     def trim(self, keep: tuple | None = None) -> None:
         """Give spare slabs back to the operating system, but those of the kind `keep`."""
@@ -95,7 +101,8 @@ class HostMemory:
 
     def _make(self, nbytes: int, device: torch.device) -> Tensor:
         try:
-            return pinned(nbytes, device)
+            with torch.inference_mode(False):  # whoever comes later may write to it
+                return pinned(nbytes, device)
         except (MemoryError, OSError, RuntimeError) as error:
             self.held_bytes -= nbytes
             raise OutOfHost(nbytes, self.held_bytes, self.held_bytes) from error
@@ -119,7 +126,8 @@ def pinned(nbytes: int, device: torch.device) -> Tensor:
     if device.type != "cuda":
         return torch.empty(nbytes, dtype=torch.uint8)
     area = mmap.mmap(-1, nbytes + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    area.madvise(mmap.MADV_HUGEPAGE)
+    with suppress(OSError):  # a kernel without large pages
+        area.madvise(mmap.MADV_HUGEPAGE)
     whole = torch.frombuffer(area, dtype=torch.uint8)
     start = -whole.data_ptr() % HUGE_PAGE
     slab = whole[start : start + nbytes].zero_()
@@ -127,10 +135,8 @@ def pinned(nbytes: int, device: torch.device) -> Tensor:
         if int(torch.cuda.cudart().cudaHostRegister(slab.data_ptr(), nbytes, 0)) == 0:
             _registered.add(slab.data_ptr())
             return slab
-        try:  # the refusal is kept by the driver and would be raised by the next kernel launch
+        with suppress(RuntimeError):  # the driver keeps the refusal for the next kernel launch
             torch.zeros(1, device=device)
-        except RuntimeError:
-            pass
     return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
 

@@ -67,7 +67,8 @@ class Shelf:
         self.store = HostSlabs(sealed.planes, sealed.layers, slab_rows, pool.device, memory)
         self._holders: dict[int, int] = {}
         self._free: list[int] = []  # heap of keys below len(_holders) + len(_free)
-        weakref.finalize(self, _give_back, self.store.slabs, memory, pool.device)
+        gone = weakref.finalize(self, _give_back, self.store.slabs, memory, pool.device)
+        gone.atexit = False
 
     # ---- blocks come and go
 

@@ -78,8 +78,9 @@ class HostSlabs(SlabStore):
         if slab >= MAX_SLABS:
             raise KvlabError(f"more than {MAX_SLABS} host slabs; use a larger offload.slab_tokens")
         buffer = self.memory.take(self.slab_bytes, self.device)
+        with torch.inference_mode(False):  # else nobody may write to it outside of that mode
+            self._views[slab] = {n: self._view(buffer, n, p) for n, p in self.planes.items()}
         self.slabs[slab], self._live[slab] = buffer, set()
-        self._views[slab] = {n: self._view(buffer, n, p) for n, p in self.planes.items()}
         if self._base is not None:
             self._base[slab] = buffer.data_ptr()
 

@@ -64,7 +64,8 @@ class Seat:
             compute.wait_event(self.arrived)
         self.buffer = self.planes = None  # both would not fit under a tight cap
         size = store.layer_bytes
-        self.buffer = torch.empty(places * size, dtype=torch.uint8, device=self.device)
+        with torch.inference_mode(False):
+            self.buffer = torch.empty(places * size, dtype=torch.uint8, device=self.device)
         if compute:  # and whoever had the new ones may not be done with them
             self.used.record(compute)
         slabs = dict(enumerate(self.buffer.view(places, size)))
@@ -100,6 +101,7 @@ class Stage:
         seat, self._next = self.seats[self._next], 1 - self._next
         way = plan(keys, store.slab_rows)
         seat.fit(store, way.places)
+        self._counting(len(keys))  # here: made on the other stream, it would belong to that
         if self.cuda:
             self.stream.wait_event(seat.used)
             self.stream.wait_event(self.written)
@@ -154,8 +156,10 @@ class Stage:
     def _counting(self, count: int) -> Tensor:
         """0 .. count - 1 on the device; kept, because sending a list there costs a wait."""
         if self._count is None or len(self._count) < count:
-            size = 1 << (count - 1).bit_length()
+            size = max(4096, 1 << (count - 1).bit_length())
             self._count = torch.arange(size, dtype=torch.int64, device=self.device)
+            if self.cuda:
+                torch.cuda.synchronize(self.device)  # once in a while: both streams read it
         return self._count[:count]
 
 

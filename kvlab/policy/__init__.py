@@ -20,10 +20,11 @@ from kvlab.policy.leaves import PGDSF, LeafFirst
 from kvlab.policy.lru_queues import ARC, MQ
 from kvlab.policy.priority import Hybrid, Priority
 from kvlab.policy.scored import TOVA, ExpectedAttention, KeyNorm, SnapKV
+from kvlab.policy.shuffled import Shuffled
 
 __all__ = [
     "ARC", "Adaptive", "AttentionMass", "Belady", "BlockMeta", "EvictionPolicy",
     "ExpectedAttention", "FIFO", "GDSF", "Hybrid", "KeyNorm", "LFU", "LRU", "LeafFirst", "MQ",
-    "NoEviction", "PGDSF", "Priority", "PriorityPolicy", "Random", "S3FIFO", "SIEVE", "SnapKV",
-    "TOVA", "by_name", "names",
+    "NoEviction", "PGDSF", "Priority", "PriorityPolicy", "Random", "S3FIFO", "SIEVE", "Shuffled",
+    "SnapKV", "TOVA", "by_name", "names",
 ]  # fmt: skip

@@ -16,6 +16,7 @@ class AttentionMass(PriorityPolicy):
     """
 
     name = "attention_mass"
+    scored = True
 
     def priority(self, meta):
         return meta.score, meta.last

@@ -71,6 +71,7 @@ class EvictionPolicy:
     """An ordered bag of evictable blocks. A subclass with a `name` can be asked for by it."""
 
     name = ""  # short name, as in `policy=lru`
+    scored = False  # whether its order depends on `meta.score`
     # what the live cache makes scores and touches of (kvlab/cache/scores.py); None: spare the work
     observes: str | None = "mass"
     capacity: int | None = None  # blocks of the ledger it serves

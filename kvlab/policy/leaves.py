@@ -21,7 +21,7 @@ class LeafFirst(EvictionPolicy):
 
     def __init__(self, member: str | EvictionPolicy = "lru"):
         self.member = by_name(member) if isinstance(member, str) else member
-        self.observes = self.member.observes
+        self.observes, self.scored = self.member.observes, self.member.scored
         self._known: dict[BlockId, BlockMeta] = {}
         self._of: dict[int, BlockMeta] = {}  # by content
         self._children: dict[int, int] = {}  # content -> known blocks that continue it

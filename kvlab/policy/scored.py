@@ -13,6 +13,8 @@ from kvlab.policy.base import PriorityPolicy
 class Scored(PriorityPolicy):
     """The block of smallest score leaves, the least recent of equals first."""
 
+    scored = True
+
     def priority(self, meta):
         return meta.score, meta.last
 

@@ -12,6 +12,7 @@ from kvlab.core import BadInput
 from kvlab.report import canvas
 from kvlab.report.entries import entries
 from kvlab.report.figures import drawings
+from kvlab.report.frontier import frontier_table
 from kvlab.report.page import Page, html_page, markdown_page
 from kvlab.report.source import Run, curve_file, load
 from kvlab.report.tables import families, summary
@@ -37,7 +38,7 @@ def write_report(
         title=title or _title(runs),
         text=text,
         runs=runs,
-        tables=[summary(everything), *families(everything)],
+        tables=[*frontier_table(everything), summary(everything), *families(everything)],
         figures=drawings(everything, runs),
     )
     try:

@@ -15,6 +15,7 @@ from kvlab.report.source import Run
 
 DENSE = ("full", "baseline", "bf16", "fp16", "fp32")  # names a baseline goes by, first found wins
 BYTES = "cache_allocated_bytes"
+CELLS = ("needle_recall_at_percent",)  # of a heatmap: too many for a table
 
 
 @dataclass
@@ -46,15 +47,23 @@ class Entry:
         if self.is_baseline:
             return ["baseline"]
         ratio = self.bytes_ratio
-        return ["no bytes saved"] if ratio is not None and ratio >= 1 else []
+        told = [f"control: {c}" for c in (self.control,) if c]
+        return told + (["no bytes saved"] if ratio is not None and ratio >= 1 else [])
+
+    @property
+    def control(self) -> str:
+        """What a negative control or noise floor is, "" of a variant in earnest."""
+        return next((str(r["params"].get("control") or "") for r in self.rows.values()), "")
 
 
 def entries(runs: list[Run]) -> list[Entry]:
     """All entries in the order in which they were measured, each with its baseline, if any."""
-    keys = conditions([row for run in runs for row in run.rows])
+    keys = conditions([row for run in runs for row in run.rows if row["name"] not in CELLS])
     found: dict[str, Entry] = {}
     for run in runs:
         for row in run.rows:
+            if row["name"] in CELLS:
+                continue
             under = {key: row["params"][key] for key in keys if key in row["params"]}
             identity = json.dumps([run.name, row["variant"], under], sort_keys=True)
             entry = found.setdefault(identity, Entry(run, row["variant"], under))

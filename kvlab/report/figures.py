@@ -9,7 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kvlab.report import canvas, hit_rates
+from kvlab.report.budgets import budget_figures
 from kvlab.report.entries import BYTES, Entry, names
+from kvlab.report.frontier import frontier_figures
+from kvlab.report.heatmap import heatmaps
 from kvlab.report.marks import bars, bars_or_dots, is_number, series
 from kvlab.report.names import arrow, metric
 from kvlab.report.source import Run
@@ -21,6 +24,8 @@ PEAK = "peak_device_bytes"
 SPEED = ("decode_tokens_per_second", "prefill_tokens_per_second")
 TOLD = ("perplexity", "perplexity_full", "bits_per_element")  # seen in the figures above
 MOST = 24  # generic figures; a page with more is no page
+CROWD = 40  # entries; with more the tables have to do
+LINES = 28  # of one figure, which is how many looks there are
 
 
 class Drawing(NamedTuple):
@@ -37,23 +42,26 @@ def drawings(everything: list[Entry], runs: list[Run]) -> list[Drawing]:
     replayed = hit_rates.pictures([row for run in runs for row in run.rows])
     if replayed:  # a trace was replayed: nothing else was measured
         return [Drawing(*picture) for picture in replayed]
-    there = names(everything)
-    found = []
+    there, crowded = names(everything), len(everything) > CROWD
+    found = [Drawing(*picture) for picture in frontier_figures(everything)]
+    found += [Drawing(*picture) for picture in budget_figures(everything)]
     quality = [name for name in QUALITY if name in there]
-    if quality and any(_both(entry, name) for entry in everything for name in quality):
+    shows_quality = any(_both(entry, name) for entry in everything for name in quality)
+    if shows_quality and not found:  # else their figures show it, with fewer colours
         found.append(_quality(everything, quality))
     axis = _numeric_condition(everything)
     special = [*MEMORY, PEAK] if any(name in there for name in MEMORY) and not axis else []
-    if special:
+    if special and not crowded:
         found.append(_memory(everything))
     found += [_positions(run, several=len(runs) > 1) for run in runs if run.curves]
+    found += [Drawing(*picture) for picture in heatmaps(runs)]
     speed = [name for name in SPEED if name in there]
-    if speed and not axis:
+    if speed and not axis and not crowded:
         found.append(_speed(everything, speed))
         special += speed
-    drawn = {*special, *(quality if found and found[0].stem == "quality_vs_bytes" else [])}
+    drawn = {*special, *(quality if shows_quality else [])}
     drawn |= set(TOLD) if drawn else set()
-    rest = [name for name in there if name not in drawn]
+    rest = [name for name in there if name not in drawn and not crowded]
     return found + [d for name in rest if (d := _generic(everything, name, axis))][:MOST]
 
 
@@ -119,7 +127,7 @@ def _positions(run: Run, *, several: bool) -> Drawing:
         curves = run.curves
         made, (axes,) = canvas.figure(width=8.6)
         axes.axhline(0, color=canvas.GREY, linewidth=1)
-        for index, variant in enumerate(curves["variants"]):
+        for index, variant in list(enumerate(curves["variants"]))[:LINES]:
             look = {**canvas.look(index), "markersize": 4}
             axes.plot(curves["position"], curves["nll_delta"][index], label=str(variant), **look)
             low, high = curves["low"][index], curves["high"][index]

@@ -37,6 +37,8 @@ KNOWN = {
             ("perplexity_full", "perplexity, full cache", "", "lower"),
             ("needle_recall_percent", "needle recall", "%", "higher"),
             ("needle_recall_full_percent", "needle recall, full cache", "%", "higher"),
+            ("needle_recall_delta_points", "needle recall minus full cache's", "points", "higher"),
+            ("needle_answer_delta_nats", "loss of answers minus full cache's", "nats", "lower"),
         ),
         *_family(
             "Memory",

@@ -159,8 +159,10 @@ class Engine:
         return map(Fact, contents, parents, count(), map(self.cost, count()))
 
     def finish(self, flight: Flight) -> None:
-        """The request is done: pins go, and so do the blocks that nobody can find."""
-        self.device.ledger.unpin(flight.pinned)
+        """The request is done: pins go, tail first, and so do the blocks that nobody can find."""
+        pinned = set(flight.pinned)
+        tail_first = reversed(dict.fromkeys(flight.blocks))
+        self.device.ledger.unpin([block for block in tail_first if block in pinned])
         self.device.ledger.free(flight.scratch)
         self.device.ledger.tick()
 

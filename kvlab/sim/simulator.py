@@ -15,7 +15,7 @@ from kvlab.sim.engine import Engine, Tier
 from kvlab.sim.fast import Compiled
 from kvlab.sim.files import TraceStream
 from kvlab.sim.flat import Flat
-from kvlab.sim.outcome import Tally
+from kvlab.sim.outcome import Outcome, Tally
 from kvlab.sim.result import SimResult
 from kvlab.sim.service import CostModel, InFlight, OneByOne, recompute_cost
 from kvlab.sim.sizes import ModelShape, shape_by_name
@@ -42,6 +42,7 @@ def simulate(
     shape: str | dict | ModelShape = "llama-3.1-8b",
     window_seconds: float | None = 60.0,
     events: Callable[[tuple], None] | None = None,
+    outcomes: Callable[[Trace, Outcome], None] | None = None,
     compiled: bool = False,
 ) -> SimResult:
     """Hits, misses by class and evictions of `policy` on `trace` in `capacity_blocks` blocks.
@@ -55,6 +56,7 @@ def simulate(
     service: requests come at their arrival times and hold their blocks while they are served.
     shape: of the model whose prefill FLOPs hits save. window_seconds: for thrash; None skips it.
     events: called with each event of the device's ledger, to record the run.
+    outcomes: called with each piece of the trace and what became of each of its accesses.
     compiled: the same results from numba, much faster, for the policies that `sim/fast.py` names.
     """
     _check(prefix, partial_blocks, host, service)
@@ -74,7 +76,10 @@ def simulate(
         runner = _runner(ledger, trace, prefix, partial_blocks, host, service, shape)
     tally = Tally(shape, window_seconds)
     for piece in trace.pieces():
-        tally.add(piece, runner.run(piece))
+        outcome = runner.run(piece)
+        tally.add(piece, outcome)
+        if outcomes:
+            outcomes(piece, outcome)
     return SimResult.of(tally, _name(policy), capacity_blocks, trace.block_size, **runner.more())
 
 

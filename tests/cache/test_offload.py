@@ -10,6 +10,7 @@ from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, OutOfBlocks
 from kvlab.format import NAMES
 from kvlab.model import PagedCache, prefill
+from kvlab.model.decode import Decoder
 from kvlab.model.prefill import forward_chunk
 from kvlab.offload import HostStore, OutOfHost
 from kvlab.window import SinkWindow
@@ -147,6 +148,39 @@ def test_a_relative_budget_that_meets_a_full_host_can_go_on(tiny_model, ids):
     full = PagedCache.for_model(model, format="fp32", block_size=8)
     expected = prefill(model, ids, full, chunk_tokens=16).logits
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", [{}, {"policy": "fifo", "budget_blocks": 4, "offload": "host"}])
+def test_what_prefill_made_can_be_written_outside_inference_mode(tiny_model, ids, axes):
+    model = tiny_model()
+    cache = PagedCache.for_model(model, format="fp32", block_size=8, **axes)
+    prefill(model, ids[:, :40], cache, chunk_tokens=8)
+    with torch.no_grad():
+        for at in range(40, 60):
+            model(input_ids=ids[:, at : at + 1], position_ids=torch.tensor([[at]]),
+                  past_key_values=cache)  # fmt: skip
+    cache.check()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("policy", ["fifo", "random"])
+@pytest.mark.parametrize("dtype, format, tolerance", [
+    (torch.float32, "fp32", 1e-4), (torch.bfloat16, "fp8", 0.1),
+])  # fmt: skip
+def test_copies_and_kernels_wait_for_each_other(tiny_model, dtype, format, tolerance, policy):
+    """Many small pieces on two streams, then captured steps that read host memory in place."""
+    model, axes = tiny_model().to("cuda", dtype), {"format": format, "block_size": 16}
+    ids = torch.randint(1, 128, (1, 3000), generator=torch.Generator().manual_seed(1)).cuda()
+    found = []
+    for more in ({}, {"policy": policy, "budget_blocks": 12, "offload": store(64),
+                      "workspace_tokens": 128}):  # fmt: skip
+        cache = PagedCache.for_model(model, **axes, **more)
+        logits = [prefill(model, ids, cache, chunk_tokens=128).logits]
+        decoder = Decoder(model, cache, driver="graph")
+        logits += [decoder.step(ids[:, at]).clone() for at in range(40)]
+        cache.check()
+        found.append(torch.cat(logits).float())
+    torch.testing.assert_close(*found, rtol=0, atol=tolerance)
 
 
 def test_a_step_larger_than_the_budget_is_still_refused(tiny_model, ids):

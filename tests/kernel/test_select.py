@@ -32,12 +32,14 @@ def test_score(room, group, sides, dtype, device):
     planes, x = filled(sides, dtype, device)
     q = torch.randn(3, 6, 24, device=device)
     rows = torch.randperm(40, device=device)[:39].int().view(3, 13).contiguous()
+    rows[2, 3] = -1  # a hole
     counts = torch.tensor([13, 0, 7], dtype=torch.int32, device=device)
     got = room.score(q, planes, rows, counts, group=group)
     for b, count in enumerate(counts.tolist()):
         digests = x[rows[b, :count].long()].repeat_interleave(3, 1)  # [n, Hq, C, D]
         want = (q[b, None, :, None] * digests).amax(2).sum(-1).T.unflatten(0, (2, 3))
         want = want.amax(1) if group == "max" else want.sum(1)
+        want[:, rows[b, :count] < 0] = -torch.inf
         torch.testing.assert_close(got[b, :, :count], want, atol=2e-5, rtol=1e-5)
         assert (got[b, :, count:] == -torch.inf).all()
 

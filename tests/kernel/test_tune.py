@@ -36,4 +36,4 @@ def test_every_kind_has_a_setting_for_every_block():
 
 
 def test_the_cpu_has_facts():
-    assert tune.device_facts(torch.device("cpu")) == ("cpu", 2)
+    assert tune.device_facts(torch.device("cpu")) == ("cpu", 2, False)

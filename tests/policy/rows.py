@@ -43,5 +43,6 @@ ROWS = [
     Row("pgdsf", policy.PGDSF),
     Row("leaf_first", policy.LeafFirst),
     Row("adaptive", lambda: policy.Adaptive(memory=50)),
+    Row("shuffled", policy.Shuffled, by_use=False, by_pin=True),
     Row("belady", lambda: policy.Belady(future=[*range(200)] * 2), by_use=False),
 ]

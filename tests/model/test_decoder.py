@@ -13,6 +13,7 @@ from kvlab.model import decode
 from kvlab.model.decode import Decoder, generate, sampled
 from kvlab.model.fuse import fused
 from kvlab.model.prefill import forward_chunk, prefill
+from kvlab.retrieval import Quest
 
 NEW = 12
 CUDA = torch.cuda.is_available()
@@ -58,22 +59,24 @@ def test_tokens_of_generate(architecture, driver, tiny_model):
 
 @pytest.mark.parametrize("axes", [
     {}, {"groups": "per_layer"},
-    {"policy": "attention_mass", "budget_blocks": 4}, {"policy": "lru", "budget_percent": 50},
+    {"policy": "attention_mass", "budget_blocks": 2}, {"policy": "lru", "budget_percent": 50},
     {"policy": "fifo", "budget_percent": 50, "offload": "host"},
+    {"retrieval": Quest(48, recent=8)},
+    {"retrieval": Quest(48, recent=8), "policy": "fifo", "budget_percent": 50, "offload": "host"},
 ])
 def test_the_static_step_through_the_kernels(axes, tiny_model):
     """Tables, appended tokens and sealed blocks, in Triton's interpreter or on the GPU."""
     pytest.importorskip("triton")
-    model = tiny_model()
+    model = tiny_model().to("cuda" if CUDA else "cpu")
     caches = [paged(model, **{"kernels": k, "block_size": 16} | axes) for k in ("torch", "triton")]
-    ids = torch.randint(1, 128, (1, 24))
+    ids = torch.randint(1, 128, (1, 24), device=model.device)
     logits = []
     for cache in caches:
         prefill(model, ids, cache)
         decoder = Decoder(model, cache, driver="static")
         logits.append(torch.stack([decoder.step(ids[:, i]).clone() for i in range(12)]))
         cache.check()
-    torch.testing.assert_close(*logits, atol=2e-4, rtol=1e-3)
+    torch.testing.assert_close(*logits, atol=5e-4, rtol=2e-3)
     assert caches[0].stats().evictions == caches[1].stats().evictions
     assert ("policy" in axes) == bool(caches[0].stats().evictions)
 
@@ -144,12 +147,10 @@ def test_end_token_and_sampling(tiny_model):
         sampled(0)
 
 
-@pytest.fixture(scope="module")
-def large():
+@pytest.fixture
+def large(tiny_model):
     """Three layers with the head shape of Qwen3-0.6B, in bf16 on the GPU."""
-    from conftest import make_tiny_model
-
-    model = make_tiny_model(
+    model = tiny_model(
         head_dim=128, hidden_size=512, intermediate_size=1024, num_hidden_layers=3,
         num_attention_heads=8, num_key_value_heads=4, initializer_range=0.05,
     )
@@ -172,6 +173,8 @@ def decoded(model, ids, start, driver, **axes):
     {"format": "bf16"}, {"format": "fp8"}, {"format": "int4", "block_size": 128},
     {"format": "k4v2"}, {"format": "int8", "block_size": 16},
     {"format": "int8", "policy": "attention_mass", "budget_blocks": 24, "block_size": 16},
+    {"format": "bf16", "policy": "fifo", "budget_percent": 50, "offload": "host"},
+    {"format": "bf16", "retrieval": Quest(budget_tokens=128, recent=32), "block_size": 16},
 ])
 def test_replays_agree_with_eager_over_many_blocks(axes, rows, large):
     """Against fp32 attention through plain torch: no further off than the eager bf16 forward."""
@@ -183,12 +186,9 @@ def test_replays_agree_with_eager_over_many_blocks(axes, rows, large):
     assert cache.stats().evictions == other.stats().evictions
     again, _, _ = decoded(large, ids, 200, "graph", **axes)
     assert torch.equal(got, again), "replays repeat to the bit"
-    if "policy" not in axes:  # near ties between blocks may be evicted in another order
-        exact = large.float()
-        try:
-            want, _, _ = decoded(exact, ids, 200, "eager", **axes | {"kernels": "torch"})
-        finally:
-            large.bfloat16()
+    if not {"policy", "retrieval"} & set(axes):  # near ties between blocks may fall otherwise
+        assert (got - eager).norm() <= 0.2 * eager.norm()
+        want, _, _ = decoded(large.float(), ids, 200, "eager", **axes | {"kernels": "torch"})
         errors = [(x - want).norm() / want.norm() for x in (got, eager)]
         assert errors[0] <= 1.5 * errors[1] + 1e-3, errors
 
@@ -200,6 +200,13 @@ def test_a_grown_table_is_captured_again(large):
     want, _, _ = decoded(large, ids, 8, "eager", format="bf16", block_size=4)
     assert cache.groups[0].decoding.max_blocks > 64
     assert (got - want).norm() <= 0.05 * want.norm()
+    length = cache.length(cache.rows[0])
+    assert decoder.timed(lambda replay: replay() or 1.0) == 1.0
+    assert cache.length(cache.rows[0]) == length
+    more = decoder.step(ids[:, 0]).float()
+    other = decoded(large, torch.cat([ids, ids[:, :1]], 1), 600, "eager", format="bf16")[0]
+    assert (more - other[0]).norm() <= 0.05 * more.norm()
+    cache.check()
 
 
 @pytest.mark.gpu
@@ -218,8 +225,5 @@ def test_fused_layers_are_no_further_from_fp32_than_the_library(large):
     plain = run(large)
     with fused(large):
         got = run(large)
-    try:
-        want = run(large.float())
-    finally:
-        large.bfloat16()
+    want = run(large.float())
     assert (got - want).norm() <= 1.2 * (plain - want).norm()

@@ -1,0 +1,92 @@
+"""The tokens of a sequence as far as they are known, with the chained hash of each whole block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from xxhash import xxh3_64_intdigest
+
+TOKEN = np.dtype("<i8")  # how token ids are hashed and compared, on every machine
+
+
+def origin(identity: str, block_size: int) -> int:
+    """Where a chain of hashes begins."""
+    return xxh3_64_intdigest(f"{identity}\n{block_size}".encode())
+
+
+def as_bytes(token_ids: Sequence[int]) -> bytes:
+    """Token ids as the bytes that are hashed and compared."""
+    return np.ascontiguousarray(token_ids, dtype=TOKEN).tobytes()
+
+
+class Chain:
+    """Token ids that may still grow, hashed block by block and each block once.
+
+    identity, block_size: where the chain begins, see `PrefixIndex`.
+    """
+
+    __slots__ = ("block_size", "_origin", "_raw", "_names")
+
+    def __init__(self, identity: str, block_size: int, token_ids: Sequence[int] = ()):
+        self.block_size, self._origin = block_size, origin(identity, block_size)
+        self._raw, self._names = bytearray(as_bytes(token_ids)), []
+
+    def copy(self) -> Chain:
+        """An independent chain of the same tokens."""
+        other = Chain.__new__(Chain)
+        other.block_size, other._origin = self.block_size, self._origin
+        other._raw, other._names = bytearray(self._raw), list(self._names)
+        return other
+
+    @property
+    def tokens(self) -> int:
+        """Tokens known."""
+        return len(self._raw) // TOKEN.itemsize
+
+    def __len__(self) -> int:
+        """Whole blocks known."""
+        return self.tokens // self.block_size
+
+    def ids(self) -> np.ndarray:
+        """The known token ids, int64 [tokens], a copy."""
+        return np.frombuffer(bytes(self._raw), dtype=TOKEN)
+
+    def tell(self, at: int, token_ids: Sequence[int]) -> None:
+        """Say that tokens [at, at + n) are these; whatever was known from `at` on and differs is
+        forgotten. Tokens behind a gap stay unknown."""
+        if at > self.tokens:
+            return
+        new, start = as_bytes(token_ids), at * TOKEN.itemsize
+        if self._raw[start : start + len(new)] != new:
+            self.cut(at)
+            self._raw += new
+
+    def cut(self, length: int) -> None:
+        """Forget all tokens from `length` on."""
+        del self._raw[length * TOKEN.itemsize :]
+        del self._names[length // self.block_size :]
+
+    def starts_with(self, token_ids: Sequence[int]) -> int:
+        """How many leading tokens the chain shares with `token_ids`."""
+        mine, other = self.ids(), np.frombuffer(as_bytes(token_ids), dtype=TOKEN)
+        both = min(len(mine), len(other))
+        apart = np.flatnonzero(mine[:both] != other[:both])
+        return int(apart[0]) if len(apart) else both
+
+    def names(self, stop: int | None = None) -> list[int]:
+        """Contents of the first `stop` whole blocks (all): what `BlockLedger.seal` wants."""
+        stop = len(self) if stop is None else min(stop, len(self))
+        while len(self._names) < stop:
+            before = self._names[-1] if self._names else self._origin
+            self._names.append(xxh3_64_intdigest(self.raw(len(self._names)), before))
+        return self._names[:stop]
+
+    def raw(self, index: int) -> bytes:
+        """Token bytes of a whole block, to tell equal names from equal blocks."""
+        step = self.block_size * TOKEN.itemsize
+        return bytes(self._raw[index * step : (index + 1) * step])
+
+    def items(self, stop: int | None = None) -> Iterator[tuple[int, bytes]]:
+        """(name, token bytes) of the first `stop` whole blocks."""
+        return ((name, self.raw(index)) for index, name in enumerate(self.names(stop)))

@@ -1,0 +1,287 @@
+"""Who holds the blocks of sequences that begin alike: the members of axis `prefix` at work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import groupby
+
+from kvlab.blocks import OPEN, OWNER, SEALED, PrefixIndex
+from kvlab.cache.claim import Alone, Claim
+from kvlab.cache.host import HostPrefixes
+from kvlab.cache.step import Extent
+from kvlab.core import BlockId, SeqId
+
+REMEMBERED = 1 << 20  # contents that left, kept to say why a block missed
+
+
+class Shared(Alone):
+    """Axis prefix=hash with hold=false: known blocks belong to the index, and nobody pins them.
+
+    The policy may take any block of a running sequence. What is computed behind such a hole is
+    not made known, and what was known stays so until it is taken itself.
+    cost: depth -> what recomputing a block there takes.
+    """
+
+    def __init__(
+        self, group, identity: str, outputs: bool, reads_part: bool,
+        cost: Callable[[int], float],
+    ):
+        super().__init__(group)
+        self.index = PrefixIndex(identity, group.block_size)
+        self.outputs, self.reads_part, self.cost = outputs, reads_part, cost
+        self.host = HostPrefixes(group.away.shelf)
+        self._leaving: dict[BlockId, tuple[int, bytes]] = {}
+        self.left: dict[int, None] = {}  # contents that were evicted, the latest last
+        self.refused: dict[int, None] = {}  # contents computed behind a hole
+
+    def found(self, chain):
+        return [] if chain is None else self.index.lookup(chain)
+
+    def reach(self, chain):
+        count = 0
+        for block, (name, tokens) in zip(self.found(chain), chain.items()):
+            if block is None and not self.host.has(name, tokens):
+                break
+            count += 1
+        return count
+
+    def reserve(self, seq, first, stop):
+        """Contents that come back from the host leave it first, or making room might drop them."""
+        claim = self.claims[seq]
+        names, found = claim.chain.names(stop), self.found(claim.chain)
+        away = [(i, n) for i, n in enumerate(names) if found[i] is None and self.host.has(
+            n, claim.chain.raw(i))]
+        claim.coming = {i: self.host.take(name) for i, name in away}
+        super().reserve(seq, first, stop)
+
+    def bring(self, seq, first, stop):
+        claim, table, size = self.claims[seq], self.group.tables[seq], self.group.block_size
+        found = self.found(claim.chain)
+        far = [i for i in range(first, stop) if found[i] is None]
+        new, claim.reserved = claim.reserved[: len(far)], claim.reserved[len(far) :]
+        self.group.away.shelf.fetch([claim.coming[i] for i in far], new)
+        place = dict(zip(far, new))
+        table.append([place.get(i, found[i]) for i in range(first, stop)], (stop - first) * size)
+        self._drop_coming(claim)
+        claim.clean = stop * size
+        self._brought(seq, range(first, stop), far)
+
+    def _brought(self, seq: SeqId, logical: range, far: list[int]) -> None:
+        """These blocks are in the table now, those of `far` new on the device."""
+        self._seal(seq, far)
+        self.claims[seq].settled = logical.stop
+
+    def _drop_coming(self, claim: Claim) -> None:
+        """What comes back is computed again, or was copied: its host copy goes."""
+        self.group.away.shelf.drop(list(claim.coming.values()))
+        claim.coming = {}
+
+    def leave(self, seq):
+        self._drop_coming(self.claims[seq])
+
+    def close(self, seq):
+        claim = self.claims[seq]
+        for index, key in claim.coming.items():  # the sequence never ran
+            self.host.give(claim.chain.names()[index], claim.chain.raw(index), key)
+        super().close(seq)
+
+    def open(self, seq, chain, hit):
+        size = self.group.block_size
+        prompt = 0 if chain is None else len(chain)
+        claim = self.claims[seq] = Claim(chain, prompt, hit * size)
+        claim.settled = hit
+        ids = self.index.lookup(chain)[:hit] if hit else []
+        self.ledger.touch(ids[::-1])
+        return ids
+
+    def fork(self, parent, child):
+        super().fork(parent, child)
+        claim = self.claims[child]
+        claim.chain = claim.chain and claim.chain.copy()
+
+    def crop(self, seq, length, exact):
+        claim, size = self.claims[seq], self.group.block_size
+        if claim.chain is not None:
+            claim.chain.cut(length)
+        whole = length // size
+        claim.prompt, claim.settled = min(claim.prompt, whole), min(claim.settled, whole)
+        claim.clean = min(claim.clean, length if exact else whole * size)
+        late = [claim.kept.pop(i) for i in sorted(claim.kept, reverse=True) if i >= whole]
+        self.ledger.unpin(late)
+
+    def coming(self, seq, logical):
+        chain = self.claims[seq].chain
+        names = chain.names() if chain is not None and logical else []
+        return [names[i] for i in reversed(logical) if i < len(names)]
+
+    def sealed(self, e):
+        claim, first = self.claims[e.seq], e.past // self.group.block_size
+        self._note_clean(claim, e)
+        stop = first + len(e.sealing)
+        good = min(stop, self._shareable(claim))
+        mine = self._known_again(e.seq, range(first, good))
+        self._seal(e.seq, mine)
+        behind = range(max(first, good), stop)
+        table = self.group.tables[e.seq]
+        self.ledger.seal([table.ids[i] for i in behind], depth=behind)
+        if claim.chain is not None and claim.clean < stop * self.group.block_size:
+            remember(self.refused, claim.chain.names(stop)[max(first, good) :])
+        claim.settled = max(claim.settled, good)
+
+    def _note_clean(self, claim: Claim, e: Extent) -> None:
+        """Whether the tokens of this step saw all tokens before them, as those did."""
+        if claim.clean == e.past and e.saw_all and not (self.reads_part and e.single):
+            claim.clean = e.past + e.count
+
+    def _shareable(self, claim: Claim) -> int:
+        """Leading whole blocks that may be known."""
+        if claim.chain is None:
+            return 0
+        known = len(claim.chain) if self.outputs else min(len(claim.chain), claim.prompt)
+        return min(known, claim.clean // self.group.block_size)
+
+    def _known_again(self, seq: SeqId, logical: Iterable[int]) -> list[int]:
+        """Use the known block where a content is held already; returns the others."""
+        known = self.found(self.claims[seq].chain)
+        again = [i for i in logical if known[i] is not None]
+        for i in again:
+            self.group.swap(seq, i, known[i])
+        return [i for i in logical if known[i] is None]
+
+    def _seal(self, seq: SeqId, logical: list[int]) -> None:
+        """Seal blocks of the table in this order, and make them known."""
+        chain, table = self.claims[seq].chain, self.group.tables[seq]
+        names, ids = chain.names(), [table.ids[i] for i in logical]
+        parents = [names[i - 1] if i else None for i in logical]
+        self.ledger.seal(
+            ids, [names[i] for i in logical], logical, cost=map(self.cost, logical), parent=parents
+        )
+        self.index.add(chain, dict(zip(logical, ids)))
+        for block in ids:
+            self.ledger.meta(block).owner = OWNER
+
+    def publish(self, seq: SeqId) -> None:
+        """Make known what a sequence holds and nobody knows: its tokens were told late."""
+        claim, table = self.claims[seq], self.group.tables[seq]
+        found, stop = self.found(claim.chain), min(self._shareable(claim), self._whole(seq))
+        late = {i: table.ids[i] for i in range(stop) if found[i] is None}
+        self.index.add(claim.chain, late)
+        for block in late.values():
+            self.ledger.meta(block).owner = OWNER
+
+    def _whole(self, seq: SeqId) -> int:
+        """Leading whole blocks that are still there."""
+        table = self.group.tables[seq]
+        ids = table.ids[: table.length // self.group.block_size]
+        return ids.index(None) if None in ids else len(ids)
+
+    @property
+    def known(self) -> set[BlockId]:
+        """Blocks that can be found."""
+        return self.index.blocks
+
+    def owns(self, block):
+        return self.ledger.meta(block).owner == OWNER
+
+    def gone(self, victims):
+        self._leaving = {b: self.index.content(b) for b in victims if b in self.index}
+        for block in victims:
+            self.index.forget(block)
+        remember(self.left, [name for name, _ in self._leaving.values()])
+
+    def make_host_room(self, count):
+        if not self.host.make_room(count) and not self.hold:
+            self.group.away.shelf.require(count)  # raises: running sequences need these blocks
+        return self.host.make_room(count)
+
+    def spilled(self, keys):
+        self.host.put(self._leaving, keys)
+
+    @property
+    def waiting(self):
+        return self.host.keys
+
+    def forget_host(self):
+        self.host.clear()
+
+    def extra(self):
+        return super().extra() | self.index.blocks
+
+
+class Serving(Shared):
+    """Axis prefix=hash: running sequences pin what they use, as a server does.
+
+    The policy chooses among blocks that nobody uses. A prompt's blocks become known in one go
+    when it is computed, the deepest first, so that it is the first to leave again; the policy's
+    clock ticks once for each sequence. All this is what the simulator does with a trace.
+    """
+
+    hold = True
+
+    def open(self, seq, chain, hit):
+        size = self.group.block_size
+        found = self.found(chain)
+        claim = self.claims[seq] = Claim(chain, len(found), hit * size)
+        claim.kept = {i: b for i, b in enumerate(found) if i >= hit and b is not None}
+        self.ledger.pin([b for b in found if b is not None])
+        self.group.borrowed[seq].update(found[:hit])
+        return found[:hit]
+
+    def sealed(self, e):
+        claim = self.claims[e.seq]
+        self._note_clean(claim, e)
+        first = e.past // self.group.block_size
+        for index, block in enumerate(e.sealing, first):
+            if block in e.adopted:
+                del claim.kept[index]
+                self.group.borrowed[e.seq].add(block)
+        if self.group.tables[e.seq].length // self.group.block_size >= claim.prompt:
+            self.publish(e.seq)
+
+    def publish(self, seq):
+        """What is new is made known, what was there is touched, the deepest first."""
+        claim, table = self.claims[seq], self.group.tables[seq]
+        stop = min(self._shareable(claim), table.length // self.group.block_size)
+        late = [i for i in range(claim.settled, stop) if table.ids[i] is not None]
+        claim.settled = max(claim.settled, stop)
+        own = self._known_again(seq, [i for i in late if self._is_own(seq, table.ids[i])])
+        fresh = set(own)
+        rest = [i for i in late if i in fresh or not self._is_own(seq, table.ids[i])]
+        for is_new, run in groupby(reversed(rest), key=lambda i: i in fresh):
+            run = list(run)
+            ids = [table.ids[i] for i in run]
+            if is_new:
+                self._seal(seq, run)
+                self.ledger.pin(ids)
+                self.group.borrowed[seq].update(ids)
+            else:
+                self.ledger.touch([b for b in ids if self.ledger.state(b) == SEALED])
+
+    def _brought(self, seq, logical, far):
+        claim, table = self.claims[seq], self.group.tables[seq]
+        near = [i for i in logical if i not in far]
+        self.group.borrowed[seq].update(table.ids[i] for i in near)
+        for index in near:
+            del claim.kept[index]
+
+    def _is_own(self, seq: SeqId, block: BlockId) -> bool:
+        return self.ledger.state(block) == OPEN and block not in self.group.borrowed[seq]
+
+    def leave(self, seq):
+        super().leave(seq)
+        self.publish(seq)
+
+    def ended(self):
+        self.ledger.tick()
+
+    def end_step(self):
+        """Time passes with requests."""
+
+
+def remember(memory: dict[int, None], contents: Iterable[int]) -> None:
+    """Note contents, the oldest making room."""
+    for content in contents:
+        memory.pop(content, None)
+        memory[content] = None
+    while len(memory) > REMEMBERED:
+        del memory[next(iter(memory))]

@@ -1,0 +1,209 @@
+"""Known prefixes on disk: safetensors and a manifest, for the next process."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from kvlab.blocks import OWNER
+from kvlab.cache import manifest as manifests
+from kvlab.cache.manifest import Manifest, StoredBlock, StoredFile, refused
+from kvlab.core import BadInput, BlockId
+
+SHARD_BYTES = 1 << 30  # of one data file, so that neither side holds more in host memory
+KINDS = {torch.uint8: "U8", torch.int8: "I8", torch.float16: "F16", torch.bfloat16: "BF16",
+         torch.float32: "F32", torch.float8_e4m3fn: "F8_E4M3", torch.int32: "I32"}
+
+
+class Stored(NamedTuple):
+    """What was saved or loaded; blocks that the cache knew already are not counted."""
+
+    blocks: int
+    tokens: int
+    nbytes: int
+
+
+class Known(NamedTuple):
+    """A block to be saved: where it is in each layer group, and how it is found again."""
+
+    ids: list[BlockId]
+    stored: StoredBlock
+
+
+def save(cache, folder: str | Path, handles: Iterable | None = None) -> Stored:
+    """Write known prefixes of a `PagedCache` to `folder`; an earlier store there is replaced.
+
+    handles: only their prefixes; by default everything that is known and can be found. The folder
+    appears whole or not at all. Raises `BadInput` where it holds anything else.
+    """
+    folder = Path(os.path.abspath(folder))
+    _check_target(folder)
+    known = _known(cache, None if handles is None else list(handles))
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
+        new = Path(place) / "new"
+        new.mkdir()
+        files = _write_blocks(cache, new, known)
+        manifests.write(new, facts(cache), [k.stored for k in known], files)
+        if folder.exists():
+            folder.rename(Path(place) / "old")
+        new.rename(folder)
+    size = cache.geometry.block_size
+    return Stored(len(known), len(known) * size, sum(file.bytes for file in files))
+
+
+def _check_target(folder: Path) -> None:
+    if not folder.parent.is_dir():
+        raise refused(folder, f"there is no folder {folder.parent}")
+    if folder.exists() and not folder.is_dir():
+        raise refused(folder, "is not a folder")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / manifests.NAME).is_file():
+        raise refused(folder, "holds something else; choose an empty or a new folder")
+
+
+def facts(cache) -> dict:
+    """What a store and a cache must agree on."""
+    g, format = cache.geometry, cache.spec.format
+    shape = {"layers": g.layers, "query_heads": g.query_heads, "kv_heads": g.kv_heads,
+             "head_dim": g.head_dim}
+    planes = {n: [KINDS[p.dtype], list(p.shape)] for n, p in format.planes(g).items()}
+    return {"model": cache.facts.identity, "format": format.identity, "dtype": str(cache.dtype),
+            "block_size": g.block_size, "geometry": shape, "planes": planes,
+            "identity": cache.identity}
+
+
+def _known(cache, handles: list | None) -> list[Known]:
+    """Blocks that every layer group holds, each behind its parent."""
+    shares = [group.share for group in cache.groups]
+    wanted = None if handles is None else {b for h in handles for b in h.ids}
+    known: list[Known] = []
+    place: dict[BlockId, int] = {}
+    for id, parent, name, tokens in shares[0].index.reachable():
+        lost = parent is not None and parent not in place
+        if lost or (wanted is not None and id not in wanted):
+            continue
+        before = None if parent is None else known[place[parent]]
+        ids = [id] + [share.index.behind(before and before.ids[n], tokens)
+                      for n, share in enumerate(shares[1:], 1)]
+        if None not in ids:
+            place[id] = len(known)
+            known.append(Known(ids, StoredBlock(place.get(parent, -1), name, tokens)))
+    return known
+
+
+def _write_blocks(cache, folder: Path, known: list[Known]) -> list[StoredFile]:
+    per_file = max(1, SHARD_BYTES // cache.spec.format.block_bytes(cache.geometry))
+    files = []
+    for number, first in enumerate(range(0, len(known), per_file)):
+        part = known[first : first + per_file]
+        path = folder / f"blocks-{number:05d}.safetensors"
+        save_file(dict(_tensors(cache, part)), path)
+        files.append(StoredFile(path.name, path.stat().st_size, manifests.file_checksum(path),
+                                first, len(part)))
+    return files
+
+
+def _tensors(cache, part: list[Known]):
+    for layer, (number, local) in enumerate(cache._place):
+        pool = cache.groups[number].pool
+        planes = pool.sealed.read(local, [k.ids[number] for k in part])
+        for name, plane in planes.items():
+            yield f"layer.{layer}.{name}", plane.cpu().contiguous()
+
+
+def load(cache, folder: str | Path) -> Stored:
+    """Make the prefixes stored in `folder` known to a `PagedCache`.
+
+    Raises `BadInput` with one sentence, before anything has changed, where model, format, block
+    size or shape differ, where a file is missing, truncated, altered or too much, and where the
+    budget has too little room.
+    """
+    manifest = manifests.read(Path(folder), facts(cache))
+    for file in manifest.files:
+        manifests.check_tensors(manifest, file)
+    places = [_Place(cache, group, manifest) for group in cache.groups]
+    try:
+        for place in places:
+            place.take_room()
+        for file in manifest.files:
+            _read_blocks(cache, manifest, file, places)
+    except BaseException:
+        for place in places:
+            place.undo()
+        raise
+    for place in places:
+        place.settle()
+    new = len(places[0].new)
+    return Stored(new, new * cache.geometry.block_size,
+                  new * cache.spec.format.block_bytes(cache.geometry))
+
+
+class _Place:
+    """Where the blocks of a manifest go in one layer group; `new`: those it does not know."""
+
+    def __init__(self, cache, group, manifest: Manifest):
+        self.group, self.manifest = group, manifest
+        self.ids: list[BlockId | None] = []
+        for block in manifest.blocks:
+            before = None if block.parent < 0 else self.ids[block.parent]
+            there = block.parent < 0 or before is not None
+            known = group.share.index.behind(before, block.tokens) if there else None
+            self.ids.append(known)
+        self.new = [i for i, id in enumerate(self.ids) if id is None]
+        self.pins: list[BlockId] = []
+        self.taken: list[BlockId] = []
+
+    def take_room(self) -> None:
+        ledger, count = self.group.ledger, len(self.new)
+        self.pins = [id for id in self.ids if id is not None]
+        ledger.pin(self.pins)  # or making room would evict what the store continues
+        room = None if ledger.capacity is None else ledger.free_count + ledger.evictable_count
+        if room is not None and room < count:
+            raise BadInput("cache.budget_blocks", ledger.capacity,
+                           f"has room for {room} of the {count} blocks of {self.manifest.folder}")
+        self.taken = self.group.allocate(None, count)
+        for index, id in zip(self.new, self.taken):
+            self.ids[index] = id
+
+    def undo(self) -> None:
+        self.group.pool.drop(self.taken)
+        self.group.ledger.free(self.taken)
+        self.group.ledger.unpin(self.pins)
+
+    def settle(self) -> None:
+        """Seal and make known, the deepest sealed first, so that it is the first to leave."""
+        share, blocks = self.group.share, self.manifest.blocks
+        depth: list[int] = []
+        for block in blocks:
+            depth.append(0 if block.parent < 0 else depth[block.parent] + 1)
+        order = self.new[::-1]
+        self.group.ledger.seal(
+            [self.ids[i] for i in order], [blocks[i].name for i in order],
+            [depth[i] for i in order], cost=[share.cost(depth[i]) for i in order],
+            parent=[None if (p := blocks[i].parent) < 0 else blocks[p].name for i in order],
+        )
+        for index in self.new:
+            before = blocks[index].parent
+            parent = None if before < 0 else self.ids[before]
+            share.index.graft(parent, blocks[index].tokens, self.ids[index])
+            self.group.ledger.meta(self.ids[index]).owner = OWNER
+        self.group.ledger.unpin(self.pins)
+
+
+def _read_blocks(cache, manifest: Manifest, file: StoredFile, places: list[_Place]) -> None:
+    tensors = load_file(manifest.folder / file.name)
+    for layer, (number, local) in enumerate(cache._place):
+        place = places[number]
+        new = [i for i in place.new if file.first <= i < file.first + file.count]
+        if not new:
+            continue
+        rows = torch.tensor(new) - file.first
+        planes = {n: tensors[f"layer.{layer}.{n}"][rows].to(cache.device) for n in manifest.planes}
+        ids = [place.ids[i] for i in new]
+        place.group.pool.sealed.commit(ids)
+        place.group.pool.sealed.write(local, ids, planes)

@@ -1,0 +1,139 @@
+"""Negative controls: what a compressed cache has to beat before its policy deserves any credit.
+
+Each variant that evicts under a budget gets three companions of the same bytes:
+
+    random      the same in all, but any evictable block may leave
+    shuffled    the same policy, its scores dealt to other blocks (`policy.Shuffled`); only where
+                a policy scores blocks by attention or contents
+    window      no choice at all: four sinks, and the newest tokens that the budget has room for
+
+A bare window (no policy) is compared with random eviction under a budget of the window's peak: its
+blocks and a prefill chunk. So each chunk sees as many tokens of the past, while decoding sees more
+of them under random eviction. Retrieval is compared with a choice by chance and with a window of as
+many tokens as it reads. What is evicted to the host is not lost and needs no control. Controls of
+several variants that come out equal are run once. They are not timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from kvlab import policy as policies
+from kvlab.cache import CacheSpec
+from kvlab.core import Variant
+from kvlab.policy import FIFO, EvictionPolicy, NoEviction, Random
+from kvlab.retrieval import NoRetrieval, RandomChoice
+from kvlab.window import SinkWindow
+
+SCORED = ("attention_mass", "snapkv", "expected_attention", "key_norm", "tova")
+SINKS = 4  # tokens; what StreamingLLM needs, https://arxiv.org/abs/2309.17453
+
+
+def controls(variants: list[Variant], chunk_tokens: int) -> list[Variant]:
+    """The controls of all `variants`, without those that are among the variants already."""
+    known = {_key(v.spec) for v in variants}
+    found = []
+    for variant in variants:
+        for control in _of(variant, chunk_tokens):
+            key = _key(control.spec)
+            if key not in known:
+                known.add(key)
+                found.append(control)
+    return found
+
+
+def _of(variant: Variant, chunk_tokens: int) -> Iterator[Variant]:
+    spec = variant.spec
+    member = spec.policy()
+    if spec.retrieval.selects and spec.retrieval.name != "random":
+        yield from _of_retrieval(variant)
+    if isinstance(member, NoEviction) and _drops(spec.window):
+        blocks = _peak_blocks(spec, chunk_tokens)
+        loose = SinkWindow(0, 1, middle=True)
+        bare = replace(spec, window=loose, policy=Random, budget_blocks=blocks)
+        yield _control(variant, "random", f"random eviction, {blocks} blocks", bare)
+    elif spec.bounded and member.name not in ("none", "random") and not spec.offload.keeps:
+        yield from _of_policy(variant, member)
+
+
+def _of_retrieval(variant: Variant) -> Iterator[Variant]:
+    spec, member = variant.spec, variant.spec.retrieval
+    chance = RandomChoice(
+        member.budget_tokens, member.sinks, member.recent, member.group, member.per_head,
+        member.digests,
+    )
+    yield _control(variant, "chance", "blocks read by chance", replace(spec, retrieval=chance))
+    if spec.bounded or _drops(spec.window):
+        return
+    recent = max(1, member.budget_tokens - member.sinks)
+    window = SinkWindow(member.sinks, recent, middle=False)
+    spec = replace(spec, retrieval=NoRetrieval(), window=window)
+    yield _control(variant, "window", "the newest tokens, as many as retrieval reads", spec)
+
+
+def _of_policy(variant: Variant, member: EvictionPolicy) -> Iterator[Variant]:
+    spec = variant.spec
+    yield _control(variant, "random", "random eviction", replace(spec, policy=Random))
+    if member.name in SCORED:
+        shuffled = replace(spec, policy=_shuffle(spec.policy))
+        word = f"shuffled {member.name}"
+        yield _control(variant, word, f"scores of {member.name} dealt to other blocks", shuffled)
+    own = spec.window if getattr(spec.window, "sinks", 0) else SinkWindow(SINKS, spec.block_size)
+    spec = replace(spec, policy=FIFO, window=own)
+    yield _control(variant, "window", "the newest tokens, in as many bytes", spec)
+
+
+def _shuffle(make):
+    """A factory of the shuffled policy around what `make` gives."""
+
+    def shuffled() -> EvictionPolicy:
+        return policies.Shuffled(make())
+
+    return shuffled
+
+
+# Words of a name, and settings, that a control replaces.
+_REPLACED = {
+    "random": ("policy",), "shuffled": ("policy",), "chance": ("retrieval",),
+    "window": ("policy", "window", "retrieval"),
+}
+
+
+def _control(variant: Variant, word: str, told: str, spec: CacheSpec) -> Variant:
+    """Named after its variant, `word` in place of the policy; its params mark it as a control."""
+    axes = _REPLACED[word.partition(" ")[0]]
+    members = {"policy": variant.spec.policy(), "window": variant.spec.window,
+               "retrieval": variant.spec.retrieval}  # fmt: skip
+    gone = {form for axis in axes for form in (members[axis].name, f"{axis}={members[axis].name}")}
+    words = [w for w in variant.name.split() if w not in gone and w.partition(".")[0] not in axes]
+    params = {k: v for k, v in variant.params.items() if k.partition(".")[0] not in axes}
+    params |= {"policy": spec.policy().name, "control": told}
+    return Variant(" ".join([word, *words, "(control)"]), params, spec)
+
+
+def _drops(window) -> bool:
+    """Whether a window frees the tokens between its sinks and its recent part."""
+    return isinstance(window, SinkWindow) and not window.middle
+
+
+def _peak_blocks(spec: CacheSpec, chunk_tokens: int) -> int:
+    """Blocks of sinks, of a recent part that the grid cuts, and of a chunk."""
+    parts = (spec.window.sinks, spec.window.recent, chunk_tokens)
+    return 1 + sum(-(-tokens // spec.block_size) for tokens in parts)
+
+
+def _key(spec: CacheSpec) -> tuple:
+    """What makes two specs the same cache; policies by name, and by member where they wrap one."""
+    member = spec.policy()
+    inner = getattr(getattr(member, "member", None), "name", "")
+    window = (type(spec.window).__name__, *sorted(vars(spec.window).items()))
+    others = tuple(
+        (type(x).__name__, str(sorted((k, v) for k, v in vars(x).items() if k[0] != "_")))
+        for x in (spec.summary, spec.retrieval, spec.offload)
+    )
+    budget = (spec.budget_blocks, spec.budget_bytes, spec.budget_percent)
+    return (
+        spec.format.identity, member.name, inner, window, others, spec.block_size, budget,
+        spec.groups,
+    )

@@ -1,0 +1,201 @@
+"""A search of the composed space for what no other composition beats in loss, bytes and speed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+
+from kvlab.cache import CacheSpec
+from kvlab.core import BadInput, KvlabError, Variant
+from kvlab.eval.base import Runner
+from kvlab.eval.evaluate import Evaluate
+from kvlab.model.adapter import model_geometry
+from kvlab.model.decode import Driver, check_driver
+from kvlab.window import NoWindow, SinkWindow
+
+OBJECTIVES = {
+    "kl_mean_nats": "minimize",
+    "cache_logical_bytes": "minimize",
+    "decode_tokens_per_second": "maximize",
+}
+SPACE = {  # key -> its choices; 0 recent tokens: no window
+    "format": ["bf16", "int8", "int4", "k4v2", "int2"],
+    "policy": ["none", "lru", "attention_mass"],
+    "budget_percent": [50, 25, 10],
+    "sinks": [4],
+    "recent": [0, 64],
+    "block_size": [16, 64],
+    "summary": ["none"],
+    "retrieval": ["none"],
+}
+JOURNAL = "study.journal"
+
+
+class Pareto(Evaluate):
+    """Compositions proposed by Optuna, each measured like a variant of `Evaluate`.
+
+    space: choices for any of format, policy, budget_percent, sinks, recent, block_size, summary and
+        retrieval; what is left out keeps its default. Names as in `CacheSpec`.
+    trials: compositions to measure, refused ones included. batch: of them, measured in lockstep
+        with one run of the full cache.
+    sampler: "nsga2" (Deb et al. 2002, https://doi.org/10.1109/4235.996017) or "tpe" (its
+        multi-objective form, https://doi.org/10.1145/3377930.3389817).
+    The first trials are the formats alone. The study lies in the run folder as a journal, so that
+    `resume=true` goes on with it. The other arguments are those of `Evaluate`; there are no
+    controls. Raises `BadInput` where Optuna is not installed.
+    """
+
+    wants_specs = False
+
+    def __init__(
+        self, model, data, space: dict, trials: int = 64, batch: int = 8,
+        sampler: Literal["nsga2", "tpe"] = "nsga2", documents: int | None = 2, tokens: int = 4096,
+        decode_tokens: int = 32, chunk_tokens: int | str = 512, baseline: str = "bf16",
+        progress: bool = True, device: str = "auto", cap_gb: float | None = None, seed: int = 0,
+        driver: Driver = "auto",
+    ):
+        super().__init__(
+            model, data, documents, tokens, decode_tokens, chunk_tokens, baseline, False, False,
+            progress, device, cap_gb, seed, driver,
+        )
+        if trials < 1 or not 1 <= batch <= 64:
+            raise BadInput("trials", trials, "must be at least 1, and batch 1 to 64")
+        if decode_tokens < 1:
+            raise BadInput("eval.decode_tokens", decode_tokens, "must be at least 1: speed counts")
+        unknown = [key for key in space if key not in SPACE]
+        if unknown or not all(isinstance(c, Sequence) and c for c in space.values()):
+            raise BadInput("space", unknown or space, f"give lists for any of {', '.join(SPACE)}")
+        self.space, self.trials, self.batch, self.sampler = space, trials, batch, sampler
+
+    def run(self, folder, variants: list[Variant]) -> None:
+        """Go on until the study has `trials` trials."""
+        if variants:
+            raise BadInput("variants", [v.name for v in variants], "the search makes its own; "
+                           "job.space says from what")
+        optuna = _optuna()
+        loaded = self.setting.load()
+        self.chunk_tokens = self.setting.chunk_tokens
+        documents = self.data.documents(loaded.tokenizer, self.documents, self.tokens)
+        device = loaded.model.device
+        check_driver(self.driver, device)
+        texts = [torch.from_numpy(np.asarray(d.ids)).long().to(device) for d in documents]
+        study = self._study(optuna, folder)
+        while len(study.trials) - _waiting(study, optuna) < self.trials:
+            left = self.trials - len(study.trials) + _waiting(study, optuna)
+            asked = [study.ask() for _ in range(min(self.batch, left))]
+            runners = self._composed(loaded, study, asked, optuna)
+            self._measure(folder, loaded, texts, list(runners.values()))
+            values = _values(folder)
+            for number, runner in runners.items():
+                study.tell(number, values[runner.name])
+
+    def _study(self, optuna, folder):
+        """The folder's study; trials that a killed run left open are given up."""
+        backend = optuna.storages.journal.JournalFileBackend(str(folder.path / JOURNAL))
+        study = optuna.create_study(
+            study_name="pareto", directions=list(OBJECTIVES.values()), load_if_exists=True,
+            storage=optuna.storages.JournalStorage(backend), sampler=None,
+        )
+        seed = self.seed + len(study.trials)  # the same seed would propose the same again
+        samplers = optuna.samplers
+        study.sampler = (
+            samplers.NSGAIISampler(population_size=max(8, 2 * self.batch), seed=seed)
+            if self.sampler == "nsga2" else samplers.TPESampler(seed=seed, multivariate=True)
+        )
+        if not study.trials:
+            first = {key: choices[0] for key, choices in self.space.items()}
+            for name in self.space.get("format", []):
+                alone = {k: v for k, v in (("policy", "none"), ("recent", 0), ("summary", "none"),
+                                           ("retrieval", "none")) if v in self.space.get(k, ())}
+                study.enqueue_trial(first | alone | {"format": name})
+        for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
+            study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+        return study
+
+    def _composed(self, loaded, study, asked, optuna) -> dict[int, Runner]:
+        """Trial number -> its runner; compositions that are refused fail and say why."""
+        found = {}
+        for trial in asked:
+            chosen = {k: trial.suggest_categorical(k, list(c)) for k, c in self.space.items()}
+            try:
+                name, settings, spec = composition(chosen)
+                spec.checked_for(model_geometry(loaded.model.config, spec))
+                runner = self._runner(loaded, name, settings, spec)
+            except KvlabError as error:
+                trial.set_user_attr("refused", str(error))
+                study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            else:
+                found[trial.number] = runner
+        return found
+
+    def _runner(self, loaded, name: str, settings: dict, spec: CacheSpec) -> Runner:
+        own = {"tokens": self.tokens, "decode_tokens": self.decode_tokens}
+        params = self.setting.params(settings, loaded, spec) | own | {"search": self.sampler}
+        return Runner(name, params, spec)
+
+    def _measure(self, folder, loaded, texts, runners: list[Runner]) -> None:
+        """Quality in lockstep with the full cache, then each one's speed; each name once."""
+        known = _values(folder)
+        todo = {r.name: r for r in runners if r.name not in known}
+        if not todo:
+            return
+        [full] = self.setting.runners(
+            loaded, [], {"tokens": self.tokens, "decode_tokens": self.decode_tokens}
+        )
+        self._quality(folder, loaded, texts, [full, *todo.values()])
+        alone = [full] if full.name not in known else []
+        self._cost(folder, loaded, texts[0], [*alone, *todo.values()])
+
+
+def composition(chosen: dict) -> tuple[str, dict, CacheSpec]:
+    """Readable name, settings and spec of one point of the space; what has no effect is left out.
+
+    A policy comes with its budget, and then a window protects; without one the window alone decides
+    what stays. Raises `BadInput` for what does not compose.
+    """
+    given = {"policy": "none", "sinks": 4, "recent": 0, "summary": "none", "retrieval": "none"}
+    given |= chosen
+    evicts = given["policy"] != "none"
+    window = NoWindow()
+    if given["recent"]:
+        window = SinkWindow(given["sinks"], given["recent"], middle=evicts)
+    axes = {k: given[k] for k in ("format", "block_size", "policy", "summary", "retrieval")
+            if k in given}  # fmt: skip
+    settings = {k: v for k, v in axes.items() if v != "none"}
+    if evicts:
+        axes["budget_percent"] = settings["cache.budget_percent"] = given["budget_percent"]
+    if given["recent"]:
+        settings |= {"window.sinks": given["sinks"], "window.recent": given["recent"]}
+    words = [given.get("format", "bf16"), *([given["policy"], f"{given['budget_percent']}%"]
+                                           if evicts else [])]  # fmt: skip
+    words += [f"window {given['sinks']}+{given['recent']}"] if given["recent"] else []
+    words += [given[axis] for axis in ("summary", "retrieval") if given[axis] != "none"]
+    words += [f"b{given['block_size']}"] if "block_size" in given else []
+    return " ".join(words), settings, CacheSpec(window=window, **axes)
+
+
+def _values(folder) -> dict[str, list[float]]:
+    """Variant -> its objectives, of variants that were measured in all of them."""
+    found: dict[str, dict[str, float]] = {}
+    for row in folder.rows():
+        found.setdefault(row["variant"], {})[row["name"]] = row["value"]
+    return {
+        variant: [values[name] for name in OBJECTIVES]
+        for variant, values in found.items() if OBJECTIVES.keys() <= values.keys()
+    }
+
+
+def _waiting(study, optuna) -> int:
+    return len(study.get_trials(states=[optuna.trial.TrialState.WAITING]))
+
+
+def _optuna():
+    try:
+        import optuna
+    except ImportError:
+        raise BadInput("job", "pareto", "needs Optuna: pip install 'kvlab[search]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna

@@ -1,0 +1,159 @@
+"""Job: the live cache and the simulator make the same decisions, or here is the difference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from kvlab.blocks import HashSharing
+from kvlab.cache import CacheSpec
+from kvlab.core import BadInput, Measurement
+from kvlab.eval.recording import (
+    Decision,
+    Recording,
+    differing,
+    record,
+    record_text,
+    replayed,
+    simulated,
+)
+from kvlab.model.device import prepare_device
+from kvlab.policy import names
+from kvlab.serve import Limits
+
+SHOWN = 20  # differing decisions that are printed
+
+
+class Parity:
+    """Every policy live under block pressure, then replayed, then simulated.
+
+    model, requests, data: a loader, a source of requests, a source of documents.
+    spec: the cache; its policy and its sharing of prefixes are this job's to choose.
+    policies: judged on requests with shared prefixes, one at a time; the simulator sees nothing
+        but the requests. Null: all that need no attention.
+    text_policies: judged on one text of `text_tokens` in a cache of `text_blocks`, whose attention
+        they hear; only the recorded events can be replayed. Null: all but belady.
+    batch: sequences at a time in a third run, with preemption, again replayed from its events; 0
+        leaves it out.
+    """
+
+    def __init__(
+        self, model, requests, data, spec: CacheSpec, policies: Sequence[str] | None = None,
+        text_policies: Sequence[str] | None = None, text_tokens: int = 24576,
+        text_blocks: int = 64, chunk_tokens: int = 128, batch: int = 4, device: str = "auto",
+    ):
+        everything = [n for n in names() if n != "none"]
+        self.policies = chosen("policies", policies, [n for n in everything if n not in ATTENTIVE])
+        self.text_policies = chosen(
+            "text_policies", text_policies, [n for n in everything if n != "belady"]
+        )
+        if spec.budget_blocks is None:
+            raise BadInput("cache.budget_blocks", None, "parity needs a budget that is too small")
+        self.model, self.requests, self.data, self.spec = model, requests, data, spec
+        self.text_tokens, self.text_blocks, self.batch = text_tokens, text_blocks, batch
+        self.chunk_tokens, self.device = chunk_tokens, device
+
+    def run(self, folder, variants: Sequence = ()) -> None:
+        """Prints the decisions that differ; nothing is printed under a policy that agrees."""
+        if variants:
+            raise BadInput("variants", len(variants), "parity takes its policies from job.policies")
+        loaded = self.model.load(prepare_device(self.device))
+        requests = self.requests.make(loaded.tokenizer, loaded.model.config.vocab_size)
+        crowd = [r._replace(arrival_ms=0.0) for r in requests]
+        serving = replace(self.spec, prefix=prompts_only(), policy="lru")
+        for scene, policies, run in (
+            ("requests", self.policies, lambda p: record(loaded, serving, requests, p)),
+            ("batch", self.policies if self.batch else [], lambda p: record(
+                loaded, serving, crowd, p, Limits(running=self.batch, reserve=False))),
+            ("text", self.text_policies, self._reader(loaded)),
+        ):  # fmt: skip
+            for policy in policies:
+                params = {"scene": scene, "policy": policy, "model": loaded.name}
+                if not folder.done(policy, params):
+                    rows, found = judged(run(policy), policies, scene == "requests")
+                    folder.add(policy, params, rows)
+                    show(scene, policy, found)
+
+    def _reader(self, loaded):
+        """Policy -> recording of one text."""
+        spec = replace(self.spec, prefix="none", budget_blocks=self.text_blocks)
+
+        def read(policy: str) -> Recording:
+            [document] = self.data.documents(loaded.tokenizer, 1, self.text_tokens)
+            ids = torch.from_numpy(np.asarray(document.ids)).long().to(loaded.model.device)
+            return record_text(loaded, spec, ids, policy, self.chunk_tokens)
+
+        return read
+
+
+# Policies that are nothing without attention, which a server's cache does not watch.
+ATTENTIVE = ("attention_mass", "snapkv", "expected_attention", "key_norm", "tova")
+
+
+def prompts_only():
+    """Sharing as the simulator knows it: outputs are forgotten with their request."""
+    return HashSharing(outputs=False)
+
+
+def chosen(key: str, given: Sequence[str] | None, known: list[str]) -> list[str]:
+    unknown = [name for name in given or () if name not in known]
+    if unknown:
+        raise BadInput(f"job.{key}", unknown[0], f"known here: {', '.join(known)}")
+    return known if given is None else list(given)
+
+
+def judged(
+    live: Recording, policies: list[str], simulate: bool
+) -> tuple[list[Measurement], list[Decision]]:
+    """Rows of one recording, and the decisions in which a second run differs."""
+    evictions = live.evictions
+    again = replayed(live, live.policy)
+    found = [] if again is None else [again]
+    rows = [
+        Measurement("evictions", evictions, "blocks", count=len(live.events)),
+        Measurement("replay_differing_decisions", evictions - again.number if again else 0,
+                    "decisions", "lower", count=evictions),
+        *disagreement(live, policies),
+    ]
+    if simulate:
+        other = simulated(live)
+        found += differing(live.contents(), other.contents)
+        rows += counts(live, other)
+    return rows, found
+
+
+def counts(live: Recording, other) -> Iterator[Measurement]:
+    """Hits, misses and evictions of both; all differences are 0 when they agree."""
+    accesses, hits = other.result.block_accesses, int(live.hits().sum())
+    decisions = differing(live.contents(), other.contents)
+    yield Measurement("simulated_differing_decisions", len(decisions), "decisions", "lower",
+                      count=live.evictions)
+    yield Measurement("block_hit_percent", 100 * hits / accesses, "%", "higher", count=accesses)
+    yield Measurement("simulated_block_hit_percent", other.result.block_hit_percent, "%", "higher",
+                      count=accesses)
+    yield Measurement("hit_difference", abs(hits - other.result.block_hits), "blocks", "lower")
+    requests = int(np.count_nonzero(live.hits() != other.hits))
+    yield Measurement("requests_with_other_hits", requests, "requests", "lower",
+                      count=len(live.requests))
+    yield Measurement("eviction_difference", abs(live.evictions - other.result.evictions), "blocks",
+                      "lower")
+
+
+def disagreement(live: Recording, policies: list[str]) -> Iterator[Measurement]:
+    """How many of the other policies part from this recording, and when the last one does: that
+    two runs agree means something only where the policies do not."""
+    others = [p for p in policies if p != live.policy and not (p == "belady" and not live.names)]
+    parted = [d.number for d in (replayed(live, other) for other in others) if d is not None]
+    yield Measurement("policies_that_differ", len(parted), "policies", count=len(others))
+    if parted:
+        yield Measurement("last_to_differ", max(parted), "evictions", count=len(parted))
+
+
+def show(scene: str, policy: str, found: list[Decision]) -> None:
+    for decision in found[:SHOWN]:
+        print(f"{scene} {policy}: {decision}")
+    if len(found) > SHOWN:
+        print(f"{scene} {policy}: ... {len(found) - SHOWN:,} more")

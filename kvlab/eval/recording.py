@@ -1,0 +1,172 @@
+"""Live runs with all events of their ledger, and the same again without a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import zip_longest
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from kvlab.blocks import BlockLedger, chained_hashes, replay, victims
+from kvlab.cache import CacheSpec
+from kvlab.core import BadInput
+from kvlab.model import PagedCache
+from kvlab.model.load import LoadedModel
+from kvlab.model.prefill import forward_chunk
+from kvlab.policy import Belady, EvictionPolicy, by_name
+from kvlab.serve import Limits, Loop, Request, Served, StepClock, as_trace
+from kvlab.sim import CostModel, SimResult, Trace, simulate
+from kvlab.sim.outcome import HIT
+
+AT_ONCE = CostModel(1e12, 1e12)  # each request is done before the next one comes
+HITS = "hr"  # audit codes that the simulator counts as hits: the last token is computed anyway
+
+
+class Recording(NamedTuple):
+    """A live run: the ledger's events, what was served, and what the simulator needs to repeat it.
+
+    names: chained hashes of each prompt's whole blocks; empty for a text without requests.
+    """
+
+    policy: str
+    capacity: int
+    events: list[tuple]
+    served: list[Served]
+    requests: list[Request]
+    names: list[list[int]]
+    block_size: int
+    shape: object
+
+    @property
+    def evictions(self) -> int:
+        return len(victims(self.events))
+
+    def hits(self) -> np.ndarray:
+        """Blocks of each request that were found, int64 [R]; they lead its prompt."""
+        return np.array([sum(map(s.codes.count, HITS)) for s in self.served], dtype=np.int64)
+
+    def contents(self) -> list[int]:
+        """Contents of all victims, in order."""
+        return contents(self.events)
+
+
+class Decision(NamedTuple):
+    """One eviction that differs: its number, and what left in the live run and in the other."""
+
+    number: int
+    live: object
+    other: object
+
+    def __str__(self):
+        return f"eviction {self.number:,}: live {self.live}, replayed {self.other}"
+
+
+def contents(events: Sequence[tuple]) -> list[int]:
+    """Content of each victim of a recording, in order."""
+    held, gone = {}, []
+    for verb, *arguments in events:
+        if verb == "seal":
+            held.update((row[0], row[1]) for row in arguments[0])
+        elif verb == "reclaim":
+            gone += [held[block] for block in arguments[-1]]
+    return gone
+
+
+def record(
+    loaded: LoadedModel, spec: CacheSpec, requests: list[Request], policy: str,
+    limits: Limits | None = None, clock=None,
+) -> Recording:
+    """Serve `requests` live, one at a time unless `limits` say more, and keep all events."""
+    names = [chained_hashes(identity(loaded, spec), spec.block_size, r.prompt) for r in requests]
+    cache = PagedCache.for_model(loaded.model, with_policy(spec, policy, names))
+    ledger, events = cache.groups[0].ledger, []
+    ledger.events = events.append
+    clock = clock or StepClock()
+    served = Loop(loaded, cache, limits or Limits(running=1), clock).run(requests)
+    cache.check()
+    return Recording(policy, ledger.capacity, events, served, requests, names,
+                     spec.block_size, cache.shape)  # fmt: skip
+
+
+def identity(loaded: LoadedModel, spec: CacheSpec) -> str:
+    """What the cache's chains of hashes start from."""
+    return PagedCache.for_model(loaded.model, spec).identity
+
+
+def with_policy(spec: CacheSpec, policy: str, names: list[list[int]]) -> CacheSpec:
+    """The same cache with another policy; Belady is told what is coming."""
+    return replace(spec, policy=fresh(policy, names))
+
+
+def fresh(policy: str, names: list[list[int]]) -> EvictionPolicy:
+    return Belady(names, by_request=True) if policy == "belady" else by_name(policy)
+
+
+def replayed(recording: Recording, policy: str) -> Decision | None:
+    """Repeat the recording on a fresh ledger under `policy`; the first eviction that differs."""
+    ledger = BlockLedger(recording.capacity, fresh(policy, recording.names))
+    found = replay(recording.events, ledger)
+    if found is None:
+        return None
+    before = len(victims(recording.events[: found.event]))
+    pairs = zip_longest(found.recorded, found.replayed)
+    at, pair = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
+    return Decision(before + at, *pair)
+
+
+class Simulated(NamedTuple):
+    """The same requests through `kvlab.sim`: its result, hits of each request, victims in order."""
+
+    result: SimResult
+    hits: np.ndarray
+    contents: list[int]
+
+
+def simulated(recording: Recording) -> Simulated:
+    """Simulate the requests, knowing nothing of the live run but its capacity."""
+    trace = as_trace(recording.requests, recording.names, recording.block_size)
+    policy: str | EvictionPolicy = recording.policy
+    if policy == "belady":
+        policy = Belady(trace.requests(), by_request=True)
+    events, hits = [], []
+
+    def note(piece: Trace, outcome) -> None:
+        hits.append(np.bincount(piece.request_of, outcome.code >= HIT, minlength=len(piece)))
+
+    result = simulate(
+        trace, policy, recording.capacity, service=AT_ONCE, shape=recording.shape,
+        events=events.append, outcomes=note, window_seconds=None,
+    )
+    dense: dict[int, int] = {}
+    for name in (n for chain in recording.names for n in chain):
+        dense.setdefault(name, len(dense))
+    names = list(dense)
+    return Simulated(
+        result, np.concatenate(hits).astype(np.int64), [names[i] for i in contents(events)]
+    )
+
+
+def differing(live: Sequence, other: Sequence) -> list[Decision]:
+    """Decisions that are not the same, one by one; empty when two runs agree."""
+    pairs = enumerate(zip_longest(live, other))
+    return [Decision(number, a, b) for number, (a, b) in pairs if a != b]
+
+
+def record_text(
+    loaded: LoadedModel, spec: CacheSpec, ids: Tensor, policy: str, chunk_tokens: int
+) -> Recording:
+    """Read one text, `ids` [T], through a cache too small for it; the policy hears its attention.
+    """
+    cache = PagedCache.for_model(loaded.model, with_policy(spec, policy, []))
+    ledger, events = cache.groups[0].ledger, []
+    if ledger.capacity is None:
+        raise BadInput("cache.budget_blocks", None, "a text needs a budget that it does not fit in")
+    ledger.events = events.append
+    for start in range(0, len(ids), chunk_tokens):
+        forward_chunk(loaded.model, ids[None, start : start + chunk_tokens], cache, last=True)
+    cache.check()
+    cache.reset()
+    return Recording(policy, ledger.capacity, events, [], [], [], spec.block_size, cache.shape)

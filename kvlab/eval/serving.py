@@ -1,0 +1,135 @@
+"""Job: hit rates and time to the first token of a live prefix cache, beside their simulation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from kvlab.blocks import HashSharing
+from kvlab.cache import CacheSpec
+from kvlab.core import BadInput, Measurement
+from kvlab.eval.recording import Recording, Simulated, differing, record, simulated
+from kvlab.model import PagedCache
+from kvlab.model.device import prepare_device
+from kvlab.model.load import LoadedModel
+from kvlab.policy import by_name
+from kvlab.serve import Limits, Loop, Request, WallClock
+from kvlab.serve.ttft import TtftModel
+
+MIB = 1 << 20
+LENGTHS = (1, 16, 64, 128, 256, 384, 512, 768, 1024)  # tokens of the prompts that calibrate
+
+
+class PrefixHitRate:
+    """Policies x budgets x formats on live requests, one at a time, and the same simulated.
+
+    model, requests: a loader; a source of requests, or a list of them.
+    spec: the cache; format, policy, budget and sharing of prefixes are this job's to choose.
+    budgets_mib: bytes of sealed blocks; a smaller format so holds more blocks.
+    calibrate: cold prompts per length that fit the model of time; the simulated hits of each
+        request are turned into a time by it, and compared with the measured one.
+    chunk_tokens: of a prompt, computed in one step.
+    """
+
+    def __init__(
+        self, model, requests, spec: CacheSpec, policies: Sequence[str] = ("lru", "arc", "belady"),
+        budgets_mib: Sequence[float] = (4, 8), formats: Sequence[str] = ("bf16", "int8", "int4"),
+        chunk_tokens: int = 512, calibrate: int = 3, device: str = "auto",
+    ):
+        for policy in policies:
+            if policy != "belady":
+                by_name(policy)
+        if spec.budget_blocks or spec.budget_bytes or spec.budget_percent:
+            raise BadInput("cache.budget_blocks", "given", "this job's budgets are job.budgets_mib")
+        self.model, self.spec = model, spec
+        self.requests = list(requests) if isinstance(requests, Sequence) else [requests]
+        self.policies, self.budgets_mib = list(policies), list(budgets_mib)
+        self.formats, self.calibrate = list(formats), calibrate
+        self.chunk_tokens, self.device = chunk_tokens, device
+
+    def run(self, folder, variants: Sequence = ()) -> None:
+        if variants:
+            raise BadInput("variants", len(variants), "see job.policies, job.formats")
+        loaded = self.model.load(prepare_device(self.device))
+        vocabulary = loaded.model.config.vocab_size
+        limits = Limits(running=1, chunk_tokens=self.chunk_tokens)
+        for source in self.requests:
+            made = source.make(loaded.tokenizer, vocabulary)
+            for format in self.formats:
+                points = [p for p in self._points(loaded, source.name, format, made)
+                          if not folder.done(p[0], p[1])]  # fmt: skip
+                if not points:
+                    continue
+                speed = calibrated(loaded, points[0][2], limits, self.calibrate)
+                for variant, params, spec, policy in points:
+                    live = record(loaded, spec, made, policy, limits, WallClock())
+                    folder.add(variant, params, rows(live, simulated(live), speed))
+
+    def _points(
+        self, loaded, trace: str, format: str, made: list[Request]
+    ) -> Iterator[tuple[str, dict, CacheSpec, str]]:
+        """Variant, settings, cache and policy of each point of one format."""
+        for budget in self.budgets_mib:
+            spec = replace(self.spec, format=format, budget_bytes=int(budget * MIB),
+                           policy="lru", prefix=HashSharing(outputs=False))  # fmt: skip
+            capacity = PagedCache.for_model(loaded.model, spec).groups[0].ledger.capacity
+            for policy in self.policies:
+                yield f"{format} {policy}", {
+                    "trace": trace, "requests": len(made), "format": format, "policy": policy,
+                    "budget_mib": budget, "capacity_blocks": capacity, "model": loaded.name,
+                    "block_size": spec.block_size, "chunk_tokens": self.chunk_tokens,
+                }, spec, policy
+
+
+def rows(live: Recording, other: Simulated, speed: TtftModel) -> Iterator[Measurement]:
+    """Live and simulated side by side; what differs between them is counted, not averaged."""
+    accesses, hits = other.result.block_accesses, int(live.hits().sum())
+    decisions = differing(live.contents(), other.contents)
+    yield Measurement("block_hit_percent", 100 * hits / max(1, accesses), "%", "higher",
+                      count=accesses)
+    yield Measurement("simulated_block_hit_percent", other.result.block_hit_percent, "%", "higher",
+                      count=accesses)
+    yield Measurement("requests_with_other_hits", int(np.count_nonzero(live.hits() != other.hits)),
+                      "requests", "lower", count=len(live.requests))
+    yield Measurement("simulated_differing_decisions", len(decisions), "decisions", "lower",
+                      count=live.evictions)
+    yield Measurement("evictions", live.evictions, "blocks", "lower")
+    done = [(s, hit) for s, hit in zip(live.served, other.hits.tolist()) if s.state == "done"]
+    yield Measurement("refused_requests", len(live.served) - len(done), "requests", "lower")
+    yield from times(live, done, speed)
+
+
+def times(live: Recording, done: list, speed: TtftModel) -> Iterator[Measurement]:
+    """Measured time to the first token, from admission on, against the one predicted."""
+    if not done:
+        return
+    measured = np.array([s.prefill_ms for s, _ in done])
+    prompt = np.array([s.prompt_tokens for s, _ in done])
+    found = np.minimum([hit * live.block_size for _, hit in done], prompt - 1)
+    predicted = speed.predict(prompt, found)
+    errors = np.abs(predicted / measured - 1)
+    yield Measurement("ttft_ms", float(measured.mean()), "ms", "lower", count=len(done))
+    yield Measurement("predicted_ttft_ms", float(predicted.mean()), "ms", "lower", count=len(done))
+    yield Measurement("ttft_p50_ms", float(np.median(measured)), "ms", "lower", count=len(done))
+    yield Measurement("predicted_ttft_error_percent", 100 * float(np.median(errors)), "%", "lower",
+                      count=len(done))
+    cold = float(speed.predict(prompt, np.zeros_like(prompt)).mean())
+    yield Measurement("predicted_ttft_cold_ms", cold, "ms", count=len(done))
+
+
+def calibrated(
+    loaded: LoadedModel, spec: CacheSpec, limits: Limits, repeats: int
+) -> TtftModel:
+    """Time cold prompts of several lengths, one at a time, the first round not counted."""
+    draw = np.random.default_rng(0)
+    empty = replace(spec, prefix="none", policy="none", budget_bytes=None)
+    samples = []
+    for repeat in range(repeats + 1):
+        prompts = [draw.integers(1, loaded.model.config.vocab_size, n) for n in LENGTHS]
+        requests = [Request(i, 0.0, p, 1) for i, p in enumerate(prompts)]
+        cache = PagedCache.for_model(loaded.model, empty)
+        served = Loop(loaded, cache, limits, WallClock()).run(requests)
+        samples += [(s.prompt_tokens, 0, s.prefill_ms) for s in served if repeat]
+    return TtftModel.fit(samples)

@@ -1,0 +1,92 @@
+"""What the quality jobs have in common: a model on a device, and who runs beside the variants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kvlab.cache import CacheSpec
+from kvlab.core import BadInput, Variant
+from kvlab.eval.base import Runner
+from kvlab.eval.controls import controls
+from kvlab.model.adapter import model_geometry
+from kvlab.model.device import prepare_device
+from kvlab.model.load import LoadedModel
+from kvlab.model.prefill import adaptive_chunk
+from kvlab.offload import NoOffload
+from kvlab.retrieval import NoRetrieval
+from kvlab.summary import NoSummary
+from kvlab.window import NoWindow
+
+
+@dataclass
+class Setting:
+    """Arguments that every quality job takes; see `Evaluate` for what they mean."""
+
+    model: object
+    chunk_tokens: int | str
+    baseline: str
+    controls: bool
+    device: str
+    cap_gb: float | None
+
+    def load(self) -> LoadedModel:
+        """The model on its device; an adaptive chunk becomes a number of tokens."""
+        device = prepare_device(self.device, self.cap_gb)
+        loaded = self.model.load(device)
+        if self.chunk_tokens == "adaptive":
+            self.chunk_tokens = adaptive_chunk(loaded.model, device)
+        return loaded
+
+    def plain(self, loaded: LoadedModel, variants: list[Variant], params: dict) -> list[Runner]:
+        """The variants alone; every refusal that needs the model's shape happens here."""
+        runs = [
+            Runner(v.name, self.params(v.params, loaded, v.spec) | params, v.spec) for v in variants
+        ]
+        for runner in runs:
+            runner.spec.checked_for(model_geometry(loaded.model.config, runner.spec))
+        return runs
+
+    def runners(self, loaded: LoadedModel, variants: list[Variant], params: dict) -> list[Runner]:
+        """The full cache first, then the variants and their controls.
+
+        Raises `BadInput` for a model with random weights.
+        """
+        if loaded.random:
+            raise BadInput(
+                "model", loaded.name,
+                "has random weights, whose quality means nothing; job=cost measures bytes and time",
+            )
+        extra = controls(variants, self.chunk_tokens) if self.controls else []
+        runs = self.plain(loaded, [*variants, *extra], params)
+        block = runs[0].spec.block_size if runs else CacheSpec().block_size
+        full = CacheSpec(format=self.baseline, block_size=block)
+        rest = [r for r in runs if not is_same(r.spec, full)]
+        named = next((r.name for r in runs if is_same(r.spec, full)), "full")
+        about = self.params({"format": self.baseline}, loaded, full) | params | {"baseline": True}
+        return [Runner(named, about, full), *rest]
+
+    def params(self, settings: dict, loaded: LoadedModel, spec: CacheSpec) -> dict:
+        own = {"format": spec.format.name, "block_size": spec.block_size}
+        return own | settings | {
+            "model": loaded.name, "random_weights": loaded.random,
+            "chunk_tokens": self.chunk_tokens,
+        }
+
+
+def is_same(spec: CacheSpec, full: CacheSpec) -> bool:
+    """Whether a variant is the full cache itself."""
+    bounded = (spec.budget_blocks, spec.budget_bytes, spec.budget_percent) != (None, None, None)
+    nulls = {"window": NoWindow, "summary": NoSummary, "retrieval": NoRetrieval,
+             "offload": NoOffload}
+    return (
+        not bounded and all(type(getattr(spec, axis)) is null for axis, null in nulls.items())
+        and spec.block_size == full.block_size and spec.format.identity == full.format.identity
+        and spec.kernels == full.kernels
+    )
+
+
+def noise_floor(full: Runner) -> Runner:
+    """The full cache against itself, with chunks of half the size."""
+    told = f"{full.name} against itself, chunks of half the size"
+    params = full.params | {"baseline": False, "control": told}
+    return Runner("noise floor", params, full.spec, pieces=2)

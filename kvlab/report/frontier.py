@@ -1,0 +1,102 @@
+"""The non-dominated variants of a search: no other is better in one respect and worse in none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from kvlab.report import canvas
+from kvlab.report.entries import Entry
+from kvlab.report.names import metric
+from kvlab.report.tables import Table
+
+# What a search weighs: measurement -> whether less of it is better.
+BYTES = "cache_logical_bytes"  # allocated ones come in slabs, too coarse for short texts
+OBJECTIVES = {"kl_mean_nats": True, BYTES: True, "decode_tokens_per_second": False}
+SHOWN = (BYTES, "kl_mean_nats", "decode_tokens_per_second")  # across, up, colour
+LABELS = 14  # numbers written beside points
+
+
+def searched(everything: list[Entry]) -> list[Entry]:
+    """Entries of a search that were measured in every objective."""
+    return [
+        e for e in everything
+        if any("search" in r["params"] for r in e.rows.values())
+        and all(name in e.rows and np.isfinite(e.value(name)) for name in OBJECTIVES)
+    ]
+
+
+def non_dominated(points: np.ndarray) -> np.ndarray:
+    """Which of `points` [N, M], less is better in every column, no other one dominates: bool [N].
+
+    Equal points do not dominate each other.
+    """
+    no_worse = (points[:, None] <= points[None]).all(-1)
+    better = (points[:, None] < points[None]).any(-1)
+    return ~(no_worse & better).any(0)
+
+
+def costs(found: list[Entry]) -> np.ndarray:
+    """[N, M] of all objectives, turned so that less is better."""
+    rows = [[e.value(n) * (1 if less else -1) for n, less in OBJECTIVES.items()] for e in found]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(OBJECTIVES))
+
+
+def best(everything: list[Entry]) -> list[Entry]:
+    """The non-dominated entries, fewest bytes first."""
+    found = searched(everything)
+    kept = [e for e, keep in zip(found, non_dominated(costs(found))) if keep] if found else []
+    return sorted(kept, key=lambda e: e.value(BYTES))
+
+
+def frontier_table(everything: list[Entry]) -> list[Table]:
+    """The non-dominated set with its objectives, numbered as in the figure."""
+    kept = best(everything)
+    if not kept:
+        return []
+    table = Table(f"Non-dominated set: {len(kept)} of {len(searched(everything))} measured")
+    table.column("no.", [str(i) for i in range(1, len(kept) + 1)])
+    table.column("variant", [e.variant for e in kept], numeric=False)
+    table.column("bytes in use, % of full", [_share(e) for e in kept])
+    for name in ("kl_mean_nats", "perplexity_delta_percent", "decode_tokens_per_second"):
+        about = metric(name)
+        cells = [f"{e.value(name):.4g}" if name in e.rows else "" for e in kept]
+        table.column(f"{about.heading}, {about.unit}", cells)
+    return [table]
+
+
+def _share(entry: Entry) -> str:
+    full = entry.baseline.value(BYTES) if entry.baseline else None
+    return f"{100 * entry.value(BYTES) / full:.1f}" if full else ""
+
+
+def frontier_figures(everything: list[Entry]) -> list[tuple[str, str, str, Callable[[], Figure]]]:
+    found, kept = searched(everything), best(everything)
+    if len(found) < 2:
+        return []
+
+    def draw() -> Figure:
+        made, (axes,) = canvas.figure(width=8.6, height=5.2)
+        x, y, speed = (np.array([e.value(n) for e in found]) for n in SHOWN)
+        mib = x / 2**20
+        inside = {id(e) for e in kept}
+        drawn = axes.scatter(mib, y, c=speed, cmap="viridis", s=26, zorder=3)
+        edge = [i for i, e in enumerate(found) if id(e) in inside]
+        axes.scatter(mib[edge], y[edge], s=90, facecolors="none", edgecolors="#D55E00", zorder=4)
+        for number, entry in list(enumerate(kept, 1))[:LABELS]:
+            place = (entry.value(BYTES) / 2**20, entry.value("kl_mean_nats"))
+            axes.annotate(str(number), place, xytext=(5, 5), textcoords="offset points", fontsize=8)
+        axes.set_xlabel("bytes of blocks in use, MiB")
+        axes.set_ylabel("KL mean, nats ↓")
+        canvas.rescale(axes, "x", mib)
+        canvas.rescale(axes, "y", y)
+        made.colorbar(drawn, ax=axes, label="decode, tokens/s ↑")
+        return made
+
+    caption = (
+        f"{len(found)} compositions; circles: the {len(kept)} that no other beats in loss, bytes "
+        "and decode speed together, numbered as in the table."
+    )
+    return [("frontier", "Loss, bytes and speed", caption, draw)]

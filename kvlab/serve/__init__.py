@@ -1,0 +1,19 @@
+"""Many sequences over one cache: the workload driver of measurements. Not a server."""
+
+from kvlab.serve.clock import StepClock, WallClock
+from kvlab.serve.job import Limits, Served
+from kvlab.serve.loop import Loop
+from kvlab.serve.requests import (
+    BookChats,
+    Request,
+    TraceRequests,
+    as_trace,
+    several,
+    with_cancellations,
+    with_rate,
+)
+
+__all__ = [
+    "BookChats", "Limits", "Loop", "Request", "Served", "StepClock", "TraceRequests", "WallClock",
+    "as_trace", "several", "with_cancellations", "with_rate",
+]  # fmt: skip

@@ -1,0 +1,141 @@
+"""One request on its way, and what became of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from kvlab.core import BadInput
+from kvlab.model import PagedCache
+from kvlab.serve.requests import Request
+
+
+@dataclass(frozen=True)
+class Limits:
+    """running: sequences at a time. waiting: requests that may wait; more are refused (None: any).
+
+    chunk_tokens: of a prompt, computed in one step. tokens: of prompt and output together; longer
+    requests are refused (None: any). reserve: take all blocks a request can need when it is
+    admitted; False takes them as they come and preempts when they run out. failures: times that
+    memory may run out under one request before it is refused.
+    """
+
+    running: int = 8
+    waiting: int | None = None
+    chunk_tokens: int = 512
+    tokens: int | None = None
+    reserve: bool = True
+    failures: int = 20
+
+    def __post_init__(self):
+        for name in ("running", "chunk_tokens"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"limits.{name}", getattr(self, name), "must be at least 1")
+
+    def refusal(self, request: Request, waiting: int) -> str:
+        """Why a request cannot even wait; empty if it can."""
+        tokens = len(request.prompt) + request.output_tokens
+        if not len(request.prompt):
+            return f"request {request.number}: the prompt is empty"
+        if self.tokens is not None and tokens > self.tokens:
+            return f"request {request.number}: {tokens} tokens, the limit is {self.tokens}"
+        if self.waiting is not None and waiting >= self.waiting:
+            return f"request {request.number}: {waiting} requests wait already, the limit is that"
+        return ""
+
+
+class Served(NamedTuple):
+    """state: "done", "cancelled" or "refused" with a `reason`; times in ms of the run's clock.
+
+    output: tokens generated. hit_tokens: of the prompt, found at the first admission; codes: of its
+    blocks (`kvlab.cache.audit.REASONS`). first_ms, admitted_ms are None if it never came to that.
+    """
+
+    number: int
+    state: str
+    reason: str
+    output: list[int]
+    prompt_tokens: int
+    hit_tokens: int
+    codes: str
+    preemptions: int
+    arrival_ms: float
+    admitted_ms: float | None
+    first_ms: float | None
+    end_ms: float
+
+    @property
+    def ttft_ms(self) -> float | None:
+        """From arrival to the first token."""
+        return None if self.first_ms is None else self.first_ms - self.arrival_ms
+
+    @property
+    def prefill_ms(self) -> float | None:
+        """From the first admission to the first token: without the wait before."""
+        return None if self.first_ms is None else self.first_ms - self.admitted_ms
+
+
+class Job:
+    """A request with its sequence. tokens: prompt and output; `computed` of them are cached."""
+
+    def __init__(self, request: Request):
+        self.request = request
+        self.tokens: list[int] = request.prompt.tolist()
+        self.seq: int | None = None
+        self.ready = False  # one token is chosen and not computed yet: decode goes on from there
+        self.computed = self.preemptions = self.failures = 0
+        self.hit_tokens, self.codes = 0, ""
+        self.admitted_ms: float | None = None
+        self.first_ms: float | None = None
+
+    @property
+    def output(self) -> list[int]:
+        return self.tokens[len(self.request.prompt) :]
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that will be cached in the end: the last one is never computed."""
+        return len(self.request.prompt) + self.request.output_tokens - 1
+
+    @property
+    def wanted(self) -> int:
+        """Output tokens still to come."""
+        return len(self.request.prompt) + self.request.output_tokens - len(self.tokens)
+
+    @property
+    def prefilling(self) -> bool:
+        """Whether there are tokens to compute before the next one can be chosen: the prompt, and
+        after a preemption also what was generated before it."""
+        return not self.ready and self.computed < len(self.tokens)
+
+    @property
+    def left(self) -> bool:
+        """Whether the user has gone."""
+        after = self.request.cancel_after
+        if after is None or len(self.output) < after:
+            return False
+        return after < 0 or self.admitted_ms is not None
+
+    def open(self, cache: PagedCache, reserve: bool, now_ms: float) -> None:
+        """Take a place in the cache, with what it holds of these tokens. Raises `OutOfBlocks`."""
+        self.seq = cache.open(self.tokens, reserve=self.most_tokens if reserve else 0)
+        self.computed, self.ready = cache.length(self.seq), False
+        if self.admitted_ms is None:
+            self.admitted_ms, self.hit_tokens = now_ms, self.computed
+            self.codes = cache.audits[self.seq].codes if self.seq in cache.audits else ""
+
+    def close(self, cache: PagedCache) -> None:
+        cache.close(self.seq)
+        self.seq, self.computed = None, 0
+
+    def take(self, token: int) -> None:
+        """The model chose the next token; all before it are cached."""
+        self.tokens.append(token)
+        self.ready = True
+
+    def served(self, state: str, reason: str, now_ms: float) -> Served:
+        r = self.request
+        return Served(
+            r.number, state, reason, self.output, len(r.prompt), self.hit_tokens, self.codes,
+            self.preemptions, r.arrival_ms, self.admitted_ms, self.first_ms, now_ms,
+        )

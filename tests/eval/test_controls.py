@@ -1,0 +1,74 @@
+"""Negative controls: of the same bytes, named after what they control, each run once."""
+
+from __future__ import annotations
+
+from kvlab.cache import CacheSpec
+from kvlab.core import Variant
+from kvlab.eval.controls import controls
+from kvlab.retrieval import Quest
+from kvlab.window import SinkWindow
+
+
+def variant(name, **axes):
+    params = {"policy": axes.get("policy", "none")} | {"cache.budget_percent": 10}
+    return Variant(name, params, CacheSpec(**axes))
+
+
+def names(*variants):
+    return [v.name for v in controls(list(variants), 128)]
+
+
+def test_an_evicting_variant_gets_three():
+    mass = variant("attention_mass int8 10%", policy="attention_mass", budget_percent=10,
+                   format="int8")  # fmt: skip
+    random, shuffled, window = controls([mass], 128)
+    assert random.name == "random int8 10% (control)" and random.spec.policy().name == "random"
+    assert shuffled.spec.policy().member.name == "attention_mass"
+    assert window.spec.policy().name == "fifo" and window.spec.window.sinks == 4
+    for control in (random, shuffled, window):
+        assert control.spec.budget_percent == 10 and control.spec.format.name == "int8"
+        assert control.params["control"] and control.params["cache.budget_percent"] == 10
+
+
+def test_each_ledger_gets_a_shuffled_policy_of_its_own():
+    mass = variant("attention_mass 10%", policy="attention_mass", budget_percent=10)
+    shuffled = controls([mass], 128)[1].spec
+    assert shuffled.policy() is not shuffled.policy()
+    assert shuffled.policy().member is not shuffled.policy().member
+
+
+def test_equal_controls_run_once_and_never_twice_with_a_variant():
+    lru, mass, tova, random, fifo = (
+        variant(f"{name} 10%", policy=name, budget_percent=10, window=SinkWindow(4, 64))
+        for name in ("lru", "attention_mass", "tova", "random", "fifo")
+    )
+    assert names(lru, mass, tova) == [
+        "random 10% (control)", "window 10% (control)", "shuffled attention_mass 10% (control)",
+        "shuffled tova 10% (control)",
+    ]  # fmt: skip
+    assert names(lru, random, fifo) == []
+
+
+def test_a_bare_window_is_compared_with_random_eviction_of_its_size():
+    window = variant("sink", window=SinkWindow(4, 1024, middle=False), block_size=64)
+    [control] = controls([window], 128)
+    assert control.spec.budget_blocks == 1 + 16 + 2 + 1 and control.spec.policy().name == "random"
+    assert control.name == "random sink (control)"
+
+
+def test_what_loses_nothing_needs_no_control():
+    assert names(variant("int4", format="int4"), variant("lru", policy="lru"),
+                 variant("sink", window=SinkWindow(4, 64))) == []  # fmt: skip
+
+
+def test_retrieval_is_compared_with_chance_and_a_window():
+    quest = variant("quest", retrieval=Quest(budget_tokens=1024, sinks=4, recent=128))
+    chance, window = controls([quest], 128)
+    assert chance.name == "chance (control)" and chance.spec.retrieval.budget_tokens == 1024
+    assert chance.spec.retrieval.name == "random"
+    assert window.spec.window.recent == 1020 and not window.spec.window.middle
+    assert not window.spec.retrieval.selects
+
+
+def test_eviction_to_the_host_loses_nothing():
+    assert names(variant("host", policy="lru", budget_percent=10, offload="host")) == []

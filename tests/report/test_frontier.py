@@ -1,0 +1,68 @@
+"""The non-dominated set, and lines of one method over its budgets."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from kvlab.report.budgets import budget_figures, methods
+from kvlab.report.entries import entries
+from kvlab.report.frontier import best, frontier_figures, frontier_table, non_dominated, searched
+from kvlab.report.source import Run
+
+NAMES = ("kl_mean_nats", "cache_logical_bytes", "decode_tokens_per_second")
+
+
+def rows(variant, *values, **params):
+    about = {"unit": "", "better": None, "low": None, "high": None, "count": 1}
+    return [{"variant": variant, "params": params, "name": n, "value": float(v), **about}
+            for n, v in zip(NAMES, values)]  # fmt: skip
+
+
+def test_non_dominated_against_the_definition():
+    points = np.random.default_rng(0).integers(0, 4, (60, 3)).astype(float)
+    kept = non_dominated(points)
+    for i, p in enumerate(points):
+        beaten = any((q <= p).all() and (q < p).any() for q in points)
+        assert kept[i] == (not beaten)
+    assert non_dominated(np.ones((3, 2))).all()
+
+
+def search():
+    found = rows("full", 0, 100, 50, baseline=True)
+    found += rows("small", 0.5, 10, 80, search="nsga2")
+    found += rows("good", 0.1, 50, 60, search="nsga2")
+    found += rows("bad", 0.6, 60, 60, search="nsga2")
+    return entries([Run("run", found)])
+
+
+def test_the_set_its_table_and_its_figure():
+    everything = search()
+    assert [e.variant for e in searched(everything)] == ["small", "good", "bad"]
+    assert [e.variant for e in best(everything)] == ["small", "good"]
+    [table] = frontier_table(everything)
+    assert table.title.endswith("2 of 3 measured")
+    assert [row[:3] for row in table.cells] == [["1", "small", "10.0"], ["2", "good", "50.0"]]
+    [(stem, _, caption, draw)] = frontier_figures(everything)
+    assert stem == "frontier" and "3 compositions" in caption
+    draw()
+
+
+def test_no_search_no_frontier():
+    everything = entries([Run("run", rows("a", 1, 2, 3) + rows("b", 2, 1, 3))])
+    assert frontier_table(everything) == frontier_figures(everything) == []
+
+
+def test_methods_are_variants_without_their_budgets():
+    found = rows("bf16", 0, 100, 1, baseline=True)
+    for share in (5, 10):
+        found += rows(f"lru {share}%", 0.1, share, 1)
+        found += rows(f"random {share}% (control)", 0.2, share, 1, control="random eviction")
+        found += rows(f"window.sinks=4 window.recent={share}", 0.3, share, 1)
+    found += rows("lfu cache.budget_blocks=3", 0.3, 3, 1)
+    everything = entries([Run("run", found)])
+    assert list(methods(everything)) == ["lru", "random (control)", "window.sinks=4"]
+    [(stem, _, _, draw)] = budget_figures(everything)
+    assert stem == "loss_by_budget"
+    drawn = draw().axes[0].get_legend_handles_labels()[1]
+    assert drawn == ["lru", "random (control)", "window.sinks=4"]
+    assert budget_figures(everything[:1]) == []
