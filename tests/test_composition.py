@@ -7,6 +7,7 @@ from itertools import combinations, product
 import pytest
 import torch
 
+from kvlab.blocks import HashSharing, NoSharing
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput
 from kvlab.format import NAMES
@@ -26,6 +27,7 @@ AXES = {
     "window": (NoWindow(), SinkWindow(sinks=4, recent=16)),
     "budget": ({}, {"budget_percent": 60.0}, {"budget_bytes": 1 << 20}, {"budget_blocks": 300}),
     "offload": (NoOffload(), HostStore(slab_tokens=64)),
+    "prefix": (NoSharing(), HashSharing(), HashSharing(hold=False)),
     "retrieval": (NoRetrieval(), Quest(64, 0, 0), MeanKey(64, 0, 0), RandomChoice(64, 0, 0)),
     "workspace_tokens": (8, 16384),
     "chunk": (5, 32, 75),
@@ -70,6 +72,7 @@ def label(row) -> str:
     budget = next(iter(row["budget"]), "unbounded")
     return "-".join(map(str, (row["format"], row["block_size"], row["policy"], row["window"].name,
                               row["offload"].name, row["retrieval"].name, budget,
+                              row["prefix"].name, row["prefix"].hold,
                               row["workspace_tokens"], row["chunk"])))  # fmt: skip
 
 
@@ -108,8 +111,18 @@ def held(cache) -> int:
     return sum(t.untyped_storage().nbytes() for s in stores for t in s.slabs.values())
 
 
+def is_refused(row) -> bool:
+    """Whether sharing makes no sense with the rest, which does."""
+    evicts, window = row["policy"] != "none" and bool(row["budget"]), row["window"].name
+    if not row["prefix"].hold:
+        return row["prefix"].shares and not evicts
+    loses = "budget_percent" in row["budget"] or (evicts and window == "sink")
+    return loses or (bool(row["budget"]) and not evicts)
+
+
 @pytest.mark.parametrize("row", ROWS, ids=label)
 def test_pairs_of_axes_compose(model, ids, row):
+    shared, row = row["prefix"], row | {"prefix": NoSharing()}
     idle = row["policy"] == "none" and (
         row["window"].name == "sink" or "budget_percent" in row["budget"] or row["offload"].keeps
     )
@@ -118,6 +131,13 @@ def test_pairs_of_axes_compose(model, ids, row):
             PagedCache.for_model(model, spec_of(row))  # one of the two would never act
         row = row | {"policy": "fifo" if idle else row["policy"]}
         row = row | {"budget": row["budget"] or {"budget_blocks": 300}}
+    row = row | {"prefix": shared}
+    if is_refused(row):
+        with pytest.raises(BadInput, match="policy=lru|prefix.hold=false"):
+            PagedCache.for_model(model, spec_of(row))
+        evicts = row["policy"] != "none" and bool(row["budget"])
+        row = row | {"prefix": HashSharing(hold=False) if evicts else HashSharing(),
+                     "budget": row["budget"] if evicts else {}}
     cache = PagedCache.for_model(model, spec_of(row))
     logits = run(model, ids, cache, row["chunk"])
     assert torch.isfinite(logits).all()
@@ -131,6 +151,10 @@ def test_pairs_of_axes_compose(model, ids, row):
         assert stats.resident_tokens + away == stats.tokens and bool(away) == bool(stats.host_bytes)
     if not stats.evictions:
         assert stats.resident_tokens == stats.tokens
+    if row["prefix"].shares:  # the same request again, on what the first one left
+        cache.finish()
+        assert torch.isfinite(run(model, ids, cache, row["chunk"])).all()
+        cache.check()
     cache.reset()
     cache.check()
     assert held(cache) == 0 == cache.stats().host_bytes

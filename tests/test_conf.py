@@ -42,6 +42,7 @@ AXES = {
     "retrieval": ("kvlab.retrieval", "selects"),
     "offload": ("kvlab.offload", "build"),
     "summary": ("kvlab.summary", "makes"),
+    "prefix": ("kvlab.blocks", "shares"),
 }
 BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder", "Retrieval", "Summary"}
 

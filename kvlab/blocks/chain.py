@@ -26,17 +26,18 @@ class Chain:
     identity, block_size: where the chain begins, see `PrefixIndex`.
     """
 
-    __slots__ = ("block_size", "_origin", "_raw", "_names")
+    __slots__ = ("block_size", "changes", "_origin", "_raw", "_names")
 
     def __init__(self, identity: str, block_size: int, token_ids: Sequence[int] = ()):
         self.block_size, self._origin = block_size, origin(identity, block_size)
         self._raw, self._names = bytearray(as_bytes(token_ids)), []
+        self.changes = 0
 
     def copy(self) -> Chain:
         """An independent chain of the same tokens."""
         other = Chain.__new__(Chain)
         other.block_size, other._origin = self.block_size, self._origin
-        other._raw, other._names = bytearray(self._raw), list(self._names)
+        other._raw, other._names, other.changes = bytearray(self._raw), list(self._names), 0
         return other
 
     @property
@@ -61,9 +62,11 @@ class Chain:
         if self._raw[start : start + len(new)] != new:
             self.cut(at)
             self._raw += new
+            self.changes += 1
 
     def cut(self, length: int) -> None:
         """Forget all tokens from `length` on."""
+        self.changes += 1
         del self._raw[length * TOKEN.itemsize :]
         del self._names[length // self.block_size :]
 
@@ -77,10 +80,13 @@ class Chain:
     def names(self, stop: int | None = None) -> list[int]:
         """Contents of the first `stop` whole blocks (all): what `BlockLedger.seal` wants."""
         stop = len(self) if stop is None else min(stop, len(self))
-        while len(self._names) < stop:
-            before = self._names[-1] if self._names else self._origin
-            self._names.append(xxh3_64_intdigest(self.raw(len(self._names)), before))
-        return self._names[:stop]
+        names, step = self._names, self.block_size * TOKEN.itemsize
+        name = names[-1] if names else self._origin
+        whole = bytes(self._raw[len(names) * step : stop * step])
+        for start in range(0, len(whole), step):
+            name = xxh3_64_intdigest(whole[start : start + step], name)
+            names.append(name)
+        return names[:stop]
 
     def raw(self, index: int) -> bytes:
         """Token bytes of a whole block, to tell equal names from equal blocks."""
@@ -89,4 +95,6 @@ class Chain:
 
     def items(self, stop: int | None = None) -> Iterator[tuple[int, bytes]]:
         """(name, token bytes) of the first `stop` whole blocks."""
-        return ((name, self.raw(index)) for index, name in enumerate(self.names(stop)))
+        names, step = self.names(stop), self.block_size * TOKEN.itemsize
+        whole = bytes(self._raw[: len(names) * step])
+        return zip(names, (whole[at : at + step] for at in range(0, len(whole), step)))

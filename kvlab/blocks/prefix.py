@@ -95,17 +95,21 @@ class PrefixIndex(NoPrefix):
         super().__init__(identity, block_size)
         self._nodes: dict[int, list[_Node]] = {}  # name -> nodes; more than one is a collision
         self._held: dict[BlockId, _Node] = {}
+        self.changes = 0  # so that whoever keeps a `lookup` knows when it is stale
 
     def lookup(self, chain: Chain) -> list[BlockId | None]:
         """Block of each whole block of a chain, None where it is not held.
 
         What stands behind a None is of no use until the gap is computed.
         """
-        ids, node = [], None
+        ids, node, nodes = [], None, self._nodes
         for name, tokens in chain.items():
-            node = self._find(name, tokens, node)
-            if node is None:
+            for found in nodes.get(name, ()):  # `_find`, in line: a long prompt has thousands
+                if found.parent is node and found.tokens == tokens:
+                    break
+            else:
                 break
+            node = found
             ids.append(node.id)
         return ids + [None] * (len(chain) - len(ids))
 
@@ -195,6 +199,7 @@ class PrefixIndex(NoPrefix):
             raise BadInput("ids", id, "this block holds another content; forget it first")
         node.id = id
         self._held[id] = node
+        self.changes += 1
 
     def _add(self, name, tokens, parent):
         node = _Node(name, tokens, parent)
@@ -207,6 +212,7 @@ class PrefixIndex(NoPrefix):
         node = self._held.pop(id, None)
         if node is not None:
             node.id = None
+            self.changes += 1
             self._prune(node)
 
     def _prune(self, node):

@@ -42,13 +42,17 @@ class Audit(NamedTuple):
                 "ms_saved": ms}
 
 
-def audited(cache, chain: Chain | None, hit: int) -> Audit | None:
-    """What a request to this `PagedCache` is about to find; `hit` leading blocks are used."""
+def audited(cache, chain: Chain | None, near: int, hit: int) -> Audit | None:
+    """What a request to this `PagedCache` is about to find.
+
+    hit: leading blocks that it begins with, the first `near` of them on the device.
+    """
     if chain is None:
         return None
     g, share = cache.geometry, cache.groups[0].share
-    codes = "".join(code_of(share, name, block, index, hit, chain)
-                    for index, (name, block) in enumerate(zip(chain.names(), share.found(chain))))
+    names, found = chain.names(), share.found(chain)
+    codes = "h" * near + "".join(code_of(share, names[i], found[i], i, hit, chain)
+                                 for i in range(near, len(names)))
     codes += "t" * (chain.tokens % g.block_size > 0)
     tokens, block_bytes = hit * g.block_size, cache.spec.format.block_bytes(g)
     return Audit(

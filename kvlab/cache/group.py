@@ -391,11 +391,14 @@ class LayerGroup:
         self.ledger.free([own])
         self._drop([own])
 
-    def drop_known(self) -> int:
-        """Free the shared blocks that no sequence and no handle uses."""
+    def drop_known(self, spill: bool = False) -> int:
+        """Free the shared blocks that no sequence and no handle uses; `spill` them to the host."""
         used = {b for table in self.tables.values() for b in table.ids}
         idle = [b for b in sorted(self.share.known - used) if not self.ledger.meta(b).pins]
+        spill = spill and self.share.make_host_room(len(idle))
         self.share.gone(idle)
+        if spill:
+            self.away.leave(idle, {}, self.share.spilled)
         self.ledger.free(idle)
         self._drop(idle)
         return len(idle)

@@ -84,6 +84,7 @@ class PagedCache(Prefixes):
 
     def close(self, seq: SeqId) -> None:
         """Forget `seq` and give its blocks back."""
+        self._catch_up()
         for group in self.groups:
             group.close(seq)
         del self._tokens[seq]
@@ -91,6 +92,7 @@ class PagedCache(Prefixes):
 
     def fork(self, seq: SeqId) -> SeqId:
         """A second sequence with the same past: sealed blocks shared, the open tail copied."""
+        self._catch_up()
         child = next(self._names)
         for group in self.groups:
             group.fork(seq, child)
@@ -103,6 +105,7 @@ class PagedCache(Prefixes):
         """Forget the tokens of `seq` from `length` on."""
         if not 0 <= length <= self._tokens[seq]:
             raise KvlabError(f"cannot crop {self._tokens[seq]} tokens to {length}")
+        self._catch_up()
         for group in self.groups:
             group.crop(seq, length)
         self._tokens[seq] = length

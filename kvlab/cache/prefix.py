@@ -72,6 +72,8 @@ class Prefixes:
     def _chain(self, token_ids: Sequence[int]) -> Chain | None:
         if not self.spec.prefix.shares:
             return None
+        if isinstance(token_ids, Chain):
+            return token_ids
         return Chain(self.identity, self.geometry.block_size, token_ids)
 
     def _hit(self, chain: Chain | None) -> tuple[int, int]:
@@ -88,7 +90,8 @@ class Prefixes:
     def open_together(self, prompts: Sequence[Sequence[int]], pads: Sequence[int]) -> list[SeqId]:
         """A sequence for each prompt, such that pad plus length is the same for all of them."""
         size = self.geometry.block_size
-        hits = [self._hit(self._chain(ids))[1] for ids in prompts]
+        prompts = [self._chain(ids) for ids in prompts]
+        hits = [self._hit(chain)[1] for chain in prompts]
         common = min((p + n * size for p, n in zip(pads, hits)), default=0)
         even = all(p <= common and (common - p) % size == 0 for p in pads)
         most = [(common - p) // size if even else 0 for p in pads]
@@ -100,7 +103,7 @@ class Prefixes:
         """Open `seq` in all groups or in none; returns the tokens that are there already."""
         chain, size = self._chain(token_ids), self.geometry.block_size
         near, hit = (n if most is None else min(n, most) for n in self._hit(chain))
-        audit = audited(self, chain, hit)
+        audit = audited(self, chain, near, hit)
         for group in self.groups:
             group.open(seq, chain, near)
         try:
@@ -132,6 +135,9 @@ class Prefixes:
         if seq in self._chains:
             self._chains[seq].tell(self._tokens[seq] if at is None else at, token_ids)
 
+    def _catch_up(self) -> None:
+        """Hear of tokens that a driver tells late; here there is none."""
+
     # ---- handles
 
     def cache_prefix(
@@ -145,6 +151,7 @@ class Prefixes:
         handle may hold fewer `tokens` than were asked for, or none.
         """
         self._refuse_none()
+        self._catch_up()
         if seq is not None:
             self._chains[seq].tell(0, token_ids)
         for known, chain in self._chains.items():
@@ -201,6 +208,16 @@ class Prefixes:
         """Know what another process has saved; see `store.load` for what is refused."""
         self._refuse_none()
         return store.load(self, folder)
+
+    def spill_prefixes(self) -> int:
+        """Send every known block that nobody uses to the host tier, as if its room were needed.
+
+        Returns how many left the device. Raises `BadInput` without an offload.
+        """
+        self._refuse_none()
+        if not self.spec.offload.keeps:
+            raise BadInput("offload", self.spec.offload.name, "keeps nothing; choose offload=host")
+        return sum(group.drop_known(spill=True) for group in self.groups)
 
     def _refuse_none(self) -> None:
         if not self.spec.prefix.shares:

@@ -30,28 +30,31 @@ class Shared(Alone):
         self.index = PrefixIndex(identity, group.block_size)
         self.outputs, self.reads_part, self.cost = outputs, reads_part, cost
         self.host = HostPrefixes(group.away.shelf)
+        self._last: tuple = (None, [])  # the latest lookup and what it was made from
         self._leaving: dict[BlockId, tuple[int, bytes]] = {}
         self.left: dict[int, None] = {}  # contents that were evicted, the latest last
         self.refused: dict[int, None] = {}  # contents computed behind a hole
 
     def found(self, chain):
-        return [] if chain is None else self.index.lookup(chain)
+        if chain is None:
+            return []
+        state = chain, chain.changes, self.index.changes
+        if self._last[0] != state:
+            self._last = state, self.index.lookup(chain)
+        return self._last[1]
 
     def reach(self, chain):
-        count = 0
-        for block, (name, tokens) in zip(self.found(chain), chain.items()):
-            if block is None and not self.host.has(name, tokens):
-                break
-            count += 1
-        return count
+        found, names = self.found(chain), chain.names()
+        far = (i for i, block in enumerate(found) if block is None)
+        return next((i for i in far if not self.host.has(names[i], chain.raw(i))), len(found))
 
     def reserve(self, seq, first, stop):
         """Contents that come back from the host leave it first, or making room might drop them."""
         claim = self.claims[seq]
         names, found = claim.chain.names(stop), self.found(claim.chain)
-        away = [(i, n) for i, n in enumerate(names) if found[i] is None and self.host.has(
-            n, claim.chain.raw(i))]
-        claim.coming = {i: self.host.take(name) for i, name in away}
+        away = [i for i in range(first, len(names) if len(self.host) else first)
+                if found[i] is None and self.host.has(names[i], claim.chain.raw(i))]
+        claim.coming = {i: self.host.take(names[i]) for i in away}
         super().reserve(seq, first, stop)
 
     def bring(self, seq, first, stop):
@@ -90,7 +93,7 @@ class Shared(Alone):
         prompt = 0 if chain is None else len(chain)
         claim = self.claims[seq] = Claim(chain, prompt, hit * size)
         claim.settled = hit
-        ids = self.index.lookup(chain)[:hit] if hit else []
+        ids = self.found(chain)[:hit]
         self.ledger.touch(ids[::-1])
         return ids
 
@@ -242,8 +245,10 @@ class Serving(Shared):
         """What is new is made known, what was there is touched, the deepest first."""
         claim, table = self.claims[seq], self.group.tables[seq]
         stop = min(self._shareable(claim), table.length // self.group.block_size)
+        if stop <= claim.settled:
+            return
         late = [i for i in range(claim.settled, stop) if table.ids[i] is not None]
-        claim.settled = max(claim.settled, stop)
+        claim.settled = stop
         own = self._known_again(seq, [i for i in late if self._is_own(seq, table.ids[i])])
         fresh = set(own)
         rest = [i for i in late if i in fresh or not self._is_own(seq, table.ids[i])]
@@ -265,7 +270,7 @@ class Serving(Shared):
             del claim.kept[index]
 
     def _is_own(self, seq: SeqId, block: BlockId) -> bool:
-        return self.ledger.state(block) == OPEN and block not in self.group.borrowed[seq]
+        return block not in self.group.borrowed[seq] and self.ledger.state(block) == OPEN
 
     def leave(self, seq):
         super().leave(seq)

@@ -90,6 +90,7 @@ class PagedCache(core.PagedCache, Cache):
         self.rows: list[int] = []
         self.seen = 0  # tokens a row has seen, padding included: what transformers counts
         # ids [B, T] of the forward that is about to run, and its positions if given
+        self._late: list[tuple[list[tuple[int, int]], Tensor]] = []
         self.coming: tuple[Tensor, Tensor | None] | None = None
         self.teller = None  # who rewrites the prompt before a chunk (summary=text)
 
@@ -180,6 +181,21 @@ class PagedCache(core.PagedCache, Cache):
             self.close(gone)
         self.rows = rows
 
+    # ---- which tokens they are
+
+    def tell_later(self, tokens: Tensor, positions: list[int]) -> None:
+        """Tokens [B] that the rows have just computed at `positions`, from a driver whose forward
+        the cache does not see. They are looked at when a request ends: until then nobody waits.
+        """
+        if self.spec.prefix.shares:
+            self._late.append((list(zip(self.rows, positions)), tokens.clone()))
+
+    def _catch_up(self) -> None:
+        late, self._late = self._late, []
+        tokens = torch.cat([t for _, t in late]).tolist() if late else ()
+        for (row, at), token in zip((place for places, _ in late for place in places), tokens):
+            self.tell(row, [token], at)
+
     # ---- one forward of the model
 
     def forward(self, layer: PagedLayer, query: Tensor, mask: Tensor | None, scale, window):
@@ -214,6 +230,7 @@ class PagedCache(core.PagedCache, Cache):
         Tokens at other positions than their place in the sequence make other keys: not told.
         """
         (coming, positions), self.coming = self.coming or (None, None), None
+        self._catch_up()
         if coming is None or left_pads(coming, None if mask is None else mask[:, -tokens:]) is None:
             return
         ends = None if positions is None else positions[:, -1].expand(len(counts)).tolist()

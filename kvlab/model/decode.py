@@ -89,6 +89,7 @@ class Decoder:
             return self._plain(tokens)
         cache.commit()
         cache.seen += 1
+        cache.tell_later(tokens[:, 0], positions)
         return logits
 
     @property

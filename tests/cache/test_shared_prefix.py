@@ -13,6 +13,7 @@ from kvlab.blocks import HashSharing, victims
 from kvlab.cache.share import Serving, Shared
 from kvlab.core import BadInput, OutOfBlocks
 from kvlab.model import PagedCache, prefill
+from kvlab.model.decode import generate
 from kvlab.offload import HostStore
 from kvlab.sim import Host, from_requests, simulate
 from kvlab.window import SinkWindow
@@ -20,8 +21,8 @@ from kvlab.window import SinkWindow
 SIZE = 8
 POLICIES = sorted(set(policies.names()) - {"belady", "none"})
 # New blocks are pinned until a request ends, in the simulator not at all where requests come one
-# by one; these two notice: by the order in which pins go, and by what its shadows may drop.
-PINS_MATTER = {"random", "adaptive"}
+# by one; these notice: by the order in which pins go, and by what its shadows may drop.
+PINS_MATTER = {"random", "shuffled", "adaptive"}
 
 
 @pytest.fixture
@@ -98,6 +99,17 @@ def test_generate_begins_with_what_is_known(tiny_model, architecture):
     plain = model.generate(turn, past_key_values=paged(model, prefix="none"), **options)
     assert torch.equal(model.generate(turn, past_key_values=cache, **options), plain)
     assert cache.audit()[-1]["hit_tokens"] == 64, "decoded tokens are known as well"
+
+
+def test_our_decoder_leaves_its_tokens_known(model):
+    """The captured step runs below transformers: its tokens are told when the request ends."""
+    ids, cache = torch.tensor([words(20), words(20, 1)]), paged(model)
+    out = generate(model, ids, cache, 30, driver="static")
+    assert torch.equal(out, generate(model, ids, paged(model, prefix="none"), 30, driver="static"))
+    cache.finish()
+    cache.check()
+    for row in torch.cat([ids, out], 1).tolist():
+        assert cache.length(cache.open(row)) == 48
 
 
 def test_generate_on_a_padded_batch(model):
