@@ -28,7 +28,7 @@ class PrefixHitRate:
     model, requests: a loader; a source of requests, or a list of them.
     spec: the cache; format, policy, budget and sharing of prefixes are this job's to choose.
     budgets_mib: bytes of sealed blocks; a smaller format so holds more blocks.
-    calibrate: cold prompts per length that fit the model of time; the simulated hits of each
+    calibrate: prompts per length that fit the model of time; the simulated hits of each
         request are turned into a time by it, and compared with the measured one.
     chunk_tokens: of a prompt, computed in one step.
     """
@@ -122,14 +122,16 @@ def times(live: Recording, done: list, speed: TtftModel) -> Iterator[Measurement
 def calibrated(
     loaded: LoadedModel, spec: CacheSpec, limits: Limits, repeats: int
 ) -> TtftModel:
-    """Time cold prompts of several lengths, one at a time, the first round not counted."""
+    """Time prompts of several lengths, cold and then with the first of their tokens known, one at
+    a time; the first round is not counted."""
     draw = np.random.default_rng(0)
-    empty = replace(spec, prefix="none", policy="none", budget_bytes=None)
+    roomy = replace(spec, prefix=HashSharing(), policy="none", budget_bytes=None)
     samples = []
     for repeat in range(repeats + 1):
-        prompts = [draw.integers(1, loaded.model.config.vocab_size, n) for n in LENGTHS]
-        requests = [Request(i, 0.0, p, 1) for i, p in enumerate(prompts)]
-        cache = PagedCache.for_model(loaded.model, empty)
+        cold = [draw.integers(1, loaded.model.config.vocab_size, n) for n in LENGTHS]
+        warm = [np.append(p, draw.integers(1, 8192, 1 + len(p) // 4)) for p in cold]
+        requests = [Request(i, 0.0, p, 1) for i, p in enumerate([*cold, *warm])]
+        cache = PagedCache.for_model(loaded.model, roomy)
         served = Loop(loaded, cache, limits, WallClock()).run(requests)
-        samples += [(s.prompt_tokens, 0, s.prefill_ms) for s in served if repeat]
+        samples += [(s.prompt_tokens, s.hit_tokens, s.prefill_ms) for s in served if repeat]
     return TtftModel.fit(samples)

@@ -10,14 +10,17 @@ from scipy.optimize import nnls
 
 
 class TtftModel(NamedTuple):
-    """ms = base + per_token * computed + per_pair * (pairs of a computed and a visible token).
+    """ms = base + per_token * computed + per_pair * (pairs of a computed and a visible token)
+    + per_found * found.
 
-    What a simulated hit is worth on this machine. Fitted to one request at a time.
+    What a simulated hit is worth on this machine: found tokens are not computed, but read, and
+    dequantized where the format asks for it. Fitted to one request at a time.
     """
 
     base_ms: float
     per_token_ms: float
     per_pair_ms: float
+    per_found_ms: float
 
     @classmethod
     def fit(cls, samples: Sequence[tuple[int, int, float]]) -> TtftModel:
@@ -35,6 +38,7 @@ class TtftModel(NamedTuple):
 
 
 def _terms(prompt: np.ndarray, found: np.ndarray) -> np.ndarray:
-    """[n, 3]: one, computed tokens, pairs."""
+    """[n, 4]: one, computed tokens, pairs, found tokens."""
     computed = prompt - found
-    return np.stack([np.ones_like(prompt), computed, computed * (found + computed / 2)], 1)
+    pairs = computed * (found + computed / 2)
+    return np.stack([np.ones_like(prompt), computed, pairs, found], 1)

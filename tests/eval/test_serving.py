@@ -98,9 +98,9 @@ def test_what_makes_no_sense_is_refused(folder, requests):
 
 
 def test_time_to_the_first_token_is_fitted():
-    truth = TtftModel(20.0, 0.5, 1e-4)
+    truth = TtftModel(20.0, 0.5, 1e-4, 0.01)
     samples = [(n, found, float(truth.predict([n], [found])[0]))
-               for n in (1, 50, 400, 900) for found in (0, n // 2)]  # fmt: skip
+               for n in (1, 50, 400, 900) for found in (0, n // 3, n // 2)]  # fmt: skip
     fitted = TtftModel.fit(samples)
     assert fitted == pytest.approx(truth, rel=1e-6)
     assert fitted.predict([800], [700])[0] < fitted.predict([800], [0])[0]
