@@ -64,7 +64,7 @@ def draw_window(rng, sinks: int, recent: int):
 
 
 def draw_summary(rng):
-    name = rng.choice(["none", "none", *SUMMARIES])
+    name = rng.choice(["none", "none", *(n for n, s in SUMMARIES.items() if s.makes)])
     if name == "none":
         return SUMMARIES[name]()
     return SUMMARIES[name](ratio=rng.choice((0.02, 0.1)), max_entries=rng.choice((None, 2, 30)))

@@ -114,7 +114,7 @@ def warm_up(model, spec: CacheSpec, ids, chunk: int, decode: int) -> None:
     cache = PagedCache.for_model(model, spec)
     prefill(model, ids[:, : 3 * chunk + 100], cache, chunk_tokens=chunk)
     decoder = Decoder(model, cache)
-    for at in range(min(decode, 4)):
+    for at in range(min(decode, spec.block_size + 2)):  # a block is sealed, which compiles too
         decoder.step(ids[:, at])
     cache.reset()
 

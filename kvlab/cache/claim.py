@@ -68,9 +68,10 @@ class Alone:
         claim.reserved = self.group.allocate(seq, len(missing), self.coming(seq, missing))
         claim.reserving = stop > first
 
-    def fork(self, parent: SeqId, child: SeqId) -> None:
+    def fork(self, parent: SeqId, child: SeqId, chain: Chain | None) -> None:
+        """chain: a copy of the parent's, the same for all layer groups."""
         source = self.claims[parent]
-        claim = self.claims[child] = Claim(source.chain, source.prompt, source.clean)
+        claim = self.claims[child] = Claim(chain, source.prompt, source.clean)
         claim.settled = source.settled
 
     def crop(self, seq: SeqId, length: int, exact: bool) -> None:

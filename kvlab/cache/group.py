@@ -73,13 +73,13 @@ class LayerGroup:
         if done:
             self.share.ended()
 
-    def fork(self, parent: SeqId, child: SeqId) -> None:
+    def fork(self, parent: SeqId, child: SeqId, chain: Chain | None = None) -> None:
         """`child` shares sealed blocks of `parent` and copies its open tail; or `OutOfBlocks`."""
         source = self.tables[parent]
         fill = source.length % self.block_size
         self.make_room(1 if fill else 0)  # before the blocks are pinned that could make it
         self.open(child)
-        self.share.fork(parent, child)
+        self.share.fork(parent, child, chain)
         self.away.fork(parent, child)
         self.digests.fork(parent, child)
         table = self.tables[child]
@@ -395,6 +395,8 @@ class LayerGroup:
         """Free the shared blocks that no sequence and no handle uses; `spill` them to the host."""
         used = {b for table in self.tables.values() for b in table.ids}
         idle = [b for b in sorted(self.share.known - used) if not self.ledger.meta(b).pins]
+        if not idle:
+            return 0
         spill = spill and self.share.make_host_room(len(idle))
         self.share.gone(idle)
         if spill:

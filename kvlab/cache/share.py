@@ -97,11 +97,6 @@ class Shared(Alone):
         self.ledger.touch(ids[::-1])
         return ids
 
-    def fork(self, parent, child):
-        super().fork(parent, child)
-        claim = self.claims[child]
-        claim.chain = claim.chain and claim.chain.copy()
-
     def crop(self, seq, length, exact):
         claim, size = self.claims[seq], self.group.block_size
         if claim.chain is not None:
