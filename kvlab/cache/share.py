@@ -197,7 +197,7 @@ class Shared(Alone):
 
     @property
     def waiting(self):
-        return self.host.keys
+        return self.host.keys + [k for c in self.claims.values() for k in c.coming.values()]
 
     def forget_host(self):
         self.host.clear()
