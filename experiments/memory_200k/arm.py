@@ -38,13 +38,22 @@ def make_spec(axes: dict) -> CacheSpec:
 
 
 class Peak:
-    """The largest of what a cache held after each chunk."""
+    """The largest of what a cache held after each chunk, and a line of the curve for each."""
 
-    def __init__(self, cache: PagedCache):
+    def __init__(self, cache: PagedCache, arm: dict):
         self.cache, self.allocated, self.workspace = cache, 0, 0
+        self.started = time.perf_counter()
+        self.curve = Path(arm["out"]).with_suffix(".curve.jsonl")
+        self.told = {"variant": arm["name"], "tokens": arm["tokens"]}
 
     def __call__(self, done: int, total: int) -> None:
         stats = self.cache.stats()
+        peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+        line = self.told | {"done": done, "seconds": time.perf_counter() - self.started,
+                            "cache_allocated_bytes": stats.allocated_bytes,
+                            "cache_host_bytes": stats.host_bytes, "peak_device_bytes": peak}
+        with self.curve.open("a") as file:
+            file.write(json.dumps(line) + "\n")
         self.allocated = max(self.allocated, stats.allocated_bytes)
         self.workspace = max(self.workspace, stats.workspace_bytes)
 
@@ -105,7 +114,7 @@ def warm_up(model, spec: CacheSpec, ids, chunk: int, decode: int) -> None:
     cache = PagedCache.for_model(model, spec)
     prefill(model, ids[:, : 3 * chunk + 100], cache, chunk_tokens=chunk)
     decoder = Decoder(model, cache)
-    for at in range(min(decode, 4)):
+    for at in range(min(decode, spec.block_size + 2)):  # a block is sealed, which compiles too
         decoder.step(ids[:, at])
     cache.reset()
 
@@ -137,7 +146,7 @@ def measure(arm: dict):
         if spec.offload.keeps:
             took = seconds(lambda: [g.away.shelf.reserve(arm["tokens"]) for g in cache.groups])
             yield [Measurement("host_reserve_seconds", took, "s", "lower")]
-        peak = Peak(cache)
+        peak = Peak(cache, arm)
         done = prefill(model, ids, cache, chunk_tokens=chunk, progress=peak)
         yield [Measurement("prefill_seconds", done.seconds, "s", "lower", count=arm["tokens"]),
                Measurement("prefill_tokens_per_second", arm["tokens"] / done.seconds, "tokens/s",

@@ -26,7 +26,8 @@ def variants(names: list[str], offload: str) -> list[Variant]:
     return [
         Variant(name, {"format": name, "offload": offload},
                 CacheSpec(format=name, block_size=FORMATS[name], prefix="hash", offload=offload,
-                          policy="lru", budget_blocks=4000))
+                          policy="lru", budget_blocks=4000,
+                          workspace_tokens=65_536))
         for name in names
     ]
 

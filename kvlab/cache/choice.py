@@ -91,6 +91,8 @@ class Choice(NoChoice):
     ) -> None:
         """Add the attention of q [Hq, 1, D] over the chosen sealed blocks to `total`."""
         places = self.away.places(e.seq, table, e.past // self.block_size)
+        if all(place == HOLE for place in places):
+            return  # a short window or a small budget kept no sealed block
         index = self.chosen(layer, e, places, q)
         wanted, at = index.unique(return_inverse=True)
         contents = self._read(layer, [places[i] for i in wanted.tolist()])

@@ -145,6 +145,11 @@ class PagedCache(Prefixes):
             for number, group in enumerate(self.groups):
                 group.prepare([extents[number] for extents in step])
 
+    @property
+    def capturable(self) -> bool:
+        """Whether decode steps may be captured: entries are new tensors after each eviction."""
+        return not self.spec.summary.makes
+
     def can_decode(self, counts: list[int]) -> bool:
         """Whether a step of these counts may run through the decode kernel."""
         fused = self.groups[0].pool.fused is not None

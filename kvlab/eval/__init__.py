@@ -8,11 +8,13 @@ from kvlab.eval.parity import Parity
 from kvlab.eval.prefill_speed import PrefillSpeed
 from kvlab.eval.prefix_ttft import PrefixTTFT
 from kvlab.eval.recall import Recall
+from kvlab.eval.roofline import KernelRoofline
 from kvlab.eval.serving import PrefixHitRate
 from kvlab.eval.speed import DecodeSpeed
 from kvlab.eval.study import Study
+from kvlab.eval.tuning import Tune
 
 __all__ = [
-    "Cost", "DecodeSpeed", "Evaluate", "Load", "Paired", "Pareto", "Parity", "PrefillSpeed",
-    "PrefixHitRate", "PrefixTTFT", "Recall", "Study",
+    "Cost", "DecodeSpeed", "Evaluate", "KernelRoofline", "Load", "Paired", "Pareto", "Parity",
+    "PrefillSpeed", "PrefixHitRate", "PrefixTTFT", "Recall", "Study", "Tune",
 ]  # fmt: skip

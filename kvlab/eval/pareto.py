@@ -159,11 +159,13 @@ def composition(chosen: dict) -> tuple[str, dict, CacheSpec]:
     given = {"policy": "none", "sinks": 4, "recent": 0, "summary": "none", "retrieval": "none"}
     given |= chosen
     evicts = given["policy"] != "none"
+    if not evicts and not given["recent"]:  # nothing leaves that could be summarized
+        given["summary"] = "none"
     window = NoWindow()
     if given["recent"]:
         window = SinkWindow(given["sinks"], given["recent"], middle=evicts)
-    axes = {k: given[k] for k in ("format", "block_size", "policy", "summary", "retrieval")
-            if k in given}  # fmt: skip
+    named = ("format", "block_size", "policy", "summary", "retrieval")
+    axes = {key: given[key] for key in named if key in given}
     settings = {k: v for k, v in axes.items() if v != "none"}
     if evicts:
         axes["budget_percent"] = settings["cache.budget_percent"] = given["budget_percent"]

@@ -36,24 +36,35 @@ class Parity:
         but the requests. Null: all that need no attention.
     text_policies: judged on one text of `text_tokens` in a cache of `text_blocks`, whose attention
         they hear; only the recorded events can be replayed. Null: all but belady.
-    batch: sequences at a time in a third run, with preemption, again replayed from its events; 0
-        leaves it out.
+    batch: sequences at a time in a third run, with preemption and `batch_output_tokens` for each
+        request, replayed from its events, for `batch_policies` (null: as `policies`).
     """
 
     def __init__(
         self, model, requests, data, spec: CacheSpec, policies: Sequence[str] | None = None,
         text_policies: Sequence[str] | None = None, text_tokens: int = 24576,
-        text_blocks: int = 64, chunk_tokens: int = 128, batch: int = 4, device: str = "auto",
+        text_blocks: int = 64, chunk_tokens: int = 128, batch: int = 4,
+        batch_policies: Sequence[str] | None = None, batch_output_tokens: int = 8,
+        device: str = "auto",
     ):
         everything = [n for n in names() if n != "none"]
-        self.policies = chosen("policies", policies, [n for n in everything if n not in ATTENTIVE])
+        served = [n for n in everything if n not in ATTENTIVE]
+        self.policies = chosen("policies", policies, served)
+        self.batch_policies = chosen(
+            "batch_policies", policies if batch_policies is None else batch_policies, served
+        )
         self.text_policies = chosen(
             "text_policies", text_policies, [n for n in everything if n != "belady"]
         )
         if spec.budget_blocks is None:
             raise BadInput("cache.budget_blocks", None, "parity needs a budget that is too small")
+        if self.text_policies and text_blocks * spec.block_size < 2 * chunk_tokens:
+            least = -(-2 * chunk_tokens // spec.block_size)
+            raise BadInput("job.text_blocks", text_blocks,
+                           f"must hold two chunks of {chunk_tokens} tokens: at least {least}")
         self.model, self.requests, self.data, self.spec = model, requests, data, spec
         self.text_tokens, self.text_blocks, self.batch = text_tokens, text_blocks, batch
+        self.batch_output_tokens = batch_output_tokens
         self.chunk_tokens, self.device = chunk_tokens, device
 
     def run(self, folder, variants: Sequence = ()) -> None:
@@ -62,11 +73,12 @@ class Parity:
             raise BadInput("variants", len(variants), "parity takes its policies from job.policies")
         loaded = self.model.load(prepare_device(self.device))
         requests = self.requests.make(loaded.tokenizer, loaded.model.config.vocab_size)
-        crowd = [r._replace(arrival_ms=0.0) for r in requests]
+        more = self.batch_output_tokens
+        crowd = [r._replace(arrival_ms=0.0, output_tokens=more) for r in requests]
         serving = replace(self.spec, prefix=prompts_only(), policy="lru")
         for scene, policies, run in (
             ("requests", self.policies, lambda p: record(loaded, serving, requests, p)),
-            ("batch", self.policies if self.batch else [], lambda p: record(
+            ("batch", self.batch_policies, lambda p: record(
                 loaded, serving, crowd, p, Limits(running=self.batch, reserve=False))),
             ("text", self.text_policies, self._reader(loaded)),
         ):  # fmt: skip

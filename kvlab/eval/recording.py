@@ -48,6 +48,10 @@ class Recording(NamedTuple):
         """Blocks of each request that were found, int64 [R]; they lead its prompt."""
         return np.array([sum(map(s.codes.count, HITS)) for s in self.served], dtype=np.int64)
 
+    def coming(self) -> list[list[int]]:
+        """Contents of the requests that fit, in order: the future that Belady is told."""
+        return servable(self.requests, self.names, self.block_size, self.capacity)
+
     def contents(self) -> list[int]:
         """Contents of all victims, in order."""
         return contents(self.events)
@@ -80,8 +84,10 @@ def record(
     limits: Limits | None = None, clock=None,
 ) -> Recording:
     """Serve `requests` live, one at a time unless `limits` say more, and keep all events."""
-    names = [chained_hashes(identity(loaded, spec), spec.block_size, r.prompt) for r in requests]
-    cache = PagedCache.for_model(loaded.model, with_policy(spec, policy, names))
+    empty = PagedCache.for_model(loaded.model, spec)
+    names = [chained_hashes(empty.identity, spec.block_size, r.prompt) for r in requests]
+    coming = servable(requests, names, spec.block_size, empty.groups[0].ledger.capacity)
+    cache = PagedCache.for_model(loaded.model, replace(spec, policy=fresh(policy, coming)))
     ledger, events = cache.groups[0].ledger, []
     ledger.events = events.append
     clock = clock or StepClock()
@@ -91,14 +97,10 @@ def record(
                      spec.block_size, cache.shape)  # fmt: skip
 
 
-def identity(loaded: LoadedModel, spec: CacheSpec) -> str:
-    """What the cache's chains of hashes start from."""
-    return PagedCache.for_model(loaded.model, spec).identity
-
-
-def with_policy(spec: CacheSpec, policy: str, names: list[list[int]]) -> CacheSpec:
-    """The same cache with another policy; Belady is told what is coming."""
-    return replace(spec, policy=fresh(policy, names))
+def servable(requests: list[Request], names: list, size: int, capacity: int) -> list[list[int]]:
+    """Of `names`, those of requests that fit into the cache: only they are ever served."""
+    tokens = (len(r.prompt) + r.output_tokens - 1 for r in requests)
+    return [chain for chain, count in zip(names, tokens) if -(-count // size) <= capacity]
 
 
 def fresh(policy: str, names: list[list[int]]) -> EvictionPolicy:
@@ -107,7 +109,7 @@ def fresh(policy: str, names: list[list[int]]) -> EvictionPolicy:
 
 def replayed(recording: Recording, policy: str) -> Decision | None:
     """Repeat the recording on a fresh ledger under `policy`; the first eviction that differs."""
-    ledger = BlockLedger(recording.capacity, fresh(policy, recording.names))
+    ledger = BlockLedger(recording.capacity, fresh(policy, recording.coming()))
     found = replay(recording.events, ledger)
     if found is None:
         return None
@@ -128,9 +130,12 @@ class Simulated(NamedTuple):
 def simulated(recording: Recording) -> Simulated:
     """Simulate the requests, knowing nothing of the live run but its capacity."""
     trace = as_trace(recording.requests, recording.names, recording.block_size)
+    dense: dict[int, int] = {}
+    for name in (n for chain in recording.names for n in chain):
+        dense.setdefault(name, len(dense))
     policy: str | EvictionPolicy = recording.policy
     if policy == "belady":
-        policy = Belady(trace.requests(), by_request=True)
+        policy = Belady([[dense[n] for n in c] for c in recording.coming()], by_request=True)
     events, hits = [], []
 
     def note(piece: Trace, outcome) -> None:
@@ -140,9 +145,6 @@ def simulated(recording: Recording) -> Simulated:
         trace, policy, recording.capacity, service=AT_ONCE, shape=recording.shape,
         events=events.append, outcomes=note, window_seconds=None,
     )
-    dense: dict[int, int] = {}
-    for name in (n for chain in recording.names for n in chain):
-        dense.setdefault(name, len(dense))
     names = list(dense)
     return Simulated(
         result, np.concatenate(hits).astype(np.int64), [names[i] for i in contents(events)]
@@ -160,7 +162,7 @@ def record_text(
 ) -> Recording:
     """Read one text, `ids` [T], through a cache too small for it; the policy hears its attention.
     """
-    cache = PagedCache.for_model(loaded.model, with_policy(spec, policy, []))
+    cache = PagedCache.for_model(loaded.model, replace(spec, policy=fresh(policy, [])))
     ledger, events = cache.groups[0].ledger, []
     if ledger.capacity is None:
         raise BadInput("cache.budget_blocks", None, "a text needs a budget that it does not fit in")

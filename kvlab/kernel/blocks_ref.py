@@ -46,8 +46,9 @@ def seal_open(open, sealed, format, rows: Tensor, blocks: Tensor, layers: int) -
 def paged_decode(
     q: Tensor, sealed, format, table: Tensor, n_blocks: Tensor, open, open_slot: Tensor,
     open_len: Tensor, *, scale: float, mass: Tensor | None = None, setting=None,
+    after_append: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """As `decode_triton.paged_decode`, in fp32; `setting` has no meaning here."""
+    """As `decode_triton.paged_decode`, in fp32; its launch options have no meaning here."""
     rows, heads, _ = q.shape
     kv_heads, slots, _ = open.planes["k_data"].shape
     group = heads // kv_heads

@@ -55,10 +55,14 @@ def columns(x, KIND: tl.constexpr, DT: tl.constexpr, ND: tl.constexpr):
     """[M, GP] within reach -> [M, GP * ND] digits in the type the matrix unit multiplies.
 
     The new dim comes by `reshape`: then a thread's neighbouring elements stay neighbours along M,
-    the summed dim, and go to shared memory and back as words instead of bytes.
+    the summed dim, and go to shared memory and back as words instead of bytes. From 16 columns on
+    Hopper's group-wide products take them; Triton cannot compile those with it.
     """
-    j = tl.arange(0, ND)[None, None, :]
-    y = digits(tl.reshape(x, [x.shape[0], x.shape[1], 1]), j, KIND, DT)
+    if x.shape[1] * ND < 16:
+        x = tl.reshape(x, [x.shape[0], x.shape[1], 1])
+    else:
+        x = x[:, :, None]
+    y = digits(x, tl.arange(0, ND)[None, None, :], KIND, DT)
     y = tl.broadcast_to(y, [x.shape[0], x.shape[1], ND])
     return tl.reshape(y, [x.shape[0], x.shape[1] * ND])
 

@@ -132,7 +132,7 @@ def decode_split_kernel(
     """See `decode_triton.paged_decode`. kd .. vz, ok, ov: byte offsets of this layer's planes in a
     slab (data, high bits, scale, zero of keys and values; open keys and values).
     """
-    if F.chained:
+    if F.chained and not F.after_append:
         gdc_wait()
     PARTS: tl.constexpr = V.parts
     h, sp, b = tl.program_id(0) % F.H, tl.program_id(1), tl.program_id(0) // F.H
@@ -147,9 +147,6 @@ def decode_split_kernel(
     plain = tl.arange(0, TILE)
     order = token_order(plain, SHUFFLE, F)
     query = q_ptr + (b * F.H + h) * F.G * F.D
-    q = load_query(query, K.parts, F)
-    if not K.channel:
-        digits, unit = query_operands(q, q, q, scale, False, K)
     m = tl.full([GP], -1e30, tl.float32)
     lsum = tl.zeros([TILE, GP], tl.float32)
     zsum = tl.zeros([TILE, GP], tl.float32)
@@ -175,6 +172,11 @@ def decode_split_kernel(
     block = tl.load(row + place(lo + 1, order, blocks, F)[0]) * live
     slab, slot = tl.load(base + block // F.P), (block % F.P).to(tl.int64)
     ahead = tl.load(row + place(lo + 2, order, blocks, F)[0]) * live
+    if F.chained and F.after_append:  # what is above was there before the kernel that appends
+        gdc_wait()
+    q = load_query(query, K.parts, F)
+    if not K.channel:
+        digits, unit = query_operands(q, q, q, scale, False, K)
     for i in range(lo, hi):
         next_k = side_scales(slab, slot, h, ks, kz, i + 1, blocks, 1, SHUFFLE, F, K)
         next_v = side_scales(slab, slot, h, vs, vz, i + 1, blocks, 1, SHUFFLE, F, V)

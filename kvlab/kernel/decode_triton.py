@@ -107,14 +107,18 @@ def _buffer(name: str, size: int, device) -> Tensor:
 _kept: list = []
 
 
-def _setting(format: KVFormat, k: Side, v: Side, slots: int, frame_key: str, device: str):
+def setting_key(format: KVFormat, slots: int, dim: int, group: int) -> str:
+    """Name of a kernel and shape in the table of measured settings."""
+    return f"decode {format.identity} S{slots} D{dim} G{group}"
+
+
+def _setting(format: KVFormat, k: Side, v: Side, slots: int, key: str, device: str):
     """Launch settings: stored for this device and shape, or the defaults of the wider side."""
     bits = max(16 if c.kind == 0 else 8 if c.kind == 1 else c.bits for c in (k, v))
     fp8 = 1 in (k.kind, v.kind)
-    low = min(c.bits for c in (k, v)) in (2, 3)
-    kind = "dense" if bits == 16 else "low" if low else "fp8" if fp8 else f"int{bits}"
+    kind = "dense" if bits == 16 else "fp8" if fp8 else "low" if bits < 4 else f"int{bits}"
     span = slots if k.channel or v.channel or slots == 64 else 256
-    return tune.choose(device, f"decode {format.identity} {frame_key}", kind, max(slots, span))
+    return tune.choose(device, key, kind, max(slots, span))
 
 
 def _check(
@@ -138,6 +142,7 @@ def _check(
 def paged_decode(
     q: Tensor, sealed, format: KVFormat, table: Tensor, n_blocks: Tensor, open, open_slot: Tensor,
     open_len: Tensor, *, scale: float, mass: Tensor | None = None, setting=None,
+    after_append: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Attention of one query token per row over its sealed blocks and its open tail.
 
@@ -147,6 +152,8 @@ def paged_decode(
     (retrieval); open_slot, open_len: int32 [B], the row of the open store and its number of tokens
     (0: none). scale: of the logits. mass: fp32 [B, Hq, max_blocks], receives each sealed block's
     share of attention. setting: launch settings, see `tune`.
+    after_append: the kernel launched before this one is `append`, and table, n_blocks and sealed
+    blocks were written before it; then they are looked up while it still runs.
 
     Returns out [B, Hq, D] in q's dtype and lse fp32 [B, Hq] (natural log; -inf for an empty row).
     Nothing depends on a length on the host, so the call can be captured in a graph (after one call
@@ -160,7 +167,7 @@ def paged_decode(
     k, v = sides(format, sealed.planes, slots, dim)
     gpu = tune.device_facts(q.device)
     wanted, warps, stages, fill, *cap = setting or _setting(
-        format, k, v, slots, f"S{slots} D{dim} G{group}", gpu.name
+        format, k, v, slots, setting_key(format, slots, dim, group), gpu.name
     )
     tile, per_block, multi = _tile(k, v, slots, wanted)
     splits = min(_splits(rows, kv_heads, gpu.processors * fill), max(1, -(-width * slots // tile)))
@@ -168,7 +175,7 @@ def paged_decode(
         H=kv_heads, G=group, GP=next_power(group), D=dim, S=slots, P=sealed.slab_blocks,
         open_P=open.slab_blocks, warps=warps, tile=tile, per_block=per_block, multi=multi,
         digits=2, mass=mass is not None, per_head=table.ndim == 3,
-        chained=gpu.chained, open_dtype=TYPES[tail.dtype],
+        chained=gpu.chained, after_append=after_append, open_dtype=TYPES[tail.dtype],
     )
     chain = {"launch_pdl": True} if gpu.chained else {}
     part_out = _buffer("out", rows * heads * splits * dim, q.device)

@@ -12,11 +12,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents
 
 from kvlab.format import KVFormat
 from kvlab.kernel.codes_triton import DENSE, INT, narrow, tile_pointer, typed
 from kvlab.kernel.quantize_ref import FP8_MAX, FP16_MAX, ROUND_UP, SCALE_FLOOR
 from kvlab.kernel.sides import TYPES, next_power, offsets, sides
+from kvlab.kernel.tune import device_facts
 
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds a small number to nearest even
 UP, FLOOR, TOP = tl.constexpr(ROUND_UP), tl.constexpr(SCALE_FLOOR), tl.constexpr(FP8_MAX)
@@ -154,9 +156,14 @@ def seal_open_kernel(
 @triton.jit
 def append_kernel(
     k, v, base, slots, lens, ok, ov, P: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
-    DP: tl.constexpr, S: tl.constexpr,
+    DP: tl.constexpr, S: tl.constexpr, CHAINED: tl.constexpr,
 ):
-    """Program (row, head): one token's key and value into the row's open block."""
+    """Program (row, head): one token's key and value into the row's open block.
+
+    CHAINED: the next kernel may start now; it waits by itself for what this one writes.
+    """
+    if CHAINED:
+        gdc_launch_dependents()
     b, h, d = tl.program_id(0), tl.program_id(1), tl.arange(0, DP)
     slot, n = tl.load(slots + b), tl.load(lens + b)
     if (n >= 0) & (n < S):
@@ -213,5 +220,6 @@ def append(k: Tensor, v: Tensor, open, open_slot: Tensor, open_len: Tensor) -> N
     append_kernel[(rows, heads)](
         k, v, open.base, open_slot, open_len, plane.offset_bytes,
         open.planes["v_data"].offset_bytes, P=open.slab_blocks, H=heads, D=dim,
-        DP=next_power(dim), S=plane.shape[1], num_warps=1,
+        DP=next_power(dim), S=plane.shape[1], CHAINED=device_facts(k.device).chained,
+        num_warps=1,
     )

@@ -56,7 +56,8 @@ class Frame(NamedTuple):
     digits: int
     mass: bool
     per_head: bool  # each key/value head has a table of its own
-    chained: bool  # the merging kernel may be launched while this one ends
+    chained: bool  # kernels may be launched while the ones before them end
+    after_append: bool  # the one before this wrote neither tables nor sealed blocks
     open_dtype: tl.dtype
 
 

@@ -16,15 +16,16 @@ from typing import NamedTuple
 import torch
 
 # Without a measured setting: (kind, tokens that share a tile) -> tile tokens, warps, stages,
-# programs per multiprocessor. Measured on an H200 (experiments/kernel_roofline). A tile that must
-# stay within a small block is worked by few warps and many programs.
-Setting = tuple[int, int, int, int]
+# programs per multiprocessor, and a limit of registers where the compiler's own choice lets fewer
+# programs in. Measured on an H200 (reports/kernel_roofline). All programs must fit at once: a few
+# that wait for a second round cost a quarter. One or two warps leave hardly a barrier.
+Setting = tuple[int, ...]
 DEFAULTS: dict[str, dict[int, Setting]] = {
-    "dense": {256: (64, 4, 3, 3)},
-    "fp8": {32: (32, 1, 3, 12), 64: (64, 2, 3, 6), 256: (128, 4, 3, 3)},
-    "int8": {32: (32, 1, 3, 12), 64: (64, 2, 3, 4), 256: (128, 4, 3, 3)},
-    "int4": {32: (32, 1, 3, 12), 64: (64, 2, 3, 6), 256: (128, 4, 3, 4)},
-    "low": {32: (32, 1, 3, 12), 64: (64, 2, 3, 4), 256: (128, 4, 3, 3)},
+    "dense": {256: (64, 4, 2, 4)},
+    "fp8": {32: (32, 1, 2, 12), 64: (64, 2, 2, 8), 256: (128, 2, 2, 6, 168)},
+    "int8": {32: (32, 1, 2, 12), 64: (64, 2, 2, 8), 256: (128, 2, 2, 6, 168)},
+    "int4": {32: (32, 1, 2, 12, 168), 64: (64, 1, 2, 12, 168), 256: (128, 1, 2, 8)},
+    "low": {32: (32, 1, 2, 12, 168), 64: (64, 2, 2, 8), 256: (128, 2, 2, 6, 168)},
 }
 
 
@@ -59,7 +60,8 @@ def choose(device: str, key: str, kind: str, span: int) -> tuple[int, ...]:
     """Settings for a kernel on a device.
 
     key: names format and shape in the stored table; kind: dense, fp8, int8, int4 or low (fewer
-    bits); span: tokens that may share a tile, the block size where scales belong to one block.
+    bits on both sides); span: tokens that may share a tile, the block size where scales belong to
+    one block.
     """
     stored = _stored().get(device, {}).get(key)
     if stored:

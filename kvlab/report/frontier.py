@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from kvlab.report import canvas
 from kvlab.report.entries import Entry
@@ -80,17 +81,22 @@ def frontier_figures(everything: list[Entry]) -> list[tuple[str, str, str, Calla
     def draw() -> Figure:
         made, (axes,) = canvas.figure(width=8.6, height=5.2)
         x, y, speed = (np.array([e.value(n) for e in found]) for n in SHOWN)
-        mib = x / 2**20
+        full = next((e.baseline.value(BYTES) for e in found if e.baseline), None)
+        unit = full / 100 if full else 2**20
         inside = {id(e) for e in kept}
-        drawn = axes.scatter(mib, y, c=speed, cmap="viridis", s=26, zorder=3)
+        drawn = axes.scatter(x / unit, y, c=speed, cmap="viridis", s=26, zorder=3)
         edge = [i for i, e in enumerate(found) if id(e) in inside]
-        axes.scatter(mib[edge], y[edge], s=90, facecolors="none", edgecolors="#D55E00", zorder=4)
+        axes.scatter(x[edge] / unit, y[edge], s=90, facecolors="none", edgecolors="#D55E00",
+                     zorder=4)
         for number, entry in list(enumerate(kept, 1))[:LABELS]:
-            place = (entry.value(BYTES) / 2**20, entry.value("kl_mean_nats"))
+            place = (entry.value(BYTES) / unit, entry.value("kl_mean_nats"))
             axes.annotate(str(number), place, xytext=(5, 5), textcoords="offset points", fontsize=8)
-        axes.set_xlabel("bytes of blocks in use, MiB")
+        axes.set_xlabel(f"bytes of blocks in use, {'% of the full cache' if full else 'MiB'}")
         axes.set_ylabel("KL mean, nats ↓")
-        canvas.rescale(axes, "x", mib)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         canvas.rescale(axes, "y", y)
         made.colorbar(drawn, ax=axes, label="decode, tokens/s ↑")
         return made

@@ -45,6 +45,9 @@ def test_points_leave_out_what_has_no_effect():
     assert name == "int4 lru 50% window 4+32 b16" and spec.window.middle
     assert settings["cache.budget_percent"] == 50 and spec.policy().name == "lru"
     assert not composition(plain | {"recent": 32})[2].window.middle
+    name, settings, spec = composition(plain | {"summary": "merged"})
+    assert name == "int4 b16" and not spec.summary.makes
+    assert composition(plain | {"summary": "merged", "recent": 32})[2].summary.makes
 
 
 def test_formats_alone_come_first_and_a_killed_search_goes_on(tmp_path):
