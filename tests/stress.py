@@ -26,8 +26,8 @@ from kvlab import policy as policies
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, KvlabError, OutOfBlocks
 from kvlab.model import PagedCache
-from kvlab.model.adapter import model_geometry
 from kvlab.model.prefill import forward_chunk
+from kvlab.model.shape import model_geometry
 from kvlab.offload import HostStore, NoOffload, OutOfHost
 from kvlab.retrieval import RETRIEVALS
 from kvlab.summary import SUMMARIES
