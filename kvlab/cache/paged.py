@@ -103,10 +103,12 @@ class PagedCache(Prefixes):
         return child
 
     def truncate(self, seq: SeqId, length: int) -> None:
-        """Forget the tokens of `seq` from `length` on."""
+        """Forget the tokens of `seq` from `length` on; all layers do, or an error says why not."""
         if not 0 <= length <= self._tokens[seq]:
             raise KvlabError(f"cannot crop {self._tokens[seq]} tokens to {length}")
         self._catch_up()
+        for group in self.groups:
+            group.prepare_crop(seq, length)
         for group in self.groups:
             group.crop(seq, length)
         self._tokens[seq] = length
