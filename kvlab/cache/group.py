@@ -1,4 +1,4 @@
-"""A layer group's steps: begin, attend layer by layer, commit or abort."""
+"""A layer group: the layers that share block ids, one step at a time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import SEALED
-from kvlab.cache.sequences import Sequences
+from kvlab.cache.holding import Holding
 from kvlab.cache.step import Extent
 from kvlab.cache.sum import Sum
 from kvlab.cache.tables import DecodeTables, room_for
@@ -14,8 +14,8 @@ from kvlab.core import SeqId
 from kvlab.kernel import attend_sdpa
 
 
-class LayerGroup(Sequences):
-    """The layers that share block ids: what one step does to their sequences."""
+class LayerGroup(Holding):
+    """What a step does in the layers that evict together."""
 
     def needs(self, seq: SeqId, count: int) -> list[int]:
         """Logical blocks to be allocated for `count` more tokens of `seq`."""
@@ -70,8 +70,6 @@ class LayerGroup(Sequences):
         """What `prepare` overwrites for the kernels; a captured step ends with any of them."""
         return [self.decoding, self.away.decoding, self.choice.candidates]
 
-    # ---- layer by layer
-
     def attend(
         self, layer: int, e: Extent, q: Tensor, k: Tensor, v: Tensor, scale: float,
         window: int | None,
@@ -125,26 +123,6 @@ class LayerGroup(Sequences):
         self.watch.decoded(t, mass)
         return out
 
-    def store(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> None:
-        """Keep the keys and values [T, H, D] of a chunk without attending."""
-        if e.sealing and not e.single:
-            tail = self.pool.read_open(layer, e.tail, e.fill) if e.fill else ()
-            self._seal(layer, e, *(map(torch.cat, zip(tail, (k, v))) if e.fill else (k, v)))
-        else:
-            self.pool.write(layer, e.writing if e.single else e.rest, e.fill, k, v)
-
-    def _seal(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> None:
-        """Seal what a chunk fills and keep the rest; k, v [n, H, D]: open tail and new tokens."""
-        cut = len(e.sealing) * self.block_size
-        self.digests.seal(layer, e, k[:cut])
-        if e.stored:
-            new = e.without_adopted(k[:cut], v[:cut])
-            self.pool.seal(layer, e.stored, *new, e.sealing_ids)
-        if e.rest is not None:
-            self.pool.write(layer, e.rest, 0, k[cut:], v[cut:])
-
-    # ---- the end of a step
-
     def commit(self, e: Extent) -> None:
         """Make the step's blocks part of the sequence."""
         table = self.tables[e.seq]
@@ -176,3 +154,21 @@ class LayerGroup(Sequences):
         self.share.give_back(e.seq, own)
         if e.tail is not None and e.sealing:
             self.pool.sealed.drop([e.tail])
+
+    def store(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> None:
+        """Keep the keys and values [T, H, D] of a chunk without attending."""
+        if e.sealing and not e.single:
+            tail = self.pool.read_open(layer, e.tail, e.fill) if e.fill else ()
+            self._seal(layer, e, *(map(torch.cat, zip(tail, (k, v))) if e.fill else (k, v)))
+        else:
+            self.pool.write(layer, e.writing if e.single else e.rest, e.fill, k, v)
+
+    def _seal(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> None:
+        """Seal what a chunk fills and keep the rest; k, v [n, H, D]: open tail and new tokens."""
+        cut = len(e.sealing) * self.block_size
+        self.digests.seal(layer, e, k[:cut])
+        if e.stored:
+            new = e.without_adopted(k[:cut], v[:cut])
+            self.pool.seal(layer, e.stored, *new, e.sealing_ids)
+        if e.rest is not None:
+            self.pool.write(layer, e.rest, 0, k[cut:], v[cut:])

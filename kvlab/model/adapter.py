@@ -19,6 +19,7 @@ from kvlab.core import BadInput, KvlabError
 from kvlab.model.dense import dense_attention, padding_mask
 from kvlab.model.identity import model_identity
 from kvlab.model.shape import model_geometry, rotary_frequencies
+from kvlab.model.tokens import left_pads, watch_tokens
 
 ATTENTION = "kvlab_paged"
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -238,40 +239,6 @@ class PagedCache(core.PagedCache, Cache):
                 self.tell(row, ids[tokens - counts[i] :])
 
 
-def left_pads(ids: Tensor, mask: Tensor | None) -> list[int] | None:
-    """Columns of padding before each row of `ids` [B, T]; None where padding is elsewhere too."""
-    if mask is None:
-        return [0] * len(ids)
-    if mask.shape != ids.shape or bool((mask[:, 1:] < mask[:, :-1]).any()):
-        return None
-    return (mask.shape[1] - mask.sum(1)).tolist()
-
-
-def watch_tokens(model) -> None:
-    """Let caches of `model` see the token ids of each forward: attention sees only their states."""
-    if _watching not in model._forward_pre_hooks.values():
-        model.register_forward_pre_hook(_watching, with_kwargs=True)
-
-
-def _watching(model, args, kwargs):
-    """Note the ids; at the first forward of a request, leave out what the cache knows already.
-
-    Only where the caller wants the last logits alone, as `generate()` does: otherwise he would
-    get fewer than he gave tokens.
-    """
-    cache = kwargs.get("past_key_values")
-    ids = kwargs.get("input_ids", args[0] if args else None)
-    if not isinstance(cache, PagedCache) or not cache.spec.prefix.shares or ids is None:
-        return None
-    cache.coming = ids, kwargs.get("position_ids")
-    if cache.rows or args or kwargs.get("logits_to_keep") != 1 or ids.shape[1] < 2:
-        return None
-    mask = kwargs.get("attention_mask")
-    skip = cache.start(ids, mask if mask is None or mask.dim() == 2 else None)
-    cut = {name: kwargs[name][:, skip:] for name in ("input_ids", "position_ids")
-           if kwargs.get(name) is not None}
-    cache.coming = cut["input_ids"], cut.get("position_ids")
-    return args, kwargs | cut
 
 
 def paged_attention(

@@ -1,4 +1,4 @@
-"""Which blocks the sequences of a layer group hold: their life, room for more, what leaves."""
+"""Which blocks the sequences of a layer group hold: how they come, shrink, are shared and go."""
 
 from __future__ import annotations
 
@@ -20,11 +20,8 @@ from kvlab.offload import OutOfHost
 from kvlab.pool import BlockPool
 
 
-class Sequences:
-    """Ledger (which block), pool (its bytes) and block tables of the layers that evict together.
-
-    Between steps only; `LayerGroup` adds the steps.
-    """
+class Holding:
+    """Ledger (which block), pool (its bytes) and block tables of the layers that evict together."""
 
     def __init__(
         self, ledger: BlockLedger, pool: BlockPool, spec, inv_freq: Tensor | None = None
@@ -134,34 +131,6 @@ class Sequences:
         if fill and not was_open:
             self._reopen(seq, whole, cut, fill)
 
-    def swap(self, seq: SeqId, index: int, known: BlockId) -> None:
-        """Read a content from the block that held it first, and give the sequence's own back."""
-        table, claim = self.tables[seq], self.share.claims[seq]
-        own, table.ids[index] = table.ids[index], known
-        table.changes += 1
-        if self.share.hold:
-            if claim.kept.get(index) == known:
-                del claim.kept[index]
-            else:
-                self.ledger.pin([known])
-            self.borrowed[seq].add(known)
-        self.ledger.free([own])
-        self._drop([own])
-
-    def drop_known(self, spill: bool = False) -> int:
-        """Free the shared blocks that no sequence and no handle uses; `spill` them to the host."""
-        used = {b for table in self.tables.values() for b in table.ids}
-        idle = [b for b in sorted(self.share.known - used) if not self.ledger.meta(b).pins]
-        if not idle:
-            return 0
-        spill = spill and self.share.make_host_room(len(idle))
-        self.share.gone(idle)
-        if spill:
-            self.away.leave(idle, {}, self.share.spilled)
-        self.ledger.free(idle)
-        self._drop(idle)
-        return len(idle)
-
     # ---- counts
 
     @property
@@ -211,6 +180,34 @@ class Sequences:
         self._drop(victims)
         self.evictions += count
 
+    def drop_known(self, spill: bool = False) -> int:
+        """Free the shared blocks that no sequence and no handle uses; `spill` them to the host."""
+        used = {b for table in self.tables.values() for b in table.ids}
+        idle = [b for b in sorted(self.share.known - used) if not self.ledger.meta(b).pins]
+        if not idle:
+            return 0
+        spill = spill and self.share.make_host_room(len(idle))
+        self.share.gone(idle)
+        if spill:
+            self.away.leave(idle, {}, self.share.spilled)
+        self.ledger.free(idle)
+        self._drop(idle)
+        return len(idle)
+
+    def _bring(self, wanted: list[tuple[SeqId, int]]) -> None:
+        """Blocks come back from host memory, and others leave for them."""
+        wanted = wanted[: self.ledger.evictable_count]
+        try:
+            self.make_room(len(wanted))
+        except OutOfHost:  # for a moment both would be there; what stays away is read there
+            return
+        blocks = self.ledger.allocate(len(wanted))
+        self.away.fetch(wanted, blocks)
+        for (seq, index), block in zip(wanted, blocks):
+            self.tables[seq].fill(index, block)
+        self.ledger.seal(blocks, depth=[index for _, index in wanted])
+        self.fresh += blocks
+
     def _slide(self, seq: SeqId) -> None:
         """Move the window's pins to the end of the sequence; free what it can never read again."""
         table = self.tables[seq]
@@ -228,21 +225,21 @@ class Sequences:
         self._release(seq, [table.punch(i) for i in reversed(gone)])
         self.evictions += len(gone)
 
-    def _bring(self, wanted: list[tuple[SeqId, int]]) -> None:
-        """Blocks come back from host memory, and others leave for them."""
-        wanted = wanted[: self.ledger.evictable_count]
-        try:
-            self.make_room(len(wanted))
-        except OutOfHost:  # for a moment both would be there; what stays away is read there
-            return
-        blocks = self.ledger.allocate(len(wanted))
-        self.away.fetch(wanted, blocks)
-        for (seq, index), block in zip(wanted, blocks):
-            self.tables[seq].fill(index, block)
-        self.ledger.seal(blocks, depth=[index for _, index in wanted])
-        self.fresh += blocks
+    # ---- blocks
 
-    # ---- pieces
+    def swap(self, seq: SeqId, index: int, known: BlockId) -> None:
+        """Read a content from the block that held it first, and give the sequence's own back."""
+        table, claim = self.tables[seq], self.share.claims[seq]
+        own, table.ids[index] = table.ids[index], known
+        table.changes += 1
+        if self.share.hold:
+            if claim.kept.get(index) == known:
+                del claim.kept[index]
+            else:
+                self.ledger.pin([known])
+            self.borrowed[seq].add(known)
+        self.ledger.free([own])
+        self._drop([own])
 
     def _drop(self, blocks: list[BlockId]) -> None:
         self.watch.forget(blocks)
