@@ -64,7 +64,7 @@ def draw_window(rng, sinks: int, recent: int):
 
 
 def draw_summary(rng):
-    name = rng.choice(["none", "none", *SUMMARIES])
+    name = rng.choice(["none", "none", *(n for n, s in SUMMARIES.items() if s.makes)])
     if name == "none":
         return SUMMARIES[name]()
     return SUMMARIES[name](ratio=rng.choice((0.02, 0.1)), max_entries=rng.choice((None, 2, 30)))
@@ -107,7 +107,7 @@ def storages(cache: PagedCache) -> int:
     slabs = [t for s in stores for t in s.slabs.values()]
     slabs += [s._base for s in stores if s._base is not None]
     stories = [s for g in cache.groups for s in g.summaries.stories.values()]
-    parts = [p for s in stories for p in (*s.entries.values(), *s.queries.values())]
+    parts = [entries for s in stories for entries in s.entries.values()]
     told = {x.data_ptr(): x.nbytes for part in parts for x in part}
     return sum(t.untyped_storage().nbytes() for t in slabs) + sum(told.values())
 

@@ -16,6 +16,7 @@ from kvlab.model.prefill import forward_chunk
 from kvlab.offload import HostStore, NoOffload
 from kvlab.policy import names as policy_names
 from kvlab.retrieval import MeanKey, NoRetrieval, Quest, RandomChoice
+from kvlab.summary import Fitted, Merged, MergeMean, NoSummary, RandomTokens
 from kvlab.window import NoWindow, SinkWindow
 
 PROMPT, STEPS = 75, 6
@@ -29,6 +30,7 @@ AXES = {
     "offload": (NoOffload(), HostStore(slab_tokens=64)),
     "prefix": (NoSharing(), HashSharing(), HashSharing(hold=False)),
     "retrieval": (NoRetrieval(), Quest(64, 0, 0), MeanKey(64, 0, 0), RandomChoice(64, 0, 0)),
+    "summary": (NoSummary(), Merged(), Fitted(solver_steps=5), MergeMean(), RandomTokens()),
     "workspace_tokens": (8, 16384),
     "chunk": (5, 32, 75),
 }
@@ -72,7 +74,7 @@ def label(row) -> str:
     budget = next(iter(row["budget"]), "unbounded")
     return "-".join(map(str, (row["format"], row["block_size"], row["policy"], row["window"].name,
                               row["offload"].name, row["retrieval"].name, budget,
-                              row["prefix"].name, row["prefix"].hold,
+                              row["prefix"].name, row["prefix"].hold, row["summary"].name,
                               row["workspace_tokens"], row["chunk"])))  # fmt: skip
 
 
@@ -108,7 +110,8 @@ def spec_of(row) -> CacheSpec:
 def held(cache) -> int:
     stores = [s for g in cache.groups for s in (g.pool.sealed, g.pool.open)]
     stores += [g.digests.store for g in cache.groups if g.choice.selects]
-    return sum(t.untyped_storage().nbytes() for s in stores for t in s.slabs.values())
+    slabs = sum(t.untyped_storage().nbytes() for s in stores for t in s.slabs.values())
+    return slabs + sum(g.summaries.nbytes for g in cache.groups)
 
 
 def is_refused(row) -> bool:
@@ -125,13 +128,22 @@ def test_pairs_of_axes_compose(model, ids, row):
     shared, row = row["prefix"], row | {"prefix": NoSharing()}
     idle = row["policy"] == "none" and (
         row["window"].name == "sink" or "budget_percent" in row["budget"] or row["offload"].keeps
+        or row["summary"].makes
     )
     if idle or (row["policy"] != "none" and not row["budget"]):
         with pytest.raises(BadInput, match="evict"):
             PagedCache.for_model(model, spec_of(row))  # one of the two would never act
         row = row | {"policy": "fifo" if idle else row["policy"]}
         row = row | {"budget": row["budget"] or {"budget_blocks": 300}}
+    if row["summary"].makes and row["offload"].keeps:
+        with pytest.raises(BadInput, match="count twice"):
+            PagedCache.for_model(model, spec_of(row))
+        row = row | {"offload": NoOffload()}
     row = row | {"prefix": shared}
+    if row["summary"].makes and shared.shares and shared.hold and not is_refused(row):
+        with pytest.raises(BadInput, match="prefix.hold=false"):
+            PagedCache.for_model(model, spec_of(row))
+        row = row | {"prefix": HashSharing(hold=False)}
     if is_refused(row):
         with pytest.raises(BadInput, match="policy=lru|prefix.hold=false"):
             PagedCache.for_model(model, spec_of(row))

@@ -260,7 +260,7 @@ def test_ridge_without_damping_is_least_squares(unknowns):
 
 def test_names():
     assert room.by_name("fitted", ratio=0.1).ratio == 0.1
-    with pytest.raises(BadInput, match="known: fitted, merge_mean, merged, none, random"):
+    with pytest.raises(BadInput, match="known: fitted, merge_mean, merged, none, random(, text)?"):
         room.by_name("gist")
     assert not room.by_name("none").makes and all(m.makes for m in MEMBERS)
     assert all(isinstance(m, Summary) for m in MEMBERS)

@@ -1,6 +1,6 @@
 """Publish a run of prefix_hit_rate, parity or load as a study: figures, short tables, results.
 
-    python experiments/prefix_hit_rate/report.py RUN reports/NAME --text experiments/NAME/README.md
+    python experiments/prefix_hit_rate/report.py RUN... reports/NAME --text README
 """
 
 from __future__ import annotations
@@ -16,16 +16,18 @@ from kvlab.report.source import Run, load
 Rows = list[dict]
 
 
-def publish(run: Run, out: Path, text: str) -> None:
+def publish(runs: list[Run], out: Path, text: str) -> None:
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    parts = [text.strip(), provenance(run)]
+    parts, lines = [text.strip(), *map(provenance, runs)], []
+    rows = [row for run in runs for row in run.rows]
     with canvas.styled():
-        for stem, title, draw in figures(run.rows):
-            canvas.save(draw(run.rows), out / "figures" / stem)
+        for stem, title, draw in figures(rows):
+            canvas.save(draw(rows), out / "figures" / stem)
             parts.append(f"## {title}\n\n![{title}](figures/{stem}.svg)")
-    parts += tables(run.rows)
-    origin = {"run": run.name, "commit": run.commit, "device": run.device}
-    lines = [json.dumps({**row, "params": {**row["params"], **origin}}) for row in run.rows]
+    parts += tables(rows)
+    for run in runs:
+        origin = {"run": run.name, "commit": run.commit, "device": run.device}
+        lines += [json.dumps({**row, "params": {**row["params"], **origin}}) for row in run.rows]
     (out / "results.jsonl").write_text("\n".join(lines) + "\n")
     (out / "README.md").write_text("\n\n".join(parts) + "\n")
 
@@ -162,12 +164,11 @@ def groups(rows: Rows) -> list[Rows]:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("out", type=Path)
     parser.add_argument("--text", type=Path, required=True)
     options = parser.parse_args()
-    [run] = load([options.run])
-    publish(run, options.out, options.text.read_text())
+    publish(load(options.runs), options.out, options.text.read_text())
 
 
 if __name__ == "__main__":

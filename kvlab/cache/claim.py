@@ -13,6 +13,7 @@ class Claim:
     chain     its tokens, as far as they are known
     kept      pinned blocks behind a gap: they take their place when the gap has been computed
     reserved  blocks allocated ahead
+    guarded   pinned while a sequence is opened, or making room might take what it begins with
     coming    host keys of blocks on their way back, by logical index
     prompt    whole blocks of the prompt, which becomes known in one go; 0 without a prompt
     settled   leading whole blocks that are known or refused
@@ -20,12 +21,14 @@ class Claim:
     """
 
     __slots__ = (
-        "chain", "kept", "reserved", "reserving", "coming", "prompt", "settled", "clean",
+        "chain", "kept", "guarded", "reserved", "reserving", "coming", "prompt", "settled",
+        "clean",
     )  # fmt: skip
 
     def __init__(self, chain: Chain | None, prompt: int = 0, clean: int = 0):
         self.chain, self.prompt, self.clean = chain, prompt, clean
         self.kept: dict[int, BlockId] = {}
+        self.guarded: list[BlockId] = []
         self.reserved: list[BlockId] = []
         self.coming: dict[int, int] = {}
         self.reserving, self.settled = False, 0
@@ -68,9 +71,10 @@ class Alone:
         claim.reserved = self.group.allocate(seq, len(missing), self.coming(seq, missing))
         claim.reserving = stop > first
 
-    def fork(self, parent: SeqId, child: SeqId) -> None:
+    def fork(self, parent: SeqId, child: SeqId, chain: Chain | None) -> None:
+        """chain: a copy of the parent's, the same for all layer groups."""
         source = self.claims[parent]
-        claim = self.claims[child] = Claim(source.chain, source.prompt, source.clean)
+        claim = self.claims[child] = Claim(chain, source.prompt, source.clean)
         claim.settled = source.settled
 
     def crop(self, seq: SeqId, length: int, exact: bool) -> None:
@@ -84,6 +88,9 @@ class Alone:
         claim = self.claims.pop(seq)
         self.ledger.unpin(list(claim.kept.values())[::-1])
         self.ledger.free(claim.reserved)
+
+    def opened(self, seq: SeqId) -> None:
+        """All that a sequence begins with is in its table."""
 
     def ended(self) -> None:
         """A sequence was closed."""

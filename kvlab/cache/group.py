@@ -73,13 +73,13 @@ class LayerGroup:
         if done:
             self.share.ended()
 
-    def fork(self, parent: SeqId, child: SeqId) -> None:
+    def fork(self, parent: SeqId, child: SeqId, chain: Chain | None = None) -> None:
         """`child` shares sealed blocks of `parent` and copies its open tail; or `OutOfBlocks`."""
         source = self.tables[parent]
         fill = source.length % self.block_size
         self.make_room(1 if fill else 0)  # before the blocks are pinned that could make it
         self.open(child)
-        self.share.fork(parent, child)
+        self.share.fork(parent, child, chain)
         self.away.fork(parent, child)
         self.digests.fork(parent, child)
         table = self.tables[child]
@@ -92,26 +92,39 @@ class LayerGroup:
             table.append([self._copy_tail(source.ids[-1], fill)])
         table.length = source.length  # the last block is full or a copy of the same tail
 
+    def prepare_crop(self, seq: SeqId, length: int) -> None:
+        """Make room for the copy of a shared block that `crop` would cut.
+
+        Raises, before anything has changed, `OutOfBlocks` if there is none, and `KvlabError` if
+        the block was evicted.
+        """
+        table, size = self.tables[seq], self.block_size
+        whole, fill = divmod(length, size)
+        cut = table.ids[whole] if fill else None
+        away = bool(fill) and self.away.key(seq, whole) is not None
+        if fill and cut is None and not away:
+            raise KvlabError(f"cannot crop to {length} tokens: block {whole} of them was evicted; "
+                             f"crop to a multiple of {size}")
+        dropped = [b for b in table.ids[-(-length // size) :] if b is not None]
+        shared = cut is not None and self._is_shared(seq, cut)
+        if (away or shared) and all(self._is_shared(seq, b) for b in dropped):
+            self.ledger.pin([cut] if shared else [])  # or it might be what leaves
+            try:
+                self.make_room(1)
+            finally:
+                self.ledger.unpin([cut] if shared else [])
+
     def crop(self, seq: SeqId, length: int) -> None:
-        """Forget all tokens from `length` on.
+        """Forget all tokens from `length` on, after `prepare_crop`.
 
         A sealed block that is cut becomes open again from its stored contents: exact for dense
-        formats, within one rounding for the others. Raises, before anything has changed,
-        `OutOfBlocks` if that block is shared and its copy has no place, and `KvlabError` if it
-        was evicted.
+        formats, within one rounding for the others.
         """
         table, size = self.tables[seq], self.block_size
         whole, fill = divmod(length, size)
         dropped = table.ids[-(-length // size) :]
         cut = table.ids[whole] if fill else None
         was_open = table.length % size and whole == table.length // size
-        away = bool(fill) and self.away.key(seq, whole) is not None
-        if fill and cut is None and not away:
-            raise KvlabError(f"cannot crop to {length} tokens: block {whole} of them was evicted; "
-                             f"crop to a multiple of {size}")
-        shared = cut is not None and self._is_shared(seq, cut)
-        if (away or shared) and not any(b is not None for b in dropped):
-            self.make_room(1)
         self.share.crop(seq, length, not fill or was_open or self.pool.exact)
         del table.ids[-(-length // size) :]
         table.length = length
@@ -395,6 +408,8 @@ class LayerGroup:
         """Free the shared blocks that no sequence and no handle uses; `spill` them to the host."""
         used = {b for table in self.tables.values() for b in table.ids}
         idle = [b for b in sorted(self.share.known - used) if not self.ledger.meta(b).pins]
+        if not idle:
+            return 0
         spill = spill and self.share.make_host_room(len(idle))
         self.share.gone(idle)
         if spill:

@@ -94,18 +94,21 @@ class PagedCache(Prefixes):
         """A second sequence with the same past: sealed blocks shared, the open tail copied."""
         self._catch_up()
         child = next(self._names)
+        chain = self._chains[seq].copy() if seq in self._chains else None
         for group in self.groups:
-            group.fork(seq, child)
+            group.fork(seq, child, chain)
         self._tokens[child] = self._tokens[seq]
-        if seq in self._chains:
-            self._chains[child] = self.groups[0].share.claims[child].chain
+        if chain is not None:
+            self._chains[child] = chain
         return child
 
     def truncate(self, seq: SeqId, length: int) -> None:
-        """Forget the tokens of `seq` from `length` on."""
+        """Forget the tokens of `seq` from `length` on; all layers do, or an error says why not."""
         if not 0 <= length <= self._tokens[seq]:
             raise KvlabError(f"cannot crop {self._tokens[seq]} tokens to {length}")
         self._catch_up()
+        for group in self.groups:
+            group.prepare_crop(seq, length)
         for group in self.groups:
             group.crop(seq, length)
         self._tokens[seq] = length

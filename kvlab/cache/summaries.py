@@ -180,6 +180,9 @@ def check_summary(spec, g: CacheGeometry) -> None:
     if isinstance(spec.policy(), NoEviction) and not frees:
         raise BadInput("summary", name, "stands for evicted tokens and none are evicted; choose a "
                        "policy with a budget, or window.middle=false")
+    if spec.prefix.shares and spec.prefix.hold:
+        raise BadInput("summary", name, "stands for evicted tokens of a sequence, and prefix.hold "
+                       "keeps those while it runs; give prefix.hold=false")
     if spec.window.rerotate:
         raise BadInput("summary", name, "stands for tokens at their original positions, which "
                        "window.rerotate=true gives up; leave out one of the two")

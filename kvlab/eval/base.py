@@ -35,7 +35,9 @@ class Runner:
     cache: PagedCache | None = None
 
     def start(self, loaded: LoadedModel) -> None:
-        self.cache = PagedCache.for_model(loaded.model, self.spec)
+        self.cache = PagedCache.for_model(
+            loaded.model, self.spec, tokenizer=loaded.tokenizer
+        )
 
     def forward(self, loaded: LoadedModel, ids: Tensor) -> Tensor:
         """Logits [T, V] of `ids` [T], through this runner's cache."""

@@ -58,6 +58,10 @@ class Parity:
         )
         if spec.budget_blocks is None:
             raise BadInput("cache.budget_blocks", None, "parity needs a budget that is too small")
+        if self.text_policies and text_blocks * spec.block_size < 2 * chunk_tokens:
+            least = -(-2 * chunk_tokens // spec.block_size)
+            raise BadInput("job.text_blocks", text_blocks,
+                           f"must hold two chunks of {chunk_tokens} tokens: at least {least}")
         self.model, self.requests, self.data, self.spec = model, requests, data, spec
         self.text_tokens, self.text_blocks, self.batch = text_tokens, text_blocks, batch
         self.batch_output_tokens = batch_output_tokens

@@ -4,10 +4,11 @@ from kvlab.kernel.decode_triton import paged_decode
 from kvlab.kernel.gather_triton import gather
 from kvlab.kernel.merge_triton import merge_into
 from kvlab.kernel.move_triton import move
+from kvlab.kernel.probe_triton import support
 from kvlab.kernel.seal_triton import append, seal, seal_open
 from kvlab.kernel.select_triton import choose, score
 
 __all__ = [
     "append", "choose", "gather", "merge_into", "move", "paged_decode", "score", "seal",
-    "seal_open",
+    "seal_open", "support",
 ]

@@ -116,8 +116,7 @@ def _setting(format: KVFormat, k: Side, v: Side, slots: int, key: str, device: s
     """Launch settings: stored for this device and shape, or the defaults of the wider side."""
     bits = max(16 if c.kind == 0 else 8 if c.kind == 1 else c.bits for c in (k, v))
     fp8 = 1 in (k.kind, v.kind)
-    low = min(c.bits for c in (k, v)) in (2, 3)
-    kind = "dense" if bits == 16 else "low" if low else "fp8" if fp8 else f"int{bits}"
+    kind = "dense" if bits == 16 else "fp8" if fp8 else "low" if bits < 4 else f"int{bits}"
     span = slots if k.channel or v.channel or slots == 64 else 256
     return tune.choose(device, key, kind, max(slots, span))
 

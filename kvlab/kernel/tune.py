@@ -1,8 +1,8 @@
 """Launch settings of the kernels: defaults that travel with the code, and a table measured here.
 
-`choose` never measures: it may run while a graph is captured. `tune.store` (called by
-experiments/kernel_roofline) writes what was measured to a small JSON in the user's cache folder;
-whatever is not in it gets the defaults below.
+`choose` never measures: it may run while a graph is captured. `eval.tuning.measure` (or
+`python -m kvlab job=tune`) measures once per device and shape and has `store` write a small JSON in
+the user's cache folder; whatever is not in it gets the defaults below.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 Setting = tuple[int, ...]
 DEFAULTS: dict[str, dict[int, Setting]] = {
     "dense": {256: (64, 4, 2, 4)},
-    "fp8": {32: (32, 1, 2, 12), 64: (64, 2, 2, 8), 256: (128, 4, 2, 4)},
+    "fp8": {32: (32, 1, 2, 12), 64: (64, 2, 2, 8), 256: (128, 2, 2, 6, 168)},
     "int8": {32: (32, 1, 2, 12), 64: (64, 2, 2, 8), 256: (128, 2, 2, 6, 168)},
     "int4": {32: (32, 1, 2, 12, 168), 64: (64, 1, 2, 12, 168), 256: (128, 1, 2, 8)},
     "low": {32: (32, 1, 2, 12, 168), 64: (64, 2, 2, 8), 256: (128, 2, 2, 6, 168)},
@@ -60,7 +60,8 @@ def choose(device: str, key: str, kind: str, span: int) -> tuple[int, ...]:
     """Settings for a kernel on a device.
 
     key: names format and shape in the stored table; kind: dense, fp8, int8, int4 or low (fewer
-    bits); span: tokens that may share a tile, the block size where scales belong to one block.
+    bits on both sides); span: tokens that may share a tile, the block size where scales belong to
+    one block.
     """
     stored = _stored().get(device, {}).get(key)
     if stored:

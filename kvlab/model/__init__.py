@@ -2,5 +2,6 @@
 
 from kvlab.model.adapter import PagedCache
 from kvlab.model.prefill import PrefillResult, prefill
+from kvlab.model.text_summary import TextSummary
 
-__all__ = ["PagedCache", "PrefillResult", "prefill"]
+__all__ = ["PagedCache", "PrefillResult", "TextSummary", "prefill"]

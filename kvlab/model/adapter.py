@@ -92,12 +92,16 @@ class PagedCache(core.PagedCache, Cache):
         # ids [B, T] of the forward that is about to run, and its positions if given
         self._late: list[tuple[list[tuple[int, int]], Tensor]] = []
         self.coming: tuple[Tensor, Tensor | None] | None = None
+        self.teller = None  # who rewrites the prompt before a chunk (summary=text)
 
     @classmethod
-    def for_model(cls, model, spec: CacheSpec | None = None, **axes) -> PagedCache:
+    def for_model(
+        cls, model, spec: CacheSpec | None = None, *, tokenizer=None, **axes
+    ) -> PagedCache:
         """An empty cache for `model`, which from now on attends through kvlab.
 
         axes: the arguments of `CacheSpec` (format="int4", block_size=16, ...), or one `spec`.
+        tokenizer: what summary=text reads and writes with.
         Raises `BadInput` for other architectures than Llama, Mistral, Qwen2 and Qwen3.
         """
         if spec is not None and axes:
@@ -112,10 +116,12 @@ class PagedCache(core.PagedCache, Cache):
         if spec.prefix.shares:
             watch_tokens(model)
             facts = ModelFacts(model_identity(model), model.num_parameters())
-        return cls(
+        cache = cls(
             geometry, spec, device=model.device, dtype=model.dtype,
             inv_freq=rotary_frequencies(model), facts=facts,
         )
+        cache.teller = spec.summary.teller(model, tokenizer, cache)
+        return cache
 
     # ---- what transformers calls
 
@@ -207,6 +213,8 @@ class PagedCache(core.PagedCache, Cache):
 
     def _begin(self, batch: int, tokens: int, mask: Tensor | None) -> None:
         self.abort()  # what a forward that failed between layers left behind
+        if self.teller is not None:
+            self.teller.admit()
         if not self.rows:
             self.rows = [self.open() for _ in range(batch)]
         if len(self.rows) != batch:

@@ -97,6 +97,8 @@ class Decoder:
         return self.driver == "eager" or self.why_eager is not None
 
     def _plain(self, tokens: Tensor) -> Tensor:
+        if self.cache.teller is not None:
+            self.cache.teller.before(tokens)
         positions = torch.tensor([self.cache.length(row) for row in self.cache.rows])
         return self.model(
             input_ids=tokens, position_ids=positions[:, None].to(tokens.device),

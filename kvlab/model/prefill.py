@@ -69,6 +69,8 @@ def prefill(
 @torch.inference_mode()
 def forward_chunk(model, ids: Tensor, cache: PagedCache, *, last: bool = False) -> Tensor:
     """Logits [B, T, V] of `ids` [B, T] after what `cache` holds; `last`: of the last token only."""
+    if cache.teller is not None:
+        cache.teller.before(ids)
     first = cache.get_seq_length()
     positions = torch.arange(first, first + ids.shape[1], device=ids.device)[None]
     keep = {"logits_to_keep": 1} if last else {}

@@ -19,7 +19,7 @@ class WallClock:
         time.sleep(max(0.0, ms - self.now_ms) / 1e3)
 
     def step(self) -> None:
-        """A step is over."""
+        """A step begins; what it computes is there at its end."""
 
 
 class StepClock(WallClock):

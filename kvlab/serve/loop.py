@@ -69,9 +69,9 @@ class Loop:
         self._arrive()
         self._let_go()
         self._admit()
+        self.clock.step()
         self._prefill()
         self._decode()
-        self.clock.step()
 
     def _arrive(self) -> None:
         if not self.waiting and not self.running and self.coming:

@@ -69,6 +69,9 @@ class NoSummary:
     name = "none"
     makes = False  # whether evicted blocks leave entries behind
 
+    def teller(self, model, tokenizer, cache) -> None:
+        """Who rewrites the prompt of a model's cache, where a summary is made of text."""
+
 
 class Summary(NoSummary):
     """A summary of evicted tokens that grows with them. A member writes `reduce`.

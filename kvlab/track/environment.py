@@ -25,6 +25,8 @@ PACKAGES = (
     *("numpy", "scipy", "numba", "hydra-core", "omegaconf", "wandb", "matplotlib", "xxhash"),
 )
 
+CASTS = {"fp16": "float16", "bf16": "bfloat16", "fp8": "float8_e4m3fn", "int8": "int8"}
+
 
 def collect(device: str | None = None) -> dict:
     """The environment as plain data.
@@ -37,6 +39,7 @@ def collect(device: str | None = None) -> dict:
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         "command": command(sys.argv),
         "device": device_facts(device),
+        "formats": format_support(device),
         "python": platform.python_version(),
         "versions": versions(),
         "host": host_facts(),
@@ -129,6 +132,35 @@ def device_facts(device: str | None = None) -> dict:
         "capability": f"{facts.major}.{facts.minor}",
         "cuda": torch.version.cuda,
     }
+
+
+def format_support(device: str | None = None) -> dict:
+    """Which storage formats run here, found by trying: `torch` by plain tensors, `kernels` by the
+    Triton kernels where a job has loaded them (see kvlab/kernel/probe_triton.py)."""
+    torch, kernels = (sys.modules.get(name) for name in ("torch", "kvlab.kernel.probe_triton"))
+    if torch is None or not hasattr(torch, "ones"):
+        return {}
+    where = "cpu" if device_facts(device)["kind"] == "cpu" else str(device or "cuda")
+    where = torch.device("cuda" if where == "auto" else where)
+    found = {"torch": {name: _cast(torch, name, where) for name in CASTS}}
+    return found if kernels is None else found | {"kernels": kernels.support(where)}
+
+
+def _cast(torch, name: str, where) -> str:
+    """`native`, or `converted` where values are stored so but computed in another type."""
+    dtype = getattr(torch, CASTS[name], None)
+    if dtype is None:
+        return "no: this torch has no such type"
+    try:
+        x = torch.ones(16, device=where).to(dtype)
+        if not (x.float() == 1).all():
+            return "no: wrong values"
+    except (RuntimeError, TypeError) as error:
+        return f"no: {str(error).splitlines()[0][:120]}"
+    try:
+        return "native" if bool((x + x).float().eq(2).all()) else "no: wrong sums"
+    except (RuntimeError, TypeError):
+        return "converted"
 
 
 def cpu_name() -> str:

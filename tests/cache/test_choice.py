@@ -57,8 +57,6 @@ def test_a_chunk_reads_everything(member):
         driver.step([seq], [count])
 
 
-
-
 @pytest.mark.parametrize("kernels", ["torch", "triton"])
 def test_each_head_reads_sinks_recent_and_what_it_wants_most(kernels):
     driver, seq = filled(head_dim=32, kernels=kernels, retrieval=Quest(digests="fp32", **SMALL))
@@ -282,3 +280,24 @@ def test_a_full_host_leaves_blocks_where_they_are():
             driver.cache.abort()
             break
         driver.cache.check()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("axes", [
+    {}, {"format": "fp8"}, {"offload": "host", "policy": "lru", "budget_blocks": 40},
+], ids=str)
+def test_choices_on_cuda(axes):
+    """Kernels against plain torch on the same device, blocks on the host among them."""
+    quest = Quest(160, sinks=4, recent=32, listen=2, fetches=4, digests="fp32")
+    outs = []
+    for kernels in ("torch", "auto"):
+        driver, seq = stepwise(
+            900, 200, head_dim=128, block_size=16, device="cuda", dtype=torch.bfloat16,
+            retrieval=quest, kernels=kernels, **{"format": "bf16"} | axes,
+        )
+        driver.out.clear()
+        for _ in range(20):
+            driver.step([seq], [1])
+            driver.cache.check()
+        outs.append(torch.stack([out.float() for out, *_ in driver.out]))
+    torch.testing.assert_close(*outs, atol=2e-2, rtol=2e-2)
