@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 from kvlab.blocks import Chain
 from kvlab.cache.step import Extent
 from kvlab.core import BlockId, SeqId
@@ -43,7 +45,8 @@ class Alone:
     hold = False  # whether running sequences keep their blocks
 
     def __init__(self, group):
-        self.group, self.ledger = group, group.ledger
+        # weakly: a cache that is let go gives its bytes back at once, not at the next collection
+        self.group, self.ledger = weakref.proxy(group), group.ledger
         self.claims: dict[SeqId, Claim] = {}
 
     # ---- a sequence comes and goes

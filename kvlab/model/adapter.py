@@ -7,6 +7,8 @@ itself; the attention function finds cache, queries and new tokens in one place.
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -34,7 +36,7 @@ class PagedLayer(CacheLayerMixin):
 
     def __init__(self, cache: PagedCache, index: int):
         super().__init__()
-        self.cache, self.index = cache, index
+        self.cache, self.index = weakref.proxy(cache), index  # weakly: the cache owns its layers
         self.pending: tuple[Tensor, Tensor] | None = None
         self.is_initialized = True
 
