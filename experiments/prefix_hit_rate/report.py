@@ -19,7 +19,7 @@ Rows = list[dict]
 def publish(runs: list[Run], out: Path, text: str) -> None:
     (out / "figures").mkdir(parents=True, exist_ok=True)
     parts, lines = [text.strip(), *map(provenance, runs)], []
-    rows = [row for run in runs for row in run.rows]
+    rows = [{**row, "run": run.name} for run in runs for row in run.rows if row["count"] != 0]
     with canvas.styled():
         for stem, title, draw in figures(rows):
             canvas.save(draw(rows), out / "figures" / stem)
@@ -110,11 +110,12 @@ def rising(rows: Rows):
     shown = (("ttft_p50_ms", "ttft_p99_ms"), ("block_hit_percent", "thrash_percent"),
              ("preemptions", "refused_requests"))  # fmt: skip
     made, panels = canvas.figure(len(shown), width=12.5, height=3.8)
+    models = distinct(of(rows, "requests_per_second"), "model")
     for names, axes in zip(shown, panels):
-        for index, name in enumerate(names):
+        for index, (model, name) in enumerate((m, n) for m in models for n in names):
             pairs = sorted((r["params"]["requests_per_second"], r["value"])
-                           for r in named(rows, name))  # fmt: skip
-            axes.plot(*zip(*pairs), label=name, **canvas.look(index))
+                           for r in named(rows, name) if r["params"]["model"] == model)  # fmt: skip
+            axes.plot(*zip(*pairs), label=f"{name}, {model}", **canvas.look(index))
         axes.set_xscale("log")
         axes.set_xlabel("requests a second")
         axes.legend(fontsize=8)
@@ -126,10 +127,10 @@ COLUMNS = {
     "budget_mib": ("capacity_blocks", ("block_hit_percent", "simulated_block_hit_percent",
                    "simulated_differing_decisions", "evictions", "ttft_ms", "predicted_ttft_ms",
                    "predicted_ttft_error_percent")),
-    "scene": ("scene", ("evictions", "replay_differing_decisions", "simulated_differing_decisions",
+    "scene": ("run", ("evictions", "replay_differing_decisions", "simulated_differing_decisions",
               "block_hit_percent", "simulated_block_hit_percent", "policies_that_differ",
               "last_to_differ")),
-    "requests_per_second": ("requests", (
+    "requests_per_second": ("run", (
         "done_requests", "cancelled_requests", "refused_requests", "preemptions",
         "injected_failures", "evictions", "block_hit_percent", "thrash_percent", "ttft_p50_ms",
         "ttft_p99_ms", "output_tokens_per_second", "wrong_tokens", "leaked_blocks",
@@ -146,12 +147,17 @@ def tables(rows: Rows) -> Iterator[str]:
                      "|---|" + "---:|" * (len(names) + 2)]  # fmt: skip
             by_point: dict[tuple, dict] = {}
             for row in group:
-                key = (row["variant"], row["params"][setting], row["params"][second])
+                facts = row["params"] | {"run": row["run"]}
+                key = (row["variant"], facts[setting], facts[second])
                 by_point.setdefault(key, {})[row["name"]] = row["value"]
             for key, values in by_point.items():
-                cells = [f"{values[n]:,.4g}" if n in values else "" for n in names]
+                cells = [number(values[n]) if n in values else "" for n in names]
                 lines.append("| " + " | ".join([*map(str, key), *cells]) + " |")
             yield "\n".join(lines)
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def groups(rows: Rows) -> list[Rows]:

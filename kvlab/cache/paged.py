@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockLedger
-from kvlab.cache.group import Extent, LayerGroup
+from kvlab.cache.group import LayerGroup
 from kvlab.cache.prefix import NO_FACTS, ModelFacts, Prefixes
 from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.cache.stats import CacheStats
+from kvlab.cache.step import Extent
 from kvlab.core import CacheGeometry, KvlabError, SeqId
 from kvlab.pool import BlockPool, Workspace
 

@@ -83,7 +83,8 @@ class Parity:
             ("text", self.text_policies, self._reader(loaded)),
         ):  # fmt: skip
             for policy in policies:
-                params = {"scene": scene, "policy": policy, "model": loaded.name}
+                size = self.text_tokens if scene == "text" else len(requests)
+                params = {"scene": scene, "policy": policy, "model": loaded.name, "size": size}
                 if not folder.done(policy, params):
                     rows, found = judged(run(policy), policies, scene == "requests")
                     folder.add(policy, params, rows)
@@ -158,6 +159,8 @@ def disagreement(live: Recording, policies: list[str]) -> Iterator[Measurement]:
     """How many of the other policies part from this recording, and when the last one does: that
     two runs agree means something only where the policies do not."""
     others = [p for p in policies if p != live.policy and not (p == "belady" and not live.names)]
+    if not others:
+        return
     parted = [d.number for d in (replayed(live, other) for other in others) if d is not None]
     yield Measurement("policies_that_differ", len(parted), "policies", count=len(others))
     if parted:

@@ -8,18 +8,17 @@ itself; the attention function finds cache, queries and new tokens in one place.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
-from transformers.integrations.sdpa_attention import repeat_kv
 
 from kvlab import cache as core
 from kvlab.cache import CacheSpec, ModelFacts
 from kvlab.cache.prefix import NO_FACTS
 from kvlab.core import BadInput, KvlabError
+from kvlab.model.dense import dense_attention, padding_mask
 from kvlab.model.identity import model_identity
+from kvlab.model.shape import model_geometry, rotary_frequencies
 from kvlab.model.tokens import left_pads, watch_tokens
 
 ATTENTION = "kvlab_paged"
@@ -240,20 +239,6 @@ class PagedCache(core.PagedCache, Cache):
                 self.tell(row, ids[tokens - counts[i] :])
 
 
-def model_geometry(config, spec: CacheSpec):
-    """Geometry of a transformers config; `num_key_value_heads` counts, never the query heads."""
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return spec.geometry(config.num_hidden_layers, heads, kv_heads, dim)
-
-
-def rotary_frequencies(model) -> Tensor | None:
-    """The frequencies [D / 2] by which keys are rotated; None where they depend on the length."""
-    rotary = getattr(model.get_decoder(), "rotary_emb", None)
-    if getattr(rotary, "rope_type", "default") in ("dynamic", "longrope"):
-        return None
-    return getattr(rotary, "inv_freq", None)
 
 
 def paged_attention(
@@ -263,28 +248,7 @@ def paged_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if isinstance(key, PagedLayer):
         return key.cache.forward(key, query, attention_mask, scale, sliding_window), None
-    return _dense_attention(module, query, key, value, attention_mask, scale, sliding_window), None
-
-
-def _dense_attention(module, query, key, value, mask, scale, window):
-    """For transformers' own caches under our name, so that baselines need no q x kv mask either."""
-    queries, keys = query.shape[2], key.shape[2]
-    if mask is not None and not bool(mask.all()):
-        raise KvlabError("padded batches need a PagedCache under this attention")
-    if window is not None and keys > window:
-        raise KvlabError("a sliding window needs a PagedCache under this attention")
-    groups = module.num_key_value_groups
-    bias = causal_lower_right(queries, keys) if 1 < queries < keys else None
-    out = F.scaled_dot_product_attention(
-        query, repeat_kv(key, groups), repeat_kv(value, groups), attn_mask=bias,
-        is_causal=bias is None and queries > 1, scale=scale,
-    )
-    return out.transpose(1, 2).contiguous()
-
-
-def padding_mask(batch_size=None, q_length=None, attention_mask=None, **_):
-    """Hand the 2D padding mask through at prefill; never build a q x kv mask."""
-    return None if attention_mask is None or q_length == 1 else attention_mask
+    return dense_attention(module, query, key, value, attention_mask, scale, sliding_window), None
 
 
 AttentionInterface.register(ATTENTION, paged_attention)
