@@ -34,6 +34,7 @@ from kvlab.summary import SUMMARIES
 from kvlab.window import NoWindow, SinkWindow
 
 VOCABULARY = 128
+SUMMARIZERS = sorted(SUMMARIES.keys() - {"none", "text"})  # text is told by a chat model
 
 
 def draw(rng: random.Random) -> dict:

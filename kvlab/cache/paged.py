@@ -105,14 +105,20 @@ class PagedCache(Prefixes):
 
     def truncate(self, seq: SeqId, length: int) -> None:
         """Forget the tokens of `seq` from `length` on; all layers do, or an error says why not."""
-        if not 0 <= length <= self._tokens[seq]:
-            raise KvlabError(f"cannot crop {self._tokens[seq]} tokens to {length}")
+        self.truncate_all({seq: length})
+
+    def truncate_all(self, lengths: dict[SeqId, int]) -> None:
+        """The same for several sequences; what one of them cannot do is done to none."""
+        for seq, length in lengths.items():
+            if not 0 <= length <= self._tokens[seq]:
+                raise KvlabError(f"cannot crop {self._tokens[seq]} tokens to {length}")
         self._catch_up()
-        for group in self.groups:
+        pairs = [(group, *item) for group in self.groups for item in lengths.items()]
+        for group, seq, length in pairs:
             group.prepare_crop(seq, length)
-        for group in self.groups:
+        for group, seq, length in pairs:
             group.crop(seq, length)
-        self._tokens[seq] = length
+        self._tokens.update(lengths)
 
     def length(self, seq: SeqId) -> int:
         """Tokens of `seq` seen so far, evicted ones included."""

@@ -161,8 +161,7 @@ class PagedCache(core.PagedCache, Cache):
     def crop(self, tokens_to_remove) -> None:
         """Forget the last tokens of every row; the count may come negative, or as a tensor."""
         count = abs(int(tokens_to_remove))
-        for row in self.rows:
-            self.truncate(row, max(0, self.length(row) - count))
+        self.truncate_all({row: max(0, self.length(row) - count) for row in self.rows})
         self.seen -= count
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
