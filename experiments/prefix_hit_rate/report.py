@@ -10,6 +10,8 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
 from kvlab.report import canvas
 from kvlab.report.source import Run, load
 
@@ -109,7 +111,7 @@ def ttft(rows: Rows):
 def rising(rows: Rows):
     shown = (("ttft_p50_ms", "ttft_p99_ms"), ("block_hit_percent", "thrash_percent"),
              ("preemptions", "refused_requests"))  # fmt: skip
-    made, panels = canvas.figure(len(shown), width=12.5, height=3.8)
+    made, panels = canvas.figure(len(shown), width=12.5, height=4.6)
     models = distinct(of(rows, "requests_per_second"), "model")
     for names, axes in zip(shown, panels):
         for index, (model, name) in enumerate((m, n) for m in models for n in names):
@@ -118,8 +120,11 @@ def rising(rows: Rows):
             axes.plot(*zip(*pairs), label=f"{name}, {model}", **canvas.look(index))
         axes.set_xscale("log")
         axes.set_xlabel("requests a second")
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     panels[0].set_yscale("log")
+    for axis in (panels[0].yaxis, *(axes.xaxis for axes in panels)):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axis.set_minor_formatter(NullFormatter())
     return made
 
 
