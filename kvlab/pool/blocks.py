@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kvlab.core import BadInput, CacheGeometry
-from kvlab.format import Dense, KVFormat
+from kvlab.format import Dense, Fp8, Int, KVFormat
 from kvlab.pool.slabs import LayerPlanes, SlabStore
 
 SLAB_TOKENS = 1024
@@ -34,6 +34,12 @@ def fused_kernels(device_type: str, kernels: str = "auto") -> ModuleType | None:
             return None
         raise BadInput("cache.kernels", kernels, f"Triton cannot be imported: {error}") from error
     return all_triton
+
+
+def has_kernels(format: KVFormat, head_dim: int) -> bool:
+    """Whether the Triton kernels know the codecs and the head width; else plain torch does it."""
+    known = all(isinstance(codec, (Dense, Fp8, Int)) for codec in (format.key, format.value))
+    return known and 32 <= head_dim <= 256 and head_dim & (head_dim - 1) == 0
 
 
 class Workspace:
@@ -70,7 +76,8 @@ class BlockPool:
         self.geometry, self.format, self.dtype = geometry, format, dtype
         self.block_size = geometry.block_size
         self.device = torch.device(device)
-        self.fused = fused_kernels(self.device.type, kernels)
+        self.fused = fused_kernels(self.device.type, kernels) if has_kernels(
+            format, geometry.head_dim) else None  # fmt: skip
         self.workspace = workspace or Workspace()
         g = geometry
         rows = max(1, SLAB_TOKENS // g.block_size)
