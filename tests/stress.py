@@ -26,14 +26,15 @@ from kvlab import policy as policies
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, KvlabError, OutOfBlocks
 from kvlab.model import PagedCache
-from kvlab.model.adapter import model_geometry
 from kvlab.model.prefill import forward_chunk
+from kvlab.model.shape import model_geometry
 from kvlab.offload import HostStore, NoOffload, OutOfHost
 from kvlab.retrieval import RETRIEVALS
 from kvlab.summary import SUMMARIES
 from kvlab.window import NoWindow, SinkWindow
 
 VOCABULARY = 128
+SUMMARIZERS = sorted(SUMMARIES.keys() - {"none", "text"})  # text is told by a chat model
 
 
 def draw(rng: random.Random) -> dict:
@@ -107,7 +108,7 @@ def storages(cache: PagedCache) -> int:
     slabs = [t for s in stores for t in s.slabs.values()]
     slabs += [s._base for s in stores if s._base is not None]
     stories = [s for g in cache.groups for s in g.summaries.stories.values()]
-    parts = [p for s in stories for p in (*s.entries.values(), *s.queries.values())]
+    parts = [entries for s in stories for entries in s.entries.values()]
     told = {x.data_ptr(): x.nbytes for part in parts for x in part}
     return sum(t.untyped_storage().nbytes() for t in slabs) + sum(told.values())
 

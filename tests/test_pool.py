@@ -160,3 +160,11 @@ def test_dropping_sealed_blocks_returns_their_slabs():
     assert p.nbytes == full / 2 == p.sealed.slab_bytes
     p.drop([4, 5])
     assert p.nbytes == 0
+
+
+@pytest.mark.parametrize(("dim", "fits"), [(32, True), (128, True), (96, False), (16, False)])
+def test_shapes_without_kernels_go_through_torch(dim, fits):
+    pytest.importorskip("triton")
+    g = CacheGeometry(1, 2, 1, dim, 16)
+    pool = BlockPool(g, by_name("int8"), "cpu", torch.float32, kernels="triton")
+    assert (pool.fused is not None) is fits

@@ -77,6 +77,32 @@ def test_a_bias_of_log_n_stands_for_n_equal_tokens(dtype, queries):
         torch.testing.assert_close(lse.float(), want[1], rtol=tight, atol=tight)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("entries", [1, 37, 800])
+def test_a_bias_on_cuda_is_that_of_the_reference(entries):
+    """Through the flash kernel, whose bf16 holds the bias in three dims."""
+    q, k, v = (draw(*s, seed=i).bfloat16().cuda() for i, s in enumerate(
+        ((16, 64, 128), (entries, 8, 128), (entries, 8, 128))))  # fmt: skip
+    bias = 10 * draw(entries, 8, seed=3).cuda()
+    want = attend_ref.attend(q, k, v, scale=128**-0.5, bias=bias)
+    got = attend_sdpa.attend(q, k, v, scale=128**-0.5, bias=bias)
+    torch.testing.assert_close(got[0].float(), want[0], rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(got[1], want[1], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("member", MEMBERS, ids=named)
+def test_members_on_cuda_agree_with_the_cpu(member):
+    past = clustered(spread=0.3)
+    queries = asked(past, rest=0.5)
+    fresh = asked(past, seed=99)
+    here = member.summarize(past, 12, queries)
+    there = member.summarize(type(past)(*(x.cuda() for x in past)), 12,
+                             Queries(*(x.cuda() for x in queries)))  # fmt: skip
+    back = type(past)(*(x.cpu() for x in there))
+    assert error(back, past, fresh) == pytest.approx(error(here, past, fresh), rel=0.05)
+
+
 # ---- members
 
 

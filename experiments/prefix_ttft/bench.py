@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--out", required=True)
     parser.add_argument("--prefix", type=int, default=200_000)
     parser.add_argument("--new", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--chunk", type=int, default=8192)
     parser.add_argument("--formats", nargs="+", default=list(FORMATS), choices=FORMATS)
     parser.add_argument("--offload", default="host", choices=["host", "none"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 from kvlab.blocks import Chain
 from kvlab.cache.step import Extent
 from kvlab.core import BlockId, SeqId
@@ -13,6 +15,7 @@ class Claim:
     chain     its tokens, as far as they are known
     kept      pinned blocks behind a gap: they take their place when the gap has been computed
     reserved  blocks allocated ahead
+    guarded   pinned while a sequence is opened, or making room might take what it begins with
     coming    host keys of blocks on their way back, by logical index
     prompt    whole blocks of the prompt, which becomes known in one go; 0 without a prompt
     settled   leading whole blocks that are known or refused
@@ -20,12 +23,14 @@ class Claim:
     """
 
     __slots__ = (
-        "chain", "kept", "reserved", "reserving", "coming", "prompt", "settled", "clean",
+        "chain", "kept", "guarded", "reserved", "reserving", "coming", "prompt", "settled",
+        "clean",
     )  # fmt: skip
 
     def __init__(self, chain: Chain | None, prompt: int = 0, clean: int = 0):
         self.chain, self.prompt, self.clean = chain, prompt, clean
         self.kept: dict[int, BlockId] = {}
+        self.guarded: list[BlockId] = []
         self.reserved: list[BlockId] = []
         self.coming: dict[int, int] = {}
         self.reserving, self.settled = False, 0
@@ -40,7 +45,8 @@ class Alone:
     hold = False  # whether running sequences keep their blocks
 
     def __init__(self, group):
-        self.group, self.ledger = group, group.ledger
+        # weakly: a cache that is let go gives its bytes back at once, not at the next collection
+        self.group, self.ledger = weakref.proxy(group), group.ledger
         self.claims: dict[SeqId, Claim] = {}
 
     # ---- a sequence comes and goes
@@ -85,6 +91,9 @@ class Alone:
         claim = self.claims.pop(seq)
         self.ledger.unpin(list(claim.kept.values())[::-1])
         self.ledger.free(claim.reserved)
+
+    def opened(self, seq: SeqId) -> None:
+        """All that a sequence begins with is in its table."""
 
     def ended(self) -> None:
         """A sequence was closed."""

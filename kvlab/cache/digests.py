@@ -125,15 +125,26 @@ class Digests(NoDigests):
             self.store.write(layer, rows, {"digest": digest.to(dtype)})
 
     def _complete(self, seq: SeqId, table: BlockTable, sealed: int) -> None:
+        """Digests of blocks that came sealed."""
         rows = self.rows[seq]
-        for place in self.away.places(seq, table, sealed)[len(rows) :]:
-            if place == HOLE:
-                rows.append(None)
-                continue
-            rows += self._take(1)
-            read, id = (self.away.shelf.read, -2 - place) if place < 0 else (self.pool.read, place)
+        if len(rows) == sealed:
+            return
+        places = self.away.places(seq, table, sealed)[len(rows) :]
+        taken = iter(self._take(len(places) - places.count(HOLE)))
+        new = [None if place == HOLE else next(taken) for place in places]
+        rows += new
+        near = [(row, place) for row, place in zip(new, places) if place >= 0]
+        far = [(row, -2 - place) for row, place in zip(new, places) if place < HOLE]
+        self._from_stored(near, self.pool.read)
+        if far:
+            self._from_stored(far, self.away.shelf.read)
+
+    def _from_stored(self, pairs: list[tuple[int, int]], read) -> None:
+        """Digests of (row, what `read` takes) from the stored keys, a slab at a time."""
+        for start in range(0, len(pairs), SLAB_ROWS):
+            rows, ids = map(list, zip(*pairs[start : start + SLAB_ROWS]))
             for layer in range(self.pool.geometry.layers):
-                self._write(layer, rows[-1:], read(layer, [id])[0])
+                self._write(layer, rows, read(layer, ids)[0])
 
     def _prune(self, seq: SeqId, table: BlockTable) -> None:
         """Drop the digests of blocks that are gone for good."""

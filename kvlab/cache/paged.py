@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockLedger
-from kvlab.cache.group import Extent, LayerGroup
+from kvlab.cache.group import LayerGroup
 from kvlab.cache.prefix import NO_FACTS, ModelFacts, Prefixes
 from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.cache.stats import CacheStats
+from kvlab.cache.step import Extent
 from kvlab.core import CacheGeometry, KvlabError, SeqId
 from kvlab.pool import BlockPool, Workspace
 
@@ -103,13 +104,21 @@ class PagedCache(Prefixes):
         return child
 
     def truncate(self, seq: SeqId, length: int) -> None:
-        """Forget the tokens of `seq` from `length` on."""
-        if not 0 <= length <= self._tokens[seq]:
-            raise KvlabError(f"cannot crop {self._tokens[seq]} tokens to {length}")
+        """Forget the tokens of `seq` from `length` on; all layers do, or an error says why not."""
+        self.truncate_all({seq: length})
+
+    def truncate_all(self, lengths: dict[SeqId, int]) -> None:
+        """The same for several sequences; what one of them cannot do is done to none."""
+        for seq, length in lengths.items():
+            if not 0 <= length <= self._tokens[seq]:
+                raise KvlabError(f"cannot crop {self._tokens[seq]} tokens to {length}")
         self._catch_up()
-        for group in self.groups:
+        pairs = [(group, *item) for group in self.groups for item in lengths.items()]
+        for group, seq, length in pairs:
+            group.prepare_crop(seq, length)
+        for group, seq, length in pairs:
             group.crop(seq, length)
-        self._tokens[seq] = length
+        self._tokens.update(lengths)
 
     def length(self, seq: SeqId) -> int:
         """Tokens of `seq` seen so far, evicted ones included."""

@@ -95,7 +95,15 @@ class Prefixes:
         common = min((p + n * size for p, n in zip(pads, hits)), default=0)
         even = all(p <= common and (common - p) % size == 0 for p in pads)
         most = [(common - p) // size if even else 0 for p in pads]
-        return [self.open(ids, most=n) for ids, n in zip(prompts, most)]
+        rows: list[SeqId] = []
+        try:
+            for chain, blocks in zip(prompts, most):
+                rows.append(self.open(chain, most=blocks))
+        except Exception:
+            for row in rows:
+                self.close(row)
+            raise
+        return rows
 
     def _open(
         self, seq: SeqId, token_ids: Sequence[int], reserve: int, most: int | None = None
@@ -111,6 +119,8 @@ class Prefixes:
                 group.share.reserve(seq, near, max(hit, -(-reserve // size)))
             for group in self.groups if hit > near else ():
                 group.share.bring(seq, near, hit)
+            for group in self.groups:
+                group.share.opened(seq)
         except Exception:
             for group in self.groups:
                 group.close(seq, done=False)

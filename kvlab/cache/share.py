@@ -86,16 +86,22 @@ class Shared(Alone):
         claim = self.claims[seq]
         for index, key in claim.coming.items():  # the sequence never ran
             self.host.give(claim.chain.names()[index], claim.chain.raw(index), key)
+        self.opened(seq)
         super().close(seq)
 
     def open(self, seq, chain, hit):
-        size = self.group.block_size
-        prompt = 0 if chain is None else len(chain)
-        claim = self.claims[seq] = Claim(chain, prompt, hit * size)
+        found = self.found(chain)
+        claim = self.claims[seq] = Claim(chain, len(found), hit * self.group.block_size)
         claim.settled = hit
-        ids = self.found(chain)[:hit]
-        self.ledger.touch(ids[::-1])
-        return ids
+        claim.guarded = [b for b in found if b is not None]
+        self.ledger.pin(claim.guarded)
+        self.ledger.touch(found[:hit][::-1])
+        return found[:hit]
+
+    def opened(self, seq):
+        claim = self.claims[seq]
+        self.ledger.unpin(claim.guarded)
+        claim.guarded = []
 
     def crop(self, seq, length, exact):
         claim, size = self.claims[seq], self.group.block_size
@@ -197,7 +203,7 @@ class Shared(Alone):
 
     @property
     def waiting(self):
-        return self.host.keys
+        return self.host.keys + [k for c in self.claims.values() for k in c.coming.values()]
 
     def forget_host(self):
         self.host.clear()

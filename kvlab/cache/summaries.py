@@ -19,6 +19,7 @@ from kvlab.summary.base import tokens
 
 OBSERVED_QUERIES = 128  # of each query head, evenly from
 OBSERVED_SPAN = 256     # as many tokens at the end of a step: those to come are most like them
+PIECE_TOKENS = 4096     # of what is evicted, read and summarized at a time
 STORED = torch.bfloat16
 
 
@@ -77,15 +78,22 @@ class Summaries:
 
     def spill(self, seq: SeqId, indices: list[int], blocks: list[BlockId]) -> None:
         """Summarize `blocks`, the sequence's blocks at `indices`, which are about to be freed."""
-        if not self.summary.makes or not blocks:
+        if not self.summary.makes:
             return
-        story, size = self.stories[seq], self.pool.geometry.block_size
+        step = max(1, PIECE_TOKENS // self.pool.geometry.block_size)
+        for at in range(0, len(blocks), step):
+            piece = slice(at, at + step)
+            self._spill(self.stories[seq], indices[piece][-1], blocks[piece])
+
+    def _spill(self, story: Story, last: int, blocks: list[BlockId]) -> None:
+        size = self.pool.geometry.block_size
         story.seen += len(blocks) * size
         for layer in range(self.pool.geometry.layers):
-            new = tokens(*self.pool.read(layer, blocks))
-            story.entries[layer], stable = self._absorbed(story, layer, new)
+            # a copy: what the pool reads may lie in a workspace that the next piece overwrites
+            k, v = (x.to(STORED, copy=True) for x in self.pool.read(layer, blocks))
+            story.entries[layer], stable = self._absorbed(story, layer, tokens(k, v))
         count = story.entries[0].count
-        end = max([(indices[-1] + 1) * size, *story.ends[stable:]])
+        end = max([(last + 1) * size, *story.ends[stable:]])
         story.ends = story.ends[:stable] + [end] * (count - stable)
 
     def _absorbed(self, story: Story, layer: int, new: Entries) -> tuple[Entries, int]:

@@ -43,6 +43,24 @@ def controls(variants: list[Variant], chunk_tokens: int) -> list[Variant]:
     return found
 
 
+def companions(runners: list, chunk_tokens: int) -> Iterator[tuple]:
+    """(runner, kind, control) of each variant and each control of its that runs beside it.
+
+    A control is found by what it is, not by its name: `fifo` with sinks is the window of another
+    variant. kind: random, shuffled, window or chance.
+    """
+    known = {}
+    for runner in runners:
+        known.setdefault(_key(runner.spec), runner)
+    for runner in runners:
+        if runner.params.get("control") or runner.params.get("baseline"):
+            continue
+        for control in _of(Variant(runner.name, runner.params, runner.spec), chunk_tokens):
+            other = known.get(_key(control.spec), runner)
+            if other is not runner:
+                yield runner, control.name.partition(" ")[0], other
+
+
 def _of(variant: Variant, chunk_tokens: int) -> Iterator[Variant]:
     spec = variant.spec
     member = spec.policy()

@@ -9,8 +9,9 @@ from kvlab import stats
 from kvlab.cache import CacheSpec
 from kvlab.core import Variant
 from kvlab.eval.base import Runner, check_lengths, done
+from kvlab.eval.controls import companions
 from kvlab.eval.cost import cost
-from kvlab.eval.quality import lockstep, memory, quality
+from kvlab.eval.quality import against, lockstep, memory, quality
 from kvlab.eval.setting import Setting, noise_floor
 from kvlab.model.decode import Driver, check_driver
 from kvlab.model.load import LoadedModel
@@ -92,8 +93,10 @@ class Evaluate:
             folder.history(step, {
                 f"{r.name}/nll_mean": float(r.nll[-1].mean()) for r in (baseline, *others)
             })
+        compared = list(companions(todo, self.chunk_tokens))
         for runner in todo:
             rows = [*quality(runner, baseline, self.seed), *memory(runner)]
+            rows += [against(*c, self.seed) for c in compared if c[0] is runner]
             folder.add(runner.name, runner.params, rows)
             if runner is not baseline:
                 curve = stats.position_intervals(runner.nll, baseline.nll)

@@ -12,8 +12,8 @@ from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, KvlabError, Variant
 from kvlab.eval.base import Runner
 from kvlab.eval.evaluate import Evaluate
-from kvlab.model.adapter import model_geometry
 from kvlab.model.decode import Driver, check_driver
+from kvlab.model.shape import model_geometry
 from kvlab.window import NoWindow, SinkWindow
 
 OBJECTIVES = {

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from kvlab.core import BadInput, Measurement, Variant
-from kvlab.model.adapter import PagedCache, model_geometry
+from kvlab.model.adapter import PagedCache
 from kvlab.model.device import prepare_device
 from kvlab.model.fuse import fused
 from kvlab.model.peers import dynamic_prefill
 from kvlab.model.prefill import activation_bytes, prefill
+from kvlab.model.shape import model_geometry
 
 PEERS = {"dynamic whole": None, "dynamic chunked": True}  # whether in chunks
 

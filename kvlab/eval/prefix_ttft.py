@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvlab.core import BadInput, Measurement, Variant
-from kvlab.model.adapter import PagedCache, model_geometry
+from kvlab.model.adapter import PagedCache
 from kvlab.model.device import prepare_device
 from kvlab.model.load import LoadedModel
 from kvlab.model.prefill import prefill
+from kvlab.model.shape import model_geometry
 
 
 class PrefixTTFT:
@@ -22,7 +23,8 @@ class PrefixTTFT:
 
     model: a loader; weights may be random, so may the tokens be: they are.
     prefix_tokens, new_tokens: of the shared beginning, and of each request behind it.
-    repeats: requests from each tier; the median counts, the first one warms up and does not.
+    repeats: requests from each tier after one that warms up; the median counts, and from six on
+        the fastest and the slowest bound it at 95 %.
     chunk_tokens: of a prefill chunk, as in `prefill`.
     device, cap_gb, seed: as in `Evaluate`.
 
@@ -34,7 +36,7 @@ class PrefixTTFT:
     wants_specs = True
 
     def __init__(
-        self, model, prefix_tokens: int = 200_000, new_tokens: int = 512, repeats: int = 5,
+        self, model, prefix_tokens: int = 200_000, new_tokens: int = 512, repeats: int = 6,
         chunk_tokens: int | str = 8192, device: str = "auto", cap_gb: float | None = None,
         seed: int = 0,
     ):

@@ -64,6 +64,14 @@ def quality(runner: Runner, baseline: Runner, seed: int) -> Iterator[Measurement
     yield Measurement("top1_agreement_percent", *spread(same, "%", "higher", count))
 
 
+def against(runner: Runner, kind: str, control: Runner, seed: int) -> Measurement:
+    """KL to the full cache minus that of a negative control, token by token."""
+    differences = [a - b for a, b in zip(runner.kl, control.kl)]
+    found = stats.mean_interval(differences, seed=seed)
+    count = sum(map(len, differences))
+    return Measurement(f"kl_minus_{kind}_nats", *spread(found, "nats", "lower", count))
+
+
 def memory(runner: Runner) -> Iterator[Measurement]:
     """Bytes at the end of a document (the largest one), and the peak on the way."""
     end = max(runner.stats, key=lambda s: s.allocated_bytes)

@@ -23,6 +23,7 @@ from torch import Tensor
 from kvlab import stats
 from kvlab.core import BadInput, KvlabError, Measurement, Variant
 from kvlab.eval.base import Runner, check_chunk, done
+from kvlab.eval.controls import companions
 from kvlab.eval.data import Document
 from kvlab.eval.needle import Prompt, Question, SecretNumber
 from kvlab.eval.quality import memory, spread
@@ -95,8 +96,11 @@ class Recall:
                 count = self.documents
                 documents = self.data.documents(loaded.tokenizer, count, max(self.lengths))
             everyone = self._answers(loaded, documents, length, [full, *todo])
+            compared = list(companions([a.runner for a in everyone], self.setting.chunk_tokens))
             for answers in everyone:
-                self._write(folder, answers, everyone[0])
+                mine = [(kind, other) for one, kind, other in compared if one is answers.runner]
+                found = [(kind, a) for kind, other in mine for a in everyone if a.runner is other]
+                self._write(folder, answers, everyone[0], found)
 
     def _params(self, length: int) -> dict:
         return {
@@ -171,7 +175,9 @@ class Recall:
         runner.note_peak()
         return logits
 
-    def _write(self, folder, answers: Answers, full: Answers) -> None:
+    def _write(
+        self, folder, answers: Answers, full: Answers, controls: list[tuple[str, Answers]]
+    ) -> None:
         runner, asked = answers.runner, [*range(0, len(self.depths), self.needles)]
         for place, depth in enumerate(self.depths):
             group, inside = divmod(place, self.needles)
@@ -179,6 +185,10 @@ class Recall:
             row = share(CELL, cell, self.seed)
             folder.add(runner.name, runner.params | {"depth_percent": depth}, [row])
         rows = [*recalled(answers, full, self.seed), *memory(runner)]
+        for kind, control in controls:
+            delta = spread(paired(answers.hits, control.hits, self.seed), "points", "higher",
+                           sum(map(len, answers.hits)))  # fmt: skip
+            rows.append(Measurement(f"needle_recall_minus_{kind}_points", *delta))
         folder.add(runner.name, runner.params, rows)
 
 

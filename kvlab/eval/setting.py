@@ -8,10 +8,10 @@ from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, Variant
 from kvlab.eval.base import Runner
 from kvlab.eval.controls import controls
-from kvlab.model.adapter import model_geometry
 from kvlab.model.device import prepare_device
 from kvlab.model.load import LoadedModel
 from kvlab.model.prefill import adaptive_chunk
+from kvlab.model.shape import model_geometry
 from kvlab.offload import NoOffload
 from kvlab.retrieval import NoRetrieval
 from kvlab.summary import NoSummary

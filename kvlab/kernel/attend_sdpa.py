@@ -14,6 +14,7 @@ from torch.nn.functional import pad
 from kvlab.kernel import attend_ref
 from kvlab.kernel.attend_ref import Partial, merge
 
+WIDEST = 128   # head that cuDNN is asked for: with a bias, keys are wider and of any number
 BIAS_DIMS = 8  # a head width must be a multiple of 8 for the flash kernels
 
 __all__ = ["attend", "merge"]
@@ -72,11 +73,17 @@ def _on_cuda(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Par
         return attend_ref.attend(q, k, v, scale=scale, causal=causal)
     args = (q[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None])
     try:
-        result = torch.ops.aten._scaled_dot_product_cudnn_attention(
-            *args, None, True, 0.0, causal, False, scale=scale
-        )
+        result = _cudnn(args, scale, causal) if q.shape[-1] <= WIDEST else None
     except RuntimeError:
+        result = None
+    if result is None:
         result = torch.ops.aten._scaled_dot_product_flash_attention(
             *args, 0.0, causal, False, scale=scale
         )
     return result[0][0], result[1].reshape(q.shape[0], -1).float()
+
+
+def _cudnn(args: tuple[Tensor, Tensor, Tensor], scale: float, causal: bool):
+    return torch.ops.aten._scaled_dot_product_cudnn_attention(
+        *args, None, True, 0.0, causal, False, scale=scale
+    )

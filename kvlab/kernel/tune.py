@@ -1,8 +1,8 @@
 """Launch settings of the kernels: defaults that travel with the code, and a table measured here.
 
-`choose` never measures: it may run while a graph is captured. `tune.store` (called by
-experiments/kernel_roofline) writes what was measured to a small JSON in the user's cache folder;
-whatever is not in it gets the defaults below.
+`choose` never measures: it may run while a graph is captured. `eval.tuning.measure` (or
+`python -m kvlab job=tune`) measures once per device and shape and has `store` write a small JSON in
+the user's cache folder; whatever is not in it gets the defaults below.
 """
 
 from __future__ import annotations

@@ -7,19 +7,21 @@ itself; the attention function finds cache, queries and new tokens in one place.
 
 from __future__ import annotations
 
+import weakref
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
-from transformers.integrations.sdpa_attention import repeat_kv
 
 from kvlab import cache as core
 from kvlab.cache import CacheSpec, ModelFacts
 from kvlab.cache.prefix import NO_FACTS
 from kvlab.core import BadInput, KvlabError
+from kvlab.model.dense import dense_attention, padding_mask
 from kvlab.model.identity import model_identity
+from kvlab.model.shape import model_geometry, rotary_frequencies
+from kvlab.model.tokens import left_pads, watch_tokens
 
 ATTENTION = "kvlab_paged"
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -34,7 +36,7 @@ class PagedLayer(CacheLayerMixin):
 
     def __init__(self, cache: PagedCache, index: int):
         super().__init__()
-        self.cache, self.index = cache, index
+        self.cache, self.index = weakref.proxy(cache), index  # weakly: the cache owns its layers
         self.pending: tuple[Tensor, Tensor] | None = None
         self.is_initialized = True
 
@@ -159,8 +161,7 @@ class PagedCache(core.PagedCache, Cache):
     def crop(self, tokens_to_remove) -> None:
         """Forget the last tokens of every row; the count may come negative, or as a tensor."""
         count = abs(int(tokens_to_remove))
-        for row in self.rows:
-            self.truncate(row, max(0, self.length(row) - count))
+        self.truncate_all({row: max(0, self.length(row) - count) for row in self.rows})
         self.seen -= count
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -239,56 +240,6 @@ class PagedCache(core.PagedCache, Cache):
                 self.tell(row, ids[tokens - counts[i] :])
 
 
-def model_geometry(config, spec: CacheSpec):
-    """Geometry of a transformers config; `num_key_value_heads` counts, never the query heads."""
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return spec.geometry(config.num_hidden_layers, heads, kv_heads, dim)
-
-
-def rotary_frequencies(model) -> Tensor | None:
-    """The frequencies [D / 2] by which keys are rotated; None where they depend on the length."""
-    rotary = getattr(model.get_decoder(), "rotary_emb", None)
-    if getattr(rotary, "rope_type", "default") in ("dynamic", "longrope"):
-        return None
-    return getattr(rotary, "inv_freq", None)
-
-
-def left_pads(ids: Tensor, mask: Tensor | None) -> list[int] | None:
-    """Columns of padding before each row of `ids` [B, T]; None where padding is elsewhere too."""
-    if mask is None:
-        return [0] * len(ids)
-    if mask.shape != ids.shape or bool((mask[:, 1:] < mask[:, :-1]).any()):
-        return None
-    return (mask.shape[1] - mask.sum(1)).tolist()
-
-
-def watch_tokens(model) -> None:
-    """Let caches of `model` see the token ids of each forward: attention sees only their states."""
-    if _watching not in model._forward_pre_hooks.values():
-        model.register_forward_pre_hook(_watching, with_kwargs=True)
-
-
-def _watching(model, args, kwargs):
-    """Note the ids; at the first forward of a request, leave out what the cache knows already.
-
-    Only where the caller wants the last logits alone, as `generate()` does: otherwise he would
-    get fewer than he gave tokens.
-    """
-    cache = kwargs.get("past_key_values")
-    ids = kwargs.get("input_ids", args[0] if args else None)
-    if not isinstance(cache, PagedCache) or not cache.spec.prefix.shares or ids is None:
-        return None
-    cache.coming = ids, kwargs.get("position_ids")
-    if cache.rows or args or kwargs.get("logits_to_keep") != 1 or ids.shape[1] < 2:
-        return None
-    mask = kwargs.get("attention_mask")
-    skip = cache.start(ids, mask if mask is None or mask.dim() == 2 else None)
-    cut = {name: kwargs[name][:, skip:] for name in ("input_ids", "position_ids")
-           if kwargs.get(name) is not None}
-    cache.coming = cut["input_ids"], cut.get("position_ids")
-    return args, kwargs | cut
 
 
 def paged_attention(
@@ -298,28 +249,7 @@ def paged_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if isinstance(key, PagedLayer):
         return key.cache.forward(key, query, attention_mask, scale, sliding_window), None
-    return _dense_attention(module, query, key, value, attention_mask, scale, sliding_window), None
-
-
-def _dense_attention(module, query, key, value, mask, scale, window):
-    """For transformers' own caches under our name, so that baselines need no q x kv mask either."""
-    queries, keys = query.shape[2], key.shape[2]
-    if mask is not None and not bool(mask.all()):
-        raise KvlabError("padded batches need a PagedCache under this attention")
-    if window is not None and keys > window:
-        raise KvlabError("a sliding window needs a PagedCache under this attention")
-    groups = module.num_key_value_groups
-    bias = causal_lower_right(queries, keys) if 1 < queries < keys else None
-    out = F.scaled_dot_product_attention(
-        query, repeat_kv(key, groups), repeat_kv(value, groups), attn_mask=bias,
-        is_causal=bias is None and queries > 1, scale=scale,
-    )
-    return out.transpose(1, 2).contiguous()
-
-
-def padding_mask(batch_size=None, q_length=None, attention_mask=None, **_):
-    """Hand the 2D padding mask through at prefill; never build a q x kv mask."""
-    return None if attention_mask is None or q_length == 1 else attention_mask
+    return dense_attention(module, query, key, value, attention_mask, scale, sliding_window), None
 
 
 AttentionInterface.register(ATTENTION, paged_attention)

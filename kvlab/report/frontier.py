@@ -86,8 +86,8 @@ def frontier_figures(everything: list[Entry]) -> list[tuple[str, str, str, Calla
         inside = {id(e) for e in kept}
         drawn = axes.scatter(x / unit, y, c=speed, cmap="viridis", s=26, zorder=3)
         edge = [i for i, e in enumerate(found) if id(e) in inside]
-        axes.scatter(x[edge] / unit, y[edge], s=90, facecolors="none", edgecolors="#D55E00",
-                     zorder=4)
+        ring = {"s": 90, "facecolors": "none", "edgecolors": canvas.COLOURS[1], "zorder": 4}
+        axes.scatter(x[edge] / unit, y[edge], **ring)
         for number, entry in list(enumerate(kept, 1))[:LABELS]:
             place = (entry.value(BYTES) / unit, entry.value("kl_mean_nats"))
             axes.annotate(str(number), place, xytext=(5, 5), textcoords="offset points", fontsize=8)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+CONTROLS = ("random", "shuffled", "window", "chance")
 FAMILIES = ("Quality", "Memory", "Speed", "Cache hits", "Other")
 
 
@@ -38,6 +39,10 @@ KNOWN = {
             ("needle_recall_percent", "needle recall", "%", "higher"),
             ("needle_recall_full_percent", "needle recall, full cache", "%", "higher"),
             ("needle_recall_delta_points", "needle recall minus full cache's", "points", "higher"),
+            *((f"kl_minus_{c}_nats", f"KL mean minus {c} control's", "nats", "lower")
+              for c in CONTROLS),
+            *((f"needle_recall_minus_{c}_points", f"needle recall minus {c} control's", "points",
+               "higher") for c in CONTROLS),
             ("needle_answer_delta_nats", "loss of answers minus full cache's", "nats", "lower"),
         ),
         *_family(

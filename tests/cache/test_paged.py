@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from driver import Driver, held_bytes, make
@@ -427,3 +430,17 @@ def test_axes_are_taken_as_names_or_as_they_are():
     assert CacheSpec(window="sink").window.sinks == 4
     with pytest.raises(BadInput, match="needs an eviction policy"):
         CacheSpec(budget_percent=50.0)
+
+
+@pytest.mark.parametrize("axes", [{}, {"prefix": "hash", "policy": "lru", "budget_blocks": 20},
+                                  {"offload": "host", "policy": "fifo", "budget_blocks": 5}])
+def test_a_cache_that_is_let_go_waits_for_no_collection(axes):
+    gc.disable()
+    try:
+        driver = Driver(make(**axes))
+        driver.step([driver.open()], [9])
+        store = weakref.ref(driver.cache.groups[0].pool.sealed)
+        del driver
+        assert store() is None
+    finally:
+        gc.enable()

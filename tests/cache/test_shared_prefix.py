@@ -136,6 +136,20 @@ def test_whoever_wants_all_logits_gets_them(model):
     assert again.shape[1] == 30
 
 
+def test_tokens_at_other_positions_are_not_shared(model):
+    ids, cache = torch.tensor([words(30)]), paged(model)
+    options = {"position_ids": torch.arange(5, 35)[None], "logits_to_keep": 1}
+    expected = model(ids, past_key_values=cache, **options).logits
+    cache.finish()
+    assert cache.stats().prefix_tokens == 0
+    serve(model, cache, words(30))
+    again = model(ids, past_key_values=cache, **options).logits
+    torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-4)
+    cache.finish()
+    assert cache.stats().prefix_tokens == 24
+    cache.check()
+
+
 def test_the_last_token_is_always_computed(model):
     ids, cache = words(4 * SIZE), paged(model)
     expected = serve(model, cache, ids)

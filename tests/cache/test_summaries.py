@@ -217,3 +217,28 @@ def test_decode_through_the_kernels_reads_the_entries():
         outs.append(torch.cat([step(cache, seqs, [1, 1], n) for n in range(2, 6)]))
     assert entries(cache, seqs[0]).count
     torch.testing.assert_close(*outs, rtol=2e-3, atol=2e-3)
+
+
+def test_entries_share_no_memory_with_what_the_pool_reads(monkeypatch):
+    """On CUDA the pool reads into a workspace, which the next piece overwrites."""
+    cache = make(format="bf16", dtype=torch.bfloat16, policy="fifo", budget_blocks=16,
+                 block_size=1, summary="merged")  # fmt: skip
+    pool, seen = cache.groups[0].pool, []
+    read = pool.read
+
+    def noted(*args):
+        seen.extend(read(*args))
+        return seen[-2:]
+
+    monkeypatch.setattr(pool, "read", noted)
+    seq = cache.open()
+    cache.begin([seq], [16])
+    for layer in range(2):
+        x = torch.randn(1, 4, 16, 16).bfloat16()
+        cache.attend(layer, x, x[:, :2], x[:, :2], scale=0.25)
+    cache.commit()
+    cache.groups[0].evict(1)  # one token is its own entry
+    kept = [entries(cache, seq, layer).k.clone() for layer in range(2)]
+    for tensor in seen:
+        tensor.zero_()
+    assert all(torch.equal(entries(cache, seq, n).k, k) and k.any() for n, k in enumerate(kept))

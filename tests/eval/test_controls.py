@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from kvlab.cache import CacheSpec
 from kvlab.core import Variant
-from kvlab.eval.controls import controls
+from kvlab.eval.base import Runner
+from kvlab.eval.controls import companions, controls
 from kvlab.retrieval import Quest
 from kvlab.window import SinkWindow
 
@@ -72,3 +73,20 @@ def test_retrieval_is_compared_with_chance_and_a_window():
 
 def test_eviction_to_the_host_loses_nothing():
     assert names(variant("host", policy="lru", budget_percent=10, offload="host")) == []
+
+
+def test_companions_are_found_by_what_they_are():
+    window = SinkWindow(4, 64)
+    mass, fifo, random = (
+        variant(f"{name} 10%", policy=name, budget_percent=10, window=window)
+        for name in ("attention_mass", "fifo", "random")
+    )
+    everyone = [Runner(v.name, v.params, v.spec) for v in
+                (mass, fifo, random, *controls([mass, fifo, random], 128))]  # fmt: skip
+    found = [(r.name, kind, other.name) for r, kind, other in companions(everyone, 128)]
+    assert found == [
+        ("attention_mass 10%", "random", "random 10%"),
+        ("attention_mass 10%", "shuffled", "shuffled attention_mass 10% (control)"),
+        ("attention_mass 10%", "window", "fifo 10%"),
+        ("fifo 10%", "random", "random 10%"),
+    ]

@@ -78,6 +78,8 @@ def test_controls_run_beside_what_they_control(tmp_path):
     assert set(controls) == {"full", "attention_mass 50%", "random 50% (control)",
                              "shuffled attention_mass 50% (control)", "window 50% (control)"}
     assert controls["window 50% (control)"] == "the newest tokens, in as many bytes"
+    kinds = [r["name"] for r in rows if "_minus_" in r["name"]]
+    assert kinds == [f"needle_recall_minus_{k}_points" for k in ("random", "shuffled", "window")]
 
 
 def test_a_killed_run_goes_on(tmp_path, rows):

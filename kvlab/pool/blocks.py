@@ -1,21 +1,18 @@
-"""The bytes behind block ids: slabs that never move, committed when first written."""
+"""The bytes of a layer group's blocks: sealed ones in their format, open ones as computed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cache
-from math import prod
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kvlab.core import BadInput, CacheGeometry, KvlabError
-from kvlab.format import Dense, KVFormat, Plane
+from kvlab.core import BadInput, CacheGeometry
+from kvlab.format import Dense, Fp8, Int, KVFormat
+from kvlab.pool.slabs import LayerPlanes, SlabStore
 
-ALIGNMENT = 256  # bytes; what a vector load and the bulk copy engine want
-MAX_SLABS = 8192  # entries of the device address table: 64 KiB, committed with the first kernel
 SLAB_TOKENS = 1024
 
 
@@ -39,157 +36,10 @@ def fused_kernels(device_type: str, kernels: str = "auto") -> ModuleType | None:
     return all_triton
 
 
-class PlaneView(NamedTuple):
-    """Where one plane of one layer lies inside every slab."""
-
-    offset_bytes: int  # of this layer's [P, *shape] region in the slab
-    block_stride_bytes: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-
-class LayerPlanes(NamedTuple):
-    """What a kernel needs to find block n of a layer: base[n // P] + offset + (n % P) * stride."""
-
-    base: Tensor  # int64 [MAX_SLABS] on the device: address of each slab, 0 where none
-    slabs: dict[int, Tensor]  # slab index -> its uint8 buffer
-    slab_blocks: int  # P
-    planes: dict[str, PlaneView]
-
-
-class SlabStore:
-    """Rows of planes for all layers, in slabs of `slab_rows` rows.
-
-    One slab is one uint8 buffer that holds [L, P, *shape] of every plane. It is allocated when its
-    first row is committed and dropped with its last; it never moves, so device addresses stay
-    valid in captured graphs.
-    """
-
-    def __init__(self, planes: dict[str, Plane], layers: int, slab_rows: int, device):
-        self.planes, self.layers, self.slab_rows = planes, layers, slab_rows
-        self.device = torch.device(device)
-        self.slabs: dict[int, Tensor] = {}
-        self._views: dict[int, dict[str, Tensor]] = {}
-        self._live: dict[int, set[int]] = {}
-        self._base: Tensor | None = None
-        self._offsets: dict[str, int] = {}
-        self._layers: dict[int, dict[str, PlaneView]] = {}  # made once: decode asks at every step
-        end = 0
-        for name, plane in planes.items():
-            self._offsets[name] = end
-            end += -(-layers * slab_rows * plane.nbytes // ALIGNMENT) * ALIGNMENT
-        self.slab_bytes = end
-
-    def commit(self, rows: list[int]) -> None:
-        """Make `rows` writable; allocates the slabs they lie in."""
-        for row in rows:
-            slab = row // self.slab_rows
-            if slab not in self.slabs:
-                self._grow(slab)
-            self._live[slab].add(row)
-
-    def drop(self, rows: list[int]) -> None:
-        """Give `rows` back; a slab without live rows returns to the allocator."""
-        for row in rows:
-            slab = row // self.slab_rows
-            live = self._live.get(slab)
-            if live is None:
-                continue
-            live.discard(row)
-            if not live:
-                self._shrink(slab)
-
-    def write(self, layer: int, rows: list[int], values: dict[str, Tensor]) -> None:
-        """`values`: plane name -> [N, *shape] for the N `rows`."""
-        for slab, where, local in self._by_slab(rows):
-            for name, view in self._views[slab].items():
-                view[layer, local] = values[name][where].to(view.device)  # host blocks come back
-
-    def read(self, layer: int, rows: list[int]) -> dict[str, Tensor]:
-        """Plane name -> [N, *shape], a copy, in the order of `rows` (grouped by ascending runs)."""
-        parts = [
-            {name: view[layer, local] for name, view in self._views[slab].items()}
-            for slab, _, local in self._by_slab(rows)
-        ]
-        if len(parts) == 1:
-            return parts[0]
-        return {name: torch.cat([part[name] for part in parts]) for name in self.planes}
-
-    def row(self, layer: int, row: int) -> dict[str, Tensor]:
-        """Plane name -> the live [*shape] of one row, a view."""
-        slab, local = divmod(row, self.slab_rows)
-        return {name: view[layer, local] for name, view in self._views[slab].items()}
-
-    def layer(self, layer: int) -> LayerPlanes:
-        """Addresses and strides of one layer, for the kernels."""
-        if layer not in self._layers:
-            self._layers[layer] = {
-                name: PlaneView(
-                    self._offsets[name] + layer * self.slab_rows * plane.nbytes,
-                    plane.nbytes, plane.shape, plane.dtype,
-                )
-                for name, plane in self.planes.items()
-            }
-        return LayerPlanes(self.base, self.slabs, self.slab_rows, self._layers[layer])
-
-    @property
-    def base(self) -> Tensor:
-        """Device table of slab addresses; committed on first use, since only kernels read it."""
-        if self._base is None:
-            with torch.inference_mode(False):  # else nobody may write to it outside of that mode
-                self._base = torch.zeros(MAX_SLABS, dtype=torch.int64, device=self.device)
-            for slab, buffer in self.slabs.items():
-                self._base[slab] = buffer.data_ptr()
-        return self._base
-
-    @property
-    def nbytes(self) -> int:
-        table = 0 if self._base is None else self._base.nbytes
-        return len(self.slabs) * self.slab_bytes + table
-
-    @property
-    def live_rows(self) -> int:
-        return sum(map(len, self._live.values()))
-
-    def _grow(self, slab: int) -> None:
-        if slab >= MAX_SLABS:
-            raise KvlabError(
-                f"the cache would need more than {MAX_SLABS} slabs of {self.slab_rows} blocks; "
-                "use a larger cache.block_size"
-            )
-        with torch.inference_mode(False):  # who writes later may be in another mode
-            buffer = torch.empty(self.slab_bytes, dtype=torch.uint8, device=self.device)
-            self._views[slab] = {n: self._view(buffer, n, p) for n, p in self.planes.items()}
-        self.slabs[slab], self._live[slab] = buffer, set()
-        if self._base is not None:
-            self._base[slab] = buffer.data_ptr()
-
-    def _view(self, buffer: Tensor, name: str, plane: Plane) -> Tensor:
-        shape = (self.layers, self.slab_rows, *plane.shape)
-        start, size = self._offsets[name], prod(shape) * plane.dtype.itemsize
-        return buffer[start : start + size].view(plane.dtype).view(shape)
-
-    def _shrink(self, slab: int) -> None:
-        del self.slabs[slab], self._views[slab], self._live[slab]
-        if self._base is not None:
-            self._base[slab] = 0
-
-    def _by_slab(self, rows: list[int]):
-        """(slab, slice of the input, index within the slab) per run of rows in one slab."""
-        start = 0
-        while start < len(rows):
-            slab, stop = rows[start] // self.slab_rows, start + 1
-            while stop < len(rows) and rows[stop] // self.slab_rows == slab:
-                stop += 1
-            local = [row % self.slab_rows for row in rows[start:stop]]
-            yield slab, slice(start, stop), _as_slice(local)
-            start = stop
-
-
-def _as_slice(local: list[int]) -> slice | list[int]:
-    """Consecutive rows as a slice: a view instead of an index kernel."""
-    run = local[-1] - local[0] + 1 == len(local) and local == list(range(local[0], local[-1] + 1))
-    return slice(local[0], local[-1] + 1) if run else local
+def has_kernels(format: KVFormat, head_dim: int) -> bool:
+    """Whether the Triton kernels know the codecs and the head width; else plain torch does it."""
+    known = all(isinstance(codec, (Dense, Fp8, Int)) for codec in (format.key, format.value))
+    return known and 32 <= head_dim <= 256 and head_dim & (head_dim - 1) == 0
 
 
 class Workspace:
@@ -226,7 +76,8 @@ class BlockPool:
         self.geometry, self.format, self.dtype = geometry, format, dtype
         self.block_size = geometry.block_size
         self.device = torch.device(device)
-        self.fused = fused_kernels(self.device.type, kernels)
+        self.fused = fused_kernels(self.device.type, kernels) if has_kernels(
+            format, geometry.head_dim) else None  # fmt: skip
         self.workspace = workspace or Workspace()
         g = geometry
         rows = max(1, SLAB_TOKENS // g.block_size)

@@ -1,0 +1,57 @@
+"""Quality with its negative controls: rows, pairs, and what a resumed run keeps."""
+
+from __future__ import annotations
+
+import pytest
+
+from kvlab.cache import CacheSpec
+from kvlab.core import Variant
+from kvlab.eval import Evaluate, Study
+from kvlab.eval.data import Books
+from kvlab.model.load import ReferenceModel
+from kvlab.track import RunFolder
+
+
+def job(**changes):
+    about = {"documents": 1, "tokens": 200, "decode_tokens": 2, "chunk_tokens": 64,
+             "progress": False, "device": "cpu"}  # fmt: skip
+    return Evaluate(ReferenceModel(), Books(), **about | changes)
+
+
+MASS = Variant("attention_mass 40%", {"policy": "attention_mass"}, CacheSpec(
+    policy="attention_mass", budget_percent=40, block_size=16))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    with RunFolder(tmp_path_factory.mktemp("quality") / "run") as folder:
+        job().run(folder, [MASS])
+        return folder.rows()
+
+
+def test_controls_stand_beside_their_variant_and_are_not_timed(rows):
+    by_variant = {}
+    for row in rows:
+        by_variant.setdefault(row["variant"], {})[row["name"]] = row
+    assert list(by_variant) == [
+        "full", "noise floor", "attention_mass 40%", "random 40% (control)",
+        "shuffled attention_mass 40% (control)", "window 40% (control)",
+    ]  # fmt: skip
+    timed = [v for v, found in by_variant.items() if "prefill_seconds" in found]
+    assert timed == ["full", "attention_mass 40%"]
+    params = [found["perplexity"]["params"] for found in by_variant.values()]
+    assert len([p for p in params if p.get("control")]) == 4
+
+
+def test_differences_to_controls_are_paired(rows):
+    value = {(r["variant"], r["name"]): r["value"] for r in rows}
+    mine = value["attention_mass 40%", "kl_mean_nats"]
+    for kind, control in (("random", "random 40% (control)"), ("window", "window 40% (control)")):
+        told = value["attention_mass 40%", f"kl_minus_{kind}_nats"]
+        assert told == pytest.approx(mine - value[control, "kl_mean_nats"], abs=1e-9)
+
+
+def test_controls_can_be_left_out_and_a_study_runs_its_parts(tmp_path):
+    with RunFolder(tmp_path / "run") as folder:
+        Study(job(controls=False, noise_floor=False), None).run(folder, [MASS])
+        assert {r["variant"] for r in folder.rows()} == {"full", "attention_mass 40%"}

@@ -1,0 +1,49 @@
+"""What an axis adds, paired with plain eviction of the same budget."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from kvlab.cache import CacheSpec
+from kvlab.eval.base import Runner
+from kvlab.eval.evaluate import Evaluate
+from kvlab.eval.paired import Paired, is_plain, paired
+
+
+def runner(name, extra=0.0, **axes):
+    spec = CacheSpec(policy="fifo", **{"budget_percent": 10.0} | axes)
+    rng = np.random.default_rng(0)
+    nll = [rng.exponential(size=600) for _ in range(2)]
+    return Runner(name, {}, spec, nll=[x + extra for x in nll], kl=[0.1 * x + extra for x in nll])
+
+
+class Folder:
+    def __init__(self):
+        self.rows = {}
+
+    def add(self, name, params, rows):
+        self.rows.setdefault(name, []).extend(rows)
+
+
+def test_a_constant_gap_is_found_without_spread():
+    rows = {m.name: m for m in paired(runner("a", -0.01, summary="merged"), runner("b"), 0)}
+    gap, ratio = rows["kl_minus_fifo_nats"], rows["perplexity_over_fifo_percent"]
+    assert gap[1:2] + gap[4:6] == pytest.approx((-0.01, -0.01, -0.01)) and gap.count == 1200
+    assert ratio.value == pytest.approx(100 * np.expm1(-0.01))
+
+
+def test_only_the_same_budget_is_paired(monkeypatch):
+    monkeypatch.setattr(Evaluate, "_quality", lambda *args: None)
+    job, folder = Paired.__new__(Paired), Folder()
+    job.seed = 0
+    full = Runner("full", {}, CacheSpec())
+    todo = [full, runner("plain"), runner("told", summary="merged"),
+            runner("other", budget_percent=5.0), runner("alone", summary="fitted",
+                                                        budget_percent=20.0)]  # fmt: skip
+    job._quality(folder, None, [], todo)
+    assert [m.name for m in folder.rows["told"]] == [
+        "perplexity_over_fifo_percent", "kl_minus_fifo_nats",
+    ]
+    assert not folder.rows["alone"] and not folder.rows.keys() - {"told", "alone"}
+    assert is_plain(full.spec) and not is_plain(todo[2].spec)
