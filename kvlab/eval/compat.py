@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from kvlab import format as formats
 from kvlab import offload, policy, retrieval, summary
+from kvlab.blocks import HashSharing, NoSharing
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, CacheGeometry
 from kvlab.window import NoWindow, SinkWindow
@@ -32,11 +33,14 @@ BUDGETS = {
     "none": {}, "blocks": {"budget_blocks": 64}, "bytes": {"budget_bytes": 1 << 24},
     "percent": {"budget_percent": 50.0},
 }
+PREFIXES = {"none": NoSharing(), "hash": HashSharing(), "hash, hold=false": HashSharing(hold=False)}
 COMPLETIONS = {
     "": {},
     "a budget": {"budget": "percent"},
     "window.middle=false": {"window": "sink, middle=false"},
     "a policy and a budget": {"policy": "lru", "budget": "percent"},
+    "a policy and a budget in blocks": {"policy": "lru", "budget": "blocks"},
+    "a budget in blocks": {"budget": "blocks"},
 }
 
 
@@ -56,6 +60,7 @@ def axes() -> dict[str, list[str]]:
         "summary": list(summary.SUMMARIES),
         "retrieval": list(retrieval.RETRIEVALS),
         "offload": list(offload.OFFLOADS),
+        "prefix": list(PREFIXES),
         "budget": list(BUDGETS),
         "groups": ["all", "per_layer"],
         "block_size": ["1", "16", "64", "256"],
@@ -72,7 +77,8 @@ def live() -> dict[str, list[str]]:
 def verdict(chosen: dict[str, str]) -> Verdict:
     """Whether members (axis -> name) compose, by themselves or with one of the completions.
 
-    Of several refusals the last one that is about a chosen axis counts.
+    Of several refusals the one counts that is about a chosen axis and names another one; of equals
+    the last.
     """
     refusals = []
     for needs, extra in COMPLETIONS.items():
@@ -81,11 +87,14 @@ def verdict(chosen: dict[str, str]) -> Verdict:
         try:
             build({**extra, **chosen})
         except BadInput as error:
-            refusals.append((_axis(error.key) in chosen, error.key, error.remedy))
+            own = _axis(error.key)
+            others = [axis for axis in chosen if axis != own and f"{axis}=" in error.remedy]
+            refusals.append(((own in chosen) + bool(others), error.key, error.remedy))
         else:
             return Verdict(needs, None)
-    own = [r for r in refusals if r[0]] or refusals
-    return Verdict("", f"{own[-1][1]}: {own[-1][2]}")
+    best = max(rank for rank, _, _ in refusals)
+    _, key, remedy = [r for r in refusals if r[0] == best][-1]
+    return Verdict("", f"{key}: {remedy}")
 
 
 def _axis(key: str) -> str:
@@ -98,8 +107,9 @@ def build(chosen: dict[str, str]) -> CacheSpec:
     given = dict(chosen)
     budget = BUDGETS[given.pop("budget", "none")]
     window = WINDOWS[given.pop("window", "none")]
+    prefix = PREFIXES[given.pop("prefix", "none")]
     size = int(given.pop("block_size", 16))
-    spec = CacheSpec(window=window, block_size=size, **given, **budget)
+    spec = CacheSpec(window=window, prefix=prefix, block_size=size, **given, **budget)
     return spec.checked_for(CacheGeometry(**SHAPE, block_size=size))
 
 
