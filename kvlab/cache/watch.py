@@ -18,7 +18,9 @@ class Watch:
 
     A block's score is the mean over layers and, as the scorer weighs them, over steps. Only a score
     above the equal one counts as a touch: every readable block is read at every step, so being read
-    says nothing. Everything stays on the device until `commit`, which transfers once.
+    says nothing. The equal share is that of blocks which nobody pins: a sink takes half of all
+    attention, and measured by it no other block would ever be used. Everything stays on the device
+    until `commit`, which transfers once.
     """
 
     def __init__(self, ledger: BlockLedger, layers: int, block_size: int):
@@ -123,14 +125,15 @@ class Watch:
         held = {b: s for b, s in found.items() if self.ledger.state(b) == SEALED}
         for block, value in held.items():
             self.ledger.score(block, self._moved(block, value))
-        equal = sum(held.values()) / max(1, len(held))
+        rivals = {b: s for b, s in held.items() if not self.ledger.meta(b).pins}
+        equal = sum(rivals.values()) / max(1, len(rivals))
         for block in fresh:
             if block not in held:
                 self.ledger.score(block, equal)
         if not self.touches:
             return
-        above = [b for b in held if held[b] > equal and b not in fresh]
-        self.ledger.touch(sorted(above, key=lambda b: (held[b], b)))
+        above = [b for b in rivals if rivals[b] > equal and b not in fresh]
+        self.ledger.touch(sorted(above, key=lambda b: (rivals[b], b)))
 
     def _moved(self, block: BlockId, value: float) -> float:
         """The block's score after one more step."""
