@@ -6,28 +6,22 @@
 from __future__ import annotations
 
 import argparse
+import sys
+from pathlib import Path
 
 from kvlab.cache import CacheSpec
 from kvlab.core import Variant
 from kvlab.eval.prefill_speed import PEERS, PrefillSpeed
 from kvlab.model.load import RandomModel
-from kvlab.track import RunFolder
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "decode_speed"))
+from bench import Printed  # noqa: E402
 
 FORMATS = ("bf16", "fp8", "int8", "int4", "k4v2")
 
 
 def variants(names: list[str]) -> list[Variant]:
     return [Variant(name, {"format": name}, CacheSpec(format=name)) for name in names]
-
-
-class Printed(RunFolder):
-    """A run folder that shows each measurement as it comes."""
-
-    def add(self, variant, params, measurements, **options) -> None:
-        rows = list(measurements)
-        super().add(variant, params, rows, **options)
-        values = "  ".join(f"{m.name} {m.value:.4g}" for m in rows)
-        print(f"{variant:22} {params.get('tokens')}: {values}", flush=True)
 
 
 def main() -> None:

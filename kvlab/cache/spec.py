@@ -97,8 +97,7 @@ class CacheSpec:
                                "they were stored with; window.rerotate=false")
 
     def _check_sharing(self, evicts: bool) -> None:
-        budget = self.budget_blocks or self.budget_bytes or self.budget_percent
-        if budget and not evicts:
+        if self.bounded and not evicts:
             raise BadInput("prefix", self.prefix.name, "keeps prefixes until the budget is full, "
                            "and policy=none takes none away; choose policy=lru")
         if not self.prefix.hold and not evicts:
@@ -156,7 +155,6 @@ class CacheSpec:
         if self.window.protected(1) and self.window.middle and isinstance(policy, NoEviction):
             raise BadInput("window", self.window.name, "protects tokens from an eviction policy and"
                            " there is none; choose one, or window.middle=false to free the rest")
-
         if self.offload.keeps:
             self._check_offload(evicts=bounded and not isinstance(policy, NoEviction))
 

@@ -75,11 +75,10 @@ class Setting:
 
 def is_same(spec: CacheSpec, full: CacheSpec) -> bool:
     """Whether a variant is the full cache itself."""
-    bounded = (spec.budget_blocks, spec.budget_bytes, spec.budget_percent) != (None, None, None)
     nulls = {"window": NoWindow, "summary": NoSummary, "retrieval": NoRetrieval,
              "offload": NoOffload}
     return (
-        not bounded and all(type(getattr(spec, axis)) is null for axis, null in nulls.items())
+        not spec.bounded and all(type(getattr(spec, axis)) is null for axis, null in nulls.items())
         and spec.block_size == full.block_size and spec.format.identity == full.format.identity
         and spec.kernels == full.kernels
     )

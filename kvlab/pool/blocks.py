@@ -112,9 +112,6 @@ class BlockPool:
         self.open.drop([row])
         self._free_rows.append(row)
 
-    def is_open(self, block: int) -> bool:
-        return block in self._open_row
-
     def open_row(self, block: int) -> int:
         """Row of the open store in which `block` collects its tokens."""
         return self._open_row[block]
