@@ -26,5 +26,10 @@ class Sum:
         else:
             self.fused.merge_into(*self.parts[0], part[0], part[1].contiguous())
 
+    def add_all(self, parts: list[Partial]) -> None:
+        """Add each of `parts`."""
+        for part in parts:
+            self.add(part)
+
     def result(self) -> Partial:
         return attend_sdpa.merge(self.parts)

@@ -13,6 +13,7 @@ from torch import Tensor
 from kvlab.core import BadInput, Measurement, Variant
 from kvlab.model.adapter import PagedCache
 from kvlab.model.device import prepare_device
+from kvlab.model.fuse import fused
 from kvlab.model.load import LoadedModel
 from kvlab.model.prefill import prefill
 from kvlab.model.shape import model_geometry
@@ -64,7 +65,8 @@ class PrefixTTFT:
                 "chunk_tokens": self.chunk_tokens, "block_size": variant.spec.block_size,
             }
             if not folder.done(variant.name, params | {"tier": "cold"}):
-                self._variant(folder, variant, params, loaded)
+                with fused(loaded.model):  # few queries: what a kernel costs to launch counts
+                    self._variant(folder, variant, params, loaded)
 
     def _variant(self, folder, variant: Variant, params: dict, loaded: LoadedModel) -> None:
         cache = PagedCache.for_model(loaded.model, variant.spec)

@@ -7,6 +7,8 @@ its own dtype: `merge` and `merge_into` sum in fp32.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -17,9 +19,12 @@ from kvlab.kernel.attend_ref import Partial, merge
 WIDEST = 128   # head that cuDNN is asked for: with a bias, keys are wider and of any number
 BIAS_DIMS = 8  # a head width must be a multiple of 8 for the flash kernels
 
-__all__ = ["attend", "merge"]
-
 FEW = 16  # queries: cuDNN makes a new plan for each length, which single tokens would ask for
+TILE = 128    # queries of a head that one multiprocessor takes
+PARTS = 8     # of a past, at most
+GAIN = 0.85   # of the time: parts have to be merged, so they must be worth it
+
+__all__ = ["attend", "attend_parts", "merge"]
 
 
 def attend(
@@ -38,6 +43,48 @@ def attend(
         )
     run = _on_cpu if q.device.type == "cpu" else _on_cuda
     return run(q, k.to(q.dtype), v.to(q.dtype), scale, causal)
+
+
+def attend_parts(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None = None, q_start: int = 0,
+    k_start: int = 0,
+) -> list[Partial]:
+    """As `attend`, not causal, in parts that `merge` makes one of.
+
+    A short chunk has fewer tiles of queries than the device has multiprocessors; equal parts of the
+    keys, folded into the batch, give the others work too (Flash-Decoding, for chunks).
+    """
+    tokens, keys = q.shape[1], k.shape[0]
+    whole = q.device.type != "cuda" or q.dtype == torch.float32 or tokens < FEW
+    banded = window is not None and q_start + tokens - k_start > window
+    if not (whole or banded) and q.shape[-1] <= WIDEST:
+        tiles = q.shape[0] * -(-tokens // TILE)
+        count = best_parts(tiles, keys, _processors(q.device))
+        if count > 1:
+            return _in_parts(q, k.to(q.dtype), v.to(q.dtype), scale, count)
+    return [attend(q, k, v, scale=scale, window=window, q_start=q_start, k_start=k_start)]
+
+
+def best_parts(tiles: int, keys: int, processors: int) -> int:
+    """Into how many equal parts to cut `keys`, so that `tiles` a part fill whole rounds."""
+    best, least = 1, GAIN * -(-tiles // processors)
+    for count in range(2, PARTS + 1):
+        rounds = -(-tiles * count // processors) / count
+        if keys % count == 0 and keys // count >= 8 * TILE and rounds < least:
+            best, least = count, rounds
+    return best
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+def _in_parts(q: Tensor, k: Tensor, v: Tensor, scale: float, count: int) -> list[Partial]:
+    args = (q.expand(count, *q.shape).contiguous(),
+            *(x.unflatten(0, (count, -1)).transpose(1, 2) for x in (k, v)))
+    out, lse = _library(args, scale, causal=False)
+    return list(zip(out, lse.reshape(count, *q.shape[:2]).float()))
 
 
 def _with_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Partial:
@@ -72,15 +119,21 @@ def _on_cuda(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Par
     if q.dtype == torch.float32 or few:  # neither library kernel takes fp32
         return attend_ref.attend(q, k, v, scale=scale, causal=causal)
     args = (q[None], k.transpose(0, 1)[None], v.transpose(0, 1)[None])
+    out, lse = _library(args, scale, causal)
+    return out[0], lse.reshape(q.shape[0], -1).float()
+
+
+def _library(args: tuple[Tensor, Tensor, Tensor], scale: float, causal: bool) -> Partial:
+    """out [B, Hq, T, D] and its log-sum-exps, of queries, keys and values [B, heads, n, D]."""
     try:
-        result = _cudnn(args, scale, causal) if q.shape[-1] <= WIDEST else None
+        result = _cudnn(args, scale, causal) if args[0].shape[-1] <= WIDEST else None
     except RuntimeError:
         result = None
     if result is None:
         result = torch.ops.aten._scaled_dot_product_flash_attention(
             *args, 0.0, causal, False, scale=scale
         )
-    return result[0][0], result[1].reshape(q.shape[0], -1).float()
+    return result[0], result[1]
 
 
 def _cudnn(args: tuple[Tensor, Tensor, Tensor], scale: float, causal: bool):
