@@ -11,7 +11,7 @@ from kvlab.core import Variant
 from kvlab.eval.base import Runner, check_lengths, done
 from kvlab.eval.controls import companions
 from kvlab.eval.cost import cost
-from kvlab.eval.quality import against, lockstep, memory, quality
+from kvlab.eval.quality import against, decoded, lockstep, memory, quality
 from kvlab.eval.setting import Setting, noise_floor
 from kvlab.model.decode import Driver, check_driver
 from kvlab.model.load import LoadedModel
@@ -96,6 +96,7 @@ class Evaluate:
         compared = list(companions(todo, self.chunk_tokens))
         for runner in todo:
             rows = [*quality(runner, baseline, self.seed), *memory(runner)]
+            rows += decoded(runner, baseline, self.seed)
             rows += [against(*c, self.seed) for c in compared if c[0] is runner]
             folder.add(runner.name, runner.params, rows)
             if runner is not baseline:

@@ -13,6 +13,8 @@ from kvlab.eval.base import Runner, windows
 from kvlab.eval.divergence import compare, nll
 from kvlab.model.load import LoadedModel
 
+DECODED_BLOCK = 32  # tokens resampled together
+
 
 def lockstep(
     loaded: LoadedModel, ids: torch.Tensor, baseline: Runner, runners: list[Runner],
@@ -62,6 +64,22 @@ def quality(runner: Runner, baseline: Runner, seed: int) -> Iterator[Measurement
         yield Measurement(f"kl_{name}_nats", *spread(tail, "nats", "lower", count))
     same = stats.proportion_percent(runner.same, seed=seed)
     yield Measurement("top1_agreement_percent", *spread(same, "%", "higher", count))
+
+
+def decoded(runner: Runner, baseline: Runner, seed: int) -> Iterator[Measurement]:
+    """The same over the tokens that came one at a time: what retrieval reads less, only they feel.
+
+    Nothing for fewer than two such tokens. Blocks of the bootstrap are smaller than `quality`'s.
+    """
+    scored = runner.params.get("decode_tokens", 0) - 1  # the last token has no successor
+    if scored < 1 or not runner.kl:
+        return
+    nll, full, kl = ([x[-scored:] for x in of] for of in (runner.nll, baseline.nll, runner.kl))
+    count = sum(map(len, kl))
+    delta = stats.paired_ratio_percent(nll, full, block=DECODED_BLOCK, seed=seed)
+    yield Measurement("perplexity_decoded_delta_percent", *spread(delta, "%", "lower", count))
+    mean = stats.mean_interval(kl, block=DECODED_BLOCK, seed=seed)
+    yield Measurement("kl_decoded_mean_nats", *spread(mean, "nats", "lower", count))
 
 
 def against(runner: Runner, kind: str, control: Runner, seed: int) -> Measurement:
