@@ -27,7 +27,7 @@ def variants(names: list[str], offload: str) -> list[Variant]:
         Variant(name, {"format": name, "offload": offload},
                 CacheSpec(format=name, block_size=FORMATS[name], prefix="hash", offload=offload,
                           policy="lru", budget_blocks=4000,
-                          workspace_tokens=65_536))
+                          workspace_tokens=262_144))
         for name in names
     ]
 

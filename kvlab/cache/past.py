@@ -40,7 +40,7 @@ class Past:
             keys, values = self.pool.read(layer, piece.blocks, piece.ids)
             turned = self.turned(q, piece)
             self.watch.segment(piece.blocks, turned, keys, values, scale)
-            total.add_all(attend_sdpa.attend_parts(
+            total.add(attend_sdpa.attend_parts(
                 turned, keys, values, scale=scale, window=window, q_start=e.past,
                 k_start=piece.start,
             ))
@@ -56,7 +56,7 @@ class Past:
                 shelf.prefetch(layer, pieces[number + 1].blocks)
             elif e.alone and layer + 1 < self.pool.geometry.layers:
                 shelf.prefetch(layer + 1, pieces[0].blocks)
-            total.add_all(attend_sdpa.attend_parts(
+            total.add(attend_sdpa.attend_parts(
                 q, keys, values, scale=scale, window=window, q_start=e.past, k_start=piece.start
             ))
 

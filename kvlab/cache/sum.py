@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 from kvlab.kernel import attend_sdpa
 from kvlab.kernel.attend_ref import Partial
@@ -15,21 +16,24 @@ class Sum:
 
     def __init__(self, fused: ModuleType | None):
         self.fused = fused
-        self.parts: list[Partial] = []
+        self._parts: list[Partial] = []  # with kernels one, which the others are folded into
 
     def add(self, part: Partial) -> None:
-        """out [Hq, T, D] of any float dtype, lse fp32 [Hq, T]."""
-        if self.fused is None or not self.parts:
-            if self.fused is not None:  # the accumulator must not be a view of the library's
-                part = (part[0].to(torch.float32, copy=True).contiguous(), part[1].clone())
-            self.parts.append(part)
+        """out [Hq, T, D] of any float dtype, lse fp32 [Hq, T]; or several at once, [n, ...]."""
+        out, lse = part
+        if self.fused is not None:
+            self._fold(out, lse)
+        elif out.dim() == 4:
+            self._parts += zip(out, lse)
         else:
-            self.fused.merge_into(*self.parts[0], part[0], part[1].contiguous())
+            self._parts.append(part)
 
-    def add_all(self, parts: list[Partial]) -> None:
-        """Add each of `parts`."""
-        for part in parts:
-            self.add(part)
+    def _fold(self, out: Tensor, lse: Tensor) -> None:
+        fresh = not self._parts
+        if fresh:
+            running = out.new_empty(out.shape[-3:], dtype=torch.float32)
+            self._parts = [(running, lse.new_empty(lse.shape[-2:]))]
+        self.fused.merge_into(*self._parts[0], out, lse.contiguous(), fresh)
 
     def result(self) -> Partial:
-        return attend_sdpa.merge(self.parts)
+        return attend_sdpa.merge(self._parts)

@@ -48,8 +48,9 @@ def attend(
 def attend_parts(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None = None, q_start: int = 0,
     k_start: int = 0,
-) -> list[Partial]:
-    """As `attend`, not causal, in parts that `merge` makes one of.
+) -> Partial:
+    """As `attend`, not causal, or the results over n equal parts of the keys: [n, Hq, T, D] and
+    [n, Hq, T], for `merge`.
 
     A short chunk has fewer tiles of queries than the device has multiprocessors; equal parts of the
     keys, folded into the batch, give the others work too (Flash-Decoding, for chunks).
@@ -62,7 +63,7 @@ def attend_parts(
         count = best_parts(tiles, keys, _processors(q.device))
         if count > 1:
             return _in_parts(q, k.to(q.dtype), v.to(q.dtype), scale, count)
-    return [attend(q, k, v, scale=scale, window=window, q_start=q_start, k_start=k_start)]
+    return attend(q, k, v, scale=scale, window=window, q_start=q_start, k_start=k_start)
 
 
 def best_parts(tiles: int, keys: int, processors: int) -> int:
@@ -80,11 +81,11 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _in_parts(q: Tensor, k: Tensor, v: Tensor, scale: float, count: int) -> list[Partial]:
+def _in_parts(q: Tensor, k: Tensor, v: Tensor, scale: float, count: int) -> Partial:
     args = (q.expand(count, *q.shape).contiguous(),
             *(x.unflatten(0, (count, -1)).transpose(1, 2) for x in (k, v)))
     out, lse = _library(args, scale, causal=False)
-    return list(zip(out, lse.reshape(count, *q.shape[:2]).float()))
+    return out, lse.reshape(count, *q.shape[:2]).float()
 
 
 def _with_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Partial:

@@ -40,3 +40,15 @@ def test_takes_strided_half_precision_parts_and_spares_its_inputs(device):
     a, b = torch.softmax(torch.stack([lse, part_lse]), 0)[..., None]
     torch.testing.assert_close(got, out * a + part.float() * b)
     assert torch.equal(out, kept)
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_folds_several_parts_at_once(fresh, device):
+    parts = torch.randn(3, 5, 4, 24, device=device).half().transpose(1, 2)  # [n, Hq, T, D]
+    lses = torch.randn(3, 4, 5, device=device)
+    out, lse = torch.randn(4, 5, 24, device=device), torch.randn(4, 5, device=device)
+    pieces = list(zip(parts, lses)) + ([] if fresh else [(out.clone(), lse.clone())])
+    want, want_lse = merge_triton.merge(pieces)
+    merge_triton.merge_into(out, lse, parts, lses, fresh)
+    torch.testing.assert_close(out, want)
+    torch.testing.assert_close(lse, want_lse)
