@@ -7,7 +7,7 @@ import torch
 
 from kvlab.core import CacheGeometry, KvlabError
 from kvlab.format import NAMES, Plane, by_name
-from kvlab.pool import ALIGNMENT, MAX_SLABS, BlockPool, SlabStore
+from kvlab.pool import ALIGNMENT, MAX_SLABS, BlockPool, Meter, SlabStore
 
 PLANES = {"data": Plane((2, 3, 4), torch.float32), "scale": Plane((2, 3), torch.float16)}
 ROWS, LAYERS = 4, 3
@@ -44,6 +44,24 @@ def test_slabs_come_with_the_first_row_and_go_with_the_last(store):
     assert store.nbytes == 2 * store.slab_bytes and store.live_rows == 2
     store.drop([2, 9, 9, 100])  # twice, and one that was never there
     assert store.nbytes == tensor_bytes(store) == 0
+
+
+def test_a_meter_sums_over_stores_and_keeps_the_peak():
+    meter = Meter()
+    stores = [SlabStore(PLANES, LAYERS, ROWS, "cpu", meter) for _ in range(2)]
+    size = stores[0].slab_bytes
+    stores[0].commit([0, 1, 9])
+    stores[0].drop([9])
+    stores[1].commit([0])
+    assert (meter.now, meter.peak) == (2 * size, 2 * size), "not three: never at one time"
+    table = stores[1].base.nbytes
+    assert meter.now == meter.peak == sum(s.nbytes for s in stores) == 2 * size + table
+    stores[0].drop([0, 1])
+    meter.reset_peak()
+    assert meter.now == meter.peak == size + table
+    with pytest.raises(KvlabError, match="block_size"):
+        stores[0].commit([MAX_SLABS * ROWS])
+    assert meter.now == meter.peak == size + table, "what was refused is not counted"
 
 
 def test_a_slab_is_no_larger_than_its_planes_and_their_alignment(store):

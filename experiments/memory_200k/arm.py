@@ -23,7 +23,7 @@ from kvlab.model.decode import Decoder
 from kvlab.model.device import prepare_device
 from kvlab.model.fuse import fused
 from kvlab.model.load import RandomModel
-from kvlab.model.prefill import prefill
+from kvlab.model.prefill import activation_bytes, prefill, standing_bytes, weight_bytes
 from kvlab.track.environment import revision
 from kvlab.track.rows import encode, to_row
 
@@ -39,10 +39,15 @@ def make_spec(axes: dict) -> CacheSpec:
 
 
 class Peak:
-    """The largest of what a cache held after each chunk, and a line of the curve for each."""
+    """The account of the chunk that held most, and a line of the curve for each chunk.
 
-    def __init__(self, cache: PagedCache, arm: dict):
-        self.cache, self.allocated, self.workspace = cache, 0, 0
+    account: line -> bytes. `cache_peak_bytes` is the most that the cache held at one time within
+    that chunk: the chunk's blocks are there before others leave. allocated: the most after a chunk.
+    """
+
+    def __init__(self, cache: PagedCache, config, arm: dict):
+        self.cache, self.token_bytes, self.done = cache, activation_bytes(config), 0
+        self.account, self.allocated = {}, 0
         self.started = time.perf_counter()
         self.curve = Path(arm["out"]).with_suffix(".curve.jsonl")
         self.told = {"variant": arm["name"], "tokens": arm["tokens"]}
@@ -52,11 +57,17 @@ class Peak:
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
         line = self.told | {"done": done, "seconds": time.perf_counter() - self.started,
                             "cache_allocated_bytes": stats.allocated_bytes,
+                            "cache_peak_bytes": stats.peak_allocated_bytes,
                             "cache_host_bytes": stats.host_bytes, "peak_device_bytes": peak}
         with self.curve.open("a") as file:
             file.write(json.dumps(line) + "\n")
+        held = {"cache_peak_bytes": stats.peak_allocated_bytes,
+                "workspace_bytes": stats.workspace_bytes,
+                "activation_bytes": self.token_bytes * (done - self.done)}  # fmt: skip
+        self.account = max(self.account, held, key=lambda lines: sum(lines.values()))
         self.allocated = max(self.allocated, stats.allocated_bytes)
-        self.workspace = max(self.workspace, stats.workspace_bytes)
+        self.done = done
+        self.cache.reset_peak()
 
 
 def sync() -> None:
@@ -72,31 +83,16 @@ def seconds(call) -> float:
     return time.perf_counter() - started
 
 
-def chunk_bytes(config, tokens: int) -> int:
-    """Activations at the widest point of a chunk, in bf16, counted from the code that runs.
+def account(model, peak: Peak, standing: int, device) -> list[Measurement]:
+    """What the device holds at the peak, line by line, beside the measured peak.
 
-    While pieces of the past are attended to: residual and normed hidden state; queries; keys and
-    values; the result's place, the running sum in fp32 and one piece's result. The MLP, with three
-    inner products beside residual and normed hidden state, is narrower for Qwen3's shapes.
+    standing: bytes that were there before the cache, besides the weights.
     """
-    wide = config.num_attention_heads * config.head_dim
-    narrow = config.num_key_value_heads * config.head_dim
-    attention = 2 * (2 * config.hidden_size + 2 * wide + 2 * narrow) + (4 + 2) * wide
-    mlp = 2 * (2 * config.hidden_size + 3 * config.intermediate_size)
-    return tokens * max(attention, mlp)
-
-
-def account(model, cache: PagedCache, peak: Peak, chunk: int, device) -> list[Measurement]:
-    """What the device holds at the peak, line by line, beside the measured peak."""
-    stats = cache.stats()
-    lines = {
-        "weights_bytes": sum(p.nbytes for p in model.parameters()),
-        "cache_allocated_bytes": peak.allocated,
-        "workspace_bytes": peak.workspace,
-        "activation_bytes": chunk_bytes(model.config, chunk),
-    }
+    stats = peak.cache.stats()
+    lines = {"weights_bytes": weight_bytes(model), "standing_bytes": standing, **peak.account}
     rows = [Measurement(name, value, "B", "lower") for name, value in lines.items()]
     rows.append(Measurement("accounted_bytes", sum(lines.values()), "B"))
+    rows.append(Measurement("cache_allocated_bytes", peak.allocated, "B", "lower"))
     rows.append(Measurement("cache_host_bytes", stats.host_bytes, "B", "lower"))
     rows.append(Measurement("resident_tokens_percent", stats.resident_tokens_percent, "%", "lower"))
     if device.type == "cuda":
@@ -144,17 +140,18 @@ def measure(arm: dict):
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
+        standing = standing_bytes(model, device)
         cache = PagedCache.for_model(model, spec)
         if spec.offload.keeps:
             took = seconds(lambda: [g.away.shelf.reserve(arm["tokens"]) for g in cache.groups])
             yield [Measurement("host_reserve_seconds", took, "s", "lower")]
-        peak = Peak(cache, arm)
+        peak = Peak(cache, model.config, arm)
         done = prefill(model, ids, cache, chunk_tokens=chunk, progress=peak)
         yield [Measurement("prefill_seconds", done.seconds, "s", "lower", count=arm["tokens"]),
                Measurement("prefill_tokens_per_second", arm["tokens"] / done.seconds, "tokens/s",
                            "higher", count=arm["tokens"])]  # fmt: skip
         save_logits(arm, done.logits)
-        yield account(model, cache, peak, chunk, device)
+        yield account(model, peak, standing, device)
         yield decode_rows(model, cache, ids, arm["decode_tokens"])
         if device.type == "cuda":
             yield [Measurement("peak_device_bytes_with_decode",

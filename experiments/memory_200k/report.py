@@ -12,8 +12,9 @@ from pathlib import Path
 from kvlab.report import canvas
 from kvlab.track.rows import read_rows
 
-LINES = {"weights_bytes": "weights", "cache_allocated_bytes": "cache", "workspace_bytes":
-         "workspace and staging", "activation_bytes": "activations"}  # fmt: skip
+LINES = {"weights_bytes": "weights", "standing_bytes": "ids and libraries",
+         "cache_peak_bytes": "cache", "workspace_bytes": "workspace and staging",
+         "activation_bytes": "activations"}  # fmt: skip
 COLUMNS = {  # measurement -> heading, divisor, format
     "prefill_seconds": ("prefill, s", 1, "{:.2f}"),
     "prefill_ratio_to_device": ("x all on the device", 1, "{:.3f}"),

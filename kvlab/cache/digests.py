@@ -56,7 +56,7 @@ class Digests(NoDigests):
         g = pool.geometry
         self.retrieval, self.pool, self.away = retrieval, pool, away
         plane = Plane((g.kv_heads, retrieval.sides, g.head_dim), retrieval.dtype)
-        self.store = SlabStore({"digest": plane}, g.layers, SLAB_ROWS, pool.device)
+        self.store = SlabStore({"digest": plane}, g.layers, SLAB_ROWS, pool.device, pool.meter)
         self.rows: dict[SeqId, list[int | None]] = {}
         self._coming: dict[SeqId, list[int]] = {}
         self._holders: Counter[int] = Counter()

@@ -17,7 +17,7 @@ from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.cache.stats import CacheStats
 from kvlab.cache.step import Extent
 from kvlab.core import CacheGeometry, KvlabError, SeqId
-from kvlab.pool import BlockPool, Workspace
+from kvlab.pool import BlockPool, Meter, Workspace
 
 
 class PagedCache(Prefixes):
@@ -43,7 +43,7 @@ class PagedCache(Prefixes):
         self.spec = (spec or CacheSpec(block_size=geometry.block_size)).checked_for(geometry)
         self.device, self.dtype = torch.device(device), compute_dtype(dtype)
         self.spec.check_positions(inv_freq)
-        self.workspace = Workspace()
+        self.workspace, self.meter = Workspace(), Meter()
         self.groups, self._place = self._layer_groups()
         self._names = itertools.count()
         self._step: list[list[Extent]] | None = None  # by row, then by group
@@ -62,7 +62,7 @@ class PagedCache(Prefixes):
         spec = self.spec
         ledger = BlockLedger(spec.capacity_blocks(self.geometry), spec.policy())
         pool = BlockPool(
-            g, spec.format, self.device, self.dtype, spec.kernels, self.workspace
+            g, spec.format, self.device, self.dtype, spec.kernels, self.workspace, self.meter
         )
         return LayerGroup(ledger, pool, spec, self.inv_freq)
 
@@ -251,6 +251,16 @@ class PagedCache(Prefixes):
             if len(held) != group.ledger.held_count:
                 raise KvlabError(f"{len(held)} blocks in tables, {group.ledger.held_count} held")
             group.away.check(group.share.waiting)
+        if self.meter.now != self._allocated_bytes:
+            raise KvlabError(f"{self.meter.now} bytes metered, {self._allocated_bytes} allocated")
+
+    def reset_peak(self) -> None:
+        """Let `stats().peak_allocated_bytes` begin anew with what is held now."""
+        self.meter.reset_peak()
+
+    @property
+    def _allocated_bytes(self) -> int:
+        return sum(g.pool.nbytes + g.digests.nbytes + g.summaries.nbytes for g in self.groups)
 
     def stats(self) -> CacheStats:
         """Counts and bytes now; see `CacheStats` for what each byte count means."""
@@ -264,19 +274,20 @@ class PagedCache(Prefixes):
             open_tokens * g.elements_per_token * self.dtype.itemsize // count
         )
         entries = sum(group.summaries.nbytes for group in self.groups)
-        blocks = sum(group.pool.nbytes + group.digests.nbytes for group in self.groups)
+        allocated = self._allocated_bytes
         return CacheStats(
             tokens=tokens, resident_tokens=round(resident),
             blocks=sum(group.ledger.held_count for group in self.groups),
             evictions=sum(group.evictions for group in self.groups),
             nominal_bytes=int(tokens * g.elements_per_token * self.spec.format.payload_bits / 8),
-            logical_bytes=logical + entries, allocated_bytes=blocks + entries,
+            logical_bytes=logical + entries, allocated_bytes=allocated,
             host_bytes=sum(shelf.nbytes for shelf in shelves),
-            bits_per_element=8 * blocks / max(1, resident * g.elements_per_token),
+            bits_per_element=8 * (allocated - entries) / max(1, resident * g.elements_per_token),
             prefix_tokens=self.prefix_tokens,
             workspace_bytes=self.workspace.nbytes + shelves[0].staging_nbytes
             + sum(shelf.device_nbytes for shelf in shelves)
             + sum(group.summaries.workspace_bytes for group in self.groups),
             digest_bytes=sum(group.digests.nbytes for group in self.groups),
             read_tokens=round(sum(g.choice.read_tokens(g.tables) for g in self.groups) / count),
+            peak_allocated_bytes=self.meter.peak,
         )

@@ -12,6 +12,8 @@ class CacheStats(NamedTuple):
     logical_bytes: blocks in use, with scales and zeros, open blocks counted by their tokens, and
         what stands for evicted tokens.
     allocated_bytes: every tensor the cache holds: whole slabs, open blocks, tables.
+    peak_allocated_bytes: the most that was at one time since the cache was made, or since
+        `PagedCache.reset_peak`; in the middle of a step it is more than before and after.
     host_bytes: bytes of the past kept in host memory (0 without offload).
     workspace_bytes: buffers that pieces of the past pass through, and the last queries of each
         sequence where summaries are fitted to them; bounded, whatever the number of tokens.
@@ -38,6 +40,7 @@ class CacheStats(NamedTuple):
     prefix_tokens: int = 0
     digest_bytes: int = 0
     read_tokens: int = 0
+    peak_allocated_bytes: int = 0
 
     @property
     def resident_tokens_percent(self) -> float:

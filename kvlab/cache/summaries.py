@@ -48,6 +48,7 @@ class Summaries:
         self.summary, self.pool = summary, pool
         self.stories: dict[SeqId, Story] = {}
         self.rows: list[SeqId] = []  # of the decode step under way
+        self._metered = 0  # bytes of entries that the pool's meter knows of
 
     # ---- the life of a sequence
 
@@ -56,6 +57,7 @@ class Summaries:
 
     def close(self, seq: SeqId) -> None:
         del self.stories[seq]
+        self._tell_meter()
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
         old = self.stories[parent]
@@ -73,6 +75,7 @@ class Summaries:
         story.entries = {
             layer: Entries(*(x[kept] for x in entries)) for layer, entries in story.entries.items()
         } if kept else {}
+        self._tell_meter()
 
     # ---- eviction
 
@@ -84,6 +87,7 @@ class Summaries:
         for at in range(0, len(blocks), step):
             piece = slice(at, at + step)
             self._spill(self.stories[seq], indices[piece][-1], blocks[piece])
+            self._tell_meter()
 
     def _spill(self, story: Story, last: int, blocks: list[BlockId]) -> None:
         size = self.pool.geometry.block_size
@@ -169,6 +173,11 @@ class Summaries:
     def nbytes(self) -> int:
         """Of all sequences; what forks share counts once."""
         return self._bytes(e for s in self.stories.values() for e in s.entries.values())
+
+    def _tell_meter(self) -> None:
+        held = self.nbytes
+        self.pool.meter.add(held - self._metered)
+        self._metered = held
 
     @property
     def workspace_bytes(self) -> int:

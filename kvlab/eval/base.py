@@ -43,14 +43,15 @@ class Runner:
         """Logits [T, V] of `ids` [T], through this runner's cache."""
         parts = ids[None].tensor_split(min(self.pieces, len(ids)), dim=1)
         logits = [forward_chunk(loaded.model, part, self.cache)[0] for part in parts]
-        self.note_peak()
         return logits[0] if len(logits) == 1 else torch.cat(logits)
-
-    def note_peak(self) -> None:
-        self.peak_bytes = max(self.peak_bytes, self.cache.stats().allocated_bytes)
 
     def finish(self) -> None:
         self.stats.append(self.cache.stats())
+        self.release()
+
+    def release(self) -> None:
+        """Give all bytes back; what was held at most is noted."""
+        self.peak_bytes = max(self.peak_bytes, self.cache.stats().peak_allocated_bytes)
         self.cache.check()
         self.cache.reset()
 

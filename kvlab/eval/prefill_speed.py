@@ -15,7 +15,7 @@ from kvlab.model.adapter import PagedCache
 from kvlab.model.device import prepare_device
 from kvlab.model.fuse import fused
 from kvlab.model.peers import dynamic_prefill
-from kvlab.model.prefill import activation_bytes, prefill
+from kvlab.model.prefill import activation_bytes, prefill, standing_bytes, weight_bytes
 from kvlab.model.shape import model_geometry
 
 PEERS = {"dynamic whole": None, "dynamic chunked": True}  # whether in chunks
@@ -30,7 +30,8 @@ class PrefillSpeed:
     device, cap_gb, seed: as in `Evaluate`.
 
     RMSNorms are fused for all of them alike. The account names what the peak consists of: weights,
-    cache, workspace and one chunk's activations, the latter by `activation_bytes`.
+    what stood before (`standing_bytes`), the cache where it was largest, workspace and one chunk's
+    activations (`activation_bytes`).
     """
 
     wants_specs = True
@@ -96,6 +97,7 @@ class PrefillSpeed:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
             torch.cuda.synchronize()
+        standing = standing_bytes(model, ids.device)
         started = time.perf_counter()
         cache = call(ids)
         if cuda:
@@ -105,17 +107,24 @@ class PrefillSpeed:
         yield Measurement("prefill_tokens_per_second", tokens / seconds, "tokens/s", "higher",
                           count=tokens)
         if isinstance(cache, PagedCache):
-            yield from account(cache, model, min(self.chunk_tokens, tokens))
+            yield from account(cache, model, standing, min(self.chunk_tokens, tokens))
         if cuda:
             yield Measurement("peak_device_bytes", torch.cuda.max_memory_allocated(), "B", "lower")
 
 
-def account(cache: PagedCache, model, chunk_tokens: int) -> Iterator[Measurement]:
-    """What the device holds at the peak, line by line, and the sum of the lines."""
+def account(
+    cache: PagedCache, model, standing: int, chunk_tokens: int
+) -> Iterator[Measurement]:
+    """What the device holds at the peak, line by line, and the sum of the lines.
+
+    standing: `standing_bytes` before there was the cache.
+    """
     stats = cache.stats()
+    yield Measurement("cache_allocated_bytes", stats.allocated_bytes, "B", "lower")
     lines = {
-        "weights_bytes": sum(p.nbytes for p in model.parameters()),
-        "cache_allocated_bytes": stats.allocated_bytes,
+        "weights_bytes": weight_bytes(model),
+        "standing_bytes": standing,
+        "cache_peak_bytes": stats.peak_allocated_bytes,
         "workspace_bytes": stats.workspace_bytes,
         "activation_bytes": activation_bytes(model.config) * chunk_tokens,
     }

@@ -140,14 +140,13 @@ class Recall:
                 self._read(loaded, runner, prompt, question)
                 runner.stats.append(runner.cache.stats())  # of the document, without questions
             found.append(self._ask(loaded, runner, question))
-        runner.cache.check()
-        runner.cache.reset()
+        runner.release()
         return found
 
     def _read(self, loaded, runner: Runner, prompt: Prompt, question: Question) -> None:
         """The document into an empty cache; its last chunk has the question where it may."""
         if runner.cache is not None:
-            runner.cache.reset()
+            runner.release()
         runner.start(loaded)
         ids = prompt.context
         if self.query_aware:  # all of it but one token, which asks
@@ -171,9 +170,7 @@ class Recall:
     def _step(self, loaded, runner: Runner, ids: np.ndarray, last: bool = True) -> Tensor:
         """Logits [T, V] after `ids` [T], or after the last of them only."""
         part = torch.from_numpy(ids).to(loaded.model.device)[None]
-        logits = forward_chunk(loaded.model, part, runner.cache, last=last)[0]
-        runner.note_peak()
-        return logits
+        return forward_chunk(loaded.model, part, runner.cache, last=last)[0]
 
     def _write(
         self, folder, answers: Answers, full: Answers, controls: list[tuple[str, Answers]]

@@ -82,18 +82,20 @@ def forward_chunk(model, ids: Tensor, cache: PagedCache, *, last: bool = False) 
 def chunk_size(chunk_tokens: int | str, model, cache: PagedCache) -> Callable[[], int]:
     """How many tokens the next chunk has; asked anew before each. Raises `BadInput`."""
     if chunk_tokens == "adaptive":
-        return lambda: adaptive_chunk(model, cache.device)
+        return lambda: adaptive_chunk(model, cache)
     if isinstance(chunk_tokens, bool) or not isinstance(chunk_tokens, int) or chunk_tokens < 1:
         raise BadInput("chunk_tokens", chunk_tokens, 'must be at least 1, or "adaptive"')
     return lambda: chunk_tokens
 
 
-def adaptive_chunk(model, device: torch.device) -> int:
-    """The largest power of two whose activations fit in half of the memory that is free now.
+def adaptive_chunk(model, cache: PagedCache) -> int:
+    """The largest power of two that fits in three quarters of the memory that is free now.
 
-    The other half is for the blocks of the chunk and the allocator's fragments. On the CPU, where
-    a larger chunk wins nothing, it is the smallest.
+    With its activations and, where none leave for them, its blocks. The last quarter is for the
+    workspace and the allocator's fragments. On the CPU, where a larger chunk wins nothing, it is
+    the smallest.
     """
+    device, spec = cache.device, cache.spec
     if device.type != "cuda":
         return SMALLEST
     free = torch.cuda.mem_get_info(device)[0]
@@ -101,22 +103,48 @@ def adaptive_chunk(model, device: torch.device) -> int:
     limit = torch.cuda.get_per_process_memory_fraction(device)
     capped = limit * torch.cuda.get_device_properties(device).total_memory
     free = min(free + reserve, int(capped) - torch.cuda.memory_allocated(device))
-    tokens, size = free // 2 // activation_bytes(model.config), SMALLEST
+    stored = spec.format.block_bytes(cache.geometry) // spec.block_size
+    tokens, size = free * 3 // 4 // (activation_bytes(model.config) + stored), SMALLEST
     while size * 2 <= min(tokens, LARGEST):
         size *= 2
     return size
 
 
 def activation_bytes(config) -> int:
-    """Bytes that one token of a chunk needs at the widest point of a layer, in bf16.
+    """Bytes that one token of a chunk needs at the widest point of a layer, in bf16 on CUDA.
 
-    Hidden state and residual, the MLP's two inner products and their result, queries, keys,
-    values and the attention output with its float32 partial sums.
+    Counted from the code that runs. All along there are the embedded prompt, which the model keeps,
+    the layer's input and the same normed; the position, cos and sin. Attention is widest where its
+    first piece becomes the running sum (`cache/sum.py`): queries, keys, values, the place of the
+    result and the piece's result, in fp32 twice, as that result comes in another layout, and its
+    lse. The MLP is widest where its two inner products are multiplied, with a residual of its own.
+    Rotating the queries takes less than attention. What does not grow with the chunk is not in
+    here: see `standing_bytes`.
     """
     heads = config.num_attention_heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    attention = heads * dim * (2 * 2 + 3 * 4) + 2 * 2 * config.num_key_value_heads * dim
-    return 2 * (4 * config.hidden_size + 3 * config.intermediate_size) + attention
+    wide, narrow = heads * dim, config.num_key_value_heads * dim
+    along = 2 * 3 * config.hidden_size + 8 + 2 * 2 * dim
+    attention = 2 * (3 * wide + 2 * narrow) + 4 * 2 * wide + 4 * heads
+    mlp = 2 * (config.hidden_size + 3 * config.intermediate_size)
+    return along + max(attention, mlp)
+
+
+def standing_bytes(model, device: torch.device) -> int:
+    """Bytes on `device` besides the weights, asked before there is a cache; 0 without CUDA.
+
+    The prompt's ids, and what libraries keep once they have run: cuBLAS 32 MiB for each stream that
+    has multiplied matrices (on Hopper), so three where steps were captured. Anything else in here
+    was left behind by what ran before.
+    """
+    if device.type != "cuda":
+        return 0
+    return torch.cuda.memory_allocated(device) - weight_bytes(model)
+
+
+def weight_bytes(model) -> int:
+    """Bytes of the parameters; what layers share counts once."""
+    return sum(p.nbytes for p in model.parameters())
 
 
 @contextmanager

@@ -7,7 +7,6 @@ from math import prod
 import torch
 from torch import Tensor
 
-from kvlab.core import KvlabError
 from kvlab.format import Plane
 from kvlab.offload.memory import HostMemory
 from kvlab.pool import ALIGNMENT, MAX_SLABS, LayerPlanes, PlaneView, SlabStore
@@ -74,15 +73,11 @@ class HostSlabs(SlabStore):
                   for n, v in self.views().items()}  # fmt: skip
         return LayerPlanes(self.base, self.slabs, self.slab_rows, planes)
 
-    def _grow(self, slab: int) -> None:
-        if slab >= MAX_SLABS:
-            raise KvlabError(f"more than {MAX_SLABS} host slabs; use a larger offload.slab_tokens")
-        buffer = self.memory.take(self.slab_bytes, self.device)
-        with torch.inference_mode(False):  # else nobody may write to it outside of that mode
-            self._views[slab] = {n: self._view(buffer, n, p) for n, p in self.planes.items()}
-        self.slabs[slab], self._live[slab] = buffer, set()
-        if self._base is not None:
-            self._base[slab] = buffer.data_ptr()
+    def _allocate(self) -> Tensor:
+        return self.memory.take(self.slab_bytes, self.device)
+
+    def _too_many(self) -> str:
+        return f"more than {MAX_SLABS} host slabs; use a larger offload.slab_tokens"
 
     def _view(self, buffer: Tensor, name: str, plane: Plane) -> Tensor:
         start, size = self._offsets[name], self.slab_rows * plane.nbytes

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kvlab.core import BadInput, CacheGeometry
 from kvlab.format import Dense, Fp8, Int, KVFormat
-from kvlab.pool.slabs import LayerPlanes, SlabStore
+from kvlab.pool.slabs import LayerPlanes, Meter, SlabStore
 
 SLAB_TOKENS = 1024
 
@@ -66,24 +66,24 @@ class BlockPool:
 
     geometry: what a block holds, `layers` being those of this pool's layer group.
     dtype: the model's compute dtype, in which keys and values arrive and leave.
-    kernels: see `fused_kernels`; workspace: shared by the pools of one cache.
+    kernels: see `fused_kernels`; workspace, meter: shared by the pools of one cache.
     """
 
     def __init__(
         self, geometry: CacheGeometry, format: KVFormat, device, dtype: torch.dtype,
-        kernels: str = "torch", workspace: Workspace | None = None,
+        kernels: str = "torch", workspace: Workspace | None = None, meter: Meter | None = None,
     ):
         self.geometry, self.format, self.dtype = geometry, format, dtype
         self.block_size = geometry.block_size
         self.device = torch.device(device)
         self.fused = fused_kernels(self.device.type, kernels) if has_kernels(
             format, geometry.head_dim) else None  # fmt: skip
-        self.workspace = workspace or Workspace()
+        self.workspace, self.meter = workspace or Workspace(), meter or Meter()
         g = geometry
         rows = max(1, SLAB_TOKENS // g.block_size)
-        self.sealed = SlabStore(format.planes(g), g.layers, rows, device)
+        self.sealed = SlabStore(format.planes(g), g.layers, rows, device, self.meter)
         dense = KVFormat(*(Dense(str(dtype).removeprefix("torch.")) for _ in range(2)))
-        self.open = SlabStore(dense.planes(g), g.layers, 1, device)
+        self.open = SlabStore(dense.planes(g), g.layers, 1, device, self.meter)
         self._open_row: dict[int, int] = {}
         self._free_rows: list[int] = []
 

@@ -33,17 +33,42 @@ class LayerPlanes(NamedTuple):
     planes: dict[str, PlaneView]
 
 
+class Meter:
+    """Bytes that whoever shares this object holds now, and the most they held at one time.
+
+    A step takes the memory of all its blocks before it gives any back, so whoever looks between
+    steps misses the peak.
+    """
+
+    def __init__(self):
+        self.now = self.peak = 0
+
+    def add(self, count: int) -> None:
+        """`count` bytes more; fewer if it is negative."""
+        self.now += count
+        self.peak = max(self.peak, self.now)
+
+    def reset_peak(self) -> None:
+        """Begin anew with what is held now."""
+        self.peak = self.now
+
+
 class SlabStore:
     """Rows of planes for all layers, in slabs of `slab_rows` rows.
 
     One slab is one uint8 buffer that holds [L, P, *shape] of every plane. It is allocated when its
     first row is committed and dropped with its last; it never moves, so device addresses stay
     valid in captured graphs.
+
+    meter: hears of every byte; shared by the stores of one cache, or the store's own.
     """
 
-    def __init__(self, planes: dict[str, Plane], layers: int, slab_rows: int, device):
+    def __init__(
+        self, planes: dict[str, Plane], layers: int, slab_rows: int, device,
+        meter: Meter | None = None,
+    ):
         self.planes, self.layers, self.slab_rows = planes, layers, slab_rows
-        self.device = torch.device(device)
+        self.device, self.meter = torch.device(device), meter or Meter()
         self.slabs: dict[int, Tensor] = {}
         self._views: dict[int, dict[str, Tensor]] = {}
         self._live: dict[int, set[int]] = {}
@@ -114,6 +139,7 @@ class SlabStore:
         if self._base is None:
             with torch.inference_mode(False):  # else nobody may write to it outside of that mode
                 self._base = torch.zeros(MAX_SLABS, dtype=torch.int64, device=self.device)
+            self.meter.add(self._base.nbytes)
             for slab, buffer in self.slabs.items():
                 self._base[slab] = buffer.data_ptr()
         return self._base
@@ -129,16 +155,21 @@ class SlabStore:
 
     def _grow(self, slab: int) -> None:
         if slab >= MAX_SLABS:
-            raise KvlabError(
-                f"the cache would need more than {MAX_SLABS} slabs of {self.slab_rows} blocks; "
-                "use a larger cache.block_size"
-            )
+            raise KvlabError(self._too_many())
         with torch.inference_mode(False):  # who writes later may be in another mode
-            buffer = torch.empty(self.slab_bytes, dtype=torch.uint8, device=self.device)
+            buffer = self._allocate()
             self._views[slab] = {n: self._view(buffer, n, p) for n, p in self.planes.items()}
         self.slabs[slab], self._live[slab] = buffer, set()
+        self.meter.add(self.slab_bytes)
         if self._base is not None:
             self._base[slab] = buffer.data_ptr()
+
+    def _allocate(self) -> Tensor:
+        return torch.empty(self.slab_bytes, dtype=torch.uint8, device=self.device)
+
+    def _too_many(self) -> str:
+        return (f"the cache would need more than {MAX_SLABS} slabs of {self.slab_rows} blocks; "
+                "use a larger cache.block_size")
 
     def _view(self, buffer: Tensor, name: str, plane: Plane) -> Tensor:
         shape = (self.layers, self.slab_rows, *plane.shape)
@@ -147,6 +178,7 @@ class SlabStore:
 
     def _shrink(self, slab: int) -> None:
         del self.slabs[slab], self._views[slab], self._live[slab]
+        self.meter.add(-self.slab_bytes)
         if self._base is not None:
             self._base[slab] = 0
 

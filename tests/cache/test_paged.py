@@ -53,6 +53,29 @@ def test_allocated_bytes_follow_the_tokens(tokens):
     cache.check()
 
 
+@pytest.mark.parametrize("groups", ["all", "per_layer"])
+def test_the_peak_is_what_was_held_within_a_step(groups):
+    """A window frees only when the step is done. Four blocks are a slab."""
+    window = SinkWindow(sinks=0, recent=1024, middle=False)
+    cache = make(block_size=256, window=window, groups=groups)
+    g, seq = cache.geometry, cache.open()
+    slab = 4 * cache.spec.format.block_bytes(g)
+    x = torch.zeros(1, g.kv_heads, 2048, g.head_dim)
+    for peak in (2, 3, 3):
+        cache.begin([seq], [2048])
+        for layer in range(g.layers):
+            cache.store(layer, x, x)
+        cache.commit()
+        stats = cache.stats()
+        assert stats.allocated_bytes == held_bytes(cache) == slab
+        assert stats.peak_allocated_bytes == peak * slab
+        cache.check()
+    cache.reset_peak()
+    assert cache.stats().peak_allocated_bytes == slab
+    cache.close(seq)
+    assert cache.stats().allocated_bytes == 0 and cache.stats().peak_allocated_bytes == slab
+
+
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("block_size", [1, 4, 16])
 def test_attention_reads_the_dequantized_past(name, block_size):
@@ -291,6 +314,7 @@ def test_an_aborted_step_leaves_no_trace():
             driver.cache.begin([seq], [1])
         driver.cache.abort()
         driver.cache.check()
+        driver.cache.reset_peak()  # which remembers that the step had taken its memory
         assert driver.cache.stats() == before
     driver.cache.abort()  # nothing to undo
     driver.step([seq], [7])

@@ -62,7 +62,8 @@ def test_members_live(name, format, groups, budget):
         stats, own = cache.stats(), sum(g.summaries.nbytes for g in cache.groups)
         pools = sum(g.pool.nbytes for g in cache.groups)
         assert (own, stats.workspace_bytes) == held(cache)
-        assert stats.allocated_bytes == pools + own
+        assert stats.allocated_bytes == pools + own <= stats.peak_allocated_bytes
+        cache.check()
         assert stats.logical_bytes <= stats.allocated_bytes
     assert stats.evictions and own
     if member.max_entries:

@@ -29,7 +29,7 @@ def test_prefill_is_timed_and_accounted(folder):
     timed = [(r["variant"], r["params"]["tokens"]) for r in rows if r["name"] == "prefill_seconds"]
     assert timed == [(name, n) for name in ("fp8", *peers) for n in (40, 90)]
     ours = {r["name"]: r["value"] for r in rows if r["variant"] == "fp8"}
-    lines = ("weights", "cache_allocated", "workspace", "activation")
+    lines = ("weights", "standing", "cache_peak", "workspace", "activation")
     assert ours["accounted_bytes"] == sum(ours[f"{name}_bytes"] for name in lines)
     job.run(folder, variants)
     assert folder.rows() == rows, "what is there is not measured again"

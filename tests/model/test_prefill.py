@@ -162,7 +162,7 @@ def test_a_budget_too_small_stops_with_what_was_done(model, ids):
 
 
 def test_adaptive_is_the_smallest_on_the_cpu(model):
-    assert adaptive_chunk(model, torch.device("cpu")) == SMALLEST
+    assert adaptive_chunk(model, fresh(model)) == SMALLEST
     assert chunk_size("adaptive", model, fresh(model))() == SMALLEST
 
 
@@ -170,7 +170,7 @@ def test_adaptive_is_the_smallest_on_the_cpu(model):
 def test_adaptive_follows_the_free_memory(model):
     model = model.to("cuda", torch.bfloat16)
     cache = fresh(model, format="bf16")
-    size = adaptive_chunk(model, cache.device)
+    size = adaptive_chunk(model, cache)
     assert SMALLEST <= size <= LARGEST and size & (size - 1) == 0
     prompt = torch.randint(1, 128, (1, 2000), device="cuda")
     result = kvlab.prefill(model, prompt, cache, chunk_tokens="adaptive")
