@@ -114,10 +114,9 @@ def activation_bytes(config) -> int:
     """Bytes that one token of a chunk needs at the widest point of a layer, in bf16 on CUDA.
 
     Counted from the code that runs. All along there are the embedded prompt, which the model keeps,
-    the layer's input and the same normed; the position, cos and sin. Attention is widest where its
-    first piece becomes the running sum (`cache/sum.py`): queries, keys, values, the place of the
-    result and the piece's result, in fp32 twice, as that result comes in another layout, and its
-    lse. The MLP is widest where its two inner products are multiplied, with a residual of its own.
+    the layer's input and the same normed; the position, cos and sin. Attention is widest where a
+    piece is folded into the running sum (`cache/sum.py`): queries, keys, values, the place of the
+    result, the piece's result, the sum in fp32, and the lse of both. The MLP is widest where its two inner products are multiplied, with a residual of its own.
     Rotating the queries takes less than attention. What does not grow with the chunk is not in
     here: see `standing_bytes`.
     """
@@ -125,7 +124,7 @@ def activation_bytes(config) -> int:
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     wide, narrow = heads * dim, config.num_key_value_heads * dim
     along = 2 * 3 * config.hidden_size + 8 + 2 * 2 * dim
-    attention = 2 * (3 * wide + 2 * narrow) + 4 * 2 * wide + 4 * heads
+    attention = 2 * (3 * wide + 2 * narrow) + 4 * wide + 2 * 4 * heads
     mlp = 2 * (config.hidden_size + 3 * config.intermediate_size)
     return along + max(attention, mlp)
 
