@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 from kvlab.report import canvas
@@ -28,6 +30,7 @@ COLUMNS = {  # measurement -> heading, divisor, format
     "kl_to_device_nats": ("KL to the device's, nats", 1, "{:.1e}"),
 }
 Arms = dict[tuple[str, int], dict[str, float]]
+Curves = dict[str, list[dict]]
 
 
 def collect(rows: list[dict]) -> Arms:
@@ -68,21 +71,52 @@ def account(arms: Arms):
     return made
 
 
-def over_length(arms: Arms):
-    """Peak bytes and prefill seconds against tokens, one line for each arm."""
+def curves(path: Path) -> Curves:
+    """Arm -> what was held after each chunk of its longest prompt; empty without a curve file."""
+    longest: Curves = {}
+    for row in map(json.loads, path.read_text().splitlines() if path.is_file() else ()):
+        known = longest.setdefault(row["variant"], [row])
+        if row["tokens"] > known[0]["tokens"]:
+            longest[row["variant"]] = [row]
+        elif row["tokens"] == known[0]["tokens"] and row is not known[0]:
+            known.append(row)
+    return longest
+
+
+def over_length(found: Curves):
+    """Bytes and seconds against the tokens done, a line for each arm.
+
+    A prompt's first n tokens cost what a prompt of n tokens costs, so one run shows all lengths.
+    """
     made, [memory, time] = canvas.figure(2, width=9.5, height=3.8)
-    for index, name in enumerate(dict.fromkeys(name for name, _ in arms)):
-        points = sorted((n, v) for (arm, n), v in arms.items() if arm == name)
-        for axes, key, unit in ((memory, "peak_device_bytes", 1e9), (time, "prefill_seconds", 1)):
-            found = [(n / 1000, v[key] / unit) for n, v in points if key in v]
-            axes.plot(*zip(*found) if found else ([], []), label=name, **canvas.look(index))
-    memory.set(xlabel="thousand tokens", ylabel="peak on the device, GB", ylim=(0, 4.2))
+    for index, (name, rows) in enumerate(found.items()):
+        done = [row["done"] / 1000 for row in rows]
+        look = canvas.look(index) | {"marker": ""}
+        memory.plot(done, [r["peak_device_bytes"] / 1e9 for r in rows], label=name, **look)
+        memory.plot(done, [r["cache_allocated_bytes"] / 1e9 for r in rows], alpha=0.5, **look)
+        time.plot(done, [r["seconds"] for r in rows], label=name, **look)
+    memory.set(xlabel="thousand tokens", ylabel="on the device, GB: peak; pale: cache")
     memory.axhline(4.0, color=canvas.GREY, linestyle="--")
+    memory.set_ylim(bottom=0)
     time.set(xlabel="thousand tokens", ylabel="prefill, s")
-    canvas.rescale(time, "x", [n / 1000 for _, n in arms])
-    canvas.rescale(time, "y", [v.get("prefill_seconds", 1.0) for v in arms.values()])
+    canvas.rescale(time, "y", [r["seconds"] for rows in found.values() for r in rows])
     canvas.legend(made, memory)
     return made
+
+
+def milestones(found: Curves) -> str:
+    """What was held, and how long it had taken, at round numbers of tokens."""
+    lines = ["| arm | tokens | prefill, s | peak, GB | cache, GB | host, GB |",
+             "|---|---:|---:|---:|---:|---:|"]  # fmt: skip
+    for name, rows in found.items():
+        for wanted in (50_000, 100_000, 200_000, 500_000, 1_000_000):
+            row = next((r for r in rows if r["done"] >= wanted), None)
+            if row:
+                sizes = (row[key] / 1e9 for key in ("peak_device_bytes", "cache_allocated_bytes",
+                                                    "cache_host_bytes"))  # fmt: skip
+                cells = [f"{row['done']:,}", f"{row['seconds']:.2f}", *map("{:.3f}".format, sizes)]
+                lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -94,17 +128,22 @@ def main() -> None:
     (args.out / "figures").mkdir(parents=True, exist_ok=True)
     arms = collect(read_rows(args.results)[0])
     parts = [args.text.read_text().strip()] if args.text else []
-    pictures = {"account": ("The account beside the measured peak", account)}
-    if len({tokens for _, tokens in arms}) > 1:
-        pictures["length"] = ("Memory and time over the length", over_length)
+    curve = args.results.with_suffix(".curve.jsonl")
+    found = curves(curve)
+    pictures = {"account": ("The account beside the measured peak", partial(account, arms))}
     parts += ["## All arms", table(arms)]
+    if found:
+        parts += ["## Over the length", milestones(found)]
+        pictures["length"] = ("Memory and time over the length", partial(over_length, found))
     with canvas.styled():
         for stem, (title, draw) in pictures.items():
-            canvas.save(draw(arms), args.out / "figures" / stem)
+            canvas.save(draw(), args.out / "figures" / stem)
             parts.append(f"## {title}\n\n![{title}](figures/{stem}.svg)")
     (args.out / "README.md").write_text("\n\n".join(parts) + "\n")
     if args.results.resolve() != (args.out / "results.jsonl").resolve():
         shutil.copy(args.results, args.out / "results.jsonl")
+        if found:
+            shutil.copy(curve, args.out / "results.curve.jsonl")
 
 
 if __name__ == "__main__":
