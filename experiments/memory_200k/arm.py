@@ -23,7 +23,8 @@ from kvlab.model.decode import Decoder
 from kvlab.model.device import prepare_device
 from kvlab.model.fuse import fused
 from kvlab.model.load import RandomModel
-from kvlab.model.prefill import activation_bytes, prefill, standing_bytes, weight_bytes
+from kvlab.model.prefill import prefill
+from kvlab.model.room import activation_bytes, standing_bytes, weight_bytes
 from kvlab.track.environment import revision
 from kvlab.track.rows import encode, to_row
 

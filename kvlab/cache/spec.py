@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -37,7 +38,8 @@ class CacheSpec:
     offload: where evicted blocks go.
     block_size: tokens in a block, 1 to 256.
     budget_blocks, budget_bytes, budget_percent: at most one; blocks held by all sequences
-        together, bytes of sealed blocks, or a share of the tokens seen.
+        together, bytes of sealed blocks ("adaptive": what is free on the device when the cache is
+        made for a model, less what else is needed there), or a share of the tokens seen.
     groups: "all" layers share block ids and evict together, or "per_layer".
     workspace_tokens: tokens of the past that are dequantized at a time.
     kernels: "auto", "torch" or "triton", see `pool.fused_kernels`.
@@ -52,7 +54,7 @@ class CacheSpec:
     offload: NoOffload | str = field(default_factory=NoOffload)
     block_size: int = 64
     budget_blocks: int | None = None
-    budget_bytes: int | None = None
+    budget_bytes: int | Literal["adaptive"] | None = None
     budget_percent: float | None = None
     groups: str = "all"
     workspace_tokens: int = 16384
@@ -117,7 +119,9 @@ class CacheSpec:
             raise BadInput(f"cache.{list(given)[1]}", list(given.values())[1],
                            f"cache.{list(given)[0]} is given too; give one budget only")
         for name, value in given.items():
-            if value <= 0:
+            if value == "adaptive" and name == "budget_bytes":
+                continue
+            if isinstance(value, str) or value <= 0:
                 raise BadInput(f"cache.{name}", value, "must be positive, or null for no budget")
         if self.budget_percent is not None and self.budget_percent > 100:
             raise BadInput("cache.budget_percent", self.budget_percent, "must be at most 100")
@@ -133,6 +137,9 @@ class CacheSpec:
         if self.budget_bytes is None:
             return self.budget_blocks
         block = self.format.block_bytes(g)
+        if self.budget_bytes == "adaptive":
+            raise BadInput("cache.budget_bytes", "adaptive", "asks what a model leaves free: make "
+                           "the cache with PagedCache.for_model")
         if self.budget_bytes < block:
             raise BadInput("cache.budget_bytes", self.budget_bytes,
                            f"is less than one block of this model, which takes {block} bytes")
@@ -141,7 +148,8 @@ class CacheSpec:
     def checked_for(self, g: CacheGeometry) -> CacheSpec:
         """Self, after every refusal that needs the model's shape."""
         self.format.planes(g)
-        self.capacity_blocks(g)
+        if self.budget_bytes != "adaptive":  # decided when the cache is made
+            self.capacity_blocks(g)
         self._check_effect()
         check_summary(self, g)
         return self

@@ -15,7 +15,8 @@ from kvlab.model.adapter import PagedCache
 from kvlab.model.device import prepare_device
 from kvlab.model.fuse import fused
 from kvlab.model.peers import dynamic_prefill
-from kvlab.model.prefill import activation_bytes, prefill, standing_bytes, weight_bytes
+from kvlab.model.prefill import prefill
+from kvlab.model.room import activation_bytes, standing_bytes, weight_bytes
 from kvlab.model.shape import model_geometry
 
 PEERS = {"dynamic whole": None, "dynamic chunked": True}  # whether in chunks

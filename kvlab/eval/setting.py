@@ -10,7 +10,7 @@ from kvlab.eval.base import Runner
 from kvlab.eval.controls import controls
 from kvlab.model.device import prepare_device
 from kvlab.model.load import LoadedModel
-from kvlab.model.prefill import adaptive_chunk
+from kvlab.model.room import adaptive_chunk
 from kvlab.model.shape import model_geometry
 from kvlab.offload import NoOffload
 from kvlab.retrieval import NoRetrieval
@@ -56,6 +56,10 @@ class Setting:
                 "model", loaded.name,
                 "has random weights, whose quality means nothing; job=cost measures bytes and time",
             )
+        for variant in variants:
+            if variant.spec.budget_bytes == "adaptive":
+                raise BadInput("cache.budget_bytes", "adaptive", "is of no use beside other caches,"
+                               " which each would take what is free; give bytes or a percentage")
         extra = controls(variants, self.chunk_tokens) if self.controls else []
         runs = self.plain(loaded, [*variants, *extra], params)
         block = runs[0].spec.block_size if runs else CacheSpec().block_size

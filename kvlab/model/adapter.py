@@ -8,6 +8,7 @@ itself; the attention function finds cache, queries and new tokens in one place.
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from kvlab.cache.prefix import NO_FACTS
 from kvlab.core import BadInput, KvlabError
 from kvlab.model.dense import dense_attention, padding_mask
 from kvlab.model.identity import model_identity
+from kvlab.model.room import adaptive_budget
 from kvlab.model.shape import model_geometry, rotary_frequencies
 from kvlab.model.tokens import left_pads, watch_tokens
 
@@ -113,6 +115,8 @@ class PagedCache(core.PagedCache, Cache):
         if config.model_type not in ARCHITECTURES:
             raise BadInput("model", config.model_type, f"must be one of {', '.join(ARCHITECTURES)}")
         model.set_attn_implementation(ATTENTION)
+        if spec.budget_bytes == "adaptive":
+            spec = replace(spec, budget_bytes=adaptive_budget(model, spec))
         geometry = model_geometry(config, spec)
         facts = NO_FACTS
         if spec.prefix.shares:

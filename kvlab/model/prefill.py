@@ -15,8 +15,7 @@ from torch import Tensor
 from kvlab.core import BadInput
 from kvlab.model.adapter import PagedCache
 from kvlab.model.progress import shown
-
-SMALLEST, LARGEST = 512, 16384  # tokens: what `adaptive` chooses between
+from kvlab.model.room import adaptive_chunk
 
 
 class PrefillResult(NamedTuple):
@@ -86,65 +85,6 @@ def chunk_size(chunk_tokens: int | str, model, cache: PagedCache) -> Callable[[]
     if isinstance(chunk_tokens, bool) or not isinstance(chunk_tokens, int) or chunk_tokens < 1:
         raise BadInput("chunk_tokens", chunk_tokens, 'must be at least 1, or "adaptive"')
     return lambda: chunk_tokens
-
-
-def adaptive_chunk(model, cache: PagedCache) -> int:
-    """The largest power of two that fits in three quarters of the memory that is free now.
-
-    With its activations and, where none leave for them, its blocks. The last quarter is for the
-    workspace and the allocator's fragments. On the CPU, where a larger chunk wins nothing, it is
-    the smallest.
-    """
-    device, spec = cache.device, cache.spec
-    if device.type != "cuda":
-        return SMALLEST
-    free = torch.cuda.mem_get_info(device)[0]
-    reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    limit = torch.cuda.get_per_process_memory_fraction(device)
-    capped = limit * torch.cuda.get_device_properties(device).total_memory
-    free = min(free + reserve, int(capped) - torch.cuda.memory_allocated(device))
-    stored = spec.format.block_bytes(cache.geometry) // spec.block_size
-    tokens, size = free * 3 // 4 // (activation_bytes(model.config) + stored), SMALLEST
-    while size * 2 <= min(tokens, LARGEST):
-        size *= 2
-    return size
-
-
-def activation_bytes(config) -> int:
-    """Bytes that one token of a chunk needs at the widest point of a layer, in bf16 on CUDA.
-
-    Counted from the code that runs. All along there are the embedded prompt, which the model keeps,
-    the layer's input and the same normed; the position, cos and sin. Attention is widest where a
-    piece is folded into the running sum (`cache/sum.py`): queries, keys, values, the place of the
-    result, the piece's result, the sum in fp32, and the lse of both. The MLP is widest where its
-    two inner products are multiplied, with a residual of its own.
-    Rotating the queries takes less than attention. What does not grow with the chunk is not in
-    here: see `standing_bytes`.
-    """
-    heads = config.num_attention_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    wide, narrow = heads * dim, config.num_key_value_heads * dim
-    along = 2 * 3 * config.hidden_size + 8 + 2 * 2 * dim
-    attention = 2 * (3 * wide + 2 * narrow) + 4 * wide + 2 * 4 * heads
-    mlp = 2 * (config.hidden_size + 3 * config.intermediate_size)
-    return along + max(attention, mlp)
-
-
-def standing_bytes(model, device: torch.device) -> int:
-    """Bytes on `device` besides the weights, asked before there is a cache; 0 without CUDA.
-
-    The prompt's ids, and what libraries keep once they have run: cuBLAS 32 MiB for each stream that
-    has multiplied matrices (on Hopper), so three where steps were captured. Anything else in here
-    was left behind by what ran before.
-    """
-    if device.type != "cuda":
-        return 0
-    return torch.cuda.memory_allocated(device) - weight_bytes(model)
-
-
-def weight_bytes(model) -> int:
-    """Bytes of the parameters; what layers share counts once."""
-    return sum(p.nbytes for p in model.parameters())
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from kvlab.kernel import attend_sdpa
 from kvlab.model import PagedCache, fuse
 from kvlab.model.fuse import fused
 from kvlab.model.load import RandomModel
-from kvlab.model.prefill import activation_bytes, prefill, standing_bytes, weight_bytes
+from kvlab.model.prefill import prefill
+from kvlab.model.room import activation_bytes, standing_bytes, weight_bytes
 
 SHAPE = {"hidden_size": 256, "layers": 3, "kv_heads": 2, "head_dim": 128, "vocabulary": 8192}
 

@@ -8,9 +8,12 @@ import pytest
 import torch
 
 import kvlab
+from kvlab.cache import CacheSpec
+from kvlab.cache import PagedCache as CorePagedCache
 from kvlab.core import BadInput, OutOfBlocks
-from kvlab.model import PagedCache
-from kvlab.model.prefill import LARGEST, SMALLEST, adaptive_chunk, chunk_size
+from kvlab.model import PagedCache, room
+from kvlab.model.prefill import chunk_size
+from kvlab.model.room import LARGEST, SMALLEST, adaptive_budget, adaptive_chunk
 
 PROMPT = 40
 
@@ -164,6 +167,39 @@ def test_a_budget_too_small_stops_with_what_was_done(model, ids):
 def test_adaptive_is_the_smallest_on_the_cpu(model):
     assert adaptive_chunk(model, fresh(model)) == SMALLEST
     assert chunk_size("adaptive", model, fresh(model))() == SMALLEST
+
+
+def test_an_adaptive_budget_is_what_is_free_less_what_else_is_needed(model, monkeypatch):
+    monkeypatch.setattr(room, "free_bytes", lambda device: 8_000_000)
+    activations = room.ASSUMED * room.activation_bytes(model.config)
+    cache = fresh(model, budget_bytes="adaptive", policy="lru", workspace_tokens=100)
+    g = cache.geometry
+    workspace = 100 * 2 * g.kv_heads * g.head_dim * 4
+    assert cache.spec.budget_bytes == 7_000_000 - workspace - activations
+    assert cache.groups[0].ledger.capacity == cache.spec.budget_bytes // (
+        cache.spec.format.block_bytes(g))  # fmt: skip
+    staged = fresh(model, budget_bytes="adaptive", policy="lru", workspace_tokens=100,
+                   offload="host")  # fmt: skip
+    assert cache.spec.budget_bytes - staged.spec.budget_bytes == workspace
+
+
+def test_an_adaptive_budget_needs_room_and_a_model(model, monkeypatch):
+    spec = CacheSpec(budget_bytes="adaptive", policy="lru")
+    with pytest.raises(BadInput, match="for_model"):
+        CorePagedCache(fresh(model).geometry, spec)
+    monkeypatch.setattr(room, "free_bytes", lambda device: 1_000)
+    with pytest.raises(BadInput, match="finds no room: 1000 bytes are free"):
+        adaptive_budget(model, spec)
+    with pytest.raises(BadInput, match="positive"):
+        CacheSpec(budget_bytes="much", policy="lru")
+
+
+@pytest.mark.gpu
+def test_an_adaptive_budget_holds_under_a_cap(model):
+    model = model.to("cuda", torch.bfloat16)
+    free = room.free_bytes(model.device)
+    cache = fresh(model, format="bf16", budget_bytes="adaptive", policy="fifo")
+    assert free // 2 < cache.spec.budget_bytes < free
 
 
 @pytest.mark.gpu
