@@ -134,4 +134,4 @@ def calibrated(
         cache = PagedCache.for_model(loaded.model, roomy)
         served = Loop(loaded, cache, limits, WallClock()).run(requests)
         samples += [(s.prompt_tokens, s.hit_tokens, s.prefill_ms) for s in served if repeat]
-    return TtftModel.fit(samples)
+    return TtftModel.fit(samples, limits.chunk_tokens)

@@ -98,9 +98,11 @@ def test_what_makes_no_sense_is_refused(folder, requests):
 
 
 def test_time_to_the_first_token_is_fitted():
-    truth = TtftModel(20.0, 0.5, 1e-4, 0.01)
+    truth = TtftModel(20.0, 0.5, 1e-4, 0.01, chunk_tokens=300)
     samples = [(n, found, float(truth.predict([n], [found])[0]))
                for n in (1, 50, 400, 900) for found in (0, n // 3, n // 2)]  # fmt: skip
-    fitted = TtftModel.fit(samples)
+    fitted = TtftModel.fit(samples, 300)
     assert fitted == pytest.approx(truth, rel=1e-6)
     assert fitted.predict([800], [700])[0] < fitted.predict([800], [0])[0]
+    one, two = fitted.predict([300, 301], [0, 0])  # the second takes two steps, and reads the first
+    assert two - one == pytest.approx(20 + 0.5 + 1e-4 * (301**2 - 300**2) / 2 + 0.01 * 300)
