@@ -101,9 +101,12 @@ class BlockTable:
 
     def touched(self, ranges: list[tuple[int, int]]) -> set[BlockId]:
         """The blocks that any of the half-open token `ranges` touches."""
-        size = self.block_size
-        indices = {i for begin, end in ranges for i in range(begin // size, -(-end // size))}
+        indices = {i for begin, end in self.spans(ranges) for i in range(begin, end)}
         return {self.ids[i] for i in indices if self.ids[i] is not None}
+
+    def spans(self, ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The same ranges in logical blocks, half-open, a block counting if it is touched."""
+        return [(begin // self.block_size, -(-end // self.block_size)) for begin, end in ranges]
 
     def truncate(self, length: int) -> list[BlockId]:
         """Forget tokens from `length` on; returns the blocks without any of the rest, tail first.

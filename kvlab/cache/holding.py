@@ -31,6 +31,7 @@ class Holding:
         self.tables: dict[SeqId, BlockTable] = {}
         self.borrowed: dict[SeqId, set[BlockId]] = {}
         self.pinned: dict[SeqId, set[BlockId]] = {}
+        self._slid: dict[SeqId, tuple] = {}  # what the window last acted on
         self.watch = Watch(ledger, pool.geometry.layers, self.block_size)
         self.summaries = Summaries(spec.summary, pool)
         segment = max(1, spec.workspace_tokens // self.block_size)
@@ -65,6 +66,7 @@ class Holding:
         self.share.close(seq)
         self.away.close(seq)
         del self.tables[seq], self.borrowed[seq], self.pinned[seq]
+        self._slid.pop(seq, None)
         self.digests.close(seq)
         if done:
             self.share.ended()
@@ -209,17 +211,31 @@ class Holding:
         self.fresh += blocks
 
     def _slide(self, seq: SeqId) -> None:
-        """Move the window's pins to the end of the sequence; free what it can never read again."""
+        """Move the window's pins to the end of the sequence; free what it can never read again.
+
+        Most steps move it within a block and change nothing: those do not look at the table, which
+        grows with every block seen.
+        """
         table = self.tables[seq]
-        safe = table.touched(self.window.protected(table.length))
+        protected, readable = (
+            of(table.length) for of in (self.window.protected, self.window.readable)
+        )
+        spans = table.spans(protected), table.spans(readable)
+        if self._slid.get(seq) == (table.changes, spans):
+            return
+        self._pin(seq, table.touched(protected))
+        if readable != [(0, table.length)]:
+            self._free_unreadable(seq, table.touched(readable))
+        self._slid[seq] = table.changes, spans
+
+    def _pin(self, seq: SeqId, safe: set[BlockId]) -> None:
         keep = {b for b in safe if self.ledger.state(b) == SEALED}
         self.ledger.pin(sorted(keep - self.pinned[seq]))
         self.ledger.unpin(sorted(self.pinned[seq] - keep))
         self.pinned[seq] = keep
-        ranges = self.window.readable(table.length)
-        if ranges == [(0, table.length)]:
-            return
-        readable = table.touched(ranges)
+
+    def _free_unreadable(self, seq: SeqId, readable: set[BlockId]) -> None:
+        table = self.tables[seq]
         gone = [i for i, b in enumerate(table.ids) if b is not None and b not in readable]
         self.summaries.spill(seq, gone, [table.ids[i] for i in gone])
         self._release(seq, [table.punch(i) for i in reversed(gone)])
