@@ -3,8 +3,8 @@
     python experiments/axes_quality/table.py RUN
 
 RUN: a run folder or `reports/axes_quality`. Bytes are those of blocks in use at the end, entries
-and scales included. *beats* and *loses to* name the controls that lie outside the paired 95 %
-interval, in KL and in recall.
+and scales included, digests not. *beats* and *loses to* name the controls that lie outside the
+paired 95 % interval, in KL and in recall.
 """
 
 from __future__ import annotations

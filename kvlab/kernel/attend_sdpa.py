@@ -36,7 +36,7 @@ def attend(
     if bias is not None:
         return _with_bias(q, k, v, bias, scale)
     span = (q_start - k_start, k.shape[0])
-    banded = window is not None and q_start + q.shape[1] - k_start > window
+    banded = _banded(q, window, q_start - k_start)
     if banded or (causal and span != (0, q.shape[1])) or not k.shape[0]:
         return attend_ref.attend(
             q, k, v, scale=scale, causal=causal, window=window, q_start=q_start, k_start=k_start
@@ -50,20 +50,25 @@ def attend_parts(
     k_start: int = 0,
 ) -> Partial:
     """As `attend`, not causal, or the results over n equal parts of the keys: [n, Hq, T, D] and
-    [n, Hq, T], for `merge`.
+    [n, Hq, T], as `merge_into` takes them.
 
     A short chunk has fewer tiles of queries than the device has multiprocessors; equal parts of the
-    keys, folded into the batch, give the others work too (Flash-Decoding, for chunks).
+    keys, folded into the batch, give the others work too (Flash-Decoding,
+    https://pytorch.org/blog/flash-decoding/, for chunks).
     """
     tokens, keys = q.shape[1], k.shape[0]
     whole = q.device.type != "cuda" or q.dtype == torch.float32 or tokens < FEW
-    banded = window is not None and q_start + tokens - k_start > window
-    if not (whole or banded) and q.shape[-1] <= WIDEST:
+    if not (whole or _banded(q, window, q_start - k_start)) and q.shape[-1] <= WIDEST:
         tiles = q.shape[0] * -(-tokens // TILE)
         count = best_parts(tiles, keys, _processors(q.device))
         if count > 1:
             return _in_parts(q, k.to(q.dtype), v.to(q.dtype), scale, count)
     return attend(q, k, v, scale=scale, window=window, q_start=q_start, k_start=k_start)
+
+
+def _banded(q: Tensor, window: int | None, ahead: int) -> bool:
+    """Whether a window hides keys from queries; ahead: first query's position less first key's."""
+    return window is not None and ahead + q.shape[1] > window
 
 
 def best_parts(tiles: int, keys: int, processors: int) -> int:

@@ -48,7 +48,9 @@ def adaptive_budget(model, spec: CacheSpec) -> int:
 
     The rest: an eighth; the workspace, and as much again for what comes from host memory; and the
     activations of a chunk of 2,048 tokens (an adaptive chunk takes what is left later, at least
-    512). Decided once, when the cache is made. Raises `BadInput` where no block fits.
+    512). Decided once, when the cache is made. Digests of retrieval and entries of summaries come
+    on top and grow with the tokens seen; the eighth has to carry them. Raises `BadInput` where no
+    block fits.
     """
     free, config = free_bytes(model.device), model.config.get_text_config(decoder=True)
     g = model_geometry(config, spec)
