@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -19,11 +20,14 @@ from kvlab import cache as core
 from kvlab.cache import CacheSpec, ModelFacts
 from kvlab.cache.prefix import NO_FACTS
 from kvlab.core import BadInput, KvlabError
-from kvlab.model.dense import dense_attention, padding_mask
+from kvlab.model.columns import Columns, Plan
+from kvlab.model.dense import dense_attention
 from kvlab.model.identity import model_identity
+from kvlab.model.refusals import refuse_gradients, refuse_unknown
 from kvlab.model.room import adaptive_budget
 from kvlab.model.shape import model_geometry, rotary_frequencies
 from kvlab.model.tokens import left_pads, watch_tokens
+from kvlab.model.visibility import KeyColumns, Visibility, paged_mask, tokens_of, window_of
 
 ATTENTION = "kvlab_paged"
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -63,7 +67,7 @@ class PagedLayer(CacheLayerMixin):
         return self.cache.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cache.seen + query_length, 0
+        return KeyColumns(self.cache.seen + query_length), 0
 
     def get_max_length(self) -> int:
         return -1
@@ -92,7 +96,9 @@ class PagedCache(core.PagedCache, Cache):
         )
         Cache.__init__(self, layers=[PagedLayer(self, i) for i in range(geometry.layers)])
         self.rows: list[int] = []
-        self.seen = 0  # tokens a row has seen, padding included: what transformers counts
+        self.columns = Columns(0)  # of the rows: what transformers counts
+        self._plan: Plan | None = None  # of the forward under way
+        self._mask = None
         # ids [B, T] of the forward that is about to run, and its positions if given
         self._late: list[tuple[list[tuple[int, int]], Tensor]] = []
         self.coming: tuple[Tensor, Tensor | None] | None = None
@@ -134,6 +140,21 @@ class PagedCache(core.PagedCache, Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.seen
 
+    @property
+    def seen(self) -> int:
+        """Columns that the rows have seen, padding included: what transformers counts."""
+        return self.columns.seen
+
+    @seen.setter
+    def seen(self, columns: int) -> None:
+        """Rows that another driver filled count as so many columns, their tokens being the last."""
+        self.columns = Columns.padded([self.length(row) for row in self.rows], columns)
+
+    def adopt(self, rows: list[int]) -> None:
+        """Sequences opened before become the rows of the batch, padded on the left to one length."""
+        self.rows = list(rows)
+        self.seen = max(map(self.length, rows), default=0)
+
     def reset(self) -> None:
         """Forget everything, known prefixes included, and give all bytes back."""
         self.finish()
@@ -144,7 +165,7 @@ class PagedCache(core.PagedCache, Cache):
         self.abort()
         for row in self.rows:
             self.close(row)
-        self.rows, self.seen, self.coming = [], 0, None
+        self.rows, self.columns, self.coming = [], Columns(0), None
 
     def start(self, ids: Tensor, mask: Tensor | None = None) -> int:
         """Open a row for each prompt in `ids` [B, T], on the known prefix of each.
@@ -158,15 +179,16 @@ class PagedCache(core.PagedCache, Cache):
             return 0
         prompts = [row[pad:] for row, pad in zip(ids.cpu().numpy(), pads)]
         self.rows = self.open_together(prompts, pads)
-        self.seen = pads[0] + self.length(self.rows[0]) if len(ids) else 0
-        self.seen *= any(map(self.length, self.rows))  # cold rows skip no padding either
+        seen = pads[0] + self.length(self.rows[0]) if len(ids) else 0
+        self.seen = seen * any(map(self.length, self.rows))  # cold rows skip no padding either
         return self.seen
 
     def crop(self, tokens_to_remove) -> None:
         """Forget the last tokens of every row; the count may come negative, or as a tensor."""
         count = abs(int(tokens_to_remove))
-        self.truncate_all({row: max(0, self.length(row) - count) for row in self.rows})
-        self.seen -= count
+        left = [int(n) for n in self.columns.left(count)]
+        self.truncate_all(dict(zip(self.rows, left)))
+        self.columns.crop(count)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._select(beam_idx.tolist())
@@ -185,6 +207,7 @@ class PagedCache(core.PagedCache, Cache):
         for gone in free.values():
             self.close(gone)
         self.rows = rows
+        self.columns.select(sources)
 
     # ---- which tokens they are
 
@@ -203,58 +226,117 @@ class PagedCache(core.PagedCache, Cache):
 
     # ---- one forward of the model
 
-    def forward(self, layer: PagedLayer, query: Tensor, mask: Tensor | None, scale, window):
-        """Attention of one layer; the first one opens the step, the last one commits it."""
-        batch, _, tokens, _ = query.shape
-        if layer.index == 0:
-            self._begin(batch, tokens, mask)
+    def forward(self, layer: PagedLayer, query: Tensor, mask, scale, window, positions=None):
+        """Attention of one layer; the first one opens the step, the last one commits it.
+
+        query [B, Hq, T, D] -> [B, T, Hq, D]; mask: what `paged_mask` returned, or a 4D mask of the
+        caller; positions [1 or B, T], None for those that follow.
+        """
+        window = window_of(mask, window)
         keys, values = layer.pending
         layer.pending = None
-        out = self.attend(layer.index, query, keys, values, scale=scale, window=window)
+        refuse_gradients(query, keys, values)
+        if layer.index == 0:
+            self._begin(query.shape[0], query.shape[2], mask, window, positions)
+        elif mask is not self._mask and not same_padding(mask, self._mask):
+            raise KvlabError("layers of one forward got different attention masks; a PagedCache "
+                             "stores the same tokens in all of them")
+        out = self._attended(layer.index, query, keys, values, scale, window)
         if layer.index == len(self.layers) - 1:
-            self.seen += tokens  # first: a relative budget may fail to evict after the commit
+            plan, self._plan, self._mask = self._plan, None, None
+            self.columns.advance(plan, positions)  # first: a relative budget may fail to evict
             self.commit()
         return out
 
-    def _begin(self, batch: int, tokens: int, mask: Tensor | None) -> None:
+    def _attended(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale, window) -> Tensor:
+        """As `attend`, with tokens wherever the plan has them; padding sees what is before it."""
+        plan = self._plan
+        found = [(look, self._look(layer, look, q, k, v, scale)) for look in plan.looks]
+        if plan.order is None:
+            out = self.attend(layer, q, k, v, scale=scale, window=window)
+        else:
+            order = torch.from_numpy(plan.order).to(q.device)[:, :, None, None]
+            packed = (x.gather(2, order.transpose(1, 2).expand_as(x)) for x in (q, k, v))
+            out = self.attend(layer, *packed, scale=scale, window=window)
+            out = torch.empty_like(out).scatter_(1, order.expand_as(out), out)
+        for look, part in found:
+            out[look.row, torch.from_numpy(look.columns).to(out.device)] = part.to(out.dtype)
+        return out
+
+    def _look(self, layer: int, look, q: Tensor, k: Tensor, v: Tensor, scale) -> Tensor:
+        """What the queries of padding see, [P, Hq, D]."""
+        columns = torch.from_numpy(look.columns).to(q.device)
+        real = torch.from_numpy(self._plan.real[look.row]).to(q.device)
+        keys, values = (x[look.row, :, real].transpose(0, 1) for x in (k, v))
+        before = torch.from_numpy(look.before).to(q.device)
+        return self.look(layer, look.row, q[look.row, :, columns], keys, values, before, scale)
+
+    def _begin(self, batch: int, tokens: int, mask, window: int | None, positions) -> None:
         self.abort()  # what a forward that failed between layers left behind
         if self.teller is not None:
             self.teller.admit()
-        if not self.rows:
-            self.rows = [self.open() for _ in range(batch)]
-        if len(self.rows) != batch:
+        if self.rows and len(self.rows) != batch:
             raise KvlabError(f"the cache holds {len(self.rows)} rows, the batch has {batch}")
-        padded = mask is not None and tokens > 1  # decode never adds padding
-        counts = mask[:, -tokens:].sum(1).tolist() if padded else [tokens] * batch
-        self._note(tokens, [int(n) for n in counts], mask)
-        self.begin(self.rows, [int(n) for n in counts])
+        columns = self.columns if self.rows else Columns(batch)
+        plan = columns.plan(tokens_of(mask, batch, tokens, columns.seen + tokens), tokens)
+        if window is not None and columns.seen + tokens > window and columns.interior(plan):
+            raise KvlabError(f"the sliding window of {window} tokens of this model counts padding "
+                             "between tokens, which a PagedCache does not store; pad on the left")
+        if not self.rows:
+            self.rows, self.columns = [self.open() for _ in range(batch)], columns
+        self._forget(plan.keep)
+        self._note(plan, positions)
+        self.begin(self.rows, plan.counts)
+        self._plan, self._mask = plan, mask
 
-    def _note(self, tokens: int, counts: list[int], mask: Tensor | None) -> None:
+    def _forget(self, keep: dict[int, int]) -> None:
+        """The mask hides all but the first `keep[row]` tokens of these rows from now on."""
+        if keep:
+            self.truncate_all({self.rows[row]: count for row, count in keep.items()})
+            self.columns.hide(keep)
+
+    def _note(self, plan: Plan, positions: Tensor | None) -> None:
         """Tell each row which tokens it is about to compute, where they are known.
 
         Tokens at other positions than their place in the sequence make other keys: not told.
         """
-        (coming, positions), self.coming = self.coming or (None, None), None
+        coming, self.coming = self.coming, None
         self._catch_up()
-        if coming is None or left_pads(coming, None if mask is None else mask[:, -tokens:]) is None:
+        if coming is None or coming[0].shape != (len(self.rows), plan.tokens):
             return
-        ends = None if positions is None else positions[:, -1].expand(len(counts)).tolist()
-        for i, (row, ids) in enumerate(zip(self.rows, coming.cpu().numpy())):
-            if ends is None or ends[i] == self.length(row) + counts[i] - 1:
-                self.tell(row, ids[tokens - counts[i] :])
+        ids = coming[0].cpu().numpy()
+        at = None if positions is None else positions.expand(len(ids), -1).cpu().numpy()
+        for i, (row, count) in enumerate(zip(self.rows, plan.counts)):
+            real = slice(None) if plan.real is None else plan.real[i]
+            usual = self.length(row) + np.arange(count)
+            if at is None or np.array_equal(at[i, real], usual):
+                self.tell(row, ids[i, real])
 
 
+def same_padding(a, b) -> bool:
+    """Whether two layers' masks, of whatever rule, come from one mask of the caller."""
+    return isinstance(a, Visibility) and isinstance(b, Visibility) and a.padding is b.padding
 
 
 def paged_attention(
-    module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, **_
+    module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None,
+    position_ids=None, **told,
 ):
-    """The registered attention: [B, Hq, T, D] -> [B, T, Hq, D]; `key`: a PagedLayer or a tensor."""
+    """The registered attention: [B, Hq, T, D] -> [B, T, Hq, D]; `key`: a PagedLayer or a tensor.
+
+    Raises `KvlabError` for what a PagedCache cannot do: gradients, dropout, attention weights, masks
+    of other shapes than causal with padding, and arguments of attention that it does not know.
+    """
+    if not isinstance(key, PagedLayer):
+        return dense_attention(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout,
+            sliding_window=sliding_window, position_ids=position_ids, **told,
+        )
+    refuse_unknown(module, dropout, told)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if isinstance(key, PagedLayer):
-        return key.cache.forward(key, query, attention_mask, scale, sliding_window), None
-    return dense_attention(module, query, key, value, attention_mask, scale, sliding_window), None
+    cache = key.cache
+    return cache.forward(key, query, attention_mask, scale, sliding_window, position_ids), None
 
 
 AttentionInterface.register(ATTENTION, paged_attention)
-AttentionMaskInterface.register(ATTENTION, padding_mask)
+AttentionMaskInterface.register(ATTENTION, paged_mask)
