@@ -10,7 +10,6 @@ from __future__ import annotations
 import weakref
 from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -22,12 +21,13 @@ from kvlab.cache.prefix import NO_FACTS
 from kvlab.core import BadInput, KvlabError
 from kvlab.model.columns import Columns, Plan
 from kvlab.model.dense import dense_attention
+from kvlab.model.forward import Forward, known_tokens
 from kvlab.model.identity import model_identity
 from kvlab.model.refusals import refuse_gradients, refuse_unknown
 from kvlab.model.room import adaptive_budget
 from kvlab.model.shape import model_geometry, rotary_frequencies
 from kvlab.model.tokens import left_pads, watch_tokens
-from kvlab.model.visibility import KeyColumns, Visibility, paged_mask, tokens_of, window_of
+from kvlab.model.visibility import KeyColumns, paged_mask, window_of
 
 ATTENTION = "kvlab_paged"
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -97,8 +97,7 @@ class PagedCache(core.PagedCache, Cache):
         Cache.__init__(self, layers=[PagedLayer(self, i) for i in range(geometry.layers)])
         self.rows: list[int] = []
         self.columns = Columns(0)  # of the rows: what transformers counts
-        self._plan: Plan | None = None  # of the forward under way
-        self._mask = None
+        self._forward: Forward | None = None  # the one under way
         # ids [B, T] of the forward that is about to run, and its positions if given
         self._late: list[tuple[list[tuple[int, int]], Tensor]] = []
         self.coming: tuple[Tensor, Tensor | None] | None = None
@@ -151,7 +150,7 @@ class PagedCache(core.PagedCache, Cache):
         self.columns = Columns.padded([self.length(row) for row in self.rows], columns)
 
     def adopt(self, rows: list[int]) -> None:
-        """Sequences opened before become the rows of the batch, padded on the left to one length."""
+        """Sequences opened before become the rows, padded on the left to one length."""
         self.rows = list(rows)
         self.seen = max(map(self.length, rows), default=0)
 
@@ -237,85 +236,38 @@ class PagedCache(core.PagedCache, Cache):
         layer.pending = None
         refuse_gradients(query, keys, values)
         if layer.index == 0:
-            self._begin(query.shape[0], query.shape[2], mask, window, positions)
-        elif mask is not self._mask and not same_padding(mask, self._mask):
-            raise KvlabError("layers of one forward got different attention masks; a PagedCache "
-                             "stores the same tokens in all of them")
-        out = self._attended(layer.index, query, keys, values, scale, window)
+            self._forward = Forward.begun(self, query, mask, window, positions)
+        out = self._forward.attend(self, layer.index, mask, query, keys, values, scale, window)
         if layer.index == len(self.layers) - 1:
-            plan, self._plan, self._mask = self._plan, None, None
-            self.columns.advance(plan, positions)  # first: a relative budget may fail to evict
+            forward, self._forward = self._forward, None
+            self.columns.advance(forward.plan, positions)  # first: a budget may fail to evict
             self.commit()
         return out
 
-    def _attended(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale, window) -> Tensor:
-        """As `attend`, with tokens wherever the plan has them; padding sees what is before it."""
-        plan = self._plan
-        found = [(look, self._look(layer, look, q, k, v, scale)) for look in plan.looks]
-        if plan.order is None:
-            out = self.attend(layer, q, k, v, scale=scale, window=window)
-        else:
-            order = torch.from_numpy(plan.order).to(q.device)[:, :, None, None]
-            packed = (x.gather(2, order.transpose(1, 2).expand_as(x)) for x in (q, k, v))
-            out = self.attend(layer, *packed, scale=scale, window=window)
-            out = torch.empty_like(out).scatter_(1, order.expand_as(out), out)
-        for look, part in found:
-            out[look.row, torch.from_numpy(look.columns).to(out.device)] = part.to(out.dtype)
-        return out
+    def admit(self, batch: int) -> Columns:
+        """The columns of a batch of so many rows that is about to come, new or those that are here.
 
-    def _look(self, layer: int, look, q: Tensor, k: Tensor, v: Tensor, scale) -> Tensor:
-        """What the queries of padding see, [P, Hq, D]."""
-        columns = torch.from_numpy(look.columns).to(q.device)
-        real = torch.from_numpy(self._plan.real[look.row]).to(q.device)
-        keys, values = (x[look.row, :, real].transpose(0, 1) for x in (k, v))
-        before = torch.from_numpy(look.before).to(q.device)
-        return self.look(layer, look.row, q[look.row, :, columns], keys, values, before, scale)
-
-    def _begin(self, batch: int, tokens: int, mask, window: int | None, positions) -> None:
+        Raises `KvlabError` for another number of rows than the cache holds.
+        """
         self.abort()  # what a forward that failed between layers left behind
         if self.teller is not None:
             self.teller.admit()
         if self.rows and len(self.rows) != batch:
             raise KvlabError(f"the cache holds {len(self.rows)} rows, the batch has {batch}")
-        columns = self.columns if self.rows else Columns(batch)
-        plan = columns.plan(tokens_of(mask, batch, tokens, columns.seen + tokens), tokens)
-        if window is not None and columns.seen + tokens > window and columns.interior(plan):
-            raise KvlabError(f"the sliding window of {window} tokens of this model counts padding "
-                             "between tokens, which a PagedCache does not store; pad on the left")
+        return self.columns if self.rows else Columns(batch)
+
+    def take(self, columns: Columns, plan: Plan, positions: Tensor | None) -> None:
+        """Open the step of `plan`; what its mask hides for good is forgotten before."""
         if not self.rows:
-            self.rows, self.columns = [self.open() for _ in range(batch)], columns
-        self._forget(plan.keep)
-        self._note(plan, positions)
-        self.begin(self.rows, plan.counts)
-        self._plan, self._mask = plan, mask
-
-    def _forget(self, keep: dict[int, int]) -> None:
-        """The mask hides all but the first `keep[row]` tokens of these rows from now on."""
-        if keep:
-            self.truncate_all({self.rows[row]: count for row, count in keep.items()})
-            self.columns.hide(keep)
-
-    def _note(self, plan: Plan, positions: Tensor | None) -> None:
-        """Tell each row which tokens it is about to compute, where they are known.
-
-        Tokens at other positions than their place in the sequence make other keys: not told.
-        """
+            self.rows, self.columns = [self.open() for _ in range(columns.rows)], columns
+        if plan.keep:
+            self.truncate_all({self.rows[row]: count for row, count in plan.keep.items()})
+            self.columns.hide(plan.keep)
         coming, self.coming = self.coming, None
         self._catch_up()
-        if coming is None or coming[0].shape != (len(self.rows), plan.tokens):
-            return
-        ids = coming[0].cpu().numpy()
-        at = None if positions is None else positions.expand(len(ids), -1).cpu().numpy()
-        for i, (row, count) in enumerate(zip(self.rows, plan.counts)):
-            real = slice(None) if plan.real is None else plan.real[i]
-            usual = self.length(row) + np.arange(count)
-            if at is None or np.array_equal(at[i, real], usual):
-                self.tell(row, ids[i, real])
-
-
-def same_padding(a, b) -> bool:
-    """Whether two layers' masks, of whatever rule, come from one mask of the caller."""
-    return isinstance(a, Visibility) and isinstance(b, Visibility) and a.padding is b.padding
+        for row, ids in known_tokens(self, coming, plan, positions):
+            self.tell(row, ids)
+        self.begin(self.rows, plan.counts)
 
 
 def paged_attention(
@@ -324,8 +276,8 @@ def paged_attention(
 ):
     """The registered attention: [B, Hq, T, D] -> [B, T, Hq, D]; `key`: a PagedLayer or a tensor.
 
-    Raises `KvlabError` for what a PagedCache cannot do: gradients, dropout, attention weights, masks
-    of other shapes than causal with padding, and arguments of attention that it does not know.
+    Raises `KvlabError` for what a PagedCache cannot do: gradients, dropout, attention weights,
+    masks that are not causal with padding, and arguments of attention that it does not know.
     """
     if not isinstance(key, PagedLayer):
         return dense_attention(

@@ -73,8 +73,8 @@ class Columns:
         """
         if real is None:
             if self.real is not None:
-                raise KvlabError("the past of this batch has padding, and no attention mask came that "
-                                 "hides it; give attention_mask over past and new tokens")
+                raise KvlabError("the past of this batch has padding, and no attention mask came "
+                                 "that hides it; give attention_mask over past and new tokens")
             return Plan(tokens, [tokens] * self.rows)
         keep = self._kept(real[:, : self.seen])
         new = real[:, self.seen :]
@@ -86,16 +86,16 @@ class Columns:
         there = np.ones_like(shown) if self.real is None else self.real
         if (shown & ~there).any():
             row, column = np.argwhere(shown & ~there)[0]
-            raise KvlabError(f"the attention mask shows column {column} of row {row}, which was hidden "
-                             "before and is not in the cache; a PagedCache does not store padding")
+            raise KvlabError(f"the attention mask shows column {column} of row {row}, which was "
+                             "hidden before and is not in the cache: padding is not stored")
         keep = {}
         for row in np.flatnonzero((there & ~shown).any(1)):
             tokens = shown[row, there[row]]
             keep[int(row)] = count = int(tokens.sum())
             if not tokens[:count].all():
-                raise KvlabError(f"the attention mask hides tokens of row {row} that are in the cache, "
-                                 "and shows later ones; a PagedCache can forget the last tokens of a "
-                                 "row only")
+                raise KvlabError(f"the attention mask hides tokens of row {row} that are in the "
+                                 "cache and shows later ones; a PagedCache forgets only the last "
+                                 "tokens of a row")
         return keep
 
     def _looks(self, new: np.ndarray, past: np.ndarray):
@@ -153,8 +153,8 @@ class Columns:
         Raises `KvlabError` where a crop took tokens whose positions had not come one by one.
         """
         if self._ends is None:
-            raise KvlabError("positions of this batch did not come one by one, so those that follow "
-                             "a crop are not known; give position_ids, or start a new cache")
+            raise KvlabError("positions of this batch did not come one by one, so those that "
+                             "follow a crop are not known; give position_ids, or a new cache")
         if isinstance(self._ends, Tensor):
             self._ends = self._ends.tolist()
         return self._ends

@@ -18,7 +18,7 @@ def dense_attention(module, query, key, value, mask, *, scaling=None, dropout=0.
     the library would build one.
     """
     if isinstance(mask, Visibility):
-        raise KvlabError("a mask that was made for a PagedCache came with the keys of another cache")
+        raise KvlabError("a mask made for a PagedCache came with the keys of another cache")
     if mask is not PLAIN_CHUNK:
         return ALL_ATTENTION_FUNCTIONS["sdpa"](
             module, query, key, value, mask, dropout=dropout, scaling=scaling, **told

@@ -97,7 +97,7 @@ def _head(head: nn.Linear, x: Tensor) -> Tensor:
 def _layer(layer: nn.Module, parameter: str, hidden_states: Tensor, *args, **given) -> Tensor:
     """The forward of a decoder layer, [B, 1, K] -> [B, 1, K]; longer inputs go the usual way.
 
-    parameter: which argument holds the cache. Raises `KvlabError` where it should come and does not.
+    parameter: which argument holds the cache; `KvlabError` where one should come and does not.
     """
     if hidden_states.shape[1] != 1 or args:
         return type(layer).forward(layer, hidden_states, *args, **given)

@@ -45,6 +45,6 @@ def forward_with(model: nn.Module, cache: Cache, **inputs):
     out = model(**inputs, **{cache_parameter(model): cache}, use_cache=True)
     tokens = inputs["input_ids"].shape[1]
     if int(cache.get_seq_length()) != before + tokens:
-        raise KvlabError(f"{type(model).__name__}.forward took {tokens} tokens and did not put them "
-                         "into the cache that it was given")
+        raise KvlabError(f"{type(model).__name__}.forward took {tokens} tokens and did not put "
+                         "them into the cache that it was given")
     return out

@@ -57,7 +57,8 @@ def static_compiled_graph(model, fill, rows: int, tokens: int, room: int) -> Pee
 
     def forward():
         step.logits = compiled(
-            input_ids=step.ids, position_ids=step.positions, use_cache=True, logits_to_keep=1, **given
+            input_ids=step.ids, position_ids=step.positions, use_cache=True, logits_to_keep=1,
+            **given,
         ).logits[:, -1]
         step.positions.add_(1)
 

@@ -42,8 +42,8 @@ def prefill(
 ) -> PrefillResult:
     """Run `input_ids` [B, T] through `model` into `cache`, chunk by chunk.
 
-    attention_mask: [B, T], 0 for padding, which is not stored; None: there is none. Rows of a filled
-        cache go on at their own positions, whatever padding they have behind them.
+    attention_mask: [B, T], 0 for padding, which is not stored; None: there is none. Rows of a
+        filled cache go on at their own positions, whatever padding they have behind them.
     chunk_tokens: tokens of a chunk, or "adaptive": as many as the free device memory carries.
         With a lossy format the chunk is part of the method: its tokens see each other exactly.
     An empty cache with prefix=hash begins with the prefix it knows; only the rest is computed.

@@ -25,14 +25,14 @@ def refuse_gradients(q: Tensor, k: Tensor, v: Tensor) -> None:
 def refuse_unknown(module, dropout: float, told: dict) -> None:
     """Raises `KvlabError` for anything that attention was asked for and does not do."""
     if dropout:
-        raise KvlabError(f"attention dropout of {dropout} is on: a PagedCache serves inference; call "
-                         "model.eval()")
+        raise KvlabError(f"attention dropout of {dropout} is on: a PagedCache serves inference; "
+                         "call model.eval()")
     weights = told.pop("output_attentions", None) or getattr(
         module.config, "output_attentions", False
     )
     if weights:
-        raise KvlabError("output_attentions: attention over a PagedCache makes no matrix of weights; "
-                         "take DynamicCache with eager attention for those")
+        raise KvlabError("output_attentions: attention over a PagedCache makes no matrix of "
+                         "weights; take DynamicCache with eager attention for those")
     causal = told.pop("is_causal", None)
     if causal is False or not getattr(module, "is_causal", True):
         raise KvlabError("a PagedCache attends causally, and this model asks for both directions")

@@ -33,8 +33,8 @@ class StepCache(Cache):
         """Raises `KvlabError` unless every layer attended over this cache once."""
         served, self.served = self.served, 0
         if served != len(self.layers):
-            raise KvlabError(f"{served} of {len(self.layers)} layers attended over the cache that the "
-                             "model was given; this version of transformers hands it on in another way")
+            raise KvlabError(f"{served} of {len(self.layers)} layers attended over the cache that "
+                             "the model was given: transformers hands it on in another way here")
 
     def get_mask_sizes(self, *args) -> tuple[int, int]:
         return 1, 0  # one query that sees everything: there is no mask
@@ -84,7 +84,8 @@ class Step:
     def _forward(self) -> None:
         given = {cache_parameter(self.model): self.cache}
         self.logits = self.model(
-            input_ids=self.ids, position_ids=self.positions, use_cache=True, logits_to_keep=1, **given
+            input_ids=self.ids, position_ids=self.positions, use_cache=True, logits_to_keep=1,
+            **given,
         ).logits[:, -1]
         self.positions.add_(1)
         if isinstance(self.cache, StepCache):

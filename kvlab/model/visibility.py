@@ -66,18 +66,19 @@ def _hides_nothing(mask: Tensor | None, columns: int) -> bool:
 def window_of(mask: Visibility | Tensor | None, window: int | None) -> int | None:
     """The sliding window that `mask` asks for; `window` is what the attention layer says of it.
 
+    The library's attention goes by the mask alone, and a 4D mask of the caller's says it all.
     Raises `KvlabError` for any other rule than causal attention, with such a window or without.
     """
     if not isinstance(mask, Visibility):
-        return window
+        return None
     if not mask.custom and mask.rule is causal_mask_function:
         return None
     if not mask.custom and window is not None and same_rule(
         mask.rule, sliding_window_causal_mask_function(window)
     ):
         return window
-    raise KvlabError("a PagedCache attends causally, with a sliding window or without; this forward "
-                     "asks for another rule of who sees whom, which only the library's caches follow")
+    raise KvlabError("a PagedCache attends causally, with a sliding window or without; this "
+                     "forward asks for another rule, which only the library's caches follow")
 
 
 def same_rule(a, b) -> bool:
@@ -115,8 +116,8 @@ def tokens_of(
 def _from_4d(mask: Tensor, batch: int, tokens: int, columns: int) -> Tensor:
     """The 2D mask that says the same as `mask` [B or 1, heads or 1, T, columns]; else refused."""
     if mask.dim() != 4 or tuple(mask.shape[2:]) != (tokens, columns) or len(mask) not in (1, batch):
-        raise KvlabError(f"an attention mask of shape {list(mask.shape)} does not fit {batch} rows of "
-                         f"{tokens} tokens over {columns} columns")
+        raise KvlabError(f"an attention mask of shape {list(mask.shape)} does not fit {batch} rows "
+                         f"of {tokens} tokens over {columns} columns")
     seen = _visible(mask)
     if bool((seen != seen[:, :1]).any()):
         raise KvlabError("an attention mask that differs from head to head is nothing that a "
@@ -126,8 +127,8 @@ def _from_4d(mask: Tensor, batch: int, tokens: int, columns: int) -> Tensor:
     reach = torch.arange(columns, device=mask.device) - (columns - tokens)
     causal = reach <= torch.arange(tokens, device=mask.device)[:, None]
     if not torch.equal(seen, causal & real[:, None]):
-        raise KvlabError("a PagedCache follows 4D attention masks that are causal with padding; this "
-                         "one hides or shows tokens in another way")
+        raise KvlabError("a PagedCache follows 4D attention masks that are causal with padding; "
+                         "this one hides or shows tokens in another way")
     return real
 
 
@@ -136,10 +137,10 @@ def _visible(mask: Tensor) -> Tensor:
     if mask.dtype == torch.bool:
         return mask
     if not mask.is_floating_point():
-        raise KvlabError(f"a 4D attention mask of {mask.dtype} says neither what is seen nor what is "
-                         "added to the logits; give bool or floating point")
+        raise KvlabError(f"a 4D attention mask of {mask.dtype} says neither what is seen nor what "
+                         "is added to the logits; give bool or floating point")
     hidden = mask <= torch.finfo(mask.dtype).min / 2
     if bool((~hidden & (mask != 0)).any()):
-        raise KvlabError("an attention mask that adds other numbers than 0 and -inf to the logits is "
-                         "nothing that a PagedCache follows")
+        raise KvlabError("an attention mask that adds other numbers than 0 and -inf to the logits "
+                         "is nothing that a PagedCache follows")
     return ~hidden
