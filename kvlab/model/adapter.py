@@ -237,14 +237,22 @@ class PagedCache(core.PagedCache, Cache):
         query [B, Hq, T, D] -> [B, T, Hq, D]; mask: what `paged_mask` returned, or a 4D mask of the
         caller; positions [1 or B, T], None for those that follow.
         """
-        window = window_of(mask, window)
         keys, values = layer.pending
         layer.pending = None
-        refuse_gradients(query, keys, values)
-        if layer.index == 0:
-            self._forward = Forward.begun(self, query, mask, window, positions)
-        out = self._forward.attend(self, layer.index, mask, query, keys, values, scale, window)
-        if layer.index == len(self.layers) - 1:
+        try:
+            out = self._layer(layer.index, query, keys, values, mask, scale, window, positions)
+        except BaseException:
+            self.abort()
+            raise
+        return out
+
+    def _layer(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask, scale, window, positions):
+        window = window_of(mask, window)
+        refuse_gradients(q, k, v)
+        if layer == 0:
+            self._forward = Forward.begun(self, q, mask, window, positions)
+        out = self._forward.attend(self, layer, mask, q, k, v, scale, window)
+        if layer == len(self.layers) - 1:
             forward, self._forward = self._forward, None
             self.columns.advance(forward.plan, positions)  # first: a budget may fail to evict
             self.commit()
