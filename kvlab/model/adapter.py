@@ -8,6 +8,7 @@ itself; the attention function finds cache, queries and new tokens in one place.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -22,6 +23,7 @@ from kvlab.core import BadInput, KvlabError
 from kvlab.model.dense import dense_attention, padding_mask
 from kvlab.model.identity import model_identity
 from kvlab.model.room import adaptive_budget
+from kvlab.model.rows import removed_columns, selected_rows
 from kvlab.model.shape import model_geometry, rotary_frequencies
 from kvlab.model.tokens import left_pads, watch_tokens
 
@@ -73,6 +75,10 @@ class PagedLayer(CacheLayerMixin):
 
     def crop(self, tokens_to_remove: int) -> None:
         """The cache crops all layers at once."""
+
+    def __getstate__(self) -> dict:
+        """For a copy of the cache; tokens on their way in belong to a step of the original."""
+        return vars(self) | {"pending": None}
 
 
 class PagedCache(core.PagedCache, Cache):
@@ -140,11 +146,17 @@ class PagedCache(core.PagedCache, Cache):
         self.drop_prefixes()
 
     def finish(self) -> None:
-        """End the request of all rows. With prefix=hash what they computed stays known."""
+        """End the request of all rows. With prefix=hash what they computed stays known.
+
+        A forward that failed between layers is undone; ending twice does nothing more.
+        """
         self.abort()
-        for row in self.rows:
-            self.close(row)
-        self.rows, self.seen, self.coming = [], 0, None
+        rows, self.rows, self.seen, self.coming = self.rows, [], 0, None
+        for layer in self.layers:
+            layer.reset()
+        for row in rows:
+            if row in self._tokens:  # or whoever opened it has closed it
+                self.close(row)
 
     def start(self, ids: Tensor, mask: Tensor | None = None) -> int:
         """Open a row for each prompt in `ids` [B, T], on the known prefix of each.
@@ -163,28 +175,52 @@ class PagedCache(core.PagedCache, Cache):
         return self.seen
 
     def crop(self, tokens_to_remove) -> None:
-        """Forget the last tokens of every row; the count may come negative, or as a tensor."""
-        count = abs(int(tokens_to_remove))
-        self.truncate_all({row: max(0, self.length(row) - count) for row in self.rows})
-        self.seen -= count
+        """Forget the last tokens of every row: -n forgets n, as the library counts.
+
+        A count beyond the length empties the rows. Raises `BadInput` for a positive count, and
+        `KvlabError`, all rows being as before, where a block that would be cut was evicted.
+        """
+        columns = removed_columns(tokens_to_remove)
+        self.abort()
+        if columns:
+            self.truncate_all(self._left_after(columns))
+            self.seen = max(0, self.seen - columns)
+
+    def _left_after(self, columns: int) -> dict[int, int]:
+        """Tokens that each row keeps when the last `columns` columns of the batch go."""
+        return {row: max(0, self.length(row) - columns) for row in self.rows}
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self._select(beam_idx.tolist())
+        """Row i becomes what row `beam_idx[i]` was. All rows or, with an error, none."""
+        self._select("beam_idx", beam_idx, lambda rows: rows.index_select(0, beam_idx.cpu()))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._select([i for i in range(len(self.rows)) for _ in range(repeats)])
+        """Every row `repeats` times, its copies behind it. All rows or, with an error, none."""
+        times = repeats.cpu() if isinstance(repeats, Tensor) else repeats
+        self._select("repeats", repeats, lambda rows: rows.repeat_interleave(times, 0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self._select(torch.arange(len(self.rows))[indices.cpu()].tolist())
+        """Rows by number or by a mask [B]. All rows or, with an error, none."""
+        at = indices.cpu() if isinstance(indices, Tensor) else indices
+        self._select("indices", indices, lambda rows: rows[at, ...])
 
-    def _select(self, sources: list[int]) -> None:
-        """Row i becomes a copy of row sources[i]; a row's first copy is the row itself."""
+    def _select(self, key: str, value, select: Callable[[Tensor], Tensor]) -> None:
+        """Row i becomes what row `select([0, 1, ...])[i]` was; the library's own operation says
+        which. Without tokens there are no rows yet, and nothing happens.
+        """
+        self.abort()
+        if self.seen:
+            sources = selected_rows(len(self.rows), key, value, select)
+            self._become(sources)
+
+    def _become(self, sources: list[int]) -> None:
+        """A row's first copy is the row itself, the others are forks."""
         free = dict(enumerate(self.rows))
         chosen = [free.pop(s, None) for s in sources]
-        rows = [self.fork(self.rows[s]) if c is None else c for s, c in zip(sources, chosen)]
+        forks = iter(self.fork_all([self.rows[s] for s, c in zip(sources, chosen) if c is None]))
+        self.rows = [next(forks) if c is None else c for c in chosen]
         for gone in free.values():
             self.close(gone)
-        self.rows = rows
 
     # ---- which tokens they are
 
