@@ -16,20 +16,17 @@ from kvlab.core import KvlabError
 from kvlab.offload import HostStore, OutOfHost
 from kvlab.offload.memory import HostMemory
 
-CAPPED = {"policy": "lru", "budget_blocks": 10}
+CAPPED = {"policy": "lru", "budget_blocks": 12}
 AXES = [
-    {},
     {"format": "int4", "head_dim": 32},
-    {"format": "fp8"},
     {"groups": "per_layer", **CAPPED},
-    {"policy": "attention_mass", "budget_blocks": 10},
+    {"policy": "attention_mass", "budget_blocks": 12},
     {"policy": "lru", "budget_percent": 50.0},
-    {"window": "sink", "policy": "fifo", "budget_blocks": 12},
-    {"prefix": "hash", "policy": "lru", "budget_blocks": 14},
-    {"summary": "merged", "policy": "fifo", "budget_blocks": 8},
+    {"window": "sink", "policy": "fifo", "budget_blocks": 20},
+    {"prefix": "hash", "policy": "lru", "budget_blocks": 40},
+    {"summary": "merged", "policy": "fifo", "budget_blocks": 14},
     {"retrieval": "quest", "offload": "host", **CAPPED},
-    {"offload": "host", "policy": "fifo", "budget_blocks": 8},
-    {"kernels": "triton", "format": "int8", "head_dim": 32, **CAPPED},
+    {"offload": "host", "policy": "fifo", "budget_blocks": 12},
 ]
 ATOMS = (ModuleType, FunctionType, BuiltinFunctionType, type, str, bytes, int, float, torch.dtype,
          torch.device, type(None), HostMemory, CacheSpec)  # fmt: skip
@@ -47,8 +44,7 @@ def driver(request):
     driver.step([a, b], [13, 6])
     driver.step([a, b], [1, 1])
     driver.fork(a)
-    for _ in range(3):
-        driver.step(sorted(driver.past), [2, 5, 1])
+    driver.step(sorted(driver.past), [5, 5, 4])
     return driver
 
 
@@ -69,7 +65,7 @@ def state(cache) -> dict:
         ({seq: list(t.ids) for seq, t in g.tables.items()},
          {seq: list(t.ids) for seq, t in g.away.tables.items()},
          [(m.id, m.state, m.pins, m.owner, m.content, m.last, m.score, m.doomed)
-          for m in g.ledger._metas if m.state], sorted(g.ledger._freed), g.ledger.now)
+          for m in g.ledger._metas if m.state], g.ledger.now)
         for g in cache.groups
     ]  # fmt: skip
     return {"stats": stats, "groups": groups, "tokens": dict(cache._tokens),
@@ -88,7 +84,7 @@ def test_a_copy_is_equal_and_the_original_untouched(driver):
     twin.cache.check()
     assert state(twin.cache) == before
     assert twin.cache.stats().peak_allocated_bytes == twin.cache._allocated_bytes
-    for _ in range(4):
+    for _ in range(2):
         twin.step(sorted(twin.past), [1, 3, 2])
     twin.truncate(max(twin.past), twin.cache.length(max(twin.past)) - 1)
     twin.cache.check()
@@ -105,7 +101,7 @@ def test_a_copy_is_equal_and_the_original_untouched(driver):
 def test_original_and_copy_go_the_same_way(driver):
     """The same steps give the same bytes, evict the same blocks and leave the same accounts."""
     twin = twin_of(driver)
-    for count in (1, 5, 1, 9, 1):
+    for count in (1, 4, 5):
         outs = []
         for one in (driver, twin):
             one.random.manual_seed(count)
@@ -177,6 +173,18 @@ def fields(x, found) -> list:
     return named + own + bound
 
 
+def test_kernels_read_the_copy_at_its_own_addresses():
+    driver = Driver(make(layers=1, kernels="triton", format="int8", head_dim=32))
+    seq = driver.open()
+    driver.step([seq], [5])
+    driver.step([seq], [1])
+    twin = twin_of(driver)
+    for slab in driver.cache.groups[0].pool.sealed.slabs.values():
+        slab.fill_(0xFF)
+    twin.step([seq], [1])
+    twin.cache.check()
+
+
 @pytest.mark.parametrize("policy", policies.names())
 def test_every_policy_goes_on_in_the_copy(policy):
     """The copy draws, counts and remembers for itself: both evict the same, one after the other."""
@@ -187,7 +195,7 @@ def test_every_policy_goes_on_in_the_copy(policy):
     for _ in range(6):
         driver.step([seq], [9])
     twin = twin_of(driver)
-    for count in (1, 9, 5, 9, 9):
+    for count in (1, 9, 5, 9):
         for one in (driver, twin):
             one.random.manual_seed(count)
             stepped(one, count)
@@ -195,8 +203,8 @@ def test_every_policy_goes_on_in_the_copy(policy):
 
 
 def test_shared_prefixes_of_a_copy():
-    cache = make(prefix="hash", policy="lru", budget_blocks=3000, block_size=1, layers=1)
-    driver, ids = Driver(cache), list(range(2500))  # a chain far longer than Python's stack
+    cache = make(prefix="hash", policy="lru", budget_blocks=1400, block_size=1, layers=1)
+    driver, ids = Driver(cache), list(range(1200))  # a chain far longer than Python's stack
     seq = opened(driver, ids)
     driver.step([seq], [len(ids)])
     driver.close(seq)
