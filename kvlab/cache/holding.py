@@ -76,30 +76,16 @@ class Holding(Forks):
         if done:
             self.share.ended()
 
-    def prepare_crop(self, seq: SeqId, length: int) -> None:
-        """Make room for the copy of a shared block that `crop` would cut.
-
-        Raises, before anything has changed, `OutOfBlocks` if there is none, and `KvlabError` if
-        the block was evicted.
-        """
-        table, size = self.tables[seq], self.block_size
-        whole, fill = divmod(length, size)
-        cut = table.ids[whole] if fill else None
-        away = bool(fill) and self.away.key(seq, whole) is not None
-        if fill and cut is None and not away:
+    def check_crop(self, seq: SeqId, length: int) -> None:
+        """Raises `KvlabError` if the block that `crop` would cut was evicted."""
+        whole, fill = divmod(length, self.block_size)
+        gone = fill and self.tables[seq].ids[whole] is None
+        if gone and self.away.key(seq, whole) is None:
             raise KvlabError(f"cannot crop to {length} tokens: block {whole} of them was evicted; "
-                             f"crop to a multiple of {size}")
-        dropped = [b for b in table.ids[-(-length // size) :] if b is not None]
-        shared = cut is not None and self._is_shared(seq, cut)
-        if (away or shared) and all(self._is_shared(seq, b) for b in dropped):
-            self.ledger.pin([cut] if shared else [])  # or it might be what leaves
-            try:
-                self.make_room(1)
-            finally:
-                self.ledger.unpin([cut] if shared else [])
+                             f"crop to a multiple of {self.block_size}")
 
     def crop(self, seq: SeqId, length: int) -> None:
-        """Forget all tokens from `length` on, after `prepare_crop`.
+        """Forget all tokens from `length` on, after `make_crop_room`.
 
         A sealed block that is cut becomes open again from its stored contents: exact for dense
         formats, within one rounding for the others.
@@ -261,9 +247,6 @@ class Holding(Forks):
         self.ledger.unpin([b for b in blocks if b in borrowed])
         borrowed.difference_update(blocks)
         self._drop([b for b in blocks if self.ledger.state(b) == FREE])
-
-    def _is_shared(self, seq: SeqId, block: BlockId) -> bool:
-        return block in self.borrowed[seq] or self.share.owns(block)
 
     def _reopen(self, seq: SeqId, index: int, cut: BlockId | None, fill: int) -> None:
         """Read first, release, then allocate: in a full cache the block takes its own place."""

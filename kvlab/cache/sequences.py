@@ -114,7 +114,9 @@ class Sequences(Prefixes):
         self._catch_up()
         pairs = [(group, *item) for group in self.groups for item in lengths.items()]
         for group, seq, length in pairs:
-            group.prepare_crop(seq, length)
+            group.check_crop(seq, length)
+        for group in self.groups:
+            group.make_crop_room(lengths)
         for group, seq, length in pairs:
             group.crop(seq, length)
         self._tokens.update(lengths)

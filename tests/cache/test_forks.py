@@ -184,3 +184,42 @@ def test_a_prompt_longer_than_the_budget():
     cache.close(seq)
     cache.check()
     assert cache.stats().blocks == 0 and not cache._tokens
+
+
+@pytest.mark.parametrize(("budget", "cut", "fits"), [
+    (2, [0], False), (2, [1], False), (3, [0], True), (3, [0, 1], True), (3, [1, 0], True),
+    (2, [0, 1], False),
+])  # fmt: skip
+def test_crops_of_a_block_that_two_hold(budget, cut, fits):
+    """Each needs an open copy, unless the other let go before; without room none is cropped."""
+    driver = Driver(make(budget_blocks=budget, policy="none", layers=1))
+    first = driver.open()
+    driver.step([first], [8])
+    pair, before = [first, driver.fork(first)], state(driver.cache)
+    lengths = {pair[i]: 7 for i in cut}
+    if not fits:
+        with pytest.raises(OutOfBlocks):
+            driver.cache.truncate_all(lengths)
+        assert state(driver.cache) == before
+        return
+    for seq in lengths:
+        driver.past[seq] = [(k[:7], v[:7]) for k, v in driver.past[seq]]
+    driver.cache.truncate_all(lengths)
+    driver.cache.check()
+    driver.step(list(lengths), [1] * len(lengths))
+
+
+@pytest.mark.parametrize("axes", [{}, {"offload": "host"}], ids=str)
+def test_crops_of_several_rows_take_each_others_room(axes):
+    """Room that one row's crop counts on is not taken for another's."""
+    driver = Driver(make(budget_blocks=6, policy="lru", layers=1, **axes))
+    a, b = driver.open(), driver.open()
+    driver.step([a, b], [8, 8])
+    c = driver.fork(a)
+    driver.step([b], [5])
+    for lengths in ({a: 6, c: 7, b: 9}, {b: 4, c: 5}):
+        for seq, length in lengths.items():
+            driver.past[seq] = [(k[:length], v[:length]) for k, v in driver.past[seq]]
+        driver.cache.truncate_all(lengths)
+        driver.cache.check()
+        driver.step([a, b, c], [1, 1, 1])
