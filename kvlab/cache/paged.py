@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockLedger
+from kvlab.cache.facts import NO_FACTS, ModelFacts
 from kvlab.cache.group import LayerGroup
-from kvlab.cache.prefix import NO_FACTS, ModelFacts, Prefixes
+from kvlab.cache.prefix import Prefixes
 from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.cache.stats import CacheStats
 from kvlab.cache.step import Extent
@@ -85,6 +86,10 @@ class PagedCache(Prefixes):
 
     def close(self, seq: SeqId) -> None:
         """Forget `seq` and give its blocks back."""
+        self.close_all([seq])
+
+    def _close(self, seq: SeqId) -> None:
+        """Close one of several sequences of a request that goes on."""
         self._catch_up()
         for group in self.groups:
             group.close(seq)

@@ -16,14 +16,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from kvlab import cache as core
-from kvlab.cache import CacheSpec, ModelFacts
-from kvlab.cache.prefix import NO_FACTS
+from kvlab.cache import NO_FACTS, CacheSpec
 from kvlab.core import BadInput, KvlabError
 from kvlab.model.dense import dense_attention, padding_mask
-from kvlab.model.identity import model_identity
+from kvlab.model.identity import LiveModel
 from kvlab.model.room import adaptive_budget
-from kvlab.model.shape import model_geometry, rotary_frequencies
-from kvlab.model.tokens import left_pads, watch_tokens
+from kvlab.model.shape import check_shared_rotary, model_geometry, rotary_frequencies
+from kvlab.model.tokens import in_order, left_pads, watch_tokens
 
 ATTENTION = "kvlab_paged"
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -118,10 +117,11 @@ class PagedCache(core.PagedCache, Cache):
         if spec.budget_bytes == "adaptive":
             spec = replace(spec, budget_bytes=adaptive_budget(model, spec))
         geometry = model_geometry(config, spec)
+        watch_tokens(model)
         facts = NO_FACTS
         if spec.prefix.shares:
-            watch_tokens(model)
-            facts = ModelFacts(model_identity(model), model.num_parameters())
+            check_shared_rotary(model)
+            facts = LiveModel(model)
         cache = cls(
             geometry, spec, device=model.device, dtype=model.dtype,
             inv_freq=rotary_frequencies(model), facts=facts,
@@ -142,8 +142,7 @@ class PagedCache(core.PagedCache, Cache):
     def finish(self) -> None:
         """End the request of all rows. With prefix=hash what they computed stays known."""
         self.abort()
-        for row in self.rows:
-            self.close(row)
+        self.close_all(self.rows)
         self.rows, self.seen, self.coming = [], 0, None
 
     def start(self, ids: Tensor, mask: Tensor | None = None) -> int:
@@ -183,7 +182,7 @@ class PagedCache(core.PagedCache, Cache):
         chosen = [free.pop(s, None) for s in sources]
         rows = [self.fork(self.rows[s]) if c is None else c for s, c in zip(sources, chosen)]
         for gone in free.values():
-            self.close(gone)
+            self._close(gone)
         self.rows = rows
 
     # ---- which tokens they are
@@ -236,14 +235,17 @@ class PagedCache(core.PagedCache, Cache):
         """
         (coming, positions), self.coming = self.coming or (None, None), None
         self._catch_up()
-        if coming is None or left_pads(coming, None if mask is None else mask[:, -tokens:]) is None:
+        if coming is None:
             return
-        ends = None if positions is None else positions[:, -1].expand(len(counts)).tolist()
-        for i, (row, ids) in enumerate(zip(self.rows, coming.cpu().numpy())):
-            if ends is None or ends[i] == self.length(row) + counts[i] - 1:
-                self.tell(row, ids[tokens - counts[i] :])
-
-
+        behind = left_pads(coming, None if mask is None else mask[:, -tokens:]) is not None
+        places = [None] * len(counts)
+        if positions is not None:
+            places = positions.cpu().expand(len(counts), -1).split(1)
+        for row, ids, count, at in zip(self.rows, coming.cpu().numpy(), counts, places):
+            if behind and in_order(at, [self.length(row)], [tokens - count], tokens):
+                self.tell(row, ids[tokens - count :])
+            else:
+                self.keep_apart(row)
 
 
 def paged_attention(
@@ -252,6 +254,7 @@ def paged_attention(
     """The registered attention: [B, Hq, T, D] -> [B, T, Hq, D]; `key`: a PagedLayer or a tensor."""
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if isinstance(key, PagedLayer):
+        key.cache.facts.check(module)
         return key.cache.forward(key, query, attention_mask, scale, sliding_window), None
     return dense_attention(module, query, key, value, attention_mask, scale, sliding_window), None
 

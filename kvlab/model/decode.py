@@ -77,6 +77,7 @@ class Decoder:
         if self._eager:
             return self._plain(tokens)
         cache.abort()
+        cache.glance()
         positions = [cache.length(row) for row in cache.rows]
         cache.begin(cache.rows, [1] * rows)
         try:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from kvlab.cache import ModelFacts
 from kvlab.model.adapter import PagedCache, PagedLayer
 from kvlab.model.fuse import fused
 
@@ -22,6 +23,10 @@ class StepCache(Cache):
     def __init__(self, cache: PagedCache):
         self.paged = cache
         super().__init__(layers=[PagedLayer(self, i) for i in range(cache.geometry.layers)])
+
+    @property
+    def facts(self) -> ModelFacts:
+        return self.paged.facts
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
