@@ -117,9 +117,9 @@ class PagedCache(core.PagedCache, Cache):
         if spec.budget_bytes == "adaptive":
             spec = replace(spec, budget_bytes=adaptive_budget(model, spec))
         geometry = model_geometry(config, spec)
-        watch_tokens(model)
         facts = NO_FACTS
         if spec.prefix.shares:
+            watch_tokens(model)
             check_shared_rotary(model)
             facts = LiveModel(model)
         cache = cls(
@@ -137,6 +137,7 @@ class PagedCache(core.PagedCache, Cache):
     def reset(self) -> None:
         """Forget everything, known prefixes included, and give all bytes back."""
         self.finish()
+        self.recheck()
         self.drop_prefixes()
 
     def finish(self) -> None:
@@ -254,7 +255,8 @@ def paged_attention(
     """The registered attention: [B, Hq, T, D] -> [B, T, Hq, D]; `key`: a PagedLayer or a tensor."""
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     if isinstance(key, PagedLayer):
-        key.cache.facts.check(module)
+        if key.index == 0:
+            key.cache.facts.check(module)
         return key.cache.forward(key, query, attention_mask, scale, sliding_window), None
     return dense_attention(module, query, key, value, attention_mask, scale, sliding_window), None
 

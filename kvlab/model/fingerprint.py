@@ -51,9 +51,9 @@ def lanes(x: Tensor) -> Tensor:
     """The bits of `x` as int64 [rows, n]; rows of one lane where `x` is a vector."""
     x = x.contiguous()
     width = x.shape[-1] * x.element_size() if x.dim() > 1 else 0
-    aligned = x.storage_offset() * x.element_size() % LANE == 0
-    if width and width % LANE == 0 and aligned:
-        return x.view(torch.int64).flatten(0, -2)
+    if width and width % LANE == 0:
+        aligned = x.storage_offset() * x.element_size() % LANE == 0
+        return (x if aligned else x.clone()).view(torch.int64).flatten(0, -2)
     raw = x.reshape(-1).view(torch.uint8)
     raw = F.pad(raw, (0, -len(raw) % LANE)).clone()  # a copy begins aligned
     return raw.view(torch.int64)[:, None]

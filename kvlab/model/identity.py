@@ -8,7 +8,6 @@ anything of it is made known, and sees what has no version (`.data`, inference t
 
 from __future__ import annotations
 
-import copy
 import json
 import weakref
 from hashlib import blake2b
@@ -34,7 +33,7 @@ class LiveModel(ModelFacts):
     """
 
     def __init__(self, model):
-        self._model, self._met = weakref.ref(model), None
+        self._model, self._met = weakref.ref(model), weakref.WeakSet()
         self._kind, self._here, self._words = model.device.type, "", ""
         self._places: list[tuple] = []
         self._own: set[int] = set()
@@ -69,17 +68,23 @@ class LiveModel(ModelFacts):
 
     def check(self, module) -> None:
         """Raises `KvlabError` where `module` is neither of this model nor around it."""
-        if self._met is not None and self._met() is module:
+        if module in self._met:
             return
         mine = self._model()
         if mine is None or not (_within(module, mine) or _within(mine, module)):
             raise KvlabError("this cache shares prefixes of another model object (prefix=hash); "
                              "make one with PagedCache.for_model for this model")
-        self._met = weakref.ref(module)
+        self._met.add(module)
 
     def __deepcopy__(self, memo) -> LiveModel:
         """The copy of a cache is filled by the same model."""
-        return copy.copy(self)
+        other = type(self).__new__(type(self))
+        vars(other).update(vars(self))
+        return other
+
+    def __reduce__(self):
+        raise KvlabError("a cache that shares prefixes is bound to its model in this process and "
+                         "cannot be pickled; cache.save writes what it knows")
 
     def _describe(self, model) -> list[Tensor]:
         """All but the contents of tensors, in words; the tensors."""

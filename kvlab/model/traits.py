@@ -72,16 +72,15 @@ class Traits:
     def hooks(self, hooks: dict[int, Callable]) -> None:
         """Handles are numbers that torch gives once in a process."""
         for handle, hook in hooks.items():
-            if _foreign(hook):
-                self.words.append(handle)
-            self.function(hook)
+            if _home(hook) not in HARMLESS:
+                self.words += [handle] * _foreign(hook)
+                self.function(hook)
 
     def function(self, f: Callable, depth: int = DEPTH) -> None:
         """A function: a library's by its name, another by its number; and what it refers to."""
-        if _home(f) not in HARMLESS:
-            name = f"{_home(f)}.{getattr(_inner(f), '__qualname__', '')}"
-            self.words.append(f"{PROCESS} {number_of(f)}" if _foreign(f) else name)
-            self.refers(f, depth)
+        name = f"{_home(f)}.{getattr(_inner(f), '__qualname__', '')}"
+        self.words.append(f"{PROCESS} {number_of(f)}" if _foreign(f) else name)
+        self.refers(f, depth)
 
     def refers(self, f, depth: int) -> None:
         """Arguments bound to a function, what it closes over, and simple globals that it names."""
@@ -128,8 +127,9 @@ class Traits:
         elif isinstance(x, nn.Module):
             self.inside(x, depth - 1)
         elif callable(x):
-            self.words.append(key)
-            self.function(x, depth)
+            if _home(x) not in HARMLESS:
+                self.words.append(key)
+                self.function(x, depth)
         elif depth < DEPTH:  # an object that a function refers to
             self.inside(x, depth - 1)
 
