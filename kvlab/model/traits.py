@@ -26,6 +26,7 @@ HARMLESS = (  # functions that look on, or compute what they replace
 )  # fmt: skip
 IGNORED = (set(vars(nn.Module())) - {"training"}) | {
     "_is_hf_initialized", "name_or_path", "loss_type", "gradient_checkpointing", "warnings_issued",
+    "_output_capturing_hooks_installed",
     "_tp_plan", "_ep_plan", "_pp_plan", "_fsdp_plan", "all_tied_weights_keys",
 }  # fmt: skip
 SCALARS = (bool, int, float, str, type(None), torch.dtype, torch.device)
