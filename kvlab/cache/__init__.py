@@ -1,8 +1,9 @@
 """The cache: puts the axes together."""
 
+from kvlab.cache.facts import NO_FACTS, ModelFacts
 from kvlab.cache.paged import PagedCache
-from kvlab.cache.prefix import Handle, ModelFacts
+from kvlab.cache.prefix import Handle
 from kvlab.cache.spec import CacheSpec
 from kvlab.cache.stats import CacheStats
 
-__all__ = ["CacheSpec", "CacheStats", "Handle", "ModelFacts", "PagedCache"]
+__all__ = ["CacheSpec", "CacheStats", "NO_FACTS", "Handle", "ModelFacts", "PagedCache"]

@@ -155,23 +155,23 @@ class Holding(Forks):
         if spills:
             tables = {} if self.share.hold else self.tables
             self.away.leave(victims, tables, self.share.spilled)
-        self.ledger.free(victims)
-        self._drop(victims)
+        self.free(victims)
         self.evictions += count
 
     def drop_known(self, spill: bool = False) -> int:
-        """Free the shared blocks that no sequence and no handle uses; `spill` them to the host."""
-        used = {b for table in self.tables.values() for b in table.ids}
-        idle = [b for b in sorted(self.share.known - used) if not self.ledger.meta(b).pins]
-        if not idle:
-            return 0
+        """Free the shared blocks that nobody uses; `spill` them to the host."""
+        idle = self.idle(self.share.known)
         spill = spill and self.share.make_host_room(len(idle))
         self.share.gone(idle)
         if spill:
             self.away.leave(idle, {}, self.share.spilled)
-        self.ledger.free(idle)
-        self._drop(idle)
+        self.free(idle)
         return len(idle)
+
+    def idle(self, blocks: set[BlockId]) -> list[BlockId]:
+        """Those of `blocks` that no sequence and no handle uses."""
+        used = {b for table in self.tables.values() for b in table.ids}
+        return [b for b in sorted(blocks - used) if not self.ledger.meta(b).pins]
 
     def _bring(self, wanted: list[tuple[SeqId, int]]) -> None:
         """Blocks come back from host memory, and others leave for them."""
@@ -231,8 +231,11 @@ class Holding(Forks):
             else:
                 self.ledger.pin([known])
             self.borrowed[seq].add(known)
-        self.ledger.free([own])
-        self._drop([own])
+        self.free([own])
+
+    def free(self, blocks: list[BlockId]) -> None:
+        self.ledger.free(blocks)
+        self._drop(blocks)
 
     def _drop(self, blocks: list[BlockId]) -> None:
         self.watch.forget(blocks)

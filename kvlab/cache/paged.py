@@ -10,9 +10,9 @@ from torch import Tensor
 
 from kvlab.blocks import BlockLedger
 from kvlab.cache.copies import Copies
+from kvlab.cache.facts import NO_FACTS, ModelFacts
 from kvlab.cache.group import LayerGroup
 from kvlab.cache.look import look
-from kvlab.cache.prefix import NO_FACTS, ModelFacts
 from kvlab.cache.sequences import Sequences
 from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.cache.stats import CacheStats

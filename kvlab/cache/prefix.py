@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from kvlab.blocks import Chain, PrefixHandle
 from kvlab.cache import store
 from kvlab.cache.audit import Audit, audited
+from kvlab.cache.changing import Changing
 from kvlab.cache.claim import Alone
+from kvlab.cache.facts import ModelFacts
 from kvlab.cache.share import Serving, Shared
 from kvlab.cache.step import Extent
 from kvlab.cache.store import Stored
@@ -18,37 +19,28 @@ from kvlab.sim.service import recompute_cost
 from kvlab.sim.sizes import ModelShape
 
 
-class ModelFacts(NamedTuple):
-    """identity: changes with config and weights; parameters: how many drive a prefill's FLOPs."""
-
-    identity: str = ""
-    parameters: float = 0.0
-
-
-NO_FACTS = ModelFacts()
-
-
 class Handle(PrefixHandle):
     """A prefix kept or found: `ids` (of the first layer group), `tokens`, `pinned`.
 
-    parts: ids for each layer group.
+    parts: ids for each layer group. identity: under which they were found; when the cache has
+    another, the handle holds nothing any more.
     """
 
-    __slots__ = ("parts",)
+    __slots__ = ("identity", "parts")
 
-    def __init__(self, parts: list[list[int]], tokens: int, pinned: bool):
+    def __init__(self, parts: list[list[int]], tokens: int, pinned: bool, identity: str):
         super().__init__(parts[0], tokens, pinned)
-        self.parts = parts
+        self.parts, self.identity = parts, identity
 
 
-class Prefixes:
+class Prefixes(Changing):
     """The part of `PagedCache` that finds, keeps, releases and accounts for shared prefixes."""
 
     def _start_sharing(self, facts: ModelFacts) -> None:
         """Give every layer group its way of holding blocks; `self.groups` is made."""
-        g, spec, self.facts = self.geometry, self.spec, facts
+        g, self.facts = self.geometry, facts
         self.shape = ModelShape(g.layers, g.query_heads, g.kv_heads, g.head_dim, facts.parameters)
-        self.identity = f"{facts.identity} {spec.format.identity} {self.dtype}"
+        self.identity = self._named(facts.identity)
         self._chains: dict[SeqId, Chain] = {}
         self._handles: list[Handle] = []
         self.audits: dict[SeqId, Audit] = {}
@@ -90,6 +82,7 @@ class Prefixes:
     def open_together(self, prompts: Sequence[Sequence[int]], pads: Sequence[int]) -> list[SeqId]:
         """A sequence for each prompt, such that pad plus length is the same for all of them."""
         size = self.geometry.block_size
+        self.recheck()
         prompts = [self._chain(ids) for ids in prompts]
         hits = [self._hit(chain)[1] for chain in prompts]
         common = min((p + n * size for p, n in zip(pads, hits)), default=0)
@@ -109,6 +102,8 @@ class Prefixes:
         self, seq: SeqId, token_ids: Sequence[int], reserve: int, most: int | None = None
     ) -> int:
         """Open `seq` in all groups or in none; returns the tokens that are there already."""
+        if len(token_ids) and not isinstance(token_ids, Chain):
+            self.recheck()
         chain, size = self._chain(token_ids), self.geometry.block_size
         near, hit = (n if most is None else min(n, most) for n in self._hit(chain))
         audit = audited(self, chain, near, hit)
@@ -162,7 +157,9 @@ class Prefixes:
         """
         self._refuse_none()
         self._catch_up()
+        self.recheck()
         if seq is not None:
+            self._refuse_outdated([seq], "nothing of it can be kept")
             self._chains[seq].tell(0, token_ids)
         for known, chain in self._chains.items():
             if chain.starts_with(token_ids) >= self.geometry.block_size:
@@ -177,6 +174,7 @@ class Prefixes:
         for a sequence; this is for keeping a prefix while no sequence uses it.
         """
         self._refuse_none()
+        self.recheck()
         handle = self._handle(token_ids, True)
         for group, ids in zip(self.groups, handle.parts):
             group.ledger.touch(ids[::-1])
@@ -186,7 +184,8 @@ class Prefixes:
         chain = self._chain(token_ids)
         found = [group.share.found(chain) for group in self.groups]
         count = min(map(leading, found))
-        handle = Handle([ids[:count] for ids in found], count * self.geometry.block_size, pin)
+        parts, tokens = [ids[:count] for ids in found], count * self.geometry.block_size
+        handle = Handle(parts, tokens, pin, self.identity)
         if pin:
             for group, ids in zip(self.groups, handle.parts):
                 group.ledger.pin(ids)
@@ -218,11 +217,16 @@ class Prefixes:
     def save(self, folder: str | Path, handles: Sequence[Handle] | None = None) -> Stored:
         """Write what is known, or the prefixes of `handles`, to `folder`; see `store.save`."""
         self._refuse_none()
+        if self.recheck(here=False):
+            raise KvlabError("the model has changed since the known prefixes were computed: "
+                             "nothing of them can be saved")
+        self._refuse_outdated(self._chains, "finish it before saving")
         return store.save(self, folder, handles)
 
     def load(self, folder: str | Path) -> Stored:
         """Know what another process has saved; see `store.load` for what is refused."""
         self._refuse_none()
+        self.recheck()
         return store.load(self, folder)
 
     def spill_prefixes(self) -> int:

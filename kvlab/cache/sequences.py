@@ -28,11 +28,21 @@ class Sequences(Prefixes):
 
     def close(self, seq: SeqId) -> None:
         """Forget `seq` and give its blocks back; a step that it takes part in is aborted."""
-        self.length(seq)
-        if self._step is not None and any(extents[0].seq == seq for extents in self._step):
+        self.close_all([seq])
+
+    def close_all(self, seqs: Sequence[SeqId]) -> None:
+        """The same for the sequences of a request: what the model of now computed may stay known.
+        """
+        for seq in seqs:
+            self.length(seq)
+        taking = set() if self._step is None else {extents[0].seq for extents in self._step}
+        if taking & set(seqs):
             self.abort()
+        if seqs:
+            self.recheck(here=False)
         self._catch_up()
-        self._drop(seq)
+        for seq in seqs:
+            self._drop(seq)
 
     def _drop(self, seq: SeqId, done: bool = True) -> None:
         """done: what it computed may be made known; False for a sequence that never ran."""

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from itertools import groupby
 
-from kvlab.blocks import OPEN, OWNER, SEALED, PrefixIndex
-from kvlab.cache.claim import Alone, Claim
+from kvlab.blocks import OPEN, OWNER, SEALED
+from kvlab.cache.claim import Claim
 from kvlab.cache.host import HostPrefixes
+from kvlab.cache.renewal import Renewable
 from kvlab.cache.step import Extent
 from kvlab.core import BlockId, SeqId
 
 REMEMBERED = 1 << 20  # contents that left, kept to say why a block missed
 
 
-class Shared(Alone):
+class Shared(Renewable):
     """Axis prefix=hash with hold=false: known blocks belong to the index, and nobody pins them.
 
     The policy may take any block of a running sequence. What is computed behind such a hole is
@@ -26,14 +27,10 @@ class Shared(Alone):
         self, group, identity: str, outputs: bool, reads_part: bool,
         cost: Callable[[int], float],
     ):
-        super().__init__(group)
-        self.index = PrefixIndex(identity, group.block_size)
+        super().__init__(group, identity)
         self.outputs, self.reads_part, self.cost = outputs, reads_part, cost
         self.host = HostPrefixes(group.away.shelf)
-        self._last: tuple = (None, [])  # the latest lookup and what it was made from
         self._leaving: dict[BlockId, tuple[int, bytes]] = {}
-        self.left: dict[int, None] = {}  # contents that were evicted, the latest last
-        self.refused: dict[int, None] = {}  # contents computed behind a hole
 
     def found(self, chain):
         if chain is None:
@@ -188,6 +185,7 @@ class Shared(Alone):
         return self.ledger.meta(block).owner == OWNER
 
     def gone(self, victims):
+        super().gone(victims)
         self._leaving = {b: self.index.content(b) for b in victims if b in self.index}
         for block in victims:
             self.index.forget(block)
@@ -207,9 +205,6 @@ class Shared(Alone):
 
     def forget_host(self):
         self.host.clear()
-
-    def extra(self):
-        return super().extra() | self.index.blocks
 
 
 class Serving(Shared):
@@ -278,10 +273,12 @@ class Serving(Shared):
         self.publish(seq)
 
     def ended(self):
+        super().ended()
         self.ledger.tick()
 
     def end_step(self):
         """Time passes with requests."""
+        self.sweep()
 
 
 def remember(memory: dict[int, None], contents: Iterable[int]) -> None:

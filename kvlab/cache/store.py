@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from kvlab.blocks import OWNER
 from kvlab.cache import manifest as manifests
 from kvlab.cache.manifest import Manifest, StoredBlock, StoredFile, refused
-from kvlab.core import BadInput, BlockId
+from kvlab.core import BadInput, BlockId, KvlabError
 
 SHARD_BYTES = 1 << 30  # of one data file, so that neither side holds more in host memory
 KINDS = {torch.uint8: "U8", torch.int8: "I8", torch.float16: "F16", torch.bfloat16: "BF16",
@@ -80,6 +80,8 @@ def facts(cache) -> dict:
 def _known(cache, handles: list | None) -> list[Known]:
     """Blocks that every layer group holds, each behind its parent."""
     shares = [group.share for group in cache.groups]
+    if any(h.identity != cache.identity for h in handles or ()):
+        raise KvlabError("the model has changed since this prefix handle was made: attach it anew")
     wanted = None if handles is None else {b for h in handles for b in h.ids}
     known: list[Known] = []
     place: dict[BlockId, int] = {}

@@ -10,17 +10,16 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from kvlab import cache as core
-from kvlab.cache import CacheSpec, ModelFacts
-from kvlab.cache.prefix import NO_FACTS
+from kvlab.cache import NO_FACTS, CacheSpec
 from kvlab.core import BadInput, KvlabError
 from kvlab.model.columns import Columns, Plan
 from kvlab.model.doors import ATTENTION, PagedLayer
 from kvlab.model.forward import Forward, known_tokens
-from kvlab.model.identity import model_identity
+from kvlab.model.identity import LiveModel
 from kvlab.model.refusals import refuse_gradients
 from kvlab.model.room import adaptive_budget
 from kvlab.model.rows import removed_columns, selected_rows
-from kvlab.model.shape import model_geometry, rotary_frequencies
+from kvlab.model.shape import check_shared_rotary, model_geometry, rotary_frequencies
 from kvlab.model.tokens import left_pads, watch_tokens
 from kvlab.model.visibility import window_of
 
@@ -74,7 +73,8 @@ class PagedCache(core.PagedCache, Cache):
         facts = NO_FACTS
         if spec.prefix.shares:
             watch_tokens(model)
-            facts = ModelFacts(model_identity(model), model.num_parameters())
+            check_shared_rotary(model)
+            facts = LiveModel(model)
         cache = cls(
             geometry, spec, device=model.device, dtype=model.dtype,
             inv_freq=rotary_frequencies(model), facts=facts,
@@ -111,6 +111,7 @@ class PagedCache(core.PagedCache, Cache):
     def reset(self) -> None:
         """Forget everything, known prefixes included, and give all bytes back."""
         self.finish()
+        self.recheck()
         self.drop_prefixes()
 
     def finish(self) -> None:
@@ -122,9 +123,7 @@ class PagedCache(core.PagedCache, Cache):
         rows, self.rows, self.coming = self.rows, [], None
         for layer in self.layers:
             layer.reset()
-        for row in rows:
-            if row in self._tokens:  # or whoever opened it has closed it
-                self.close(row)
+        self.close_all([row for row in rows if row in self._tokens])  # or its opener closed it
 
     def start(self, ids: Tensor, mask: Tensor | None = None) -> int:
         """Open a row for each prompt in `ids` [B, T], on the known prefix of each.
@@ -184,7 +183,7 @@ class PagedCache(core.PagedCache, Cache):
         forks = iter(self.fork_all([self.rows[s] for s, c in zip(sources, chosen) if c is None]))
         self._rows = [next(forks) if c is None else c for c in chosen]
         for gone in free.values():
-            self.close(gone)
+            self._drop(gone)
         self.columns.select(sources)
 
     # ---- which tokens they are
@@ -255,7 +254,7 @@ class PagedCache(core.PagedCache, Cache):
         coming, self.coming = self.coming, None
         self._catch_up()
         for row, ids in known_tokens(self, coming, plan, positions):
-            self.tell(row, ids)
+            self.keep_apart(row) if ids is None else self.tell(row, ids)
         try:
             self.begin(self.rows, plan.counts)
         except BaseException:

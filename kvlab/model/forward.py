@@ -79,18 +79,21 @@ def _same_padding(a, b) -> bool:
 
 def known_tokens(
     cache, coming: tuple[Tensor, Tensor | None] | None, plan: Plan, positions: Tensor | None
-) -> Iterator[tuple[SeqId, np.ndarray]]:
-    """Which tokens each row is about to compute, where they are known.
+) -> Iterator[tuple[SeqId, np.ndarray | None]]:
+    """Which tokens each row is about to compute; None where ids do not stand for them.
 
-    coming: the ids [B, T] of the forward. Tokens at other positions than their place in the
-    sequence make other keys: left out.
+    coming: the ids [B, T] of the forward, None where nobody saw them. Tokens at other positions
+    than their place in the sequence make other keys.
     """
+    if not cache.spec.prefix.shares:
+        return
     if coming is None or coming[0].shape != (len(cache.rows), plan.tokens):
+        yield from ((row, None) for row in cache.rows)
         return
     ids = coming[0].cpu().numpy()
     at = None if positions is None else positions.expand(len(ids), -1).cpu().numpy()
     for i, (row, count) in enumerate(zip(cache.rows, plan.counts)):
         real = slice(None) if plan.real is None else plan.real[i]
         usual = cache.length(row) + np.arange(count)
-        if at is None or np.array_equal(at[i, real], usual):
-            yield row, ids[i, real]
+        known = at is None or np.array_equal(at[i, real], usual)
+        yield row, ids[i, real] if known else None

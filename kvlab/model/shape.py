@@ -5,6 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from kvlab.cache import CacheSpec
+from kvlab.core import BadInput
+
+FIXED = ("default", "linear", "yarn", "llama3", "proportional")  # one set of frequencies, ever
 
 
 def model_geometry(config, spec: CacheSpec):
@@ -27,7 +30,23 @@ def sliding_window(attention) -> int | None:
 
 def rotary_frequencies(model) -> Tensor | None:
     """The frequencies [D / 2] by which keys are rotated; None where they depend on the length."""
-    rotary = getattr(model.get_decoder(), "rotary_emb", None)
-    if getattr(rotary, "rope_type", "default") in ("dynamic", "longrope"):
+    if rope_type(model) not in FIXED:
         return None
-    return getattr(rotary, "inv_freq", None)
+    return getattr(_rotary(model), "inv_freq", None)
+
+
+def rope_type(model) -> str:
+    """The name of the rotary type, "default" where the model does not say."""
+    return str(getattr(_rotary(model), "rope_type", "default"))
+
+
+def check_shared_rotary(model) -> None:
+    """Raises `BadInput` for prefix=hash where keys depend on the length of the whole input."""
+    kind = rope_type(model)
+    if kind not in FIXED:
+        raise BadInput("prefix", "hash", f"cannot share keys of rotary type {kind}, whose "
+                                         "frequencies depend on the length; choose prefix=none")
+
+
+def _rotary(model):
+    return getattr(model.get_decoder(), "rotary_emb", None)

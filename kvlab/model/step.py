@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from kvlab.cache import ModelFacts
 from kvlab.core import KvlabError
 from kvlab.model.adapter import PagedCache
 from kvlab.model.doors import PagedLayer
@@ -26,6 +27,10 @@ class StepCache(Cache):
         self.paged = cache
         self.served = 0  # layers that attended in the run under way
         super().__init__(layers=[PagedLayer(self, i) for i in range(cache.geometry.layers)])
+
+    @property
+    def facts(self) -> ModelFacts:
+        return self.paged.facts
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
+from functools import lru_cache
+
+import torch
 from torch import Tensor
 
 from kvlab.cache import PagedCache
+
+# Arguments of a forward under which the same token ids have the same keys. Any other tensor
+# (soft prompts, types, embeddings) may make other keys.
+PLAIN = ("input_ids", "attention_mask", "position_ids", "cache_position", "labels",
+         "logits_to_keep")  # fmt: skip
+WHOLE = ("labels", "output_hidden_states", "output_attentions")  # these want all given tokens
 
 
 def left_pads(ids: Tensor, mask: Tensor | None) -> list[int] | None:
@@ -17,20 +27,36 @@ def left_pads(ids: Tensor, mask: Tensor | None) -> list[int] | None:
 
 
 def usual(ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> bool:
-    """Whether prompts [B, T] stand at positions 0, 1, ... behind padding on the left at most."""
+    """Whether prompts [B, T] stand at positions 0, 1, ... behind padding on the left at most.
+
+    positions: [B, T] or [1, T]; what stands at padding does not matter.
+    """
     if mask is not None and mask.dim() != 2:
         return False
     pads = left_pads(ids, mask)
-    if pads is None or positions is None:
-        return pads is not None
-    ends = positions[:, -1].expand(len(ids)).tolist()
-    return ends == [ids.shape[1] - pad - 1 for pad in pads]
+    return pads is not None and in_order(positions, [0] * len(ids), pads, ids.shape[1])
+
+
+def in_order(
+    positions: Tensor | None, firsts: list[int], pads: list[int], columns: int
+) -> bool:
+    """Whether row b of `positions` counts from `firsts[b]` on behind `pads[b]` columns."""
+    if positions is None:
+        return True
+    rows = len(firsts)
+    if positions.dim() != 2 or positions.shape[1] != columns or len(positions) not in (1, rows):
+        return False
+    column = torch.arange(columns)
+    pad, first = torch.tensor([pads, firsts])[:, :, None].long()
+    apart = positions.cpu() != column - pad + first
+    return not bool((apart & (column >= pad)).any())
 
 
 def watch_tokens(model) -> None:
     """Let caches of `model` see the token ids of each forward: attention sees only their states."""
     if _watching not in model._forward_pre_hooks.values():
         model.register_forward_pre_hook(_watching, with_kwargs=True)
+        model.register_forward_hook(_forgetting, with_kwargs=True, always_call=True)
 
 
 def _watching(model, args, kwargs):
@@ -39,17 +65,78 @@ def _watching(model, args, kwargs):
     Only where the caller wants the last logits alone, as `generate()` does: otherwise he would
     get fewer than he gave tokens.
     """
-    cache = kwargs.get("past_key_values")
-    ids = kwargs.get("input_ids", args[0] if args else None)
-    if not isinstance(cache, PagedCache) or not cache.spec.prefix.shares or ids is None:
+    cache = _cache_of(args, kwargs)
+    if cache is None:
         return None
-    cache.coming = ids, kwargs.get("position_ids")
-    if cache.rows or args or kwargs.get("logits_to_keep") != 1 or ids.shape[1] < 2:
-        return None
-    if not usual(ids, kwargs.get("attention_mask"), kwargs.get("position_ids")):
-        return None
-    skip = cache.start(ids, kwargs.get("attention_mask"))
-    cut = {name: kwargs[name][:, skip:] for name in ("input_ids", "position_ids")
-           if kwargs.get(name) is not None}
-    cache.coming = cut["input_ids"], cut.get("position_ids")
-    return args, kwargs | cut
+    cache.facts.check(model)
+    cache.coming = None
+    call = signature_of(type(model)).bind_partial(model, *args, **kwargs)
+    given = named(call)
+    if not cache.rows and _may_start(model, given):
+        return _started(cache, call, given)  # which looks at the model
+    cache.glance() if cache.rows else cache.recheck()
+    if given.get("input_ids") is not None and _plain(given):
+        cache.coming = given["input_ids"], given.get("position_ids")
+    else:
+        for row in cache.rows:
+            cache.keep_apart(row)
+    return None
+
+
+def _started(cache: PagedCache, call: inspect.BoundArguments, given: dict):
+    """Open the rows, and cut off what they know from the arguments."""
+    skip = cache.start(given["input_ids"], given.get("attention_mask"))
+    for name in ("input_ids", "position_ids", "cache_position"):
+        if given.get(name) is not None:
+            _replace(call, name, given[name][..., skip:])
+    given = named(call)
+    cache.coming = given["input_ids"], given.get("position_ids")
+    return call.args[1:], call.kwargs
+
+
+def _forgetting(model, args, kwargs, output):
+    """What a forward did not use, since it failed or never reached attention, is of no other."""
+    cache = _cache_of(args, kwargs)
+    if cache is not None:
+        cache.coming = None
+
+
+def _cache_of(args, kwargs) -> PagedCache | None:
+    """The cache that shares prefixes, by its type: its argument's name is the library's affair."""
+    caches = (x for x in (*args, *kwargs.values()) if isinstance(x, PagedCache))
+    return next((cache for cache in caches if cache.spec.prefix.shares), None)
+
+
+@lru_cache
+def signature_of(kind: type) -> inspect.Signature:
+    """What the forward of a class of models takes, `self` first."""
+    return inspect.signature(kind.forward)
+
+
+def named(call: inspect.BoundArguments) -> dict:
+    """All arguments by name, those that go into **kwargs too."""
+    return {**call.arguments, **call.arguments.get("kwargs", {})}
+
+
+def _replace(call: inspect.BoundArguments, name: str, value) -> None:
+    place = call.arguments if name in call.arguments else call.arguments["kwargs"]
+    place[name] = value
+
+
+def _plain(given: dict) -> bool:
+    return all(name in PLAIN for name, value in given.items() if isinstance(value, Tensor))
+
+
+def _may_start(model, given: dict) -> bool:
+    """Whether a first forward may begin with what is known."""
+    ids, mask, positions = map(given.get, ("input_ids", "attention_mask", "position_ids"))
+    return (ids is not None and ids.shape[1] > 1 and _plain(given) and _last_only(model, given)
+            and usual(ids, mask, positions))
+
+
+def _last_only(model, given: dict) -> bool:
+    """Whether nobody will miss what is not computed."""
+    keep, config = given.get("logits_to_keep"), getattr(model, "config", None)
+    asked = (given[name] if given.get(name) is not None else getattr(config, name, None)
+             for name in WHOLE)
+    return type(keep) is int and keep == 1 and all(x is None or x is False for x in asked)
