@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kvlab.blocks import FREE, SEALED, BlockLedger, BlockTable, Chain
+from kvlab.blocks import FREE, BlockLedger, BlockTable, Chain
 from kvlab.cache.away import Away
 from kvlab.cache.choice import choice_for
 from kvlab.cache.claim import Alone
 from kvlab.cache.digests import digests_for
+from kvlab.cache.origins import Origins
 from kvlab.cache.past import Past
 from kvlab.cache.summaries import Summaries
 from kvlab.cache.tables import DecodeTables
@@ -38,6 +39,7 @@ class Holding:
         self.away = Away(spec.offload.build(pool), pool, self.summaries)
         self.past = Past(pool, spec.window, self.watch, segment, inv_freq, self.away)
         self.decoding: DecodeTables | None = None
+        self.origins = Origins(pool)
         self.digests = digests_for(spec.retrieval, pool, self.away)
         self.choice = choice_for(self.digests)
         self.fresh: list[BlockId] = []  # sealed since the last step ended
@@ -50,6 +52,7 @@ class Holding:
         """A sequence that starts with the first `hit` whole blocks of `chain`, which are held."""
         self.tables[seq] = BlockTable(self.block_size)
         self.away.open(seq)
+        self.origins.open(seq)
         self.borrowed[seq], self.pinned[seq] = set(), set()
         self.digests.open(seq)
         self.tables[seq].append(self.share.open(seq, chain, hit), hit * self.block_size)
@@ -65,6 +68,7 @@ class Holding:
         self._release(seq, held)
         self.share.close(seq)
         self.away.close(seq)
+        self.origins.close(seq)
         del self.tables[seq], self.borrowed[seq], self.pinned[seq]
         self._slid.pop(seq, None)
         self.digests.close(seq)
@@ -79,6 +83,7 @@ class Holding:
         self.open(child)
         self.share.fork(parent, child, chain)
         self.away.fork(parent, child)
+        self.origins.fork(parent, child)
         self.digests.fork(parent, child)
         table = self.tables[child]
         shared = source.ids[:-1] if fill else list(source.ids)
@@ -116,7 +121,7 @@ class Holding:
         """Forget all tokens from `length` on, after `prepare_crop`.
 
         A sealed block that is cut becomes open again from its stored contents: exact for dense
-        formats, within one rounding for the others.
+        formats, within one rounding for the others, which `Origins` keeps at one.
         """
         table, size = self.tables[seq], self.block_size
         whole, fill = divmod(length, size)
@@ -128,6 +133,7 @@ class Holding:
         table.length = length
         table.changes += 1
         self.digests.crop(seq, whole)
+        self.origins.crop(seq, whole, fill)
         self._release(seq, [b for b in reversed(dropped) if b is not None])
         self.away.crop(seq, -(-length // size))
         if fill and not was_open:
@@ -180,6 +186,7 @@ class Holding:
             self.away.leave(victims, tables, self.share.spilled)
         self.ledger.free(victims)
         self._drop(victims)
+        self.origins.prune(self.tables, self.away)
         self.evictions += count
 
     def drop_known(self, spill: bool = False) -> int:
@@ -209,37 +216,6 @@ class Holding:
             self.tables[seq].fill(index, block)
         self.ledger.seal(blocks, depth=[index for _, index in wanted])
         self.fresh += blocks
-
-    def _slide(self, seq: SeqId) -> None:
-        """Move the window's pins to the end of the sequence; free what it can never read again.
-
-        Most steps move it within a block and change nothing: those do not look at the table, which
-        grows with every block seen.
-        """
-        table = self.tables[seq]
-        protected, readable = (
-            of(table.length) for of in (self.window.protected, self.window.readable)
-        )
-        spans = table.spans(protected), table.spans(readable)
-        if self._slid.get(seq) == (table.changes, spans):
-            return
-        self._pin(seq, table.touched(protected))
-        if readable != [(0, table.length)]:
-            self._free_unreadable(seq, table.touched(readable))
-        self._slid[seq] = table.changes, spans
-
-    def _pin(self, seq: SeqId, safe: set[BlockId]) -> None:
-        keep = {b for b in safe if self.ledger.state(b) == SEALED}
-        self.ledger.pin(sorted(keep - self.pinned[seq]))
-        self.ledger.unpin(sorted(self.pinned[seq] - keep))
-        self.pinned[seq] = keep
-
-    def _free_unreadable(self, seq: SeqId, readable: set[BlockId]) -> None:
-        table = self.tables[seq]
-        gone = [i for i, b in enumerate(table.ids) if b is not None and b not in readable]
-        self.summaries.spill(seq, gone, [table.ids[i] for i in gone])
-        self._release(seq, [table.punch(i) for i in reversed(gone)])
-        self.evictions += len(gone)
 
     # ---- blocks
 
@@ -282,9 +258,8 @@ class Holding:
 
     def _reopen(self, seq: SeqId, index: int, cut: BlockId | None, fill: int) -> None:
         """Read first, release, then allocate: in a full cache the block takes its own place."""
-        layers = range(self.pool.geometry.layers)
         read, id = self.away.source(seq, index) if cut is None else (self.pool.read, cut)
-        contents = [[x[:fill].clone() for x in read(n, [id])] for n in layers]
+        contents = self.origins.contents(seq, index, fill, lambda layer: read(layer, [id]))
         self.tables[seq].ids[index] = None
         if cut is None:
             self.away.forget(seq, index)
@@ -293,3 +268,4 @@ class Holding:
         (self.tables[seq].ids[index],) = (block,) = self.allocate(seq, 1)
         self.tables[seq].changes += 1
         self.pool.open_block(block, contents)
+        self.origins.keep(seq, index, contents)
