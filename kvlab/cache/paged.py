@@ -292,4 +292,5 @@ class PagedCache(Prefixes):
             digest_bytes=sum(group.digests.nbytes for group in self.groups),
             read_tokens=round(sum(g.choice.read_tokens(g.tables) for g in self.groups) / count),
             peak_allocated_bytes=self.meter.peak, origin_bytes=origins,
+            summary_fallbacks=sum(group.summaries.fallbacks for group in self.groups),
         )

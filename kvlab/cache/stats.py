@@ -22,6 +22,8 @@ class CacheStats(NamedTuple):
     origin_bytes: of the allocated ones, what the kept tokens of cut blocks read at first.
     read_tokens: tokens that a head reads for the next token of every sequence; without retrieval
         all that are resident.
+    summary_fallbacks: KV heads of evicted pieces, summed over layers, that were merged because a
+        fit was not finite or worse (summary=fitted).
 
     `tokens` counts what each sequence sees, a shared prefix once for each; blocks and bytes count
     it once.
@@ -43,6 +45,7 @@ class CacheStats(NamedTuple):
     read_tokens: int = 0
     peak_allocated_bytes: int = 0
     origin_bytes: int = 0
+    summary_fallbacks: int = 0
 
     @property
     def resident_tokens_percent(self) -> float:
