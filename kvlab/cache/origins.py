@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -41,7 +40,7 @@ class Origins:
         self.pool, self.needed = pool, not pool.dense
         self.held: dict[SeqId, dict[int, Origin]] = {}
         self._users: Counter[int] = Counter()
-        self._names = count(-1, -1)  # no block's id
+        self._last = 0  # id that was given; negative ones are no block's
 
     # ---- the life of a sequence
 
@@ -102,9 +101,10 @@ class Origins:
             held[index] = old  # the latest again
             return
         if self.needed:
-            held[index] = Origin(next(self._names), tokens)
-            self.pool.open_block(held[index].id, contents)
-            self._users[held[index].id] += 1
+            self._last -= 1
+            self.pool.open_block(self._last, contents)
+            held[index] = Origin(self._last, tokens)
+            self._users[self._last] += 1
         for gone in ([old] if old else []) + [held.pop(i) for i in list(held)[:-MOST]]:
             self._leave(gone)
 

@@ -1,78 +1,30 @@
-"""PagedCache as a cache of transformers: one object for `generate()` and for our own drivers.
-
-transformers' attention layers do nothing with the result of `Cache.update` but hand it to the
-registered attention function, so `update` stages the new keys and values and returns the layer
-itself; the attention function finds cache, queries and new tokens in one place.
-"""
+"""PagedCache as a cache of transformers: one object for `generate()` and for our own drivers."""
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 from kvlab import cache as core
 from kvlab.cache import CacheSpec, ModelFacts
 from kvlab.cache.prefix import NO_FACTS
 from kvlab.core import BadInput, KvlabError
-from kvlab.model.dense import dense_attention, padding_mask
+from kvlab.model.columns import Columns, Plan
+from kvlab.model.doors import ATTENTION, PagedLayer
+from kvlab.model.forward import Forward, known_tokens
 from kvlab.model.identity import model_identity
+from kvlab.model.refusals import refuse_gradients
 from kvlab.model.room import adaptive_budget
+from kvlab.model.rows import removed_columns, selected_rows
 from kvlab.model.shape import model_geometry, rotary_frequencies
 from kvlab.model.tokens import left_pads, watch_tokens
+from kvlab.model.visibility import window_of
 
-ATTENTION = "kvlab_paged"
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
-
-
-class PagedLayer(CacheLayerMixin):
-    """One layer's door into the cache; holds nothing but the tokens on their way in."""
-
-    is_compileable = False  # generate() must neither compile nor prebuild a mask
-    is_sliding = False
-    is_croppable = True
-
-    def __init__(self, cache: PagedCache, index: int):
-        super().__init__()
-        self.cache, self.index = weakref.proxy(cache), index  # weakly: the cache owns its layers
-        self.pending: tuple[Tensor, Tensor] | None = None
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to reserve: blocks come with the first tokens."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
-        """Stage [B, H, T, D] twice; the attention function takes it from here."""
-        self.pending = (key_states, value_states)
-        return self, self
-
-    def __getattr__(self, name: str):
-        if name in ("shape", "transpose", "size", "dtype"):
-            raise KvlabError(
-                f"PagedCache needs the {ATTENTION} attention: make it with "
-                "PagedCache.for_model(model), or call model.set_attn_implementation"
-                f"({ATTENTION!r}) again"
-            )
-        raise AttributeError(name)
-
-    def get_seq_length(self) -> int:
-        return self.cache.seen
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cache.seen + query_length, 0
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def reset(self) -> None:
-        self.pending = None
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """The cache crops all layers at once."""
 
 
 class PagedCache(core.PagedCache, Cache):
@@ -91,8 +43,9 @@ class PagedCache(core.PagedCache, Cache):
             self, geometry, spec, device=device, dtype=dtype, inv_freq=inv_freq, facts=facts
         )
         Cache.__init__(self, layers=[PagedLayer(self, i) for i in range(geometry.layers)])
-        self.rows: list[int] = []
-        self.seen = 0  # tokens a row has seen, padding included: what transformers counts
+        self._rows: list[int] = []
+        self.columns = Columns(0)  # of the rows: what transformers counts
+        self._forward: Forward | None = None  # the one under way
         # ids [B, T] of the forward that is about to run, and its positions if given
         self._late: list[tuple[list[tuple[int, int]], Tensor]] = []
         self.coming: tuple[Tensor, Tensor | None] | None = None
@@ -134,17 +87,44 @@ class PagedCache(core.PagedCache, Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.seen
 
+    @property
+    def rows(self) -> list[int]:
+        """The sequences of the batch, in order."""
+        return self._rows
+
+    @rows.setter
+    def rows(self, rows: list[int]) -> None:
+        """Sequences opened before become the rows, padded on the left to one length."""
+        self._rows = list(rows)
+        self.seen = max(map(self.length, rows), default=0)
+
+    @property
+    def seen(self) -> int:
+        """Columns that the rows have seen, padding included: what transformers counts."""
+        return self.columns.seen
+
+    @seen.setter
+    def seen(self, columns: int) -> None:
+        """Rows that another driver filled count as so many columns, their tokens being the last."""
+        self.columns = Columns.padded([self.length(row) for row in self.rows], columns)
+
     def reset(self) -> None:
         """Forget everything, known prefixes included, and give all bytes back."""
         self.finish()
         self.drop_prefixes()
 
     def finish(self) -> None:
-        """End the request of all rows. With prefix=hash what they computed stays known."""
+        """End the request of all rows. With prefix=hash what they computed stays known.
+
+        A forward that failed between layers is undone; ending twice does nothing more.
+        """
         self.abort()
-        for row in self.rows:
-            self.close(row)
-        self.rows, self.seen, self.coming = [], 0, None
+        rows, self.rows, self.coming = self.rows, [], None
+        for layer in self.layers:
+            layer.reset()
+        for row in rows:
+            if row in self._tokens:  # or whoever opened it has closed it
+                self.close(row)
 
     def start(self, ids: Tensor, mask: Tensor | None = None) -> int:
         """Open a row for each prompt in `ids` [B, T], on the known prefix of each.
@@ -158,33 +138,54 @@ class PagedCache(core.PagedCache, Cache):
             return 0
         prompts = [row[pad:] for row, pad in zip(ids.cpu().numpy(), pads)]
         self.rows = self.open_together(prompts, pads)
-        self.seen = pads[0] + self.length(self.rows[0]) if len(ids) else 0
-        self.seen *= any(map(self.length, self.rows))  # cold rows skip no padding either
+        seen = pads[0] + self.length(self.rows[0]) if len(ids) else 0
+        self.seen = seen * any(map(self.length, self.rows))  # cold rows skip no padding either
         return self.seen
 
     def crop(self, tokens_to_remove) -> None:
-        """Forget the last tokens of every row; the count may come negative, or as a tensor."""
-        count = abs(int(tokens_to_remove))
-        self.truncate_all({row: max(0, self.length(row) - count) for row in self.rows})
-        self.seen -= count
+        """Forget the last columns of every row: -n forgets n, padding counted as the library does.
+
+        A count beyond the length empties the rows. Raises `BadInput` for a positive count, and
+        `KvlabError`, all rows being as before, where a block that would be cut was evicted.
+        """
+        columns = removed_columns(tokens_to_remove)
+        self.abort()
+        if columns:
+            self.truncate_all(dict(zip(self.rows, map(int, self.columns.left(columns)))))
+            self.columns.crop(columns)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self._select(beam_idx.tolist())
+        """Row i becomes what row `beam_idx[i]` was. All rows or, with an error, none."""
+        self._select("beam_idx", beam_idx, lambda rows: rows.index_select(0, beam_idx.cpu()))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._select([i for i in range(len(self.rows)) for _ in range(repeats)])
+        """Every row `repeats` times, its copies behind it. All rows or, with an error, none."""
+        times = repeats.cpu() if isinstance(repeats, Tensor) else repeats
+        self._select("repeats", repeats, lambda rows: rows.repeat_interleave(times, 0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self._select(torch.arange(len(self.rows))[indices.cpu()].tolist())
+        """Rows by number or by a mask [B]. All rows or, with an error, none."""
+        at = indices.cpu() if isinstance(indices, Tensor) else indices
+        self._select("indices", indices, lambda rows: rows[at, ...])
 
-    def _select(self, sources: list[int]) -> None:
-        """Row i becomes a copy of row sources[i]; a row's first copy is the row itself."""
+    def _select(self, key: str, value, select: Callable[[Tensor], Tensor]) -> None:
+        """Row i becomes what row `select([0, 1, ...])[i]` was; the library's own operation says
+        which. Without tokens there are no rows yet, and nothing happens.
+        """
+        self.abort()
+        if self.seen:
+            sources = selected_rows(len(self.rows), key, value, select)
+            self._become(sources)
+
+    def _become(self, sources: list[int]) -> None:
+        """A row's first copy is the row itself, the others are forks."""
         free = dict(enumerate(self.rows))
         chosen = [free.pop(s, None) for s in sources]
-        rows = [self.fork(self.rows[s]) if c is None else c for s, c in zip(sources, chosen)]
+        forks = iter(self.fork_all([self.rows[s] for s, c in zip(sources, chosen) if c is None]))
+        self._rows = [next(forks) if c is None else c for c in chosen]
         for gone in free.values():
             self.close(gone)
-        self.rows = rows
+        self.columns.select(sources)
 
     # ---- which tokens they are
 
@@ -203,58 +204,61 @@ class PagedCache(core.PagedCache, Cache):
 
     # ---- one forward of the model
 
-    def forward(self, layer: PagedLayer, query: Tensor, mask: Tensor | None, scale, window):
-        """Attention of one layer; the first one opens the step, the last one commits it."""
-        batch, _, tokens, _ = query.shape
-        if layer.index == 0:
-            self._begin(batch, tokens, mask)
+    def forward(self, layer: PagedLayer, query: Tensor, mask, scale, window, positions=None):
+        """Attention of one layer; the first one opens the step, the last one commits it.
+
+        query [B, Hq, T, D] -> [B, T, Hq, D]; mask: what `paged_mask` returned, or a 4D mask of the
+        caller; positions [1 or B, T], None for those that follow.
+        """
         keys, values = layer.pending
         layer.pending = None
-        out = self.attend(layer.index, query, keys, values, scale=scale, window=window)
-        if layer.index == len(self.layers) - 1:
-            self.seen += tokens  # first: a relative budget may fail to evict after the commit
+        try:
+            out = self._layer(layer.index, query, keys, values, mask, scale, window, positions)
+        except BaseException:
+            self.abort()
+            raise
+        return out
+
+    def _layer(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask, scale, window, positions):
+        window = window_of(mask, window)
+        refuse_gradients(q, k, v)
+        if layer == 0:
+            self._forward = Forward.begun(self, q, mask, window, positions)
+        out = self._forward.attend(self, layer, mask, q, k, v, scale, window)
+        if layer == len(self.layers) - 1:
+            forward, self._forward = self._forward, None
+            self.columns.advance(forward.plan, positions)  # first: a budget may fail to evict
             self.commit()
         return out
 
-    def _begin(self, batch: int, tokens: int, mask: Tensor | None) -> None:
+    def admit(self, batch: int) -> Columns:
+        """The columns of a batch of so many rows that is about to come, new or those that are here.
+
+        Raises `KvlabError` for another number of rows than the cache holds.
+        """
         self.abort()  # what a forward that failed between layers left behind
         if self.teller is not None:
             self.teller.admit()
-        if not self.rows:
-            self.rows = [self.open() for _ in range(batch)]
-        if len(self.rows) != batch:
+        if self.rows and len(self.rows) != batch:
             raise KvlabError(f"the cache holds {len(self.rows)} rows, the batch has {batch}")
-        padded = mask is not None and tokens > 1  # decode never adds padding
-        counts = mask[:, -tokens:].sum(1).tolist() if padded else [tokens] * batch
-        self._note(tokens, [int(n) for n in counts], mask)
-        self.begin(self.rows, [int(n) for n in counts])
+        return self.columns if self.rows else Columns(batch)
 
-    def _note(self, tokens: int, counts: list[int], mask: Tensor | None) -> None:
-        """Tell each row which tokens it is about to compute, where they are known.
-
-        Tokens at other positions than their place in the sequence make other keys: not told.
-        """
-        (coming, positions), self.coming = self.coming or (None, None), None
+    def take(self, columns: Columns, plan: Plan, positions: Tensor | None) -> None:
+        """Open the step of `plan`; what its mask hides for good is forgotten before."""
+        fresh = not self.rows
+        if fresh:
+            self.rows = [self.open() for _ in range(columns.rows)]
+            self.columns = columns
+        if plan.keep:
+            self.truncate_all({self.rows[row]: count for row, count in plan.keep.items()})
+            self.columns.hide(plan.keep)
+        coming, self.coming = self.coming, None
         self._catch_up()
-        if coming is None or left_pads(coming, None if mask is None else mask[:, -tokens:]) is None:
-            return
-        ends = None if positions is None else positions[:, -1].expand(len(counts)).tolist()
-        for i, (row, ids) in enumerate(zip(self.rows, coming.cpu().numpy())):
-            if ends is None or ends[i] == self.length(row) + counts[i] - 1:
-                self.tell(row, ids[tokens - counts[i] :])
-
-
-
-
-def paged_attention(
-    module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, **_
-):
-    """The registered attention: [B, Hq, T, D] -> [B, T, Hq, D]; `key`: a PagedLayer or a tensor."""
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if isinstance(key, PagedLayer):
-        return key.cache.forward(key, query, attention_mask, scale, sliding_window), None
-    return dense_attention(module, query, key, value, attention_mask, scale, sliding_window), None
-
-
-AttentionInterface.register(ATTENTION, paged_attention)
-AttentionMaskInterface.register(ATTENTION, padding_mask)
+        for row, ids in known_tokens(self, coming, plan, positions):
+            self.tell(row, ids)
+        try:
+            self.begin(self.rows, plan.counts)
+        except BaseException:
+            if fresh:  # another batch may come first
+                self.finish()
+            raise

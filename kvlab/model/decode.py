@@ -18,7 +18,10 @@ from torch import Tensor
 
 from kvlab.core import BadInput, KvlabError
 from kvlab.model.adapter import PagedCache
-from kvlab.model.prefill import prefill
+from kvlab.model.columns import Plan
+from kvlab.model.ends import EndTokens, check_new_tokens, end_tokens
+from kvlab.model.prefill import forward_chunk, prefill
+from kvlab.model.shape import sliding_window
 from kvlab.model.step import Step, StepCache
 
 Driver = Literal["auto", "eager", "graph", "static"]
@@ -77,7 +80,7 @@ class Decoder:
         if self._eager:
             return self._plain(tokens)
         cache.abort()
-        positions = [cache.length(row) for row in cache.rows]
+        positions = cache.columns.next_positions()
         cache.begin(cache.rows, [1] * rows)
         try:
             logits = self._run(tokens, positions)
@@ -88,7 +91,7 @@ class Decoder:
             cache.abort()
             return self._plain(tokens)
         cache.commit()
-        cache.seen += 1
+        cache.columns.advance(Plan(1, [1] * rows))
         cache.tell_later(tokens[:, 0], positions)
         return logits
 
@@ -97,13 +100,7 @@ class Decoder:
         return self.driver == "eager" or self.why_eager is not None
 
     def _plain(self, tokens: Tensor) -> Tensor:
-        if self.cache.teller is not None:
-            self.cache.teller.before(tokens)
-        positions = torch.tensor([self.cache.length(row) for row in self.cache.rows])
-        return self.model(
-            input_ids=tokens, position_ids=positions[:, None].to(tokens.device),
-            past_key_values=self.cache, use_cache=True, logits_to_keep=1,
-        ).logits[:, -1]
+        return forward_chunk(self.model, tokens, self.cache, last=True)[:, -1]
 
     def _run(self, tokens: Tensor, positions: list[int]) -> Tensor | None:
         """Logits of one step between `begin` and `commit`; None where it cannot be captured."""
@@ -173,7 +170,8 @@ def obstacle(model, cache: PagedCache) -> str | None:
         return "this cache has axes that the decode kernel does not read"
     if not cache.capturable:
         return f"summary={cache.spec.summary.name} makes new entries whenever blocks leave"
-    windows = {getattr(m, "sliding_window", None) for m in model.modules()} - {None}
+    layers = (m for m in model.modules() if hasattr(m, "layer_idx"))
+    windows = {sliding_window(layer) for layer in layers} - {None}
     if windows:
         return f"the model's own sliding window of {windows.pop()} tokens needs masks"
     kind = getattr(getattr(model.get_decoder(), "rotary_emb", None), "rope_type", "default")
@@ -185,45 +183,46 @@ def obstacle(model, cache: PagedCache) -> str | None:
 @torch.inference_mode()
 def generate(
     model, ids: Tensor, cache: PagedCache, max_new_tokens: int, *,
-    attention_mask: Tensor | None = None, eos: int | None = None,
+    attention_mask: Tensor | None = None, eos: EndTokens = None,
     choose: Callable[[Tensor], Tensor] | None = None, chunk_tokens: int | str = 2048,
     driver: Driver = "auto",
 ) -> Tensor:
     """Continue `ids` [B, T] by `max_new_tokens`: prefill in chunks, then decode, [B, new].
 
-    attention_mask: [B, T], 0 for padding on the left; such a batch is prefilled in one go.
-    eos: rows that have produced it repeat it, and all having done so ends the loop. Asking costs a
-        look at the device at every token; without it the host runs ahead.
+    attention_mask: [B, T], 0 for padding, which is not stored; the last column must be tokens.
+    eos: a token id or several; rows that have produced one repeat it, and all having done so ends
+        the loop. Asking costs a look at the device at every token; without it the host runs ahead.
     choose: logits [B, V] -> tokens [B]; the most likely token by default, see `sampled`.
     """
-    if max_new_tokens < 1:
-        raise BadInput("max_new_tokens", max_new_tokens, "must be at least 1")
+    check_new_tokens(max_new_tokens)
+    ends = end_tokens(eos, ids.device)
     choose = choose or (lambda logits: logits.argmax(-1))
-    if attention_mask is None:
-        logits = prefill(model, ids, cache, chunk_tokens=chunk_tokens).logits
-    else:
-        logits = _padded(model, ids, attention_mask, cache)
+    logits = _padded(model, ids, attention_mask, cache, chunk_tokens)
     tokens = choose(logits)
     out, ended = [tokens], torch.zeros_like(tokens, dtype=torch.bool)
     decoder = Decoder(model, cache, driver=driver)
     for _ in range(max_new_tokens - 1):
-        if eos is not None:
-            ended |= tokens == eos
+        if ends is not None:
+            ended |= torch.isin(tokens, ends)
             if bool(ended.all()):
                 break
-        tokens = choose(decoder.step(tokens))
-        if eos is not None:
-            tokens = tokens.masked_fill(ended, eos)
+        fresh = choose(decoder.step(tokens))
+        tokens = fresh if ends is None else torch.where(ended, tokens, fresh)
         out.append(tokens)
     return torch.stack(out, 1)
 
 
-def _padded(model, ids: Tensor, mask: Tensor, cache: PagedCache) -> Tensor:
-    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-    return model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-        use_cache=True, logits_to_keep=1,
-    ).logits[:, -1]
+def _padded(
+    model, ids: Tensor, mask: Tensor | None, cache: PagedCache, chunk_tokens: int | str = 2048
+) -> Tensor:
+    """Logits [B, V] after the prompts."""
+    if mask is not None and not bool(mask[:, -1:].all()):
+        raise BadInput("attention_mask", "0 in the last column",
+                       "every row is continued from its last column: pad on the left")
+    result = prefill(model, ids, cache, attention_mask=mask, chunk_tokens=chunk_tokens)
+    if result.stopped:  # by Ctrl-C: there is nothing to go on from
+        raise KeyboardInterrupt
+    return result.logits
 
 
 def sampled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from kvlab import summary as room
 from kvlab.core import BadInput, KvlabError
+from kvlab.model.prefill import run_chunk
 from kvlab.summary import NoSummary
 
 PROMPT = (
@@ -74,6 +76,13 @@ class Teller:
         self.tokens: list[int] = []
         self.told: list[str] = []
         self._due = False
+
+    def __deepcopy__(self, memo: dict) -> Teller:
+        """For a copy of its cache: model and tokenizer are not copied."""
+        other = memo[id(self)] = copy.copy(self)
+        other.cache = copy.deepcopy(self.cache, memo)
+        other.tokens, other.told = list(self.tokens), list(self.told)
+        return other
 
     def admit(self) -> None:
         """Asked by the cache at each forward. Raises where its tokens did not pass `before`."""
@@ -145,13 +154,8 @@ class Teller:
         logits, size = None, max(self.summary.recent, self.summary.max_tokens)
         for start in range(0, len(tokens), size):
             ids = torch.tensor([tokens[start : start + size]], device=self.model.device)
-            first = cache.get_seq_length()
-            positions = torch.arange(first, first + ids.shape[1], device=ids.device)[None]
             self._due = cache is self.cache
-            logits = self.model(
-                input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True,
-                logits_to_keep=1,
-            ).logits
+            logits = run_chunk(self.model, ids, cache, last=True)
         return logits
 
 

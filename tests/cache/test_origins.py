@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 
 import pytest
@@ -192,6 +193,20 @@ def test_forks_go_their_own_ways():
     fill(cache, child, 9, 99)
     cut(cache, child, 10)
     assert torch.equal(read(cache, child, 10), first[:, :, :10])
+
+
+def test_a_deep_copy_has_origins_of_its_own():
+    cache = make(format="int4", block_size=16)
+    seq = cache.open()
+    fill(cache, seq, 32, 1)
+    first = read(cache, seq, 27)
+    cut(cache, seq, 27)
+    other = copy.deepcopy(cache)
+    cache.close(seq)
+    for number in range(3):
+        fill(other, seq, 9, number)
+        cut(other, seq, 27)
+        assert torch.equal(read(other, seq, 27), first)
 
 
 def test_the_latest_cuts_of_a_sequence_have_origins():
