@@ -10,7 +10,7 @@ from kvlab.cache.holding import Holding
 from kvlab.cache.step import Extent
 from kvlab.cache.sum import Sum
 from kvlab.cache.tables import DecodeTables, room_for
-from kvlab.core import SeqId
+from kvlab.core import BlockId, SeqId
 from kvlab.kernel import attend_sdpa
 
 
@@ -172,3 +172,37 @@ class LayerGroup(Holding):
             self.pool.seal(layer, e.stored, *new, e.sealing_ids)
         if e.rest is not None:
             self.pool.write(layer, e.rest, 0, k[cut:], v[cut:])
+
+    # ---- the window
+
+    def _slide(self, seq: SeqId) -> None:
+        """Move the window's pins to the end of the sequence; free what it can never read again.
+
+        Most steps move it within a block and change nothing: those do not look at the table, which
+        grows with every block seen.
+        """
+        table = self.tables[seq]
+        protected, readable = (
+            of(table.length) for of in (self.window.protected, self.window.readable)
+        )
+        spans = table.spans(protected), table.spans(readable)
+        if self._slid.get(seq) == (table.changes, spans):
+            return
+        self._pin(seq, table.touched(protected))
+        if readable != [(0, table.length)]:
+            self._free_unreadable(seq, table.touched(readable))
+        self._slid[seq] = table.changes, spans
+
+    def _pin(self, seq: SeqId, safe: set[BlockId]) -> None:
+        keep = {b for b in safe if self.ledger.state(b) == SEALED}
+        self.ledger.pin(sorted(keep - self.pinned[seq]))
+        self.ledger.unpin(sorted(self.pinned[seq] - keep))
+        self.pinned[seq] = keep
+
+    def _free_unreadable(self, seq: SeqId, readable: set[BlockId]) -> None:
+        table = self.tables[seq]
+        gone = [i for i, b in enumerate(table.ids) if b is not None and b not in readable]
+        self.summaries.spill(seq, gone, [table.ids[i] for i in gone])
+        self._release(seq, [table.punch(i) for i in reversed(gone)])
+        self.origins.prune(self.tables, self.away)
+        self.evictions += len(gone)

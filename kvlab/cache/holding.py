@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kvlab.blocks import FREE, SEALED, BlockLedger, BlockTable, Chain
+from kvlab.blocks import FREE, BlockLedger, BlockTable, Chain
 from kvlab.cache.away import Away
 from kvlab.cache.choice import choice_for
 from kvlab.cache.claim import Alone
 from kvlab.cache.copies import rebuilt
 from kvlab.cache.digests import digests_for
 from kvlab.cache.forks import Forks
+from kvlab.cache.origins import Origins
 from kvlab.cache.past import Past
 from kvlab.cache.summaries import Summaries
 from kvlab.cache.tables import DecodeTables
@@ -40,6 +41,7 @@ class Holding(Forks):
         self.away = Away(spec.offload.build(pool), pool, self.summaries)
         self.past = Past(pool, spec.window, self.watch, segment, inv_freq, self.away)
         self.decoding: DecodeTables | None = None
+        self.origins = Origins(pool)
         self.digests = digests_for(spec.retrieval, pool, self.away)
         self.choice = choice_for(self.digests)
         self.fresh: list[BlockId] = []  # sealed since the last step ended
@@ -55,6 +57,7 @@ class Holding(Forks):
         """A sequence that starts with the first `hit` whole blocks of `chain`, which are held."""
         self.tables[seq] = BlockTable(self.block_size)
         self.away.open(seq)
+        self.origins.open(seq)
         self.borrowed[seq], self.pinned[seq] = set(), set()
         self.digests.open(seq)
         self.tables[seq].append(self.share.open(seq, chain, hit), hit * self.block_size)
@@ -70,6 +73,7 @@ class Holding(Forks):
         self._release(seq, held)
         self.share.close(seq)
         self.away.close(seq)
+        self.origins.close(seq)
         del self.tables[seq], self.borrowed[seq], self.pinned[seq]
         self._slid.pop(seq, None)
         self.digests.close(seq)
@@ -88,7 +92,7 @@ class Holding(Forks):
         """Forget all tokens from `length` on, after `make_crop_room`.
 
         A sealed block that is cut becomes open again from its stored contents: exact for dense
-        formats, within one rounding for the others.
+        formats, within one rounding for the others, which `Origins` keeps at one.
         """
         table, size = self.tables[seq], self.block_size
         whole, fill = divmod(length, size)
@@ -100,6 +104,7 @@ class Holding(Forks):
         table.length = length
         table.changes += 1
         self.digests.crop(seq, whole)
+        self.origins.crop(seq, whole, fill)
         self._release(seq, [b for b in reversed(dropped) if b is not None])
         self.away.crop(seq, -(-length // size))
         if fill and not was_open:
@@ -156,6 +161,7 @@ class Holding(Forks):
             tables = {} if self.share.hold else self.tables
             self.away.leave(victims, tables, self.share.spilled)
         self.free(victims)
+        self.origins.prune(self.tables, self.away)
         self.evictions += count
 
     def drop_known(self, spill: bool = False) -> int:
@@ -186,37 +192,6 @@ class Holding(Forks):
             self.tables[seq].fill(index, block)
         self.ledger.seal(blocks, depth=[index for _, index in wanted])
         self.fresh += blocks
-
-    def _slide(self, seq: SeqId) -> None:
-        """Move the window's pins to the end of the sequence; free what it can never read again.
-
-        Most steps move it within a block and change nothing: those do not look at the table, which
-        grows with every block seen.
-        """
-        table = self.tables[seq]
-        protected, readable = (
-            of(table.length) for of in (self.window.protected, self.window.readable)
-        )
-        spans = table.spans(protected), table.spans(readable)
-        if self._slid.get(seq) == (table.changes, spans):
-            return
-        self._pin(seq, table.touched(protected))
-        if readable != [(0, table.length)]:
-            self._free_unreadable(seq, table.touched(readable))
-        self._slid[seq] = table.changes, spans
-
-    def _pin(self, seq: SeqId, safe: set[BlockId]) -> None:
-        keep = {b for b in safe if self.ledger.state(b) == SEALED}
-        self.ledger.pin(sorted(keep - self.pinned[seq]))
-        self.ledger.unpin(sorted(self.pinned[seq] - keep))
-        self.pinned[seq] = keep
-
-    def _free_unreadable(self, seq: SeqId, readable: set[BlockId]) -> None:
-        table = self.tables[seq]
-        gone = [i for i, b in enumerate(table.ids) if b is not None and b not in readable]
-        self.summaries.spill(seq, gone, [table.ids[i] for i in gone])
-        self._release(seq, [table.punch(i) for i in reversed(gone)])
-        self.evictions += len(gone)
 
     # ---- blocks
 
@@ -253,9 +228,8 @@ class Holding(Forks):
 
     def _reopen(self, seq: SeqId, index: int, cut: BlockId | None, fill: int) -> None:
         """Read first, release, then allocate: in a full cache the block takes its own place."""
-        layers = range(self.pool.geometry.layers)
         read, id = self.away.source(seq, index) if cut is None else (self.pool.read, cut)
-        contents = [[x[:fill].clone() for x in read(n, [id])] for n in layers]
+        contents = self.origins.contents(seq, index, fill, lambda layer: read(layer, [id]))
         self.tables[seq].ids[index] = None
         if cut is None:
             self.away.forget(seq, index)
@@ -264,3 +238,4 @@ class Holding(Forks):
         (self.tables[seq].ids[index],) = (block,) = self.allocate(seq, 1)
         self.tables[seq].changes += 1
         self.pool.open_block(block, contents)
+        self.origins.keep(seq, index, contents)

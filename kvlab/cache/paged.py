@@ -215,6 +215,7 @@ class PagedCache(Copies, Sequences):
         for group in self.groups:
             group.ledger.check()
             group.summaries.check()
+            group.origins.check(self._tokens)
             held = {b for t in group.tables.values() for b in t.ids if b is not None}
             held |= group.share.extra()
             if len(held) != group.ledger.held_count:
@@ -243,13 +244,14 @@ class PagedCache(Copies, Sequences):
             open_tokens * g.elements_per_token * self.dtype.itemsize // count
         )
         entries = sum(group.summaries.nbytes for group in self.groups)
+        origins = sum(group.origins.nbytes for group in self.groups)
         allocated = self._allocated_bytes
         return CacheStats(
             tokens=tokens, resident_tokens=round(resident),
             blocks=sum(group.ledger.held_count for group in self.groups),
             evictions=sum(group.evictions for group in self.groups),
             nominal_bytes=int(tokens * g.elements_per_token * self.spec.format.payload_bits / 8),
-            logical_bytes=logical + entries, allocated_bytes=allocated,
+            logical_bytes=logical + entries + origins, allocated_bytes=allocated,
             host_bytes=sum(shelf.nbytes for shelf in shelves),
             bits_per_element=8 * (allocated - entries) / max(1, resident * g.elements_per_token),
             prefix_tokens=self.prefix_tokens,
@@ -258,5 +260,6 @@ class PagedCache(Copies, Sequences):
             + sum(group.summaries.workspace_bytes for group in self.groups),
             digest_bytes=sum(group.digests.nbytes for group in self.groups),
             read_tokens=round(sum(g.choice.read_tokens(g.tables) for g in self.groups) / count),
-            peak_allocated_bytes=self.meter.peak,
+            peak_allocated_bytes=self.meter.peak, origin_bytes=origins,
+            summary_fallbacks=sum(group.summaries.fallbacks for group in self.groups),
         )

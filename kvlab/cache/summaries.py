@@ -48,6 +48,7 @@ class Summaries:
         self.summary, self.pool = summary, pool
         self.stories: dict[SeqId, Story] = {}
         self.rows: list[SeqId] = []  # of the decode step under way
+        self.fallbacks = 0  # of the member, made here
         self._metered = 0  # bytes of entries that the pool's meter knows of
 
     def __setstate__(self, state: dict) -> None:
@@ -108,7 +109,9 @@ class Summaries:
     def _absorbed(self, story: Story, layer: int, new: Entries) -> tuple[Entries, int]:
         old, queries = story.entries.get(layer), story.queries.get(layer)
         queries = queries and Queries(queries.q.float(), queries.lse)
+        before = self.summary.fallbacks
         entries, stable = self.summary.absorb(old, new, story.seen, queries)
+        self.fallbacks += self.summary.fallbacks - before
         return entries.to(STORED), stable
 
     # ---- attention

@@ -101,6 +101,9 @@ def memory(runner: Runner) -> Iterator[Measurement]:
     share = end.resident_tokens_percent
     yield Measurement("resident_tokens_percent", share, "%", None, count=end.tokens)
     yield Measurement("evictions", end.evictions, "blocks", None, count=end.tokens)
+    if end.summary_fallbacks:
+        fallbacks = end.summary_fallbacks
+        yield Measurement("summary_fallbacks", fallbacks, "heads", "lower", count=end.tokens)
 
 
 def spread(interval, unit: str, better: str, count: int):

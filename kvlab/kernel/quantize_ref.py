@@ -7,16 +7,19 @@ from torch import Tensor
 
 SCALE_FLOOR = 2.0**-14  # the smallest normal fp16 number: below it a scale loses its digits
 FP16_MAX = 65504.0  # largest finite fp16: what a scale or zero cannot say saturates there
-ROUND_UP = 1.0 + 2.0**-10  # one fp16 step, so that the stored scale is never below the exact one
 FP8_MAX = 448.0  # largest finite e4m3
 
 
 def stored_scale(span: Tensor, steps: float) -> Tensor:
-    """fp16 scale such that `span` / scale never exceeds `steps`; `span` is fp32.
+    """The fp16 number nearest to `span` / `steps`; `span` is fp32.
 
+    Nearest, so that a block that is read and sealed again keeps its scale: from one grid to
+    another and back, rounding to nearest ends where it was. Rounding up would climb one step each
+    time. The largest value is then at most 2^-11 of itself above the last code, less than half a
+    step of any code here, so it still rounds to the last code.
     Spans above `steps` * 65504 saturate instead of overflowing to inf and NaN.
     """
-    return (span * (ROUND_UP / steps)).clamp(SCALE_FLOOR, FP16_MAX).half()
+    return (span * (1.0 / steps)).clamp(SCALE_FLOOR, FP16_MAX).half()
 
 
 def quantize_symmetric(x: Tensor, bits: int, dim: int) -> tuple[Tensor, Tensor]:
@@ -31,10 +34,13 @@ def quantize_symmetric(x: Tensor, bits: int, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def quantize_asymmetric(x: Tensor, bits: int, dim: int) -> tuple[Tensor, Tensor, Tensor]:
-    """fp32 `x` -> unsigned codes, fp16 scale and fp16 zero; x ~ code * scale + zero."""
+    """fp32 `x` -> unsigned codes, fp16 scale and fp16 zero; x ~ code * scale + zero.
+
+    The codes span what lies above the stored zero, so that the largest value gets the last one.
+    """
     top = 2**bits - 1
-    low, high = x.amin(dim), x.amax(dim)
-    scale, zero = stored_scale(high - low, top), low.clamp(-FP16_MAX, FP16_MAX).half()
+    zero = x.amin(dim).clamp(-FP16_MAX, FP16_MAX).half()
+    scale = stored_scale(x.amax(dim) - zero.float(), top)
     code = torch.round((x - zero.float().unsqueeze(dim)) / scale.float().unsqueeze(dim))
     return code.clamp(0, top).to(torch.uint8), scale, zero
 

@@ -16,19 +16,19 @@ from triton.language.extra.cuda import gdc_launch_dependents
 
 from kvlab.format import KVFormat
 from kvlab.kernel.codes_triton import DENSE, INT, narrow, tile_pointer, typed
-from kvlab.kernel.quantize_ref import FP8_MAX, FP16_MAX, ROUND_UP, SCALE_FLOOR
+from kvlab.kernel.quantize_ref import FP8_MAX, FP16_MAX, SCALE_FLOOR
 from kvlab.kernel.sides import TYPES, next_power, offsets, sides
 from kvlab.kernel.tune import device_facts
 
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds a small number to nearest even
-UP, FLOOR, TOP = tl.constexpr(ROUND_UP), tl.constexpr(SCALE_FLOOR), tl.constexpr(FP8_MAX)
+FLOOR, TOP = tl.constexpr(SCALE_FLOOR), tl.constexpr(FP8_MAX)
 HALF_MAX = tl.constexpr(FP16_MAX)
 
 
 @triton.jit
 def stored_scale(span, STEPS: tl.constexpr):
     """fp16 scale and the fp32 number it stands for."""
-    factor: tl.constexpr = UP / STEPS
+    factor: tl.constexpr = 1.0 / STEPS
     scale = tl.minimum(tl.maximum(span * factor, FLOOR), HALF_MAX).to(tl.float16)
     return scale, scale.to(tl.float32)
 
@@ -47,9 +47,10 @@ def encode(x, seen, C: tl.constexpr):
         low = tl.min(tl.where(seen, x, float("inf")), AXIS)
         high = tl.max(tl.where(seen, x, -float("inf")), AXIS)
         low = tl.where(low == float("inf"), 0.0, low)  # of tokens that do not exist
-        scale, s = stored_scale(tl.maximum(high, low) - low, 2**C.bits - 1)
         zero = tl.minimum(tl.maximum(low, -HALF_MAX), HALF_MAX).to(tl.float16)
-        x = divide(x - tl.expand_dims(zero.to(tl.float32), AXIS), s, AXIS)
+        base = zero.to(tl.float32)
+        scale, s = stored_scale(tl.maximum(high, low) - base, 2**C.bits - 1)
+        x = divide(x - tl.expand_dims(base, AXIS), s, AXIS)
         x = tl.minimum(tl.maximum(x, 0.0), 2.0**C.bits - 1)
         y = (x + ROUND).to(tl.int32, bitcast=True) & (2**C.bits - 1)
     else:

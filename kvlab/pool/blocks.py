@@ -97,6 +97,11 @@ class BlockPool:
         sides = self.format.key, self.format.value
         return all(isinstance(c, Dense) and c.dtype in (self.dtype, torch.float32) for c in sides)
 
+    @property
+    def dense(self) -> bool:
+        """Whether a sealed block rounds every element by itself, whatever lies beside it."""
+        return all(isinstance(c, Dense) for c in (self.format.key, self.format.value))
+
     # ---- open blocks
 
     def open_block(self, block: int, contents: Iterable[tuple[Tensor, Tensor]] = ()) -> None:

@@ -16,6 +16,7 @@ from kvlab.core import BadInput
 
 SEGMENT_ENTRIES = 1024  # summarized together; a longer past is cut, so that the work is bounded
 STAND_INS = 128         # keys that take the place of queries which nobody observed
+LARGEST_LOGIT = 1e15    # beyond it every softmax is a choice of one, and squares would overflow
 
 
 class Entries(NamedTuple):
@@ -68,6 +69,12 @@ class NoSummary:
 
     name = "none"
     makes = False  # whether evicted blocks leave entries behind
+    _fallbacks = 0
+
+    @property
+    def fallbacks(self) -> int:
+        """KV heads of pieces, so far, for which a simpler summary stood in."""
+        return self._fallbacks
 
     def teller(self, model, tokenizer, cache) -> None:
         """Who rewrites the prompt of a model's cache, where a summary is made of text."""
@@ -138,8 +145,14 @@ def stand_ins(past: Entries) -> Queries:
 
 
 def logits(q: Tensor, past: Entries) -> Tensor:
-    """fp32 [H, m, n]: what queries [H, m, D] find at each entry, bias included."""
-    return torch.einsum("hmd,nhd->hmn", q, past.k.float()) + past.bias.T[:, None]
+    """fp32 [H, m, n]: what queries [H, m, D] find at each entry, bias included; finite."""
+    return products(q, past.k) + past.bias.T[:, None]
+
+
+def products(q: Tensor, k: Tensor) -> Tensor:
+    """fp32 [H, m, n] of q [H, m, D] and k [n, H, D], within +-LARGEST_LOGIT."""
+    found = torch.einsum("hmd,nhd->hmn", q, k.float())
+    return found.nan_to_num_(0.0).clamp_(-LARGEST_LOGIT, LARGEST_LOGIT)
 
 
 def shares(queries: Queries, past: Entries) -> Tensor:

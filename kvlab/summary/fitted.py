@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from kvlab.core import BadInput
 from kvlab.summary.base import Entries, Queries, logits, shares
 from kvlab.summary.merged import LEAST_BIAS, Merged
-from kvlab.summary.solve import nnls, ridge
+from kvlab.summary.solve import TINY, nnls, ridge
 
 KEYS = ("merged", "selected")
+MOST_MASS = 40.0  # natural log of how often over one entry may count; its square is still finite
+WORSE = 1e-3      # of the error that a fit may have more than its start: rounding, not a failure
+HUGE = torch.finfo(torch.bfloat16).max  # entries are kept in bf16
 
 
 class Fitted(Merged):
@@ -24,6 +29,8 @@ class Fitted(Merged):
     they start (the merged ones); queries to come are not the ones fitted. Also differs: each query
     counts by the share of its attention that goes to what is summarized; one past is summarized
     piece by piece while it is evicted, not once after the prompt; heads have equal budgets.
+    A head whose fit is not finite, or answers its queries worse than what it started from, is
+    merged instead, and `fallbacks` counts it.
     ratio, max_entries, grouping, steps: as `Merged`. solver_steps: of the bias.
     """
 
@@ -43,28 +50,69 @@ class Fitted(Merged):
         self.keys, self.damping, self.solver_steps = keys, damping, solver_steps
 
     def reduce(self, past: Entries, count: int, queries: Queries) -> Entries:
-        if self.keys == "merged":
-            start = super().reduce(past, count, queries)
-        else:
-            start = selected(past, count, queries)
-        return self.fit(start, past, queries)
+        merged = self.keys == "merged"
+        start = super().reduce(past, count, queries) if merged else selected(past, count, queries)
+        want = asked(past, queries)
+        fitted = self.fit(start, want, queries)
+        good = finite(fitted) & (want.miss(fitted, queries) <= want.miss(start, queries) + WORSE)
+        if good.all():
+            return fitted
+        self._fallbacks += int((~good).sum())
+        plain = start if merged else super().reduce(past, count, queries)
+        return Entries(*(
+            torch.where(good.view(1, -1, *[1] * (x.dim() - 2)), x, y) for x, y in zip(fitted, plain)
+        ))
 
-    def fit(self, start: Entries, past: Entries, queries: Queries) -> Entries:
-        """`start` with bias and values refined until it answers `queries` as `past` does."""
-        seen = logits(queries.q, past)
-        own = seen.logsumexp(-1)  # [H, m]
-        out = torch.einsum("hmn,nhd->hmd", torch.exp(seen - own[..., None]), past.v)
-        share = torch.exp(own - queries.lse)
-        mass = torch.exp(logits(queries.q, start) - own[..., None])  # [H, m, c], of the own mass
+    def fit(self, start: Entries, want: Answers, queries: Queries) -> Entries:
+        """`start` with bias and values refined until it answers `queries` as wanted."""
+        found = want.relative(start, queries)  # [H, m, c]
+        mass, share = torch.exp(found.clamp_max(MOST_MASS)), want.share
         ones = torch.ones_like(mass[:, 0])
         gain = nnls(
             mass * share[..., None], share, ones, damping=self.damping, steps=self.solver_steps
-        )
-        mass = mass * gain[:, None]
-        weights = mass / mass.sum(-1, keepdim=True).clamp_min(1e-30) * share[..., None]
-        v = ridge(weights, out * share[..., None], heads_first(start.v), damping=self.damping)
-        bias = start.bias + gain.clamp_min(1e-30).log().T
-        return Entries(start.k, heads_first(v).contiguous(), bias.clamp_min(LEAST_BIAS))
+        ).clamp_min(1e-30).log()
+        weights = (found + gain[:, None]).softmax(-1) * share[..., None]
+        aim = want.out * share[..., None]
+        v = ridge(weights, aim, heads_first(start.v), damping=self.damping)
+        bias = (start.bias + gain.T).clamp_min(LEAST_BIAS)
+        return Entries(start.k, heads_first(v).contiguous(), bias)
+
+
+class Answers(NamedTuple):
+    """What queries get from a past: out [H, m, D], own [H, m] its log mass and share [H, m] of all
+    that they see; fp32."""
+
+    out: Tensor
+    own: Tensor
+    share: Tensor
+
+    def relative(self, entries: Entries, queries: Queries) -> Tensor:
+        """[H, m, c]: log of the mass of each entry, in that of the whole past."""
+        return logits(queries.q, entries) - self.own[..., None]
+
+    def miss(self, entries: Entries, queries: Queries) -> Tensor:
+        """[H]: mean squared error of all attention with `entries` for the past, in squares of what
+        the past gives, if the rest of what the queries see has values of 0."""
+        found = self.relative(entries, queries)
+        mass = self.share * found.logsumexp(-1).clamp_max(MOST_MASS).exp()
+        part = (mass / (mass + (1.0 - self.share)).clamp_min(TINY))[..., None]
+        size = self.out.abs().amax((1, 2), keepdim=True).clamp_min(TINY)
+        got = torch.einsum("hmc,chd->hmd", found.softmax(-1), entries.v / size.transpose(0, 1))
+        aim = self.out / size * self.share[..., None]
+        return (got * part - aim).square().mean((1, 2)) / aim.square().mean((1, 2)).clamp_min(TINY)
+
+
+def asked(past: Entries, queries: Queries) -> Answers:
+    """What `queries` get from `past`."""
+    seen = logits(queries.q, past)
+    own = seen.logsumexp(-1)
+    out = torch.einsum("hmn,nhd->hmd", torch.exp(seen - own[..., None]), past.v)
+    return Answers(out, own, torch.exp(own - queries.lse))
+
+
+def finite(entries: Entries) -> Tensor:
+    """bool [H]: whether all of a head's entries are finite where they will be kept."""
+    return (entries.v.abs() <= HUGE).all(-1).all(0) & entries.bias.isfinite().all(0)
 
 
 def selected(past: Entries, count: int, queries: Queries) -> Entries:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from kvlab.summary.base import Entries, Queries
+from kvlab.summary.base import Entries, Queries, products
 
 VALUE_WEIGHT = 1.0  # of the distance between values, beside the one between logits
 
@@ -23,9 +23,10 @@ def alike(past: Entries, count: int, queries: Queries, weights: Tensor, steps: i
     Two tokens are as far apart as the logits that the queries give them; their values count as
     much, scaled to the same spread. weights: [H, n]; steps: of Lloyd's iteration.
     """
-    x = torch.einsum("hmd,nhd->hnm", queries.q, past.k)
+    x = products(queries.q, past.k).mT
     v = past.v.transpose(0, 1)
     spread = x.std() * (x.shape[-1] / v.shape[-1]) ** 0.5 / v.std().clamp_min(1e-6)
+    spread = spread.nan_to_num(0.0)  # of values so large that their spread is not a number
     return kmeans(torch.cat([x, v * (VALUE_WEIGHT * spread)], -1), contiguous(past, count),
                   count, weights, steps)
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from kvlab.core import BadInput
-from kvlab.summary.base import Entries, Queries, Summary, shares
+from kvlab.summary.base import Entries, Queries, Summary, products, shares
 from kvlab.summary.groups import alike, contiguous
 
 GROUPINGS = ("alike", "contiguous")
@@ -58,9 +58,7 @@ def centroids(past: Entries, groups: Tensor, count: int, weights: Tensor) -> Ent
 def conserved(merged: Entries, groups: Tensor, mass: Tensor, queries: Queries) -> Entries:
     """`merged` with the bias that gives each group its mean `mass` [H, n] under `queries` back."""
     wanted = torch.einsum("hnc,hn->hc", one_hot(groups, merged.count).float(), mass)
-    given = torch.exp(
-        torch.einsum("hmd,chd->hmc", queries.q, merged.k) - queries.lse[..., None]
-    ).mean(1)
+    given = torch.exp(products(queries.q, merged.k) - queries.lse[..., None]).mean(1)
     bias = wanted.clamp_min(1e-30).log() - given.clamp_min(1e-30).log()
     return merged._replace(bias=bias.T.clamp_min(LEAST_BIAS).contiguous())
 

@@ -6,10 +6,11 @@ import random
 
 import pytest
 import torch
-from driver import SCALE, held_bytes, make, oracle
+from driver import SCALE, Driver, held_bytes, make, oracle
 
 from kvlab.blocks import HashSharing
 from kvlab.core import KvlabError, OutOfBlocks
+from kvlab.retrieval import Quest
 
 LOSSY = HashSharing(hold=False)
 LIVES = {
@@ -189,3 +190,24 @@ def test_many_lives(life, seed):
     assert happened > 80
     assert "h" in found or "H" in found or not world.cache.spec.prefix.hold
     settle(world)
+
+
+@pytest.mark.parametrize("retrieval, known", [("none", 20), ("quest", 12)])
+@pytest.mark.parametrize("hold", [True, False])
+def test_what_a_token_computed_from_a_choice_is_not_shared(retrieval, known, hold):
+    """Chunks read all of the past under retrieval; a single token reads a choice, and what follows
+    from that is not what another sequence would compute."""
+    member = Quest(budget_tokens=12, sinks=4, recent=4) if retrieval == "quest" else "none"
+    cache = make(block_size=4, prefix=HashSharing(hold=hold), policy="lru", budget_blocks=30,
+                 retrieval=member)  # fmt: skip
+    words, driver = list(range(21)), Driver(cache)
+    seq = cache.open(words)
+    empty = torch.zeros(0, cache.geometry.kv_heads, cache.geometry.head_dim)
+    driver.past[seq] = [(empty, empty)] * cache.geometry.layers
+    driver.check_row = lambda *_: None
+    driver.step([seq], [12])
+    for _ in range(8):
+        driver.step([seq], [1])
+    cache.close(seq)
+    cache.check()
+    assert cache.length(cache.open(words)) == known

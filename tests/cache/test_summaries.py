@@ -7,7 +7,7 @@ import torch
 from driver import make
 
 from kvlab.cache.summaries import OBSERVED_QUERIES
-from kvlab.core import BadInput
+from kvlab.core import BadInput, KvlabError
 from kvlab.summary import Fitted, Merged, MergeMean, RandomTokens
 from kvlab.window import SinkWindow
 
@@ -149,6 +149,48 @@ def test_crop_drops_entries_that_stand_for_cropped_tokens():
     cache.truncate(seq, 0)
     assert not story.ends and not story.entries
     assert torch.isfinite(step(cache, [seq], [3])).all()
+
+
+def test_what_stands_for_a_cut_goes_with_it_and_what_stands_before_stays():
+    """An entry that ends where the crop does stays; one that ends a token behind it goes."""
+    cache = make(policy="fifo", budget_blocks=2, summary=Merged(ratio=0.25))
+    seq = cache.open()
+    step(cache, [seq], [8])
+    for number in range(3):
+        step(cache, [seq], [4], number)
+    story = cache.groups[0].summaries.stories[seq]
+    assert story.ends == [4, 8, 12]
+    first = entries(cache, seq).k[:2].clone()
+    cache.truncate(seq, 8)
+    cache.check()
+    assert story.ends == [4, 8] and torch.equal(entries(cache, seq).k, first)
+    assert all(entries(cache, seq, layer).count == 2 for layer in range(2))
+    cache.groups[0].summaries.crop(seq, 7)
+    assert story.ends == [4]
+
+
+def test_a_crop_into_what_an_entry_stands_for_is_refused_and_changes_nothing():
+    cache = make(policy="fifo", budget_blocks=2, summary=Merged(ratio=0.25))
+    seq = cache.open()
+    step(cache, [seq], [8])
+    step(cache, [seq], [8], 1)
+    story = cache.groups[0].summaries.stories[seq]
+    with pytest.raises(KvlabError, match="cannot crop to 7 tokens: block 1 of them was evicted"):
+        cache.truncate(seq, 7)
+    assert story.ends == [8, 8] and cache.length(seq) == 16
+
+
+def test_fits_that_fail_are_counted(monkeypatch):
+    """One for each KV head of each layer of each piece, by the cache that made it."""
+    member = Fitted(ratio=0.25, solver_steps=5)
+    caches = [make(policy="fifo", budget_blocks=4, summary=member) for _ in range(2)]
+    monkeypatch.setattr(member, "fit", lambda start, *_: start._replace(v=start.v * torch.nan))
+    for cache, steps in zip(caches, (1, 3)):
+        seq = cache.open()
+        for number in range(1 + steps):
+            step(cache, [seq], [16 if not number else 4], number)
+    assert [c.stats().summary_fallbacks for c in caches] == [2 * 2, 3 * 2 * 2]
+    assert member.fallbacks == 16
 
 
 def test_a_window_that_frees_blocks_leaves_them_to_the_summary():
