@@ -1,0 +1,44 @@
+"""A few hundred steps of the adversary; `long_run` takes ten thousand."""
+
+from __future__ import annotations
+
+import pytest
+
+from .long_run import report, run
+from .machine import execute
+from .programs import NO_CACHE, Crop, Forward, Generate, Program, Reorder, Reset, Setup
+
+STEPS = 50
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_equal_or_refused(seed):
+    count = run(STEPS, seed)
+    assert not count.failures, report(count, shrinks=3)
+    assert count.kinds["equal"] > 0.6 * count.steps, report(count)
+
+
+ANSWERED = {
+    "chunks": (Forward(tokens=5, rows=2), Forward(tokens=1), Forward(tokens=3)),
+    "left padding": (Forward(tokens=5, rows=2, mask="left", positions="cumsum"),
+                     Forward(tokens=1, mask="ones", positions="cumsum")),
+    "generate": (Generate(rows=2, mask="left"), Generate(mask="ones")),
+    "sampling": (Generate(rows=2, how="sample"),),
+    "beams": (Generate(rows=2, how="beams"),),
+    "prompt lookup": (Generate(how="lookup", tokens=12),),
+    "assisted": (Generate(how="assisted"),),
+    "in chunks": (Generate(tokens=7, rows=2, chunk=3),),
+    "crop": (Forward(tokens=8), Crop(tokens=-3), Forward(tokens=2, seed=1)),
+    "reorder": (Forward(rows=3), Reorder(seed=1), Forward(tokens=1)),
+    "next request": (Generate(tokens=12), Reset(finish=True), Generate(tokens=12)),
+    "no cache": (Forward(NO_CACHE, rows=2), Generate(NO_CACHE, rows=2)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("cache", ["paged", "hash", "dynamic"])
+@pytest.mark.parametrize("name", ANSWERED)
+def test_what_must_be_answered_is_not_refused(name, cache):
+    setup = Setup(cache="dynamic") if cache == "dynamic" else Setup(
+        prefix="hash" if cache == "hash" else "none")  # fmt: skip
+    steps = execute(Program(setup, ANSWERED[name]))
+    assert [step.verdict.kind for step in steps] == ["equal"] * len(ANSWERED[name]), steps
