@@ -69,7 +69,8 @@ def _kept(op):
 
 
 def _inputs(op, ids: Tensor, past: Columns, plan, valid: Tensor) -> dict:
-    inputs = {"attention_mask": plan.mask, "position_ids": masks.positions(op.positions, past, plan)}
+    places = masks.positions(op.positions, past, plan)
+    inputs = {"attention_mask": plan.mask, "position_ids": places}
     inputs = {name: value for name, value in inputs.items() if value is not None}
     if op.keep:
         inputs["logits_to_keep"] = op.keep if isinstance(op.keep, int) else torch.tensor(op.keep)
@@ -178,13 +179,17 @@ def _after(op, past: Columns, ids: Tensor, flat: Tensor, want, machine):
 
 
 def _crop(op, machine, past):
-    return Action(lambda side: side.caches[op.slot].crop(op.tokens),
-                  settle=lambda _: {op.slot: masks.cropped(past, machine.reference.length(op.slot))})  # fmt: skip
+    def settle(want):
+        return {op.slot: masks.cropped(past, machine.reference.length(op.slot))}
+
+    return Action(lambda side: side.caches[op.slot].crop(op.tokens), settle=settle)
 
 
 def _moved(slot: int, past: Columns, name: str, argument, index: Tensor) -> Action:
-    return Action(lambda side: getattr(side.caches[slot], name)(argument),
-                  settle=lambda _: {slot: past.map(lambda x: x[index])})  # fmt: skip
+    def run(side):
+        getattr(side.caches[slot], name)(argument)
+
+    return Action(run, settle=lambda _: {slot: past.map(lambda x: x[index])})
 
 
 def _reorder(op, machine, past):

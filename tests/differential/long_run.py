@@ -13,6 +13,8 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error")
@@ -72,23 +74,26 @@ def run(steps: int, seed: int, kernels: str = "torch", seconds: float | None = N
     return count
 
 
-def report(count: Count, shrinks: int = 40) -> str:
+def summary(count: Count) -> Iterator[str]:
+    """Steps by verdict, refusals and what the library raised by sentence."""
+    yield f"steps {count.steps}: " + ", ".join(f"{k} {n}" for k, n in count.kinds.most_common())
+    for title, counter in (("refused", count.refusals), ("the library raised", count.library)):
+        yield from (f"{n:6} {title}: {text}" for text, n in counter.most_common())
+
+
+def failures(count: Count, shrinks: int = 40) -> Iterator[str]:
+    """Each kind of failure; the most frequent with the shortest program that shows it."""
     from .machine import failure
     from .shrink import shrunk
 
-    lines = [f"steps {count.steps}: " + ", ".join(f"{k} {n}" for k, n in count.kinds.most_common())]
-    for title, counter in (("refused", count.refusals), ("the library raised", count.library)):
-        lines += [f"{n:6} {title}: {text}" for text, n in counter.most_common()]
     most = sorted(count.failures.items(), key=lambda item: -len(item[1]))
     told: set[str] = set()
     for i, (text, programs) in enumerate(most):
-        lines += ["", f"FAILED {len(programs)} times: {text}"]
+        yield f"\nFAILED {len(programs)} times: {text}"
         if i < shrinks:
             small = shrunk(min(programs, key=lambda p: len(p.ops)))
-            lines += ["the same as above"] if str(small) in told else [
-                f"# {failure(small).text}", str(small)]  # fmt: skip
+            yield "the same as above" if str(small) in told else f"# {failure(small).text}\n{small}"
             told.add(str(small))
-    return "\n".join(lines)
 
 
 def main() -> int:
@@ -104,7 +109,8 @@ def main() -> int:
         os.environ["TRITON_INTERPRET"] = "1"
     started = time.monotonic()
     count = run(options.steps, options.seed, options.kernels, options.seconds)
-    print(report(count, options.shrinks))
+    for line in chain(summary(count), failures(count, options.shrinks)):
+        print(line, flush=True)
     print(f"\n{time.monotonic() - started:.0f} s")
     if options.out:
         names = ("kinds", "refusals", "library", "answers")

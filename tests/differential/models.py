@@ -43,7 +43,7 @@ MODELS: dict[str, tuple[str, dict]] = {
     "qwen3_mixed": ("Qwen3", {"use_sliding_window": True, "sliding_window": 5,
                               "layer_types": ["sliding_attention", "full_attention"]}),
 }
-STATEFUL_ROPE = ("llama_dynamic", "llama_longrope")  # frequencies follow the longest sequence so far
+STATEFUL_ROPE = ("llama_dynamic", "llama_longrope")  # frequencies follow the longest so far
 _SHAPE = {
     "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,

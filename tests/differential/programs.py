@@ -187,8 +187,8 @@ def draw_generate(rng: random.Random, slot: int) -> Generate:
     hows = ("greedy",) * 4 + ("sample", "sample", "beams", "beam_sample", "lookup", "assisted")
     how = rng.choice(hows)
     return Generate(
-        slot, tokens=rng.choice((1, 2, 4, 7, 12)),
-        rows=1 if how in ("lookup", "assisted") else rng.choice((1, 1, 2, 3)), seed=rng.randrange(4),
+        slot, tokens=rng.choice((1, 2, 4, 7, 12)), seed=rng.randrange(4),
+        rows=1 if how in ("lookup", "assisted") else rng.choice((1, 1, 2, 3)),
         mask=rng.choice(("none", "ones", "left", "left", "ended", "holes", "right", "hide_first")),
         new=rng.choice((1, 2, 4, 6)), how=how,
         chunk=rng.choice((None, None, None, 1, 3)), eos=eos, embeds=rng.random() < 0.07,

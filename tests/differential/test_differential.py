@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .long_run import report, run
+from .long_run import failures, run, summary
 from .machine import execute
 from .programs import NO_CACHE, Crop, Forward, Generate, Program, Reorder, Reset, Setup
 
@@ -14,8 +14,8 @@ STEPS = 50
 @pytest.mark.parametrize("seed", range(6))
 def test_equal_or_refused(seed):
     count = run(STEPS, seed)
-    assert not count.failures, report(count, shrinks=3)
-    assert count.kinds["equal"] > 0.6 * count.steps, report(count)
+    assert not count.failures, "\n".join(failures(count, shrinks=3))
+    assert count.kinds["equal"] > 0.6 * count.steps, "\n".join(summary(count))
 
 
 ANSWERED = {
@@ -38,7 +38,7 @@ ANSWERED = {
 @pytest.mark.parametrize("cache", ["paged", "hash", "dynamic"])
 @pytest.mark.parametrize("name", ANSWERED)
 def test_what_must_be_answered_is_not_refused(name, cache):
-    setup = Setup(cache="dynamic") if cache == "dynamic" else Setup(
-        prefix="hash" if cache == "hash" else "none")  # fmt: skip
+    prefix = "hash" if cache == "hash" else "none"
+    setup = Setup(cache="dynamic" if cache == "dynamic" else "paged", prefix=prefix)
     steps = execute(Program(setup, ANSWERED[name]))
     assert [step.verdict.kind for step in steps] == ["equal"] * len(ANSWERED[name]), steps

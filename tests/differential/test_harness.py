@@ -81,7 +81,8 @@ def test_programs_print_as_python():
     for program in drawn("print", 20):
         assert eval(str(program), vars(programs)) == program
     assert drawn("print", 5) == drawn("print", 5)
-    assert str(Program(Setup(), (Forward(tokens=1),))) == "Program(Setup(), (\n    Forward(tokens=1),\n))"
+    text = str(Program(Setup(block=8), (Forward(tokens=1), Crop())))
+    assert text == "Program(Setup(block=8), (\n    Forward(tokens=1),\n    Crop(),\n))"
 
 
 def test_only_what_our_own_code_says_is_a_refusal():
