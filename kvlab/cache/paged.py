@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kvlab.blocks import BlockLedger
 from kvlab.cache.group import LayerGroup
+from kvlab.cache.look import look
 from kvlab.cache.prefix import NO_FACTS, ModelFacts, Prefixes
 from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.cache.stats import CacheStats
@@ -186,6 +187,16 @@ class PagedCache(Prefixes):
                 part = group.attend(local, e, q[row, :, new], keys, values, scale, window)
                 out[row, new] = part.transpose(0, 1).to(out.dtype)
         return out
+
+    def look(
+        self, layer: int, row: int, q: Tensor, k: Tensor, v: Tensor, before: Tensor, scale: float
+    ) -> Tensor:
+        """What queries q [Hq, P, D] that are not stored see of row `row` of the step: all of its
+        past and the first `before` [P] of its new tokens, k and v [n, H, D]. Fp32 [P, Hq, D].
+        """
+        number, local = self._place[layer]
+        e = self._step[row][number]
+        return look(self.groups[number], local, e, q, k, v, before, scale).transpose(0, 1)
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Take over k, v [B, H, T, D] of a step without attending: to fill a cache from elsewhere.

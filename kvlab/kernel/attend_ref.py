@@ -25,20 +25,23 @@ def visible(
 def attend(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool = False,
     window: int | None = None, q_start: int = 0, k_start: int = 0, bias: Tensor | None = None,
+    seen: Tensor | None = None,
 ) -> Partial:
     """Softmax attention of `q` [Hq, T, D] over `k`, `v` [n, H, D], in fp32.
 
     causal: key position <= query position; window: key position > query position - window, both
     counted from `q_start` and `k_start`. bias: fp32 [n, H], natural log, added to the logits of
-    each key: how many tokens it stands for. A query that sees no key gets zeros and lse = -inf.
+    each key: how many tokens it stands for. seen: bool [T, n] in the place of the other rules. A
+    query that sees no key gets zeros and lse = -inf.
     """
     heads, (n, kv_heads, dim) = q.shape[0], k.shape
     grouped = q.float().reshape(kv_heads, heads // kv_heads, -1, dim)
     logits = torch.einsum("hgtd,nhd->hgtn", grouped, k.float()) * scale
     if bias is not None:
         logits = logits + bias.float().T[:, None, None]
-    if causal or window is not None:
+    if seen is None and (causal or window is not None):
         seen = visible(q.shape[1], n, q_start, k_start, causal, window, q.device)
+    if seen is not None:
         logits = logits.masked_fill(~seen, -torch.inf)
     lse = logits.logsumexp(-1)
     weights = torch.exp(logits - lse.nan_to_num(neginf=0.0)[..., None])

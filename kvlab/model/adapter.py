@@ -19,11 +19,15 @@ from kvlab import cache as core
 from kvlab.cache import CacheSpec, ModelFacts
 from kvlab.cache.prefix import NO_FACTS
 from kvlab.core import BadInput, KvlabError
-from kvlab.model.dense import dense_attention, padding_mask
+from kvlab.model.columns import Columns, Plan
+from kvlab.model.dense import dense_attention
+from kvlab.model.forward import Forward, known_tokens
 from kvlab.model.identity import model_identity
+from kvlab.model.refusals import refuse_gradients, refuse_unknown
 from kvlab.model.room import adaptive_budget
 from kvlab.model.shape import model_geometry, rotary_frequencies
 from kvlab.model.tokens import left_pads, watch_tokens
+from kvlab.model.visibility import KeyColumns, paged_mask, window_of
 
 ATTENTION = "kvlab_paged"
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -63,7 +67,7 @@ class PagedLayer(CacheLayerMixin):
         return self.cache.seen
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.cache.seen + query_length, 0
+        return KeyColumns(self.cache.seen + query_length), 0
 
     def get_max_length(self) -> int:
         return -1
@@ -92,7 +96,8 @@ class PagedCache(core.PagedCache, Cache):
         )
         Cache.__init__(self, layers=[PagedLayer(self, i) for i in range(geometry.layers)])
         self.rows: list[int] = []
-        self.seen = 0  # tokens a row has seen, padding included: what transformers counts
+        self.columns = Columns(0)  # of the rows: what transformers counts
+        self._forward: Forward | None = None  # the one under way
         # ids [B, T] of the forward that is about to run, and its positions if given
         self._late: list[tuple[list[tuple[int, int]], Tensor]] = []
         self.coming: tuple[Tensor, Tensor | None] | None = None
@@ -134,6 +139,21 @@ class PagedCache(core.PagedCache, Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.seen
 
+    @property
+    def seen(self) -> int:
+        """Columns that the rows have seen, padding included: what transformers counts."""
+        return self.columns.seen
+
+    @seen.setter
+    def seen(self, columns: int) -> None:
+        """Rows that another driver filled count as so many columns, their tokens being the last."""
+        self.columns = Columns.padded([self.length(row) for row in self.rows], columns)
+
+    def adopt(self, rows: list[int]) -> None:
+        """Sequences opened before become the rows, padded on the left to one length."""
+        self.rows = list(rows)
+        self.seen = max(map(self.length, rows), default=0)
+
     def reset(self) -> None:
         """Forget everything, known prefixes included, and give all bytes back."""
         self.finish()
@@ -144,7 +164,7 @@ class PagedCache(core.PagedCache, Cache):
         self.abort()
         for row in self.rows:
             self.close(row)
-        self.rows, self.seen, self.coming = [], 0, None
+        self.rows, self.columns, self.coming = [], Columns(0), None
 
     def start(self, ids: Tensor, mask: Tensor | None = None) -> int:
         """Open a row for each prompt in `ids` [B, T], on the known prefix of each.
@@ -158,15 +178,16 @@ class PagedCache(core.PagedCache, Cache):
             return 0
         prompts = [row[pad:] for row, pad in zip(ids.cpu().numpy(), pads)]
         self.rows = self.open_together(prompts, pads)
-        self.seen = pads[0] + self.length(self.rows[0]) if len(ids) else 0
-        self.seen *= any(map(self.length, self.rows))  # cold rows skip no padding either
+        seen = pads[0] + self.length(self.rows[0]) if len(ids) else 0
+        self.seen = seen * any(map(self.length, self.rows))  # cold rows skip no padding either
         return self.seen
 
     def crop(self, tokens_to_remove) -> None:
         """Forget the last tokens of every row; the count may come negative, or as a tensor."""
         count = abs(int(tokens_to_remove))
-        self.truncate_all({row: max(0, self.length(row) - count) for row in self.rows})
-        self.seen -= count
+        left = [int(n) for n in self.columns.left(count)]
+        self.truncate_all(dict(zip(self.rows, left)))
+        self.columns.crop(count)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self._select(beam_idx.tolist())
@@ -185,6 +206,7 @@ class PagedCache(core.PagedCache, Cache):
         for gone in free.values():
             self.close(gone)
         self.rows = rows
+        self.columns.select(sources)
 
     # ---- which tokens they are
 
@@ -203,58 +225,70 @@ class PagedCache(core.PagedCache, Cache):
 
     # ---- one forward of the model
 
-    def forward(self, layer: PagedLayer, query: Tensor, mask: Tensor | None, scale, window):
-        """Attention of one layer; the first one opens the step, the last one commits it."""
-        batch, _, tokens, _ = query.shape
-        if layer.index == 0:
-            self._begin(batch, tokens, mask)
+    def forward(self, layer: PagedLayer, query: Tensor, mask, scale, window, positions=None):
+        """Attention of one layer; the first one opens the step, the last one commits it.
+
+        query [B, Hq, T, D] -> [B, T, Hq, D]; mask: what `paged_mask` returned, or a 4D mask of the
+        caller; positions [1 or B, T], None for those that follow.
+        """
+        window = window_of(mask, window)
         keys, values = layer.pending
         layer.pending = None
-        out = self.attend(layer.index, query, keys, values, scale=scale, window=window)
+        refuse_gradients(query, keys, values)
+        if layer.index == 0:
+            self._forward = Forward.begun(self, query, mask, window, positions)
+        out = self._forward.attend(self, layer.index, mask, query, keys, values, scale, window)
         if layer.index == len(self.layers) - 1:
-            self.seen += tokens  # first: a relative budget may fail to evict after the commit
+            forward, self._forward = self._forward, None
+            self.columns.advance(forward.plan, positions)  # first: a budget may fail to evict
             self.commit()
         return out
 
-    def _begin(self, batch: int, tokens: int, mask: Tensor | None) -> None:
+    def admit(self, batch: int) -> Columns:
+        """The columns of a batch of so many rows that is about to come, new or those that are here.
+
+        Raises `KvlabError` for another number of rows than the cache holds.
+        """
         self.abort()  # what a forward that failed between layers left behind
         if self.teller is not None:
             self.teller.admit()
-        if not self.rows:
-            self.rows = [self.open() for _ in range(batch)]
-        if len(self.rows) != batch:
+        if self.rows and len(self.rows) != batch:
             raise KvlabError(f"the cache holds {len(self.rows)} rows, the batch has {batch}")
-        padded = mask is not None and tokens > 1  # decode never adds padding
-        counts = mask[:, -tokens:].sum(1).tolist() if padded else [tokens] * batch
-        self._note(tokens, [int(n) for n in counts], mask)
-        self.begin(self.rows, [int(n) for n in counts])
+        return self.columns if self.rows else Columns(batch)
 
-    def _note(self, tokens: int, counts: list[int], mask: Tensor | None) -> None:
-        """Tell each row which tokens it is about to compute, where they are known.
-
-        Tokens at other positions than their place in the sequence make other keys: not told.
-        """
-        (coming, positions), self.coming = self.coming or (None, None), None
+    def take(self, columns: Columns, plan: Plan, positions: Tensor | None) -> None:
+        """Open the step of `plan`; what its mask hides for good is forgotten before."""
+        if not self.rows:
+            self.rows, self.columns = [self.open() for _ in range(columns.rows)], columns
+        if plan.keep:
+            self.truncate_all({self.rows[row]: count for row, count in plan.keep.items()})
+            self.columns.hide(plan.keep)
+        coming, self.coming = self.coming, None
         self._catch_up()
-        if coming is None or left_pads(coming, None if mask is None else mask[:, -tokens:]) is None:
-            return
-        ends = None if positions is None else positions[:, -1].expand(len(counts)).tolist()
-        for i, (row, ids) in enumerate(zip(self.rows, coming.cpu().numpy())):
-            if ends is None or ends[i] == self.length(row) + counts[i] - 1:
-                self.tell(row, ids[tokens - counts[i] :])
-
-
+        for row, ids in known_tokens(self, coming, plan, positions):
+            self.tell(row, ids)
+        self.begin(self.rows, plan.counts)
 
 
 def paged_attention(
-    module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None, **_
+    module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None,
+    position_ids=None, **told,
 ):
-    """The registered attention: [B, Hq, T, D] -> [B, T, Hq, D]; `key`: a PagedLayer or a tensor."""
+    """The registered attention: [B, Hq, T, D] -> [B, T, Hq, D]; `key`: a PagedLayer or a tensor.
+
+    Raises `KvlabError` for what a PagedCache cannot do: gradients, dropout, attention weights,
+    masks that are not causal with padding, and arguments of attention that it does not know.
+    """
+    if not isinstance(key, PagedLayer):
+        return dense_attention(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout,
+            sliding_window=sliding_window, position_ids=position_ids, **told,
+        )
+    refuse_unknown(module, dropout, told)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if isinstance(key, PagedLayer):
-        return key.cache.forward(key, query, attention_mask, scale, sliding_window), None
-    return dense_attention(module, query, key, value, attention_mask, scale, sliding_window), None
+    cache = key.cache
+    return cache.forward(key, query, attention_mask, scale, sliding_window, position_ids), None
 
 
 AttentionInterface.register(ATTENTION, paged_attention)
-AttentionMaskInterface.register(ATTENTION, padding_mask)
+AttentionMaskInterface.register(ATTENTION, paged_mask)

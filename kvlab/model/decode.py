@@ -18,7 +18,8 @@ from torch import Tensor
 
 from kvlab.core import BadInput, KvlabError
 from kvlab.model.adapter import PagedCache
-from kvlab.model.prefill import prefill
+from kvlab.model.columns import Plan
+from kvlab.model.prefill import forward_chunk, prefill
 from kvlab.model.step import Step, StepCache
 
 Driver = Literal["auto", "eager", "graph", "static"]
@@ -77,7 +78,7 @@ class Decoder:
         if self._eager:
             return self._plain(tokens)
         cache.abort()
-        positions = [cache.length(row) for row in cache.rows]
+        positions = cache.columns.next_positions()
         cache.begin(cache.rows, [1] * rows)
         try:
             logits = self._run(tokens, positions)
@@ -88,7 +89,7 @@ class Decoder:
             cache.abort()
             return self._plain(tokens)
         cache.commit()
-        cache.seen += 1
+        cache.columns.advance(Plan(1, [1] * rows))
         cache.tell_later(tokens[:, 0], positions)
         return logits
 
@@ -97,13 +98,7 @@ class Decoder:
         return self.driver == "eager" or self.why_eager is not None
 
     def _plain(self, tokens: Tensor) -> Tensor:
-        if self.cache.teller is not None:
-            self.cache.teller.before(tokens)
-        positions = torch.tensor([self.cache.length(row) for row in self.cache.rows])
-        return self.model(
-            input_ids=tokens, position_ids=positions[:, None].to(tokens.device),
-            past_key_values=self.cache, use_cache=True, logits_to_keep=1,
-        ).logits[:, -1]
+        return forward_chunk(self.model, tokens, self.cache, last=True)[:, -1]
 
     def _run(self, tokens: Tensor, positions: list[int]) -> Tensor | None:
         """Logits of one step between `begin` and `commit`; None where it cannot be captured."""
@@ -191,7 +186,7 @@ def generate(
 ) -> Tensor:
     """Continue `ids` [B, T] by `max_new_tokens`: prefill in chunks, then decode, [B, new].
 
-    attention_mask: [B, T], 0 for padding on the left; such a batch is prefilled in one go.
+    attention_mask: [B, T], 0 for padding, which is not stored; the last column must be tokens.
     eos: rows that have produced it repeat it, and all having done so ends the loop. Asking costs a
         look at the device at every token; without it the host runs ahead.
     choose: logits [B, V] -> tokens [B]; the most likely token by default, see `sampled`.
@@ -199,10 +194,7 @@ def generate(
     if max_new_tokens < 1:
         raise BadInput("max_new_tokens", max_new_tokens, "must be at least 1")
     choose = choose or (lambda logits: logits.argmax(-1))
-    if attention_mask is None:
-        logits = prefill(model, ids, cache, chunk_tokens=chunk_tokens).logits
-    else:
-        logits = _padded(model, ids, attention_mask, cache)
+    logits = _padded(model, ids, attention_mask, cache, chunk_tokens)
     tokens = choose(logits)
     out, ended = [tokens], torch.zeros_like(tokens, dtype=torch.bool)
     decoder = Decoder(model, cache, driver=driver)
@@ -218,12 +210,14 @@ def generate(
     return torch.stack(out, 1)
 
 
-def _padded(model, ids: Tensor, mask: Tensor, cache: PagedCache) -> Tensor:
-    positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-    return model(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-        use_cache=True, logits_to_keep=1,
-    ).logits[:, -1]
+def _padded(
+    model, ids: Tensor, mask: Tensor | None, cache: PagedCache, chunk_tokens: int | str = 2048
+) -> Tensor:
+    """Logits [B, V] after the prompts."""
+    if mask is not None and not bool(mask[:, -1:].all()):
+        raise BadInput("attention_mask", "0 in the last column",
+                       "every row is continued from its last column: pad on the left")
+    return prefill(model, ids, cache, attention_mask=mask, chunk_tokens=chunk_tokens).logits
 
 
 def sampled(

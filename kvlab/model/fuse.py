@@ -16,9 +16,12 @@ from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from kvlab.core import KvlabError
 from kvlab.kernel import layer_ref
+from kvlab.model.library import cache_parameter
 
 try:
     from kvlab.kernel import layer_triton
@@ -49,7 +52,7 @@ def _replace(module: nn.Module, undo: list[nn.Module]) -> bool:
     if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
         _put(module, partial(_norm, module), undo)
     elif fusible(module):
-        _put(module, partial(_layer, module), undo)
+        _put(module, partial(_layer, module, cache_parameter(module)), undo)
         return True
     return False
 
@@ -91,20 +94,22 @@ def _head(head: nn.Linear, x: Tensor) -> Tensor:
     return kernels(rows).norm_linear(rows, None, 0.0, (head.weight,)).view(*x.shape[:-1], -1)
 
 
-def _layer(
-    layer: nn.Module, hidden_states: Tensor, attention_mask=None, position_ids=None,
-    past_key_values=None, use_cache=False, position_embeddings=None, **kwargs,
-) -> Tensor:
-    """The forward of a decoder layer, [B, 1, K] -> [B, 1, K]; longer inputs go the usual way."""
-    if hidden_states.shape[1] != 1:
-        return type(layer).forward(
-            layer, hidden_states, attention_mask=attention_mask, position_ids=position_ids,
-            past_key_values=past_key_values, use_cache=use_cache,
-            position_embeddings=position_embeddings, **kwargs,
-        )
+def _layer(layer: nn.Module, parameter: str, hidden_states: Tensor, *args, **given) -> Tensor:
+    """The forward of a decoder layer, [B, 1, K] -> [B, 1, K]; longer inputs go the usual way.
+
+    parameter: which argument holds the cache; `KvlabError` where one should come and does not.
+    """
+    if hidden_states.shape[1] != 1 or args:
+        return type(layer).forward(layer, hidden_states, *args, **given)
+    cache, due = given.pop(parameter, None), given.pop("use_cache", None)
+    stray = [name for name, value in given.items() if isinstance(value, Cache)]
+    if stray or (due and cache is None):
+        raise KvlabError(f"{type(layer).__name__} should get its cache as {parameter!r} and got "
+                         f"{f'one as {stray[0]!r}' if stray else 'none'}")
     x = hidden_states[:, 0].contiguous()
     ops, mlp, norm = kernels(x), layer.mlp, layer.post_attention_layernorm
-    mixed = _attention(layer, ops, x, position_embeddings, past_key_values, attention_mask, kwargs)
+    angles = given.pop("position_embeddings")
+    mixed = _attention(layer, ops, x, angles, cache, given.pop("attention_mask", None), given)
     x = ops.linear_add(mixed, layer.self_attn.o_proj.weight, x)
     inner = ops.gated_linear(
         x, norm.weight, norm.variance_epsilon, mlp.gate_proj.weight, mlp.up_proj.weight

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, QuantizedCache, StaticCache
 
+from kvlab.model.library import cache_parameter, forward_with
 from kvlab.model.step import Step
 
 
@@ -51,12 +52,13 @@ def static_compiled_graph(model, fill, rows: int, tokens: int, room: int) -> Pee
     Layers are not replaced: Inductor does the fusing.
     """
     step, cache = _static(model, fill, rows, tokens, room)
+    given = {cache_parameter(model): cache}
     compiled = torch.compile(model.forward, fullgraph=True, dynamic=False)
 
     def forward():
         step.logits = compiled(
-            input_ids=step.ids, position_ids=step.positions, past_key_values=cache,
-            use_cache=True, logits_to_keep=1,
+            input_ids=step.ids, position_ids=step.positions, use_cache=True, logits_to_keep=1,
+            **given,
         ).logits[:, -1]
         step.positions.add_(1)
 
@@ -80,7 +82,7 @@ def dynamic_prefill(model, chunk_tokens: int | None, ids: Tensor) -> DynamicCach
     model.set_attn_implementation("sdpa")
     cache = DynamicCache(config=model.config)
     for part in ids.split(chunk_tokens or ids.shape[1], 1):
-        model(input_ids=part, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        forward_with(model, cache, input_ids=part, logits_to_keep=1)
     return cache
 
 
@@ -112,9 +114,8 @@ def _eager(model, cache, rows: int, tokens: int) -> Callable[[Tensor], Tensor]:
     positions = torch.full((rows, 1), tokens, device=model.device)
 
     def run(ids: Tensor) -> Tensor:
-        out = model(
-            input_ids=ids.reshape(-1, 1), position_ids=positions, past_key_values=cache,
-            use_cache=True, logits_to_keep=1,
+        out = forward_with(
+            model, cache, input_ids=ids.reshape(-1, 1), position_ids=positions, logits_to_keep=1
         ).logits[:, -1]
         positions.add_(1)
         return out

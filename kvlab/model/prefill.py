@@ -12,8 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kvlab.core import BadInput
+from kvlab.core import BadInput, KvlabError
 from kvlab.model.adapter import PagedCache
+from kvlab.model.columns import Columns
+from kvlab.model.library import forward_with
 from kvlab.model.progress import shown
 from kvlab.model.room import adaptive_chunk
 
@@ -33,12 +35,15 @@ class PrefillResult(NamedTuple):
 
 
 def prefill(
-    model, input_ids: Tensor, cache: PagedCache, *, chunk_tokens: int | str = 2048,
+    model, input_ids: Tensor, cache: PagedCache, *, attention_mask: Tensor | None = None,
+    chunk_tokens: int | str = 2048,
     progress: bool | Callable[[int, int], None] = False,
     should_stop: Callable[[], bool] | None = None,
 ) -> PrefillResult:
-    """Run `input_ids` [B, T] (no padding) through `model` into `cache`, chunk by chunk.
+    """Run `input_ids` [B, T] through `model` into `cache`, chunk by chunk.
 
+    attention_mask: [B, T], 0 for padding, which is not stored; None: there is none. Rows of a
+        filled cache go on at their own positions, whatever padding they have behind them.
     chunk_tokens: tokens of a chunk, or "adaptive": as many as the free device memory carries.
         With a lossy format the chunk is part of the method: its tokens see each other exactly.
     An empty cache with prefix=hash begins with the prefix it knows; only the rest is computed.
@@ -50,14 +55,17 @@ def prefill(
     total, logits = input_ids.shape[1], None
     size = chunk_size(chunk_tokens, model, cache)
     started, stopped = time.perf_counter(), False
-    done = cached = cache.start(input_ids) if cache.spec.prefix.shares else 0
+    shares = cache.spec.prefix.shares
+    done = cached = cache.start(input_ids, attention_mask) if shares else 0
     with _interrupts() as interrupted, shown(progress, total) as show:
         while done < total:
             if interrupted.is_set() or (should_stop is not None and should_stop()):
                 stopped = True
                 break
-            chunk = input_ids[:, done : done + size()]
-            logits = forward_chunk(model, chunk, cache, last=True)[:, -1]
+            span = slice(done, done + size())
+            chunk, mask = input_ids[:, span], attention_mask
+            mask = None if mask is None else mask[:, span]
+            logits = forward_chunk(model, chunk, cache, mask=mask, last=True)[:, -1]
             done += chunk.shape[1]
             show(done)
     if logits is not None and logits.is_cuda:
@@ -66,15 +74,29 @@ def prefill(
 
 
 @torch.inference_mode()
-def forward_chunk(model, ids: Tensor, cache: PagedCache, *, last: bool = False) -> Tensor:
-    """Logits [B, T, V] of `ids` [B, T] after what `cache` holds; `last`: of the last token only."""
+def forward_chunk(
+    model, ids: Tensor, cache: PagedCache, *, mask: Tensor | None = None, last: bool = False
+) -> Tensor:
+    """Logits [B, T, V] of `ids` [B, T] after what `cache` holds; `last`: of the last column only.
+
+    mask: [B, T], 0 for padding; None: there is none.
+    """
     if cache.teller is not None:
         cache.teller.before(ids)
-    first = cache.get_seq_length()
-    positions = torch.arange(first, first + ids.shape[1], device=ids.device)[None]
-    keep = {"logits_to_keep": 1} if last else {}
-    return model(
-        input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True, **keep
+    return run_chunk(model, ids, cache, mask=mask, last=last)
+
+
+def run_chunk(
+    model, ids: Tensor, cache: PagedCache, *, mask: Tensor | None = None, last: bool = False
+) -> Tensor:
+    """As `forward_chunk`, and nobody is told of the tokens."""
+    columns = cache.columns if cache.rows else Columns(len(ids))
+    if len(ids) != columns.rows:
+        raise KvlabError(f"the cache holds {columns.rows} rows, the batch has {len(ids)}")
+    return forward_with(
+        model, cache, input_ids=ids, position_ids=columns.positions(mask, ids.shape[1], ids.device),
+        attention_mask=columns.mask(mask, ids.shape[1], ids.device),
+        **({"logits_to_keep": 1} if last else {}),
     ).logits
 
 

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from kvlab.core import KvlabError
 from kvlab.model.adapter import PagedCache, PagedLayer
 from kvlab.model.fuse import fused
+from kvlab.model.library import cache_parameter
 
 
 class StepCache(Cache):
@@ -21,17 +23,29 @@ class StepCache(Cache):
 
     def __init__(self, cache: PagedCache):
         self.paged = cache
+        self.served = 0  # layers that attended in the run under way
         super().__init__(layers=[PagedLayer(self, i) for i in range(cache.geometry.layers)])
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
 
+    def check_served(self) -> None:
+        """Raises `KvlabError` unless every layer attended over this cache once."""
+        served, self.served = self.served, 0
+        if served != len(self.layers):
+            raise KvlabError(f"{served} of {len(self.layers)} layers attended over the cache that "
+                             "the model was given: transformers hands it on in another way here")
+
     def get_mask_sizes(self, *args) -> tuple[int, int]:
         return 1, 0  # one query that sees everything: there is no mask
 
-    def forward(self, layer: PagedLayer, query: Tensor, mask, scale: float, window: int | None):
+    def forward(
+        self, layer: PagedLayer, query: Tensor, mask, scale: float, window: int | None,
+        positions: Tensor | None = None,
+    ):
         """Attention of one layer, [B, Hq, 1, D] -> [B, 1, Hq, D]."""
         (keys, values), layer.pending = layer.pending, None
+        self.served += 1
         return self.paged.attend(layer.index, query, keys, values, scale=scale, window=window)
 
 
@@ -68,11 +82,14 @@ class Step:
             self._forward()
 
     def _forward(self) -> None:
+        given = {cache_parameter(self.model): self.cache}
         self.logits = self.model(
-            input_ids=self.ids, position_ids=self.positions, past_key_values=self.cache,
-            use_cache=True, logits_to_keep=1,
+            input_ids=self.ids, position_ids=self.positions, use_cache=True, logits_to_keep=1,
+            **given,
         ).logits[:, -1]
         self.positions.add_(1)
+        if isinstance(self.cache, StepCache):
+            self.cache.check_served()
 
     def warm_up(self) -> None:
         """Run once beside the main stream: kernels are compiled, libraries get their handles.

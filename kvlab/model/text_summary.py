@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kvlab import summary as room
 from kvlab.core import BadInput, KvlabError
+from kvlab.model.prefill import run_chunk
 from kvlab.summary import NoSummary
 
 PROMPT = (
@@ -145,13 +146,8 @@ class Teller:
         logits, size = None, max(self.summary.recent, self.summary.max_tokens)
         for start in range(0, len(tokens), size):
             ids = torch.tensor([tokens[start : start + size]], device=self.model.device)
-            first = cache.get_seq_length()
-            positions = torch.arange(first, first + ids.shape[1], device=ids.device)[None]
             self._due = cache is self.cache
-            logits = self.model(
-                input_ids=ids, position_ids=positions, past_key_values=cache, use_cache=True,
-                logits_to_keep=1,
-            ).logits
+            logits = run_chunk(self.model, ids, cache, last=True)
         return logits
 
 

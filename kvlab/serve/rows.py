@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kvlab.core import SeqId
 from kvlab.model import PagedCache
+from kvlab.model.prefill import run_chunk
 
 
 @torch.inference_mode()
@@ -18,12 +19,6 @@ def forward_rows(
     All rows get equally many tokens; their pasts may differ in length. Raises `OutOfBlocks` before
     anything has changed.
     """
-    lengths = [cache.length(seq) for seq in seqs]
+    cache.adopt(seqs)
     tokens = torch.tensor(ids, device=model.device)
-    positions = torch.tensor(lengths, device=model.device)[:, None]
-    positions = positions + torch.arange(tokens.shape[1], device=model.device)
-    cache.rows, cache.seen = list(seqs), max(lengths)
-    return model(
-        input_ids=tokens, position_ids=positions, past_key_values=cache, use_cache=True,
-        logits_to_keep=1,
-    ).logits[:, -1]
+    return run_chunk(model, tokens, cache, last=True)[:, -1]

@@ -1,0 +1,87 @@
+"""One forward of the model over the rows of a PagedCache, layer after layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvlab.core import KvlabError, SeqId
+from kvlab.model.columns import Look, Plan
+from kvlab.model.visibility import Visibility, tokens_of
+
+
+class Forward:
+    """plan: which columns are tokens, the same in all layers; mask: what the first layer got."""
+
+    def __init__(self, plan: Plan, mask):
+        self.plan, self.mask = plan, mask
+
+    @classmethod
+    def begun(cls, cache, query: Tensor, mask, window: int | None, positions) -> Forward:
+        """Open the step of `query` [B, Hq, T, D] in `cache`; raises before anything has changed."""
+        batch, _, tokens, _ = query.shape
+        columns = cache.admit(batch)
+        real = tokens_of(mask, batch, tokens, columns.seen + tokens)
+        plan = columns.plan(real, tokens)
+        if window is not None and columns.seen + tokens > window and columns.interior(plan):
+            raise KvlabError(f"the sliding window of {window} tokens of this model counts padding "
+                             "between tokens, which a PagedCache does not store; pad on the left")
+        cache.take(columns, plan, positions)
+        return cls(plan, mask)
+
+    def attend(
+        self, cache, layer: int, mask, q: Tensor, k: Tensor, v: Tensor, scale: float,
+        window: int | None,
+    ) -> Tensor:
+        """As `PagedCache.attend`, with tokens wherever the plan has them; q [B, Hq, T, D] ->
+        [B, T, Hq, D]. Padding sees what is before it."""
+        self._same(mask)
+        plan = self.plan
+        found = [(look, self._look(cache, layer, look, q, k, v, scale)) for look in plan.looks]
+        if plan.order is None:
+            out = cache.attend(layer, q, k, v, scale=scale, window=window)
+        else:
+            order = torch.from_numpy(plan.order).to(q.device)[:, :, None, None]
+            packed = (x.gather(2, order.transpose(1, 2).expand_as(x)) for x in (q, k, v))
+            out = cache.attend(layer, *packed, scale=scale, window=window)
+            out = torch.empty_like(out).scatter_(1, order.expand_as(out), out)
+        for look, part in found:
+            out[look.row, torch.from_numpy(look.columns).to(out.device)] = part.to(out.dtype)
+        return out
+
+    def _look(self, cache, layer: int, look: Look, q: Tensor, k: Tensor, v: Tensor, scale):
+        """What the queries of padding see, [P, Hq, D]."""
+        columns, real, before = (torch.from_numpy(x).to(q.device) for x in (
+            look.columns, self.plan.real[look.row], look.before))
+        keys, values = (x[look.row, :, real].transpose(0, 1) for x in (k, v))
+        return cache.look(layer, look.row, q[look.row, :, columns], keys, values, before, scale)
+
+    def _same(self, mask) -> None:
+        """Layers may ask for other rules, but must agree on which columns are tokens."""
+        both = mask, self.mask
+        agree = all(isinstance(m, Visibility) for m in both) and both[0].padding is both[1].padding
+        if mask is not self.mask and not agree:
+            raise KvlabError("layers of one forward got different attention masks; a PagedCache "
+                             "stores the same tokens in all of them")
+
+
+def known_tokens(
+    cache, coming: tuple[Tensor, Tensor | None] | None, plan: Plan, positions: Tensor | None
+) -> Iterator[tuple[SeqId, np.ndarray]]:
+    """Which tokens each row is about to compute, where they are known.
+
+    coming: the ids [B, T] of the forward. Tokens at other positions than their place in the
+    sequence make other keys: left out.
+    """
+    if coming is None or coming[0].shape != (len(cache.rows), plan.tokens):
+        return
+    ids = coming[0].cpu().numpy()
+    at = None if positions is None else positions.expand(len(ids), -1).cpu().numpy()
+    for i, (row, count) in enumerate(zip(cache.rows, plan.counts)):
+        real = slice(None) if plan.real is None else plan.real[i]
+        usual = cache.length(row) + np.arange(count)
+        if at is None or np.array_equal(at[i, real], usual):
+            yield row, ids[i, real]

@@ -1,0 +1,42 @@
+"""What a PagedCache cannot compute rightly, and so does not compute at all."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kvlab.core import KvlabError
+
+# Arguments of the library's attention that change nothing here. What is none of them and not None
+# might be a soft cap, sinks, a bias: to attend without it would be wrong.
+HARMLESS = {
+    "use_cache", "output_hidden_states", "output_router_logits", "num_items_in_batch",
+    "cache_position", "return_dict", "logits_to_keep",
+}
+
+
+def refuse_gradients(q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raises `KvlabError` where a gradient would have to flow through stored keys and values."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        raise KvlabError("a PagedCache keeps no graph for gradients: run under torch.no_grad() or "
+                         "torch.inference_mode(), or train without a cache")
+
+
+def refuse_unknown(module, dropout: float, told: dict) -> None:
+    """Raises `KvlabError` for anything that attention was asked for and does not do."""
+    if dropout:
+        raise KvlabError(f"attention dropout of {dropout} is on: a PagedCache serves inference; "
+                         "call model.eval()")
+    weights = told.pop("output_attentions", None) or getattr(
+        module.config, "output_attentions", False
+    )
+    if weights:
+        raise KvlabError("output_attentions: attention over a PagedCache makes no matrix of "
+                         "weights; take DynamicCache with eager attention for those")
+    causal = told.pop("is_causal", None)
+    if causal is False or not getattr(module, "is_causal", True):
+        raise KvlabError("a PagedCache attends causally, and this model asks for both directions")
+    odd = [name for name, x in told.items() if x is not None and name not in HARMLESS]
+    if odd:
+        raise KvlabError(f"attention over a PagedCache does not know the argument {odd[0]!r} that "
+                         f"{type(module).__name__} was given")
