@@ -1,4 +1,5 @@
-"""What of transformers the adapter relies on: one test a line of the table in ARCHITECTURE.md.
+"""What of transformers' caches, models and generate() the code relies on: one test a line of the
+table in ARCHITECTURE.md.
 
 A failure here says what the library changed, and which file of kvlab has to follow.
 """
@@ -7,88 +8,19 @@ from __future__ import annotations
 
 import inspect
 from pathlib import Path
-from typing import get_args
 
 import pytest
+import test_library_attention as attention
 import torch
-import transformers
+from library_probe import WINDOWED, Hands, changed, takes_cache
 from toys import ARCHITECTURES
-from torch import nn
-from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, StaticCache
+from transformers import DynamicCache, StaticCache
 from transformers.cache_utils import Cache, CacheLayerMixin
-from transformers.masking_utils import (
-    ALL_MASK_ATTENTION_FUNCTIONS,
-    causal_mask_function,
-    sliding_window_causal_mask_function,
-)
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvlab.model.adapter import PagedLayer
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "ARCHITECTURE.md"
 TITLE = "## What of transformers the code relies on"
-PROBE = "library_probe"
-WINDOWED = {  # one model of each way in which the library says "sliding window"
-    "Mistral": {"sliding_window": 4},
-    "Qwen2": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
-    "Qwen3": {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
-}
-
-
-def changed(what: str, file: str) -> str:
-    return f"transformers {transformers.__version__} changed: {what}; kvlab/model/{file} relies on it"
-
-
-class Length(int):
-    """A number that can be told from its equals."""
-
-
-class Hands(CacheLayerMixin):
-    """A layer of a cache that hands on itself instead of keys and values."""
-
-    is_compileable = is_sliding = False
-    is_croppable = True
-
-    def lazy_initialization(self, *args):
-        pass
-
-    def update(self, key_states, value_states, *args, **kwargs):
-        self.given = key_states, value_states
-        return self, self
-
-    def get_seq_length(self):
-        return 3
-
-    def get_mask_sizes(self, query_length):
-        return Length(3 + query_length), 0
-
-    def get_max_length(self):
-        return -1
-
-
-class Seen:
-    """What the registered functions got: `masks` keyword arguments, `calls` of the attention."""
-
-    def __init__(self):
-        self.masks, self.calls, self.token = [], [], object()
-
-    def mask(self, **told):
-        self.masks.append(told)
-        return self.token
-
-    def attention(self, module, query, key, value, attention_mask, **told):
-        self.calls.append((module, query, key, value, attention_mask, told))
-        return query.transpose(1, 2).contiguous(), None
-
-
-@pytest.fixture
-def seen():
-    probe = Seen()
-    AttentionInterface.register(PROBE, probe.attention)
-    AttentionMaskInterface.register(PROBE, probe.mask)
-    yield probe
-    for table in (ALL_ATTENTION_FUNCTIONS, ALL_MASK_ATTENTION_FUNCTIONS):
-        type(table)._global_mapping.pop(PROBE)
 
 
 @pytest.fixture(params=ARCHITECTURES)
@@ -101,22 +33,6 @@ def windowed(request, tiny_model):
     return tiny_model(request.param, **WINDOWED[request.param])
 
 
-def takes_cache(module: nn.Module) -> list[str]:
-    parameters = inspect.signature(type(module).forward).parameters.values()
-    return [p.name for p in parameters if Cache in get_args(p.annotation) or p.annotation is Cache
-            or (isinstance(p.annotation, str) and "Cache" in p.annotation.split(" | "))]  # fmt: skip
-
-
-def probed(model, inputs=None, cache=None, tokens: int = 2):
-    """One forward under the probe, over a cache of its own kind that has seen 3 columns."""
-    model.set_attn_implementation(PROBE)
-    if cache is None:
-        cache = Cache(layers=[Hands() for _ in range(model.config.num_hidden_layers)])
-    ids = torch.ones(2, tokens, dtype=torch.long)
-    model(input_ids=ids, **{takes_cache(model)[0]: cache}, **inputs or {})
-    return cache
-
-
 # ---- the cache
 
 
@@ -126,7 +42,8 @@ def test_cache_parameter(model):
             f"{type(module).__name__}.forward has no single parameter annotated `Cache | None`",
             "library.py, fuse.py")  # fmt: skip
     names = {takes_cache(m)[0] for m in (model, model.model.layers[0])}
-    assert names <= {"cache", "past_key_values"}, changed(f"the cache is called {names}", "library.py")
+    known = {"cache", "past_key_values"}
+    assert names <= known, changed(f"the cache is called {names}", "library.py")
 
 
 def test_old_name_of_the_cache(model):
@@ -164,130 +81,6 @@ def test_caches_show_their_tensors(model):
     model(input_ids=torch.ones(1, 4, dtype=torch.long), **{takes_cache(model)[0]: cache})
     shapes = {tuple(layer.keys.shape) for layer in cache.layers}
     assert shapes == {(1, 2, 9, 32)}, changed("layers of StaticCache have no keys", "peers.py")
-
-
-# ---- masks
-
-
-def test_mask_function_is_told(seen, model):
-    probed(model, {"attention_mask": torch.ones(2, 5, dtype=torch.long)})
-    wanted = {"batch_size": 2, "q_length": 2, "kv_length": 5, "q_offset": 3, "kv_offset": 0,
-              "use_vmap": False}  # fmt: skip
-    told = seen.masks[0]
-    assert {name: told.get(name) for name in wanted} == wanted, changed(
-        f"the registered mask function gets {sorted(told)}", "visibility.py")
-    names = {"mask_function", "attention_mask", "device", "dtype", "config"}
-    assert names <= told.keys(), changed(f"no {names - told.keys()} for masks", "visibility.py")
-    assert told["attention_mask"].dtype == torch.bool and told["attention_mask"].shape == (2, 5)
-
-
-def test_mask_function_gets_the_very_length(seen, model):
-    probed(model)
-    assert type(seen.masks[0]["kv_length"]) is Length, changed(
-        "kv_length is not what Cache.get_mask_sizes gave, by which a PagedCache is known",
-        "visibility.py")  # fmt: skip
-
-
-def test_mask_rules(seen, windowed):
-    probed(windowed)
-    rules = [told["mask_function"] for told in seen.masks]
-    window = sliding_window_causal_mask_function(4)
-    sliding = [rule for rule in rules if rule is not causal_mask_function]
-    assert len(sliding) == 1, changed("there is not one rule for windowed layers", "visibility.py")
-    assert sliding[0].__code__ is window.__code__, changed(
-        "a windowed layer's rule is not sliding_window_causal_mask_function", "visibility.py")
-    place = torch.arange(6)
-    q, kv = place[:, None], place[None]
-    for rule, reach in ((window, 4), (causal_mask_function, 99)):
-        want = (kv <= q) & (q - kv < reach)
-        assert torch.equal(torch.as_tensor(rule(0, 0, q, kv)), want), changed(
-            "which keys a rule shows", "visibility.py")  # fmt: skip
-
-
-def test_other_rules_are_told(seen, tiny_model):
-    """What a model adds to the causal rule arrives as another function, or as use_vmap."""
-    model = tiny_model("Llama")
-    model.set_attn_implementation(PROBE)
-    model(input_ids=torch.ones(1, 4).long(), position_ids=torch.tensor([[0, 1, 0, 1]]),
-          use_cache=False)  # fmt: skip
-    rule = seen.masks[0]["mask_function"]
-    assert rule is not causal_mask_function, changed(
-        "packed positions without a cache no longer change the rule", "visibility.py")
-    assert not rule(0, 0, torch.tensor(2), torch.tensor(1)), "two documents do not see each other"
-
-
-def test_masks_arrive_as_they_were_made(seen, model):
-    probed(model)
-    assert all(call[4] is seen.token for call in seen.calls), changed(
-        "attention does not get what the mask function made", "adapter.py")
-
-
-def test_4d_masks_arrive_untouched(seen, model):
-    mask = torch.ones(2, 1, 2, 5, dtype=torch.bool)
-    probed(model, {"attention_mask": mask})
-    assert not seen.masks and all(call[4] is mask for call in seen.calls), changed(
-        "a 4D mask does not reach attention as it is", "visibility.py")  # fmt: skip
-
-
-def test_mask_of_sdpa():
-    make = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
-    plain = {"batch_size": 1, "q_length": 3, "kv_length": 3, "q_offset": 0, "kv_offset": 0}
-    mask = make(**plain, mask_function=causal_mask_function, attention_mask=None,
-                allow_is_causal_skip=False, use_vmap=False, device="cpu", dtype=torch.float32,
-                config=None)  # fmt: skip
-    assert mask.dtype == torch.bool and torch.equal(mask[0, 0], torch.ones(3, 3).bool().tril()), (
-        changed("the mask function of sdpa gives no bool mask, True for what is seen", "dense.py"))
-
-
-# ---- attention
-
-
-def test_attention_gets_what_update_gave(seen, model):
-    cache = probed(model)
-    assert len(seen.calls) == len(cache.layers)
-    for layer, (_, query, key, value, *_) in zip(cache.layers, seen.calls):
-        assert key is layer and value is layer, changed(
-            "attention layers do something with what Cache.update gives", "adapter.py")
-        assert query.shape == (2, 4, 2, 32) and layer.given[0].shape == (2, 2, 2, 32), changed(
-            "the shapes [B, heads, T, D] of queries, keys and values", "adapter.py")
-
-
-def test_attention_is_told(seen, model):
-    places = torch.tensor([[3, 4], [5, 6]])
-    probed(model, {"position_ids": places})
-    module, *_, told = seen.calls[0]
-    assert {"scaling", "dropout"} <= told.keys(), changed("no scaling for attention", "adapter.py")
-    assert told["scaling"] == module.scaling == 32**-0.5
-    assert told.get("position_ids") is not None, changed(
-        "position_ids do not reach the attention function as a keyword", "adapter.py")
-    assert torch.equal(told["position_ids"], places)
-
-
-def test_attention_is_told_the_window(seen, windowed):
-    probed(windowed)
-    windows = [call[-1].get("sliding_window") for call in seen.calls]
-    assert 4 in windows and set(windows) <= {4, None}, changed(
-        "sliding_window does not reach the attention function as a keyword", "adapter.py")
-    assert windows == [getattr(call[0], "sliding_window", 4) for call in seen.calls]
-
-
-def test_attention_of_sdpa(tiny_model):
-    model = tiny_model("Llama")
-    x = torch.randn(1, 4, 3, 32)
-    small = torch.randn(1, 2, 3, 32)
-    out, weights = ALL_ATTENTION_FUNCTIONS["sdpa"](
-        model.model.layers[0].self_attn, x, small, small, None, dropout=0.0, scaling=0.1
-    )
-    assert out.shape == (1, 3, 4, 32) and weights is None, changed(
-        "what the registered sdpa takes and gives", "dense.py")
-
-
-def test_attention_can_be_set(seen, model):
-    model.set_attn_implementation(PROBE)
-    assert model.config._attn_implementation == PROBE
-    interface = ALL_ATTENTION_FUNCTIONS.get_interface(PROBE, None)
-    assert interface == seen.attention, changed(
-        "ALL_ATTENTION_FUNCTIONS.get_interface(name, default)", "fuse.py")
 
 
 # ---- models
@@ -352,13 +145,15 @@ class Calls(DynamicCache):
 
 
 def generated(model, ids, **options):
-    """Inputs of each forward, and the cache."""
+    """Inputs of each forward of `ids` [1, T] behind one column of padding, and the cache."""
     cache, inputs = options.pop("cache", None) or Calls(), []
     handle = model.register_forward_pre_hook(
         lambda module, args, kwargs: inputs.append((args, kwargs)), with_kwargs=True
     )
-    model.generate(ids, attention_mask=torch.ones_like(ids), **{takes_cache(model)[0]: cache},
-                   do_sample=False, **{"max_new_tokens": 4} | options)  # fmt: skip
+    mask = torch.ones_like(ids)
+    mask[:, 0] = 0
+    model.generate(ids, attention_mask=mask, **{takes_cache(model)[0]: cache}, do_sample=False,
+                   **{"max_new_tokens": 4} | options)  # fmt: skip
     handle.remove()
     return inputs, cache
 
@@ -371,8 +166,9 @@ def test_generate_calls_by_keyword(model):
     args, first = inputs[0]
     assert not args and {"input_ids", "attention_mask", "position_ids"} <= first.keys(), changed(
         "generate() does not call the model by keywords", "tokens.py")
-    assert first[takes_cache(model)[0]] is cache, changed("how generate() names the cache", "tokens.py")
-    assert torch.equal(first["position_ids"], torch.arange(8)[None])
+    given = first.get(takes_cache(model)[0])
+    assert given is cache, changed("how generate() names the cache", "tokens.py")
+    assert torch.equal(first["position_ids"], (torch.arange(8) - 1).clamp(min=0)[None])
 
 
 def test_generate_wants_the_last_logits(model):
@@ -402,17 +198,11 @@ def test_generate_reorders(model):
         "beam search does not call Cache.reorder_cache(beam_idx [rows])", "adapter.py")
 
 
-def test_repeat_kv():
-    from transformers.integrations.sdpa_attention import repeat_kv
-
-    x = torch.randn(1, 2, 3, 4)
-    assert torch.equal(repeat_kv(x, 2), x.repeat_interleave(2, 1)), changed("repeat_kv", "dense.py")
-
-
 def test_the_table_and_the_tests_are_one():
     lines = PAGE.read_text().partition(TITLE)[2].split("\n## ")[0].splitlines()
-    rows = [line.split("|")[-2].strip().strip("`") for line in lines if line.startswith("| `")]
-    tests = {name for name in globals() if name.startswith("test_")}
-    tests.discard("test_the_table_and_the_tests_are_one")
+    cells = [line.split("|")[-2].strip() for line in lines if line.startswith("| ")]
+    rows = [cell.strip("`") for cell in cells if cell.startswith("`")]
+    names = {name for name in (*globals(), *vars(attention)) if name.startswith("test_")}
+    names -= {"test_library_attention", "test_the_table_and_the_tests_are_one"}
     assert len(rows) == len(set(rows))
-    assert set(rows) == tests
+    assert set(rows) == names
