@@ -23,9 +23,12 @@ BEAMS = 2
 
 
 class Action(NamedTuple):
+    """`last(want)`: whether nothing can be compared afterwards, lengths included."""
+
     run: Callable
     compare: Callable = lambda want, got: None
     settle: Callable = lambda want: {}
+    last: Callable = lambda want: False
 
 
 def prepare(op, machine) -> Action | None:
@@ -141,7 +144,11 @@ def _generate(op: programs.Generate, machine, past: Columns) -> Action | None:
     def check(want, got):
         compare.generations(want, got, right(want)[1], prompt, beams)
 
-    return Action(run, check, lambda want: {op.slot: right(want)[0]} if op.slot >= 0 else {})
+    def settle(want):
+        return {op.slot: right(want)[0]} if op.slot >= 0 else {}
+
+    # a row of garbage may end, or not, at any token, and the others go on as long as it does
+    return Action(run, check, settle, lambda want: not right(want)[1].all())
 
 
 def _options(op: programs.Generate, mask: Tensor | None, ids: Tensor) -> dict:

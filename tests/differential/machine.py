@@ -165,6 +165,8 @@ class Machine:
             return Verdict("tie"), False
         if any(self.reference.length(slot) < 0 for slot in self.reference.caches):
             return Verdict("undefined", "the library's cache is shorter than nothing"), False
+        if action.last(want):
+            return Verdict("equal"), False
         self.columns |= action.settle(want)
         slot = op.to if isinstance(op, Copy) else getattr(op, "slot", 0)
         lengths = [side.length(slot) for side in (self.reference, self.subject)]

@@ -51,6 +51,8 @@ def simpler(item) -> Iterator:
             continue
         yield replace(item, **{field.name: usual})
         steps = PLAINER.get(field.name, ())
+        if field.name == "how" and not isinstance(item, Generate):
+            continue
         if value in steps:
             steps = steps[: steps.index(value)]
         elif isinstance(value, int) and not isinstance(value, bool):
