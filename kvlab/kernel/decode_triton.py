@@ -100,7 +100,8 @@ def _buffer(name: str, size: int, device) -> Tensor:
     key = (name, device)
     if key not in _scratch or _scratch[key].numel() < size:
         _kept.append(_scratch.get(key))
-        _scratch[key] = torch.empty(size, dtype=torch.float32, device=device)
+        with torch.inference_mode(False):  # whoever comes later may write to it
+            _scratch[key] = torch.empty(size, dtype=torch.float32, device=device)
     return _scratch[key]
 
 

@@ -95,7 +95,7 @@ class PagedCache(core.PagedCache, Cache):
             self, geometry, spec, device=device, dtype=dtype, inv_freq=inv_freq, facts=facts
         )
         Cache.__init__(self, layers=[PagedLayer(self, i) for i in range(geometry.layers)])
-        self.rows: list[int] = []
+        self._rows: list[int] = []
         self.columns = Columns(0)  # of the rows: what transformers counts
         self._forward: Forward | None = None  # the one under way
         # ids [B, T] of the forward that is about to run, and its positions if given
@@ -140,6 +140,17 @@ class PagedCache(core.PagedCache, Cache):
         return self.seen
 
     @property
+    def rows(self) -> list[int]:
+        """The sequences of the batch, in order."""
+        return self._rows
+
+    @rows.setter
+    def rows(self, rows: list[int]) -> None:
+        """Sequences opened before become the rows, padded on the left to one length."""
+        self._rows = list(rows)
+        self.seen = max(map(self.length, rows), default=0)
+
+    @property
     def seen(self) -> int:
         """Columns that the rows have seen, padding included: what transformers counts."""
         return self.columns.seen
@@ -148,11 +159,6 @@ class PagedCache(core.PagedCache, Cache):
     def seen(self, columns: int) -> None:
         """Rows that another driver filled count as so many columns, their tokens being the last."""
         self.columns = Columns.padded([self.length(row) for row in self.rows], columns)
-
-    def adopt(self, rows: list[int]) -> None:
-        """Sequences opened before become the rows, padded on the left to one length."""
-        self.rows = list(rows)
-        self.seen = max(map(self.length, rows), default=0)
 
     def reset(self) -> None:
         """Forget everything, known prefixes included, and give all bytes back."""
@@ -164,7 +170,7 @@ class PagedCache(core.PagedCache, Cache):
         self.abort()
         for row in self.rows:
             self.close(row)
-        self.rows, self.columns, self.coming = [], Columns(0), None
+        self.rows, self.coming = [], None
 
     def start(self, ids: Tensor, mask: Tensor | None = None) -> int:
         """Open a row for each prompt in `ids` [B, T], on the known prefix of each.
@@ -205,7 +211,7 @@ class PagedCache(core.PagedCache, Cache):
         rows = [self.fork(self.rows[s]) if c is None else c for s, c in zip(sources, chosen)]
         for gone in free.values():
             self.close(gone)
-        self.rows = rows
+        self._rows = rows
         self.columns.select(sources)
 
     # ---- which tokens they are
@@ -231,14 +237,22 @@ class PagedCache(core.PagedCache, Cache):
         query [B, Hq, T, D] -> [B, T, Hq, D]; mask: what `paged_mask` returned, or a 4D mask of the
         caller; positions [1 or B, T], None for those that follow.
         """
-        window = window_of(mask, window)
         keys, values = layer.pending
         layer.pending = None
-        refuse_gradients(query, keys, values)
-        if layer.index == 0:
-            self._forward = Forward.begun(self, query, mask, window, positions)
-        out = self._forward.attend(self, layer.index, mask, query, keys, values, scale, window)
-        if layer.index == len(self.layers) - 1:
+        try:
+            out = self._layer(layer.index, query, keys, values, mask, scale, window, positions)
+        except BaseException:
+            self.abort()
+            raise
+        return out
+
+    def _layer(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask, scale, window, positions):
+        window = window_of(mask, window)
+        refuse_gradients(q, k, v)
+        if layer == 0:
+            self._forward = Forward.begun(self, q, mask, window, positions)
+        out = self._forward.attend(self, layer, mask, q, k, v, scale, window)
+        if layer == len(self.layers) - 1:
             forward, self._forward = self._forward, None
             self.columns.advance(forward.plan, positions)  # first: a budget may fail to evict
             self.commit()
@@ -259,7 +273,8 @@ class PagedCache(core.PagedCache, Cache):
     def take(self, columns: Columns, plan: Plan, positions: Tensor | None) -> None:
         """Open the step of `plan`; what its mask hides for good is forgotten before."""
         if not self.rows:
-            self.rows, self.columns = [self.open() for _ in range(columns.rows)], columns
+            self.rows = [self.open() for _ in range(columns.rows)]
+            self.columns = columns
         if plan.keep:
             self.truncate_all({self.rows[row]: count for row, count in plan.keep.items()})
             self.columns.hide(plan.keep)

@@ -20,6 +20,7 @@ from kvlab.core import BadInput, KvlabError
 from kvlab.model.adapter import PagedCache
 from kvlab.model.columns import Plan
 from kvlab.model.prefill import forward_chunk, prefill
+from kvlab.model.shape import sliding_window
 from kvlab.model.step import Step, StepCache
 
 Driver = Literal["auto", "eager", "graph", "static"]
@@ -168,7 +169,8 @@ def obstacle(model, cache: PagedCache) -> str | None:
         return "this cache has axes that the decode kernel does not read"
     if not cache.capturable:
         return f"summary={cache.spec.summary.name} makes new entries whenever blocks leave"
-    windows = {getattr(m, "sliding_window", None) for m in model.modules()} - {None}
+    layers = (m for m in model.modules() if hasattr(m, "layer_idx"))
+    windows = {sliding_window(layer) for layer in layers} - {None}
     if windows:
         return f"the model's own sliding window of {windows.pop()} tokens needs masks"
     kind = getattr(getattr(model.get_decoder(), "rotary_emb", None), "rope_type", "default")

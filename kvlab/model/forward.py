@@ -17,7 +17,7 @@ class Forward:
     """plan: which columns are tokens, the same in all layers; mask: what the first layer got."""
 
     def __init__(self, plan: Plan, mask):
-        self.plan, self.mask = plan, mask
+        self.plan, self._agreed = plan, [mask]
 
     @classmethod
     def begun(cls, cache, query: Tensor, mask, window: int | None, positions) -> Forward:
@@ -61,11 +61,20 @@ class Forward:
 
     def _same(self, mask) -> None:
         """Layers may ask for other rules, but must agree on which columns are tokens."""
-        both = mask, self.mask
-        agree = all(isinstance(m, Visibility) for m in both) and both[0].padding is both[1].padding
-        if mask is not self.mask and not agree:
+        if any(mask is seen for seen in self._agreed):
+            return
+        if not _same_padding(mask, self._agreed[0]):
             raise KvlabError("layers of one forward got different attention masks; a PagedCache "
                              "stores the same tokens in all of them")
+        self._agreed.append(mask)
+
+
+def _same_padding(a, b) -> bool:
+    """Whether two masks, of whatever rule, hide the same columns."""
+    if not (isinstance(a, Visibility) and isinstance(b, Visibility)):
+        return False
+    one, other = a.padding, b.padding
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
 
 
 def known_tokens(

@@ -22,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from kvlab.core import KvlabError
 from kvlab.kernel import layer_ref
 from kvlab.model.library import cache_parameter
+from kvlab.model.shape import sliding_window
 
 try:
     from kvlab.kernel import layer_triton
@@ -134,7 +135,6 @@ def _attention(layer, ops, x: Tensor, angles, cache, mask, kwargs) -> Tensor:
         k, v = cache.update(k, v, a.layer_idx)
     plain = sys.modules[type(a).__module__].eager_attention_forward
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(a.config._attn_implementation, plain)
-    window = getattr(a, "sliding_window", None)
-    out, _ = attend(a, q, k, v, mask, dropout=0.0, scaling=a.scaling, sliding_window=window,
-                    **kwargs)
+    out, _ = attend(a, q, k, v, mask, dropout=0.0, scaling=a.scaling,
+                    sliding_window=sliding_window(a), **kwargs)
     return out.reshape(len(x), -1)

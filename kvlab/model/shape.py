@@ -15,6 +15,16 @@ def model_geometry(config, spec: CacheSpec):
     return spec.geometry(config.num_hidden_layers, heads, kv_heads, dim)
 
 
+def sliding_window(attention) -> int | None:
+    """The sliding window in tokens that an attention layer of the library goes by, None without.
+
+    Layers that differ in it know their own; in other models the config has the one of all layers.
+    """
+    if hasattr(attention, "sliding_window"):
+        return attention.sliding_window
+    return getattr(getattr(attention, "config", None), "sliding_window", None)
+
+
 def rotary_frequencies(model) -> Tensor | None:
     """The frequencies [D / 2] by which keys are rotated; None where they depend on the length."""
     rotary = getattr(model.get_decoder(), "rotary_emb", None)

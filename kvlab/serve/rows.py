@@ -19,6 +19,6 @@ def forward_rows(
     All rows get equally many tokens; their pasts may differ in length. Raises `OutOfBlocks` before
     anything has changed.
     """
-    cache.adopt(seqs)
+    cache.rows = seqs
     tokens = torch.tensor(ids, device=model.device)
     return run_chunk(model, tokens, cache, last=True)[:, -1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from toys import ARCHITECTURES
@@ -40,26 +41,25 @@ class Pair:
         self.theirs, self.ours = DynamicCache(config=model.config), None
 
     @torch.no_grad()
-    def run(self, ids=None, mask=None, **told):
-        """Logits of both, [B, T, V]."""
-        name = cache_parameter(self.model)
+    def _logits(self, cache, ids, mask, **told):
         told = {"input_ids": ids, "attention_mask": mask, "use_cache": True} | told
-        self.model.set_attn_implementation("sdpa")
-        want = self.model(**told, **{name: self.theirs}).logits
-        new = PagedCache.for_model(self.model, **self.axes)
-        self.ours = new if self.ours is None else self.ours
-        return want, self.model(**told, **{name: self.ours}).logits
+        return self.model(**told, **{cache_parameter(self.model): cache}).logits
 
     def equal(self, ids, mask=None, where=None, **told):
-        want, got = self.run(ids, mask, **told)
+        self.model.set_attn_implementation("sdpa")
+        want = self._logits(self.theirs, ids, mask, **told)
+        new = PagedCache.for_model(self.model, **self.axes)
+        self.ours = new if self.ours is None else self.ours
+        got = self._logits(self.ours, ids, mask, **told)
         if where is not None:
             want, got = want[where], got[where]
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
         self.ours.check()
 
     def refused(self, match, *args, **told):
+        ids, mask = *args, *[None] * (2 - len(args))
         with pytest.raises(KvlabError, match=match):
-            self.run(*args, **told)
+            self._logits(self.ours, ids, mask, **told)
         self.ours.check()
 
 
@@ -102,7 +102,8 @@ def test_one_token_that_does_not_see_the_tokens_before_it(llama):
     mask = torch.ones(1, 13).long()
     mask[0, 8:12] = 0
     llama.equal(words(1, 1), mask, position_ids=torch.tensor([[8]]))
-    llama.refused("shows column 8", words(1, 1), torch.ones(1, 14).long())
+    assert llama.ours.length(llama.ours.rows[0]) == 9
+    llama.refused("padding", words(1, 1), torch.ones(1, 14).long())
 
 
 def test_hidden_tokens_in_the_middle_are_refused(llama):
@@ -205,8 +206,8 @@ def test_the_librarys_caches_on_a_switched_model(tiny_model, make, chunks, archi
         for size in chunks if cache is not None else (20,):
             stop = at + size
             out.append(model(
-                ids[:, at:stop], attention_mask=mask[:, :stop], position_ids=counted(mask)[:, at:stop],
-                **{name: cache}, use_cache=cache is not None,
+                ids[:, at:stop], attention_mask=mask[:, :stop],
+                position_ids=counted(mask)[:, at:stop], **{name: cache}, use_cache=cache is not None,
             ).logits[mask[:, at:stop].bool()])
             at = stop
     half = len(out) // 2
@@ -233,8 +234,8 @@ def test_ragged_rows_through_kvlabs_own_drivers(pair, chunk):
     both = torch.cat([mask, new], 1)
     ours, theirs = pair.ours, pair.theirs
     model.set_attn_implementation("sdpa")
-    want = model(more, attention_mask=both, position_ids=counted(both)[:, -7:], use_cache=True,
-                 **{cache_parameter(model): theirs}).logits[:, -1]
+    told = {"attention_mask": both, "position_ids": counted(both)[:, -7:], "use_cache": True}
+    want = model(more, **told, **{cache_parameter(model): theirs}).logits[:, -1]
     PagedCache.for_model(model, format="fp32")
     got = prefill(model, more, ours, attention_mask=new, chunk_tokens=chunk).logits
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
@@ -294,6 +295,4 @@ def test_positions_after_a_crop_are_those_before():
 
 
 def _more(columns, tokens):
-    import numpy as np
-
     return np.concatenate([columns.real, np.ones((columns.rows, tokens), bool)], 1)
