@@ -119,6 +119,8 @@ def _generate(op: programs.Generate, machine, past: Columns) -> Action | None:
     single, beams = op.how in ("lookup", "assisted"), "beam" in op.how
     if past.rows == 0 or (single and past.rows > 1) or ((beams or op.embeds) and past.length):
         return None
+    if op.slot < 0 and op.chunk and machine.setup.attention == "eager":
+        return None  # the library's own cache there, of which sdpa is promised
     plan = masks.plan(op.mask, past, op.tokens, random.Random(op.seed), machine.heads)
     ids = torch.cat([past.ids, masks.words(op.seed, past.rows, op.tokens)], 1)
     flat = plan.flat

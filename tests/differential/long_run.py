@@ -36,7 +36,7 @@ class Count:
             self.answers[f"{label(op)}: {verdict.kind}"] += 1
             if verdict.kind == "refused":
                 self.refusals[verdict.text] += 1
-            if verdict.kind == "library":
+            if verdict.kind in ("library", "undefined"):
                 self.library[verdict.text] += 1
             if verdict.failed:
                 self.failures.setdefault(signature(program, op, verdict), []).append(program)
@@ -77,7 +77,7 @@ def run(steps: int, seed: int, kernels: str = "torch", seconds: float | None = N
 def summary(count: Count) -> Iterator[str]:
     """Steps by verdict, refusals and what the library raised by sentence."""
     yield f"steps {count.steps}: " + ", ".join(f"{k} {n}" for k, n in count.kinds.most_common())
-    for title, counter in (("refused", count.refusals), ("the library raised", count.library)):
+    for title, counter in (("refused", count.refusals), ("the library itself", count.library)):
         yield from (f"{n:6} {title}: {text}" for text, n in counter.most_common())
 
 
