@@ -51,9 +51,19 @@ class Columns:
 
     def __init__(self, rows: int, seen: int = 0, real: np.ndarray | None = None):
         self.rows, self.seen = rows, seen
-        self.real = None if real is None or real.all() else real
+        self._held: np.ndarray | None = None  # bool [rows, seen or more]: grown seldom
+        self.real = real
         self._ends: Tensor | list[int] | None = [int(n) for n in self.lengths()]
         self._odd: Tensor | bool = False  # whether positions of a row ever leapt
+
+    @property
+    def real(self) -> np.ndarray | None:
+        """Bool [rows, seen], which columns are tokens; None while all are."""
+        return None if self._held is None else self._held[:, : self.seen]
+
+    @real.setter
+    def real(self, real: np.ndarray | None) -> None:
+        self._held = None if real is None or real.all() else real.copy()
 
     @classmethod
     def padded(cls, lengths: list[int], seen: int) -> Columns:
@@ -115,15 +125,15 @@ class Columns:
         self._materialize()
         for row, count in keep.items():
             at = np.flatnonzero(self.real[row])
-            self.real[row, at[count:]] = False
+            self._held[row, at[count:]] = False
         self._step_back(gone - self.lengths())
 
     def advance(self, plan: Plan, positions: Tensor | None = None) -> None:
         """The columns of `plan` are there; positions [1 or B, T], by default those that follow."""
         if plan.real is not None or self.real is not None:
-            self._materialize()
-            new = np.ones((self.rows, plan.tokens), bool) if plan.real is None else plan.real
-            self.real = np.concatenate([self.real, new], 1)
+            self._materialize(plan.tokens)
+            new = slice(self.seen, self.seen + plan.tokens)
+            self._held[:, new] = True if plan.real is None else plan.real
         self.seen += plan.tokens
         if positions is None:
             self._ends = [end + n for end, n in zip(self.next_positions(), plan.counts)]
@@ -170,9 +180,7 @@ class Columns:
         """Forget the last `columns` columns."""
         before = self.lengths()
         self.seen = max(0, self.seen - columns)
-        if self.real is not None:
-            real = self.real[:, : self.seen]
-            self.real = None if real.all() else real
+        self.real = self.real
         self._step_back(before - self.lengths())
 
     def _step_back(self, tokens: np.ndarray) -> None:
@@ -192,8 +200,7 @@ class Columns:
             ends = self.next_positions()
             self._ends = [ends[s] for s in sources]
         if self.real is not None:
-            real = self.real[sources]
-            self.real = None if real.all() else real
+            self.real = self.real[sources]
 
     def mask(self, new: Tensor | None, tokens: int, device) -> Tensor | None:
         """The library's mask over past and `tokens` new columns, int64 [rows, seen + tokens].
@@ -223,9 +230,12 @@ class Columns:
         real = np.concatenate(parts, 1)
         return bool((real[:, :-1] & ~real[:, 1:]).any())
 
-    def _materialize(self) -> None:
-        if self.real is None:
-            self.real = np.ones((self.rows, self.seen), bool)
+    def _materialize(self, more: int = 0) -> None:
+        """A record of all columns, with room for `more`."""
+        if self._held is None or self._held.shape[1] < self.seen + more:
+            real, room = self.real, self.seen + self.seen // 8 + more
+            self._held = np.ones((self.rows, room), bool)
+            self._held[:, : self.seen] = True if real is None else real
 
 
 def _order(new: np.ndarray) -> np.ndarray | None:

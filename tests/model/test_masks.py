@@ -207,7 +207,8 @@ def test_the_librarys_caches_on_a_switched_model(tiny_model, make, chunks, archi
             stop = at + size
             out.append(model(
                 ids[:, at:stop], attention_mask=mask[:, :stop],
-                position_ids=counted(mask)[:, at:stop], **{name: cache}, use_cache=cache is not None,
+                position_ids=counted(mask)[:, at:stop], use_cache=cache is not None,
+                **{name: cache},
             ).logits[mask[:, at:stop].bool()])
             at = stop
     half = len(out) // 2
@@ -296,3 +297,39 @@ def test_positions_after_a_crop_are_those_before():
 
 def _more(columns, tokens):
     return np.concatenate([columns.real, np.ones((columns.rows, tokens), bool)], 1)
+
+
+def test_the_static_step_keeps_to_the_models_own_window(tiny_model):
+    """Mistral's layers do not know their window, their config does."""
+    model, ids = tiny_model("Mistral", sliding_window=8), words(1, 24)
+    tokens = []
+    for driver in ("eager", "static"):
+        cache = PagedCache.for_model(model, format="fp32", block_size=4)
+        tokens.append(generate(model, ids, cache, 12, driver=driver).tolist())
+    assert tokens[0] == tokens[1]
+
+
+def test_columns_agree_with_plain_arrays():
+    """Random turns, crops and selections against a list of bools for each row."""
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        columns, rows = Columns(3), [[], [], []]
+        for _ in range(12):
+            kind = rng.integers(4)
+            if kind == 0 and columns.seen:
+                count = int(rng.integers(0, columns.seen + 2))
+                columns.crop(count)
+                rows = [row[: max(0, len(row) - count)] for row in rows]
+            elif kind == 1:
+                chosen = rng.integers(0, len(rows), 3).tolist()
+                columns.select(chosen)
+                rows = [list(rows[i]) for i in chosen]
+            else:
+                tokens = int(rng.integers(1, 5))
+                new = rng.random((3, tokens)) < 0.7
+                real = np.concatenate([np.array(rows, bool).reshape(3, -1), new], 1)
+                columns.advance(columns.plan(None if real.all() else real, tokens))
+                rows = [row + more.tolist() for row, more in zip(rows, new)]
+            held = np.ones((3, columns.seen), bool) if columns.real is None else columns.real
+            assert held.tolist() == rows
+            assert columns.lengths().tolist() == columns.next_positions() == [sum(r) for r in rows]
