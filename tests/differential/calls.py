@@ -10,10 +10,14 @@ import copy
 import pickle
 import random
 from collections.abc import Callable
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from kvlab.model import decode
 
 from . import compare, masks, programs
 from .masks import Columns
@@ -62,7 +66,8 @@ def _forward(op: programs.Forward, machine, past: Columns) -> Action | None:
     def check(want, got):
         compare.forwards(want, got, kept, valid, sound)
 
-    return Action(run, check, lambda want: {op.slot: past.then(ids, plan.new, sound)})
+    told = plan.flat[:, past.length :]
+    return Action(run, check, lambda want: {op.slot: past.then(ids, plan.new, sound, told)})
 
 
 def _kept(op):
@@ -119,6 +124,10 @@ def _generate(op: programs.Generate, machine, past: Columns) -> Action | None:
     single, beams = op.how in ("lookup", "assisted"), "beam" in op.how
     if past.rows == 0 or (single and past.rows > 1) or ((beams or op.embeds) and past.length):
         return None
+    if op.how == "own":
+        if not machine.own(op.slot) or not torch.equal(past.told, past.shown):
+            return None
+        op = replace(op, eos=(), embeds=False, mask="ones" if op.mask == "none" else op.mask)
     if op.slot < 0 and op.chunk and machine.setup.attention == "eager":
         return None  # the library's own cache there, of which sdpa is promised
     plan = masks.plan(op.mask, past, op.tokens, random.Random(op.seed), machine.heads)
@@ -132,6 +141,8 @@ def _generate(op: programs.Generate, machine, past: Columns) -> Action | None:
     def run(side):
         torch.manual_seed(op.seed)
         inputs = side.with_cache(op.slot, dict(options))
+        if op.how == "own" and side.is_subject:
+            return _own(op, side, ids, plan.new)
         if op.how == "assisted":
             inputs["assistant_model"] = build("llama", seed=1)
         if op.embeds:
@@ -151,6 +162,17 @@ def _generate(op: programs.Generate, machine, past: Columns) -> Action | None:
 
     # a row of garbage may end, or not, at any token, and the others go on as long as it does
     return Action(run, check, settle, lambda want: not right(want)[1].all())
+
+
+def _own(op: programs.Generate, side, ids: Tensor, new: Tensor) -> SimpleNamespace:
+    """What kvlab's own driver makes of it, which is told of the new columns only."""
+    mask = None if bool(new.all()) and op.seed % 2 else new.long()
+    cache = side.with_cache(op.slot, {})[side.name]
+    out = decode.generate(
+        side.model, ids[:, -op.tokens :], cache, op.new, attention_mask=mask,
+        chunk_tokens=op.chunk or 2048, driver=op.driver,
+    )
+    return SimpleNamespace(sequences=torch.cat([ids, out], 1))
 
 
 def _options(op: programs.Generate, mask: Tensor | None, ids: Tensor) -> dict:
@@ -178,7 +200,7 @@ def _after(op, past: Columns, ids: Tensor, flat: Tensor, want, machine):
     ended = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], 1).bool()
     shown = torch.cat([whole[:, past.length : ids.shape[1]], ~(ended & op.hide_ended)], 1)
     length = machine.reference.length(op.slot)
-    after = past.then(sequences[:, past.length :], shown, sound)
+    after = past.then(sequences[:, past.length :], shown, sound, whole[:, past.length :])
     after = masks.blurred(after, ~rows)
     times = BEAMS if "beam" in op.how else 1  # whose tokens they are is the library's secret
     return masks.cropped(after.map(lambda x: x.repeat_interleave(times, 0)), length), rows

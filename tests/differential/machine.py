@@ -125,6 +125,10 @@ class Machine:
         self.heads = self.reference.model.config.num_attention_heads
         self.windows = windows(self.reference.model)
 
+    def own(self, slot: int) -> bool:
+        """Whether the slot holds a cache of ours."""
+        return self.setup.cache == "paged" and slot in (0, 1)
+
     def step(self, op) -> tuple[Verdict, bool]:
         """The verdict, and whether the program goes on."""
         action = prepare(op, self)

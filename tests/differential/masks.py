@@ -18,16 +18,20 @@ from .models import PAD, VOCAB
 
 @dataclass(frozen=True)
 class Columns:
-    """What a cache has seen: ids int64, shown and sound bool, each [B, n]."""
+    """What a cache has seen: ids int64, shown, sound and told bool, each [B, n].
+
+    told: what the mask said of a column when it was computed, shown: what later masks say.
+    """
 
     ids: Tensor
     shown: Tensor
     sound: Tensor
+    told: Tensor
 
     @staticmethod
     def empty(rows: int) -> Columns:
         none = torch.zeros(rows, 0)
-        return Columns(none.long(), none.bool(), none.bool())
+        return Columns(none.long(), none.bool(), none.bool(), none.bool())
 
     @property
     def rows(self) -> int:
@@ -38,11 +42,15 @@ class Columns:
         return self.ids.shape[1]
 
     def map(self, change) -> Columns:
-        return Columns(change(self.ids), change(self.shown), change(self.sound))
+        return Columns(*map(change, self._parts))
 
-    def then(self, ids: Tensor, shown: Tensor, sound: Tensor) -> Columns:
-        return Columns(torch.cat([self.ids, ids], 1), torch.cat([self.shown, shown], 1),
-                       torch.cat([self.sound, sound], 1))  # fmt: skip
+    def then(self, *new: Tensor) -> Columns:
+        """These columns, and those of `new`: ids, shown, sound, told, each [B, T]."""
+        return Columns(*(torch.cat(pair, 1) for pair in zip(self._parts, new, strict=True)))
+
+    @property
+    def _parts(self) -> tuple[Tensor, ...]:
+        return self.ids, self.shown, self.sound, self.told
 
 
 def words(seed: int, rows: int, tokens: int) -> Tensor:

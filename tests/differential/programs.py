@@ -62,7 +62,8 @@ class Generate:
     seed: int = 0
     mask: str = "none"
     new: int = 4
-    how: str = "greedy"  # sample, beams, beam_sample, lookup, assisted
+    how: str = "greedy"  # sample, beams, beam_sample, lookup, assisted, own: kvlab's driver
+    driver: str = "eager"  # of "own"
     chunk: int | None = None
     eos: tuple[int, ...] = ()
     embeds: bool = False
@@ -141,7 +142,7 @@ def draw(rng: random.Random, kernels: str = "torch") -> Program:
 
 def draw_setup(rng: random.Random, kernels: str) -> Setup:
     kinds = ("paged",) * 8 + ("dynamic", "dynamic_config", "static")
-    cache = rng.choice(kinds)  # of the library's caches sdpa is promised, whatever eager makes of them
+    cache = rng.choice(kinds)  # of the library's caches its sdpa is promised, eager or not
     attention = rng.choice(("sdpa", "sdpa", "sdpa", "eager")) if cache == "paged" else "sdpa"
     return Setup(
         model=rng.choice(tuple(MODELS)), cache=cache,
@@ -186,6 +187,7 @@ def draw_forward(rng: random.Random, slot: int) -> Forward:
 def draw_generate(rng: random.Random, slot: int) -> Generate:
     eos = tuple(rng.randrange(1, 64) for _ in range(rng.choice((0, 0, 1, 12, 30))))
     hows = ("greedy",) * 4 + ("sample", "sample", "beams", "beam_sample", "lookup", "assisted")
+    hows += ("own", "own")
     how = rng.choice(hows)
     return Generate(
         slot, tokens=rng.choice((1, 2, 4, 7, 12)), seed=rng.randrange(4),
@@ -193,6 +195,6 @@ def draw_generate(rng: random.Random, slot: int) -> Generate:
         mask=rng.choice(("none", "ones", "left", "left", "ended", "holes", "right", "hide_first")),
         new=rng.choice((1, 2, 4, 6)), how=how,
         chunk=rng.choice((None, None, None, 1, 3)), eos=eos, embeds=rng.random() < 0.07,
-        hide_ended=rng.random() < 0.5,
+        hide_ended=rng.random() < 0.5, driver=rng.choice(("eager", "static", "auto")),
         implementation=rng.choice((None, "static")) if slot == NO_CACHE else None,
     )
