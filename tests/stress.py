@@ -146,7 +146,7 @@ def crop(rng: random.Random, cache: PagedCache) -> None:
     """Forget some of the last tokens; refused where what would be cut was evicted."""
     count = rng.randint(1, min(40, cache.get_seq_length()))
     try:
-        cache.crop(count)
+        cache.crop(-count)
     except KvlabError:
         cache.check()
 

@@ -103,7 +103,7 @@ def test_a_full_host_loses_nothing(model, ids):
     stats = cache.stats()
     assert cache.get_seq_length() == done == stats.tokens and 0 < done < ids.shape[1]
     assert stats.host_bytes > 0 and stats.evictions > 0
-    cache.crop(8)  # what is there is whole: the same tokens give the plain model's logits again
+    cache.crop(-8)  # what is there is whole: the same tokens give the plain model's logits again
     again = forward_chunk(model, ids[:, done - 8 : done], cache)[0]
     want = full(model, ids[:, :done])[-8:]
     torch.testing.assert_close(again, want, rtol=1e-4, atol=1e-4)
@@ -122,7 +122,7 @@ def test_a_crop_that_one_row_cannot_do_is_done_to_none(model, ids):
     refused = 0
     for count in range(1, 40):
         try:
-            cache.crop(count)
+            cache.crop(-count)
         except KvlabError:
             refused += 1
             assert [cache.length(row) for row in cache.rows] == before

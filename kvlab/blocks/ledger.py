@@ -50,6 +50,10 @@ class BlockLedger:
         deaf = type(self.policy).expect is EvictionPolicy.expect
         self._expect = None if deaf else self.policy.expect
 
+    def __getstate__(self) -> dict:
+        """A copy is not recorded: its verbs are none of the original's."""
+        return vars(self) | {"events": None}
+
     # -- numbers ---------------------------------------------------------------------------
 
     @property

@@ -39,8 +39,8 @@ class Away:
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
         """`child` holds what its parent holds; nothing is copied."""
+        self.shelf.share(held(self.tables[parent]))
         self.tables[child].append(self.tables[parent].ids)
-        self.shelf.share(held(self.tables[child]))
         self.summaries.fork(parent, child)
 
     def crop(self, seq: SeqId, blocks: int) -> None:

@@ -10,7 +10,9 @@ from kvlab.blocks import FREE, SEALED, BlockLedger, BlockTable, Chain
 from kvlab.cache.away import Away
 from kvlab.cache.choice import choice_for
 from kvlab.cache.claim import Alone
+from kvlab.cache.copies import rebuilt
 from kvlab.cache.digests import digests_for
+from kvlab.cache.forks import Forks
 from kvlab.cache.past import Past
 from kvlab.cache.summaries import Summaries
 from kvlab.cache.tables import DecodeTables
@@ -20,7 +22,7 @@ from kvlab.offload import OutOfHost
 from kvlab.pool import BlockPool
 
 
-class Holding:
+class Holding(Forks):
     """Ledger (which block), pool (its bytes) and block tables of the layers that evict together."""
 
     def __init__(
@@ -43,6 +45,9 @@ class Holding:
         self.fresh: list[BlockId] = []  # sealed since the last step ended
         self.evictions = 0
         self.share = Alone(self)
+
+    def __deepcopy__(self, memo: dict):
+        return rebuilt(self, memo)
 
     # ---- the life of a sequence
 
@@ -71,49 +76,16 @@ class Holding:
         if done:
             self.share.ended()
 
-    def fork(self, parent: SeqId, child: SeqId, chain: Chain | None = None) -> None:
-        """`child` shares sealed blocks of `parent` and copies its open tail; or `OutOfBlocks`."""
-        source = self.tables[parent]
-        fill = source.length % self.block_size
-        self.make_room(1 if fill else 0)  # before the blocks are pinned that could make it
-        self.open(child)
-        self.share.fork(parent, child, chain)
-        self.away.fork(parent, child)
-        self.digests.fork(parent, child)
-        table = self.tables[child]
-        shared = source.ids[:-1] if fill else list(source.ids)
-        held = [b for b in shared if b is not None]
-        self.ledger.pin(held)
-        self.borrowed[child].update(held)
-        table.append(shared)
-        if fill:
-            table.append([self._copy_tail(source.ids[-1], fill)])
-        table.length = source.length  # the last block is full or a copy of the same tail
-
-    def prepare_crop(self, seq: SeqId, length: int) -> None:
-        """Make room for the copy of a shared block that `crop` would cut.
-
-        Raises, before anything has changed, `OutOfBlocks` if there is none, and `KvlabError` if
-        the block was evicted.
-        """
-        table, size = self.tables[seq], self.block_size
-        whole, fill = divmod(length, size)
-        cut = table.ids[whole] if fill else None
-        away = bool(fill) and self.away.key(seq, whole) is not None
-        if fill and cut is None and not away:
+    def check_crop(self, seq: SeqId, length: int) -> None:
+        """Raises `KvlabError` if the block that `crop` would cut was evicted."""
+        whole, fill = divmod(length, self.block_size)
+        gone = fill and self.tables[seq].ids[whole] is None
+        if gone and self.away.key(seq, whole) is None:
             raise KvlabError(f"cannot crop to {length} tokens: block {whole} of them was evicted; "
-                             f"crop to a multiple of {size}")
-        dropped = [b for b in table.ids[-(-length // size) :] if b is not None]
-        shared = cut is not None and self._is_shared(seq, cut)
-        if (away or shared) and all(self._is_shared(seq, b) for b in dropped):
-            self.ledger.pin([cut] if shared else [])  # or it might be what leaves
-            try:
-                self.make_room(1)
-            finally:
-                self.ledger.unpin([cut] if shared else [])
+                             f"crop to a multiple of {self.block_size}")
 
     def crop(self, seq: SeqId, length: int) -> None:
-        """Forget all tokens from `length` on, after `prepare_crop`.
+        """Forget all tokens from `length` on, after `make_crop_room`.
 
         A sealed block that is cut becomes open again from its stored contents: exact for dense
         formats, within one rounding for the others.
@@ -163,12 +135,17 @@ class Holding:
 
         coming: contents that will be there, as far as known; some policies choose better so.
         """
-        capacity = self.ledger.capacity
-        short = 0 if capacity is None else count - (capacity - self.ledger.held_count)
-        if short > self.ledger.evictable_count:
-            raise OutOfBlocks(count, capacity - self.ledger.held_count, capacity)
+        short = self.short_of(count)
         if short > 0:
             self.evict(short, coming[-short:])
+
+    def short_of(self, count: int) -> int:
+        """Blocks to evict before `count` are free. Raises `OutOfBlocks` if too few can be."""
+        capacity, held = self.ledger.capacity, self.ledger.held_count
+        short = 0 if capacity is None else max(0, count - (capacity - held))
+        if short > self.ledger.evictable_count:
+            raise OutOfBlocks(count, capacity - held, capacity)
+        return short
 
     def evict(self, count: int, coming: Sequence[int] = ()) -> None:
         """Choose, spill, free: `count` blocks leave. Raises `OutOfHost`; nothing changes then."""
@@ -270,15 +247,6 @@ class Holding:
         self.ledger.unpin([b for b in blocks if b in borrowed])
         borrowed.difference_update(blocks)
         self._drop([b for b in blocks if self.ledger.state(b) == FREE])
-
-    def _is_shared(self, seq: SeqId, block: BlockId) -> bool:
-        return block in self.borrowed[seq] or self.share.owns(block)
-
-    def _copy_tail(self, tail: BlockId, fill: int) -> BlockId:
-        (block,) = self.allocate(None, 1)
-        layers = range(self.pool.geometry.layers)
-        self.pool.open_block(block, (self.pool.read_open(n, tail, fill) for n in layers))
-        return block
 
     def _reopen(self, seq: SeqId, index: int, cut: BlockId | None, fill: int) -> None:
         """Read first, release, then allocate: in a full cache the block takes its own place."""

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockLedger
+from kvlab.cache.copies import Copies
 from kvlab.cache.group import LayerGroup
 from kvlab.cache.look import look
-from kvlab.cache.prefix import NO_FACTS, ModelFacts, Prefixes
+from kvlab.cache.prefix import NO_FACTS, ModelFacts
+from kvlab.cache.sequences import Sequences
 from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.cache.stats import CacheStats
 from kvlab.cache.step import Extent
-from kvlab.core import CacheGeometry, KvlabError, SeqId
+from kvlab.core import BadInput, CacheGeometry, KvlabError, SeqId
 from kvlab.pool import BlockPool, Meter, Workspace
 
 
-class PagedCache(Prefixes):
+class PagedCache(Copies, Sequences):
     """A KV cache in blocks, composed from independent axes.
 
     geometry: the model's shape with the block size.
@@ -46,7 +46,7 @@ class PagedCache(Prefixes):
         self.spec.check_positions(inv_freq)
         self.workspace, self.meter = Workspace(), Meter()
         self.groups, self._place = self._layer_groups()
-        self._names = itertools.count()
+        self._opened = 0  # sequences so far: the next name
         self._step: list[list[Extent]] | None = None  # by row, then by group
         self._decodes = False
         self._tokens: dict[SeqId, int] = {}
@@ -67,64 +67,6 @@ class PagedCache(Prefixes):
         )
         return LayerGroup(ledger, pool, spec, self.inv_freq)
 
-    # ---- sequences
-
-    def open(
-        self, token_ids: Sequence[int] = (), *, reserve: int = 0, most: int | None = None
-    ) -> SeqId:
-        """A new sequence; `length` tells how many of its tokens are there already.
-
-        token_ids: what it will begin with. With prefix=hash it starts with the longest known run
-        of whole blocks of them, but for the last token, which is always computed.
-        reserve: tokens that it will reach; their blocks are set aside now, so that it cannot run
-        out of blocks before. Raises `OutOfBlocks`; nothing but evictions has happened then.
-        most: known blocks to start with, at most.
-        """
-        seq = next(self._names)
-        self._tokens[seq] = self._open(seq, token_ids, reserve, most)
-        return seq
-
-    def close(self, seq: SeqId) -> None:
-        """Forget `seq` and give its blocks back."""
-        self._catch_up()
-        for group in self.groups:
-            group.close(seq)
-        del self._tokens[seq]
-        self._chains.pop(seq, None)
-
-    def fork(self, seq: SeqId) -> SeqId:
-        """A second sequence with the same past: sealed blocks shared, the open tail copied."""
-        self._catch_up()
-        child = next(self._names)
-        chain = self._chains[seq].copy() if seq in self._chains else None
-        for group in self.groups:
-            group.fork(seq, child, chain)
-        self._tokens[child] = self._tokens[seq]
-        if chain is not None:
-            self._chains[child] = chain
-        return child
-
-    def truncate(self, seq: SeqId, length: int) -> None:
-        """Forget the tokens of `seq` from `length` on; all layers do, or an error says why not."""
-        self.truncate_all({seq: length})
-
-    def truncate_all(self, lengths: dict[SeqId, int]) -> None:
-        """The same for several sequences; what one of them cannot do is done to none."""
-        for seq, length in lengths.items():
-            if not 0 <= length <= self._tokens[seq]:
-                raise KvlabError(f"cannot crop {self._tokens[seq]} tokens to {length}")
-        self._catch_up()
-        pairs = [(group, *item) for group in self.groups for item in lengths.items()]
-        for group, seq, length in pairs:
-            group.prepare_crop(seq, length)
-        for group, seq, length in pairs:
-            group.crop(seq, length)
-        self._tokens.update(lengths)
-
-    def length(self, seq: SeqId) -> int:
-        """Tokens of `seq` seen so far, evicted ones included."""
-        return self._tokens[seq]
-
     # ---- one step
 
     def begin(self, seqs: list[SeqId], counts: list[int]) -> None:
@@ -132,8 +74,7 @@ class PagedCache(Prefixes):
 
         Raises `OutOfBlocks`; lengths and contents are then as before, but for evicted blocks.
         """
-        if self._step is not None:
-            raise KvlabError("the previous step was neither committed nor aborted")
+        self._check_step(seqs, counts)
         for group in self.groups:  # all rows at once, or an early row would evict in vain
             wanted = [(seq, group.needs(seq, n)) for seq, n in zip(seqs, counts, strict=True)]
             coming = [c for seq, blocks in wanted for c in group.share.coming(seq, blocks)]
@@ -154,6 +95,23 @@ class PagedCache(Prefixes):
         if self._decodes:
             for number, group in enumerate(self.groups):
                 group.prepare([extents[number] for extents in step])
+
+    def _check_step(self, seqs: list[SeqId], counts: list[int]) -> None:
+        if self._step is not None:
+            raise KvlabError("the previous step was neither committed nor aborted")
+        if len(seqs) != len(counts) or any(n < 0 for n in counts):
+            raise BadInput("counts", counts, f"must be {len(seqs)} numbers of tokens, 0 or more")
+        for seq in seqs:
+            self.length(seq)
+        if len(set(seqs)) < len(seqs):
+            raise BadInput("seqs", seqs, "must name each sequence once; fork what comes twice")
+
+    @property
+    def _running(self) -> list[list[Extent]]:
+        """The step under way."""
+        if self._step is None:
+            raise KvlabError("no step is under way; begin one first")
+        return self._step
 
     @property
     def capturable(self) -> bool:
@@ -179,7 +137,7 @@ class PagedCache(Prefixes):
             q, k, v = (x[:, :, 0].contiguous() for x in (q, k, v))
             return group.decode(local, q, k, v, scale)[:, None]
         out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], q.shape[3])
-        for row, extents in enumerate(self._step):
+        for row, extents in enumerate(self._running):
             e = extents[number]
             if e.count:
                 new = slice(q.shape[2] - e.count, None)
@@ -204,7 +162,7 @@ class PagedCache(Prefixes):
         In place of `attend`, once for every layer in order; policies hear of no attention.
         """
         number, local = self._place[layer]
-        for row, extents in enumerate(self._step):
+        for row, extents in enumerate(self._running):
             e = extents[number]
             new = slice(k.shape[2] - e.count, None)
             if e.count:
@@ -216,8 +174,8 @@ class PagedCache(Prefixes):
 
     def commit(self) -> None:
         """Close the step: full blocks are sealed for good, lengths advance."""
-        self._note_holes(self._step)
-        for extents in self._step:
+        self._note_holes(self._running)
+        for extents in self._running:
             for group, e in zip(self.groups, extents):
                 group.commit(e)
             self._tokens[extents[0].seq] += extents[0].count

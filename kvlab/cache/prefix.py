@@ -13,7 +13,7 @@ from kvlab.cache.claim import Alone
 from kvlab.cache.share import Serving, Shared
 from kvlab.cache.step import Extent
 from kvlab.cache.store import Stored
-from kvlab.core import BadInput, SeqId
+from kvlab.core import BadInput, KvlabError, SeqId
 from kvlab.sim.service import recompute_cost
 from kvlab.sim.sizes import ModelShape
 
@@ -194,8 +194,14 @@ class Prefixes:
         return handle
 
     def release_prefix(self, handle: Handle) -> None:
-        """Unpin a handle's blocks, tail first. A second release does nothing."""
+        """Unpin a handle's blocks, tail first. A second release does nothing.
+
+        Raises `KvlabError` for a handle of another cache.
+        """
         if handle.pinned:
+            if handle not in self._handles:
+                raise KvlabError("this prefix was not pinned in this cache; release it where "
+                                 "it was attached")
             handle.pinned = False
             self._handles.remove(handle)
             for group, ids in zip(self.groups, handle.parts):

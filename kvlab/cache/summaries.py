@@ -50,6 +50,11 @@ class Summaries:
         self.rows: list[SeqId] = []  # of the decode step under way
         self._metered = 0  # bytes of entries that the pool's meter knows of
 
+    def __setstate__(self, state: dict) -> None:
+        """A copy tells its own meter what it holds."""
+        vars(self).update(state, _metered=0)
+        self._tell_meter()
+
     # ---- the life of a sequence
 
     def open(self, seq: SeqId) -> None:

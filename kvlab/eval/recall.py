@@ -192,7 +192,7 @@ class Recall:
 def back_to(runner: Runner, length: int) -> bool:
     """Forget the last question and answer; False where what they share a block with is gone."""
     try:
-        runner.cache.crop(runner.cache.get_seq_length() - length)
+        runner.cache.crop(length - runner.cache.get_seq_length())
     except KvlabError:
         return False
     return True

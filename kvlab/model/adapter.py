@@ -1,82 +1,30 @@
-"""PagedCache as a cache of transformers: one object for `generate()` and for our own drivers.
-
-transformers' attention layers do nothing with the result of `Cache.update` but hand it to the
-registered attention function, so `update` stages the new keys and values and returns the layer
-itself; the attention function finds cache, queries and new tokens in one place.
-"""
+"""PagedCache as a cache of transformers: one object for `generate()` and for our own drivers."""
 
 from __future__ import annotations
 
-import weakref
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache
 
 from kvlab import cache as core
 from kvlab.cache import CacheSpec, ModelFacts
 from kvlab.cache.prefix import NO_FACTS
 from kvlab.core import BadInput, KvlabError
 from kvlab.model.columns import Columns, Plan
-from kvlab.model.dense import dense_attention
+from kvlab.model.doors import ATTENTION, PagedLayer
 from kvlab.model.forward import Forward, known_tokens
 from kvlab.model.identity import model_identity
-from kvlab.model.refusals import refuse_gradients, refuse_unknown
+from kvlab.model.refusals import refuse_gradients
 from kvlab.model.room import adaptive_budget
+from kvlab.model.rows import removed_columns, selected_rows
 from kvlab.model.shape import model_geometry, rotary_frequencies
 from kvlab.model.tokens import left_pads, watch_tokens
-from kvlab.model.visibility import KeyColumns, paged_mask, window_of
+from kvlab.model.visibility import window_of
 
-ATTENTION = "kvlab_paged"
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
-
-
-class PagedLayer(CacheLayerMixin):
-    """One layer's door into the cache; holds nothing but the tokens on their way in."""
-
-    is_compileable = False  # generate() must neither compile nor prebuild a mask
-    is_sliding = False
-    is_croppable = True
-
-    def __init__(self, cache: PagedCache, index: int):
-        super().__init__()
-        self.cache, self.index = weakref.proxy(cache), index  # weakly: the cache owns its layers
-        self.pending: tuple[Tensor, Tensor] | None = None
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Nothing to reserve: blocks come with the first tokens."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs):
-        """Stage [B, H, T, D] twice; the attention function takes it from here."""
-        self.pending = (key_states, value_states)
-        return self, self
-
-    def __getattr__(self, name: str):
-        if name in ("shape", "transpose", "size", "dtype"):
-            raise KvlabError(
-                f"PagedCache needs the {ATTENTION} attention: make it with "
-                "PagedCache.for_model(model), or call model.set_attn_implementation"
-                f"({ATTENTION!r}) again"
-            )
-        raise AttributeError(name)
-
-    def get_seq_length(self) -> int:
-        return self.cache.seen
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return KeyColumns(self.cache.seen + query_length), 0
-
-    def get_max_length(self) -> int:
-        return -1
-
-    def reset(self) -> None:
-        self.pending = None
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """The cache crops all layers at once."""
 
 
 class PagedCache(core.PagedCache, Cache):
@@ -166,11 +114,17 @@ class PagedCache(core.PagedCache, Cache):
         self.drop_prefixes()
 
     def finish(self) -> None:
-        """End the request of all rows. With prefix=hash what they computed stays known."""
+        """End the request of all rows. With prefix=hash what they computed stays known.
+
+        A forward that failed between layers is undone; ending twice does nothing more.
+        """
         self.abort()
-        for row in self.rows:
-            self.close(row)
-        self.rows, self.coming = [], None
+        rows, self.rows, self.coming = self.rows, [], None
+        for layer in self.layers:
+            layer.reset()
+        for row in rows:
+            if row in self._tokens:  # or whoever opened it has closed it
+                self.close(row)
 
     def start(self, ids: Tensor, mask: Tensor | None = None) -> int:
         """Open a row for each prompt in `ids` [B, T], on the known prefix of each.
@@ -189,29 +143,48 @@ class PagedCache(core.PagedCache, Cache):
         return self.seen
 
     def crop(self, tokens_to_remove) -> None:
-        """Forget the last tokens of every row; the count may come negative, or as a tensor."""
-        count = abs(int(tokens_to_remove))
-        left = [int(n) for n in self.columns.left(count)]
-        self.truncate_all(dict(zip(self.rows, left)))
-        self.columns.crop(count)
+        """Forget the last columns of every row: -n forgets n, padding counted as the library does.
+
+        A count beyond the length empties the rows. Raises `BadInput` for a positive count, and
+        `KvlabError`, all rows being as before, where a block that would be cut was evicted.
+        """
+        columns = removed_columns(tokens_to_remove)
+        self.abort()
+        if columns:
+            self.truncate_all(dict(zip(self.rows, map(int, self.columns.left(columns)))))
+            self.columns.crop(columns)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        self._select(beam_idx.tolist())
+        """Row i becomes what row `beam_idx[i]` was. All rows or, with an error, none."""
+        self._select("beam_idx", beam_idx, lambda rows: rows.index_select(0, beam_idx.cpu()))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        self._select([i for i in range(len(self.rows)) for _ in range(repeats)])
+        """Every row `repeats` times, its copies behind it. All rows or, with an error, none."""
+        times = repeats.cpu() if isinstance(repeats, Tensor) else repeats
+        self._select("repeats", repeats, lambda rows: rows.repeat_interleave(times, 0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        self._select(torch.arange(len(self.rows))[indices.cpu()].tolist())
+        """Rows by number or by a mask [B]. All rows or, with an error, none."""
+        at = indices.cpu() if isinstance(indices, Tensor) else indices
+        self._select("indices", indices, lambda rows: rows[at, ...])
 
-    def _select(self, sources: list[int]) -> None:
-        """Row i becomes a copy of row sources[i]; a row's first copy is the row itself."""
+    def _select(self, key: str, value, select: Callable[[Tensor], Tensor]) -> None:
+        """Row i becomes what row `select([0, 1, ...])[i]` was; the library's own operation says
+        which. Without tokens there are no rows yet, and nothing happens.
+        """
+        self.abort()
+        if self.seen:
+            sources = selected_rows(len(self.rows), key, value, select)
+            self._become(sources)
+
+    def _become(self, sources: list[int]) -> None:
+        """A row's first copy is the row itself, the others are forks."""
         free = dict(enumerate(self.rows))
         chosen = [free.pop(s, None) for s in sources]
-        rows = [self.fork(self.rows[s]) if c is None else c for s, c in zip(sources, chosen)]
+        forks = iter(self.fork_all([self.rows[s] for s, c in zip(sources, chosen) if c is None]))
+        self._rows = [next(forks) if c is None else c for c in chosen]
         for gone in free.values():
             self.close(gone)
-        self._rows = rows
         self.columns.select(sources)
 
     # ---- which tokens they are
@@ -272,7 +245,8 @@ class PagedCache(core.PagedCache, Cache):
 
     def take(self, columns: Columns, plan: Plan, positions: Tensor | None) -> None:
         """Open the step of `plan`; what its mask hides for good is forgotten before."""
-        if not self.rows:
+        fresh = not self.rows
+        if fresh:
             self.rows = [self.open() for _ in range(columns.rows)]
             self.columns = columns
         if plan.keep:
@@ -282,28 +256,9 @@ class PagedCache(core.PagedCache, Cache):
         self._catch_up()
         for row, ids in known_tokens(self, coming, plan, positions):
             self.tell(row, ids)
-        self.begin(self.rows, plan.counts)
-
-
-def paged_attention(
-    module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None,
-    position_ids=None, **told,
-):
-    """The registered attention: [B, Hq, T, D] -> [B, T, Hq, D]; `key`: a PagedLayer or a tensor.
-
-    Raises `KvlabError` for what a PagedCache cannot do: gradients, dropout, attention weights,
-    masks that are not causal with padding, and arguments of attention that it does not know.
-    """
-    if not isinstance(key, PagedLayer):
-        return dense_attention(
-            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout,
-            sliding_window=sliding_window, position_ids=position_ids, **told,
-        )
-    refuse_unknown(module, dropout, told)
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    cache = key.cache
-    return cache.forward(key, query, attention_mask, scale, sliding_window, position_ids), None
-
-
-AttentionInterface.register(ATTENTION, paged_attention)
-AttentionMaskInterface.register(ATTENTION, paged_mask)
+        try:
+            self.begin(self.rows, plan.counts)
+        except BaseException:
+            if fresh:  # another batch may come first
+                self.finish()
+            raise

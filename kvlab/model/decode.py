@@ -19,6 +19,7 @@ from torch import Tensor
 from kvlab.core import BadInput, KvlabError
 from kvlab.model.adapter import PagedCache
 from kvlab.model.columns import Plan
+from kvlab.model.ends import EndTokens, check_new_tokens, end_tokens
 from kvlab.model.prefill import forward_chunk, prefill
 from kvlab.model.shape import sliding_window
 from kvlab.model.step import Step, StepCache
@@ -182,32 +183,31 @@ def obstacle(model, cache: PagedCache) -> str | None:
 @torch.inference_mode()
 def generate(
     model, ids: Tensor, cache: PagedCache, max_new_tokens: int, *,
-    attention_mask: Tensor | None = None, eos: int | None = None,
+    attention_mask: Tensor | None = None, eos: EndTokens = None,
     choose: Callable[[Tensor], Tensor] | None = None, chunk_tokens: int | str = 2048,
     driver: Driver = "auto",
 ) -> Tensor:
     """Continue `ids` [B, T] by `max_new_tokens`: prefill in chunks, then decode, [B, new].
 
     attention_mask: [B, T], 0 for padding, which is not stored; the last column must be tokens.
-    eos: rows that have produced it repeat it, and all having done so ends the loop. Asking costs a
-        look at the device at every token; without it the host runs ahead.
+    eos: a token id or several; rows that have produced one repeat it, and all having done so ends
+        the loop. Asking costs a look at the device at every token; without it the host runs ahead.
     choose: logits [B, V] -> tokens [B]; the most likely token by default, see `sampled`.
     """
-    if max_new_tokens < 1:
-        raise BadInput("max_new_tokens", max_new_tokens, "must be at least 1")
+    check_new_tokens(max_new_tokens)
+    ends = end_tokens(eos, ids.device)
     choose = choose or (lambda logits: logits.argmax(-1))
     logits = _padded(model, ids, attention_mask, cache, chunk_tokens)
     tokens = choose(logits)
     out, ended = [tokens], torch.zeros_like(tokens, dtype=torch.bool)
     decoder = Decoder(model, cache, driver=driver)
     for _ in range(max_new_tokens - 1):
-        if eos is not None:
-            ended |= tokens == eos
+        if ends is not None:
+            ended |= torch.isin(tokens, ends)
             if bool(ended.all()):
                 break
-        tokens = choose(decoder.step(tokens))
-        if eos is not None:
-            tokens = tokens.masked_fill(ended, eos)
+        fresh = choose(decoder.step(tokens))
+        tokens = fresh if ends is None else torch.where(ended, tokens, fresh)
         out.append(tokens)
     return torch.stack(out, 1)
 
@@ -219,7 +219,10 @@ def _padded(
     if mask is not None and not bool(mask[:, -1:].all()):
         raise BadInput("attention_mask", "0 in the last column",
                        "every row is continued from its last column: pad on the left")
-    return prefill(model, ids, cache, attention_mask=mask, chunk_tokens=chunk_tokens).logits
+    result = prefill(model, ids, cache, attention_mask=mask, chunk_tokens=chunk_tokens)
+    if result.stopped:  # by Ctrl-C: there is nothing to go on from
+        raise KeyboardInterrupt
+    return result.logits
 
 
 def sampled(

@@ -52,6 +52,8 @@ def prefill(
     should_stop: asked between chunks. It and Ctrl-C leave a cache that can go on.
     Raises `BadInput` for an impossible chunk, `OutOfBlocks` where the budget is too small.
     """
+    if input_ids.dim() != 2 or not input_ids.numel():
+        raise BadInput("input_ids", list(input_ids.shape), "must be rows and tokens, 1 or more")
     total, logits = input_ids.shape[1], None
     size = chunk_size(chunk_tokens, model, cache)
     started, stopped = time.perf_counter(), False

@@ -7,7 +7,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from kvlab.core import KvlabError
-from kvlab.model.adapter import PagedCache, PagedLayer
+from kvlab.model.adapter import PagedCache
+from kvlab.model.doors import PagedLayer
 from kvlab.model.fuse import fused
 from kvlab.model.library import cache_parameter
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import torch
@@ -75,6 +76,13 @@ class Teller:
         self.tokens: list[int] = []
         self.told: list[str] = []
         self._due = False
+
+    def __deepcopy__(self, memo: dict) -> Teller:
+        """For a copy of its cache: model and tokenizer are not copied."""
+        other = memo[id(self)] = copy.copy(self)
+        other.cache = copy.deepcopy(self.cache, memo)
+        other.tokens, other.told = list(self.tokens), list(self.told)
+        return other
 
     def admit(self) -> None:
         """Asked by the cache at each forward. Raises where its tokens did not pass `before`."""

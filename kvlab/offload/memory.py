@@ -40,6 +40,10 @@ class HostMemory:
         # not at exit: the driver is about to take everything back anyway
         weakref.finalize(self, _close, self._spare, self._coming).atexit = False
 
+    def __deepcopy__(self, memo: dict) -> HostMemory:
+        """One limit for all caches of an offload, copies included."""
+        return self
+
     def require(self, count: int, nbytes: int, device: torch.device) -> None:
         """Raise `OutOfHost` unless `count` more slabs of `nbytes` fit; changes nothing in use."""
         new = count - self._ready(nbytes, device)

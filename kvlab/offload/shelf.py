@@ -67,8 +67,16 @@ class Shelf:
         self.store = HostSlabs(sealed.planes, sealed.layers, slab_rows, pool.device, memory)
         self._holders: dict[int, int] = {}
         self._free: list[int] = []  # heap of keys below len(_holders) + len(_free)
-        gone = weakref.finalize(self, _give_back, self.store.slabs, memory, pool.device)
-        gone.atexit = False
+        self._return_slabs_when_gone()
+
+    def _return_slabs_when_gone(self) -> None:
+        slabs, memory = self.store.slabs, self.memory
+        weakref.finalize(self, _give_back, slabs, memory, self.pool.device).atexit = False
+
+    def __setstate__(self, state: dict) -> None:
+        """A copy has slabs of its own to return."""
+        vars(self).update(state)
+        self._return_slabs_when_gone()
 
     # ---- blocks come and go
 

@@ -33,6 +33,12 @@ class HostSlabs(SlabStore):
         self.layer_bytes, self.slab_bytes = end, layers * end
         self._places: list[LayerPlanes] | None = None
 
+    def _take_over(self, source: HostSlabs) -> None:
+        self._places = None
+        if self.device.type == "cuda":  # kernels write to host rows, and the host reads them now
+            torch.cuda.synchronize(self.device)
+        super()._take_over(source)
+
     def missing(self, rows: list[int]) -> int:
         """Slabs that `commit(rows)` would have to take."""
         return len({row // self.slab_rows for row in rows} - self.slabs.keys())

@@ -93,6 +93,10 @@ class Stage:
         self.written = torch.cuda.Event() if self.cuda else None
         self._count: Tensor | None = None
 
+    def __deepcopy__(self, memo: dict) -> Stage:
+        """Streams and buffers of its own; nothing is under way in them."""
+        return Stage(self.device, self.move)
+
     def start(self, store: HostSlabs, layer: int, keys: tuple[int, ...]) -> Seat:
         """Begin to copy one layer of `keys`, unless that is under way or done."""
         for seat in self.seats:

@@ -140,7 +140,7 @@ class Random(EvictionPolicy):
     observes = None
 
     def __init__(self, seed: int = 0):
-        self._draw = Generator(seed).random
+        self._generator = Generator(seed)
         self._ids: list[BlockId] = []
         self._at: dict[BlockId, int] = {}
 
@@ -163,7 +163,7 @@ class Random(EvictionPolicy):
     def pop(self):
         if not self._ids:
             raise nothing()
-        at = int(self._draw() * len(self._ids))
+        at = int(self._generator.random() * len(self._ids))
         id = self._ids[at]
         del self._at[id]
         self._fill(at)

@@ -56,6 +56,10 @@ class Workspace:
             self._buffers = tuple(torch.empty(size, dtype=dtype, device=device) for _ in range(2))
         return tuple(b[:size].view(tokens, heads, dim) for b in self._buffers)
 
+    def __deepcopy__(self, memo: dict) -> Workspace:
+        """Nothing in it outlives a read."""
+        return Workspace()
+
     @property
     def nbytes(self) -> int:
         return sum(b.nbytes for b in self._buffers or ())

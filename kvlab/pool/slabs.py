@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from math import prod
 from typing import NamedTuple
 
@@ -52,6 +53,10 @@ class Meter:
         """Begin anew with what is held now."""
         self.peak = self.now
 
+    def __deepcopy__(self, memo: dict) -> Meter:
+        """Of a copied cache: its stores tell it anew what they take."""
+        return Meter()
+
 
 class SlabStore:
     """Rows of planes for all layers, in slabs of `slab_rows` rows.
@@ -80,6 +85,27 @@ class SlabStore:
             self._offsets[name] = end
             end += -(-layers * slab_rows * plane.nbytes // ALIGNMENT) * ALIGNMENT
         self.slab_bytes = end
+
+    def __deepcopy__(self, memo: dict) -> SlabStore:
+        """The same rows in slabs of their own, at addresses of their own."""
+        other = object.__new__(type(self))
+        vars(other).update(
+            vars(self), meter=deepcopy(self.meter, memo), slabs={}, _views={}, _live={}, _base=None
+        )
+        other._take_over(self)
+        return other
+
+    def _take_over(self, source: SlabStore) -> None:
+        """Rows of a store of the same shape; all or none."""
+        try:
+            for slab, buffer in source.slabs.items():
+                self._grow(slab)
+                self.slabs[slab].copy_(buffer)
+                self._live[slab] |= source._live[slab]
+        except BaseException:
+            for slab in list(self.slabs):
+                self._shrink(slab)
+            raise
 
     def commit(self, rows: list[int]) -> None:
         """Make `rows` writable; allocates the slabs they lie in."""
