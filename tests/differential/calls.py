@@ -127,7 +127,9 @@ def _generate(op: programs.Generate, machine, past: Columns) -> Action | None:
     if op.how == "own":
         if not machine.own(op.slot) or not torch.equal(past.told, past.shown):
             return None
-        op = replace(op, eos=(), embeds=False, mask="ones" if op.mask == "none" else op.mask)
+        # our driver hears of new columns only
+        kind = "ones" if op.mask in ("none", "hide_first") else op.mask
+        op = replace(op, eos=(), embeds=False, mask=kind)
     if op.slot < 0 and op.chunk and machine.setup.attention == "eager":
         return None  # the library's own cache there, of which sdpa is promised
     plan = masks.plan(op.mask, past, op.tokens, random.Random(op.seed), machine.heads)
