@@ -66,8 +66,9 @@ class PrefixTTFT:
             }
             last = params | {"tier": "cold"}
             if not folder.done(variant.name, last):
-                with folder.surviving(variant.name, last), fused(loaded.model):  # few queries: what
-                    self._variant(folder, variant, params, loaded)  # a kernel costs to launch counts
+                # few queries: what a kernel costs to launch counts
+                with folder.surviving(variant.name, last), fused(loaded.model):
+                    self._variant(folder, variant, params, loaded)
 
     def _variant(self, folder, variant: Variant, params: dict, loaded: LoadedModel) -> None:
         cache = PagedCache.for_model(loaded.model, variant.spec)
