@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
 from kvlab.__main__ import main
 from kvlab.eval.base import Runner
+from kvlab.report import build
 
 CONF = str(Path(__file__).parent / "conf")
 TINY = ["--config-dir", CONF, "experiment=tiny"]
@@ -39,6 +39,14 @@ def results(folder: Path) -> list[str]:
 
 def named(folder: Path, variant: str) -> set[str]:
     return {row["name"] for row in rows(folder) if row["variant"] == variant}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_figures():
+    """Reports of tables alone: drawing takes longer than the runs do."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "drawings", lambda everything, runs: [])
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +233,7 @@ def test_a_refused_run_leaves_the_one_beside_it_alone(tmp_path, count):
         assert together(place, TOY, [*TOY, "job.fail=early"]) == [0, 2]
         [found] = [p.parent for p in place.glob("outputs/*/*/measurements.jsonl")]
         assert whole(found)
-        assert [p for p in place.glob("outputs/*/*")] == [found]
+        assert list(place.glob("outputs/*/*")) == [found]
 
 
 def test_sweeps_started_in_the_same_instant(tmp_path):
