@@ -89,7 +89,9 @@ def decode(text: str, where: str) -> dict:
         raise BadInput("line", where, "has no variant and name; it is no measurement")
     if row["value"] is None or not isinstance(row.setdefault("params", {}), dict):
         raise BadInput("line", where, "needs a value and params that are an object")
-    return {"unit": "", "better": None, "count": None, **row}
+    for key, value in (("unit", ""), ("better", None), ("count", None)):
+        row.setdefault(key, value)  # what is there keeps its order: rows may be written again
+    return row
 
 
 def read_rows(path: Path) -> tuple[list[dict], int]:
