@@ -23,6 +23,7 @@ CONF = str(Path(__file__).parent / "conf")
 FIVE = ["--config-dir", CONF, "experiment=tiny"]
 TINY = [*FIVE, "variants=['format=int4','format=int8']"]
 TOY = ["--config-dir", CONF, "experiment=toy_specs", "variants=[]"]  # composed once: at once
+LONG = [pytest.mark.slow, pytest.mark.timeout(3600)]
 TIMED = ("prefill_seconds", "prefill_tokens_per_second", "decode_tokens_per_second")
 VARIANTS = ["int8", "int4", "random 50%", "fp8", "k4v2"]
 ONE_OF_EACH = {"perplexity", "kl_mean_nats", "cache_peak_bytes", "prefill_seconds"}
@@ -229,7 +230,7 @@ def whole(folder: Path) -> bool:
     return [r["variant"] for r in rows(folder)] == ["bf16"]
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, pytest.param(50, marks=LONG)])
 def test_pairs_started_in_the_same_instant(tmp_path, count):
     for number in range(count):
         place = tmp_path / str(number)
@@ -239,7 +240,7 @@ def test_pairs_started_in_the_same_instant(tmp_path, count):
         assert len(found) == 2 and all(map(whole, found))
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, pytest.param(50, marks=LONG)])
 def test_a_refused_run_leaves_the_one_beside_it_alone(tmp_path, count):
     for number in range(count):
         place = tmp_path / str(number)
@@ -275,7 +276,7 @@ def killed(folder: Path, seconds: float) -> bool:
     return running
 
 
-@pytest.mark.parametrize("count", [2, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, pytest.param(20, marks=LONG)])
 def test_a_kill_at_a_random_moment_and_a_resume(tmp_path, unbroken, count):
     (tmp_path / "0").mkdir()
     started = time.perf_counter()
