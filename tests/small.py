@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from conftest import make_tiny_model
+from tiny import make_tiny_model
 
 from kvlab.eval.data import Document
 from kvlab.model.load import LoadedModel
