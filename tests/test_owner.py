@@ -104,8 +104,11 @@ def test_only_a_folder_named_by_the_clock_gets_another_name(tmp_path):
     named = Place.at(tmp_path / "12-00-00", "outputs/${now:%H-%M-%S}")
     with named.own() as first, named.own() as second:
         assert [first.path.name, second.path.name] == ["12-00-00", "12-00-00-2"]
-    with named.own() as third:  # it holds nothing any more, but it was another run's
-        assert third.path.name == "12-00-00-3"
+    (tmp_path / "12-00-00/config.yaml").write_text("")
+    with named.own() as third:  # the first is another run's; an empty folder is nobody's
+        assert third.path.name == "12-00-00-2"
+        third.clear()
+        assert not third.path.exists()
     with named.own(resume=True) as again:
         assert again.path.name == "12-00-00"
     given = Place.at(tmp_path / "12-00-00", "outputs/mine")

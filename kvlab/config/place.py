@@ -39,7 +39,9 @@ class Place(NamedTuple):
         while True:
             with suppress(Busy):
                 owner = own(path)
-                if resume or path in owner.made:
+                if not owner.before:  # perhaps made by a run that then came second: now it is ours
+                    owner.made = tuple(dict.fromkeys((path, *owner.made)))
+                if resume or not owner.before:
                     return owner
                 owner.release()
             number += 1
