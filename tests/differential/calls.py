@@ -67,7 +67,10 @@ def _forward(op: programs.Forward, machine, past: Columns) -> Action | None:
         compare.forwards(want, got, kept, valid, sound)
 
     told = plan.flat[:, past.length :]
-    return Action(run, check, lambda want: {op.slot: past.then(ids, plan.new, sound, told)})
+    placed = masks.placed(op.positions, past, plan)
+    return Action(
+        run, check, lambda want: {op.slot: past.then(ids, plan.new, sound, told, placed)}
+    )
 
 
 def _kept(op):
@@ -125,7 +128,9 @@ def _generate(op: programs.Generate, machine, past: Columns) -> Action | None:
     if past.rows == 0 or (single and past.rows > 1) or ((beams or op.embeds) and past.length):
         return None
     if op.how == "own":
-        if not machine.own(op.slot) or not torch.equal(past.told, past.shown):
+        goes_on = torch.equal(past.told, past.shown) and bool(past.placed.all())
+        whole = past.length == machine.reference.length(op.slot)  # beams may leave more behind
+        if not (machine.own(op.slot) and goes_on and whole):
             return None
         # our driver hears of new columns only
         kind = "ones" if op.mask in ("none", "hide_first") else op.mask
@@ -137,7 +142,8 @@ def _generate(op: programs.Generate, machine, past: Columns) -> Action | None:
     flat = plan.flat
     if op.mask == "none" and not op.embeds:
         flat = ids != PAD  # what the library makes of it
-    options = _options(op, plan.mask, ids)
+    # chunks of the library begin anew on a filled cache before 5.24; ours go on
+    options = _options(replace(op, chunk=None) if op.how == "own" else op, plan.mask, ids)
     prompt = 0 if op.embeds else ids.shape[1]
 
     def run(side):
@@ -202,7 +208,9 @@ def _after(op, past: Columns, ids: Tensor, flat: Tensor, want, machine):
     ended = torch.cat([torch.zeros_like(ended[:, :1]), ended[:, :-1]], 1).bool()
     shown = torch.cat([whole[:, past.length : ids.shape[1]], ~(ended & op.hide_ended)], 1)
     length = machine.reference.length(op.slot)
-    after = past.then(sequences[:, past.length :], shown, sound, whole[:, past.length :])
+    # behind padding in the last column the library counts on from the padding's position
+    placed = flat[:, -1:].expand(-1, tokens)
+    after = past.then(sequences[:, past.length :], shown, sound, whole[:, past.length :], placed)
     after = masks.blurred(after, ~rows)
     times = BEAMS if "beam" in op.how else 1  # whose tokens they are is the library's secret
     return masks.cropped(after.map(lambda x: x.repeat_interleave(times, 0)), length), rows

@@ -18,20 +18,22 @@ from .models import PAD, VOCAB
 
 @dataclass(frozen=True)
 class Columns:
-    """What a cache has seen: ids int64, shown, sound and told bool, each [B, n].
+    """What a cache has seen: ids int64, shown, sound, told and placed bool, each [B, n].
 
-    told: what the mask said of a column when it was computed, shown: what later masks say.
+    told: what the mask said of a column when it was computed, shown: what later masks say; placed:
+    whether it stands at the number of tokens before it, where the next `generate()` counts from.
     """
 
     ids: Tensor
     shown: Tensor
     sound: Tensor
     told: Tensor
+    placed: Tensor
 
     @staticmethod
     def empty(rows: int) -> Columns:
         none = torch.zeros(rows, 0)
-        return Columns(none.long(), none.bool(), none.bool(), none.bool())
+        return Columns(none.long(), none.bool(), none.bool(), none.bool(), none.bool())
 
     @property
     def rows(self) -> int:
@@ -45,12 +47,12 @@ class Columns:
         return Columns(*map(change, self._parts))
 
     def then(self, *new: Tensor) -> Columns:
-        """These columns, and those of `new`: ids, shown, sound, told, each [B, T]."""
+        """These columns, and those of `new`: ids, shown, sound, told, placed, each [B, T]."""
         return Columns(*(torch.cat(pair, 1) for pair in zip(self._parts, new, strict=True)))
 
     @property
     def _parts(self) -> tuple[Tensor, ...]:
-        return self.ids, self.shown, self.sound, self.told
+        return self.ids, self.shown, self.sound, self.told, self.placed
 
 
 def words(seed: int, rows: int, tokens: int) -> Tensor:
@@ -196,6 +198,16 @@ def positions(kind: str, past: Columns, plan: Plan) -> Tensor | None:
     if kind == "packed":
         return torch.arange(tokens)[None].expand(rows, -1) % max(1, (tokens + 1) // 2)
     return plain.expand(rows, -1)
+
+
+def placed(kind: str, past: Columns, plan: Plan) -> Tensor:
+    """Which of the new columns stand at the number of tokens before them, bool [B, T]."""
+    tokens = plan.new.shape[1]
+    if past.length + tokens != plan.flat.shape[1]:
+        return torch.zeros_like(plan.new)
+    at = positions("row" if kind == "default" else kind, past, plan)
+    counted = plan.flat.long().cumsum(1)[:, -tokens:] - 1
+    return (at == counted) | ~plan.flat[:, -tokens:]
 
 
 def cropped(columns: Columns, length: int) -> Columns:

@@ -104,7 +104,8 @@ def test_what_saw_nothing_is_not_compared():
     seen = torch.ones(1, 1, 4, 4).bool().tril() & torch.tensor([0, 1, 1, 1]).bool()
     assert masks.soundness(seen, past, {None}).tolist() == [[False, True, True, True]]
     sound = masks.soundness(seen, past, {None})
-    after = past.then(torch.ones(1, 4).long(), seen[:, 0, -1], sound, seen[:, 0, -1])
+    seen_at_last = seen[:, 0, -1]
+    after = past.then(torch.ones(1, 4).long(), seen_at_last, sound, seen_at_last, seen_at_last)
     all_seen = torch.ones(1, 1, 1, 5).bool()
     assert masks.soundness(all_seen, after, {None}).tolist() == [[False]], "it sees an unsound one"
     assert masks.soundness(all_seen, after, {2}).tolist() == [[True]], "the window hides that"
