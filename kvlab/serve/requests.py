@@ -58,7 +58,10 @@ class TraceRequests:
             if at < self.skip or (self.longest is not None and len(ids) > self.longest):
                 continue
             tokens = max(1, round(int(t.input_tokens[at]) * scale))
-            prompt = np.concatenate([self._tokens(i, vocabulary) for i in ids])[:tokens]
+            blocks = [self._tokens(i, vocabulary) for i in ids]
+            if t.whole_blocks:  # the rest of the prompt has no id: nobody shares it
+                blocks.append(self._tokens(int(t.dense[1]) + at, vocabulary))
+            prompt = np.concatenate(blocks)[:tokens]
             output = self.output_tokens or max(1, round(int(t.output_tokens[at]) * scale))
             made.append(Request(len(made), float(t.arrival_ms[at]), prompt, output))
             if len(made) == self.count:
