@@ -78,7 +78,7 @@ class TraceStream:
         """Each request, checked; at least one."""
         reader, last = self.reader, 0.0
         where = None
-        for where, row in reader.rows():
+        for where, row in self._rows():
             wrong = fault(row, self.block_size, reader.whole_blocks)
             if not wrong and row.arrival_ms < last:
                 wrong = (
@@ -91,6 +91,17 @@ class TraceStream:
             yield row
         if where is None:
             raise BadInput("trace.path", self.path, "no requests in it")
+
+    def _rows(self) -> Iterator[tuple[str, Row]]:
+        """What the reader reads; values of a kind that it did not expect are the file's fault."""
+        where = self.path
+        try:
+            for where, row in self.reader.rows():
+                yield where, row
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            remedy = f"at or behind it a value is not of the kind {self.reader.name} has ({said})"
+            raise BadInput("trace.path", where, remedy) from error
 
     def pieces(self) -> Iterator[Trace]:
         columns = _Columns()

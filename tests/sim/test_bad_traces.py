@@ -96,6 +96,50 @@ def test_one_sentence_says_what_is_wrong_and_where(tmp_path, wrong):
     assert said in told and where in told and f"bad{suffix}" in told and "\n" not in told
 
 
+TURNS = {"num_turns": 1, "input_prompt_length": 9, "final_assistant_response_length": 5}
+TURNS |= {"assistant_response_length": [1], "tool_call_output_length": [3]}
+SOUND = {
+    "mooncake": GOOD,
+    "mooncake-delta": GOOD | {"session_id": "a"},
+    "agentic-mooncake": GOOD | {"request_id": "a", "wait_for": [], "session_id": "a"},
+    "applied-compute": TURNS | {"tool_call_latency": [0.5]},
+    "bailian": CHAT | {"hash_ids": list(range(8))},
+    "weka": WEKA | {"requests": [CALL, {"t": 1, "type": "subagent", "requests": [CALL]}]},
+    "tracelab": ROUND,
+    "lmcache": {"session_id": 1, "input": [{"role": "user", "content": "a"}], "output_length": 1},
+    "sharegpt": {"messages": [{"role": "user", "content": "a"}, {"role": "gpt", "content": "b"}]},
+}
+
+
+def broken(value):
+    """Copies of a value with one part of it replaced by something of another kind, or gone."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield {k: v for k, v in value.items() if k != key}
+            yield from (value | {key: other} for other in broken(part))
+    elif isinstance(value, list) and value:
+        yield from ([other, *value[1:]] for other in broken(value[0]))
+        yield from ([*value[:-1], other] for other in broken(value[-1]))
+    yield from (None, "x", -1, 1.5, [], {}, [None], [[1], [2, 3]], True, 2**70, "")
+
+
+@pytest.mark.parametrize("format", SOUND)
+def test_any_broken_part_is_read_or_refused(tmp_path, format):
+    size = None if format == "weka" else 4
+    suffix = ".json" if format == "weka" else ".jsonl"
+    path, refused = tmp_path / f"t{suffix}", 0
+    path.write_text(text(SOUND[format]))
+    assert len(load_trace(path, size, format)) >= 1
+    for row in broken(SOUND[format]):
+        path.write_text(text(json.dumps(row)))
+        try:
+            load_trace(path, size, format)
+        except BadInput as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 10
+
+
 def test_files_that_cannot_be_unpacked_or_listed(tmp_path):
     (tmp_path / "cut.jsonl.xz").write_bytes(lzma.compress(text(GOOD).encode() * 99)[:60])
     (tmp_path / "fake.parquet").write_bytes(b"PAR1 not at all")

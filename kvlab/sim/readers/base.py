@@ -13,6 +13,8 @@ import numpy as np
 from kvlab.core import BadInput
 from kvlab.sim.readers.lines import lines, parse
 
+LONGEST = 1 << 26  # tokens; a longer prompt is a mistake of the file
+
 
 class Row(NamedTuple):
     """One request: arrival and pause in ms, lengths in tokens, chained block ids of the input.
@@ -124,6 +126,14 @@ def of_record(path: Path, row: dict) -> type[Reader] | None:
     return next((reader for reader in Reader.known if reader.claims(head)), None)
 
 
+def check_lengths(where: str, **lengths) -> None:
+    """Refuse what is not a number of tokens, before anything is made of it."""
+    for name, value in lengths.items():
+        if type(value) is not int or not 0 <= value <= LONGEST:
+            remedy = f"{name} must be a whole number of 0 to {LONGEST} tokens, not {value!r}"
+            raise BadInput("trace.path", where, remedy)
+
+
 class Numbers:
     """Names numbered 0, 1, 2, ... as they come."""
 
@@ -153,6 +163,10 @@ def fault(row: Row, block_size: int, whole_blocks: bool) -> str | None:
         return f"input_length must be a whole number of at least 1, not {inputs!r}"
     if type(outputs) is not int or outputs < 0:
         return f"output_length must be a whole number of at least 0, not {outputs!r}"
+    if max(inputs, outputs) > LONGEST:
+        return f"{max(inputs, outputs)} tokens in one request; at most {LONGEST} can be right"
+    if type(row.think_ms) not in (int, float) or type(row.cached_tokens) is not int:
+        return f"think_ms must be a number, not {row.think_ms!r}"
     return _fault_of_ids(row.ids, inputs, block_size, whole_blocks)
 
 
@@ -169,6 +183,8 @@ def _fault_of_ids(ids, inputs: int, block_size: int, whole_blocks: bool) -> str 
     made = isinstance(ids, np.ndarray)
     if not made and ids and not -(1 << 63) <= min(ids) <= max(ids) < 1 << 63:
         return "hash_ids must fit in 64 bits, signed"
+    if made and (np.diff(ids) > 0).all():
+        return None
     if len(np.unique(ids) if made else set(ids)) != len(ids):
         return "a hash_id comes twice in one request; a chained id names one place in a prompt"
     return None

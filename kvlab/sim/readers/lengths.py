@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from itertools import count
 from typing import ClassVar
 
-from kvlab.sim.readers.base import Reader, Row, in_order
+from kvlab.sim.readers.base import Reader, Row, check_lengths, in_order
 from kvlab.sim.readers.lines import table
 
 
@@ -30,6 +30,7 @@ class LengthsReader(Reader):
         for where, cells in table(self.path):
             row = self.row(where, cells)
             if row is not None:
+                check_lengths(where, input=row.input_tokens, output=row.output_tokens)
                 yield where, row
 
     def row(self, where: str, cells: dict[str, str]) -> Row | None:

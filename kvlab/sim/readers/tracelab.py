@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from itertools import count
 
 from kvlab.core import BadInput
-from kvlab.sim.readers.base import Numbers, Reader, Row, in_order
+from kvlab.sim.readers.base import Numbers, Reader, Row, check_lengths, in_order
 from kvlab.sim.readers.lines import milliseconds
 
 _LENGTHS = ("input_tokens_total", "prefix_tokens", "newly_append_tokens", "output_tokens")
@@ -46,9 +46,7 @@ class TraceLab(Reader):
         self.note("ids are made of prefix_tokens: what the server had lost counts as new text")
         for where, row in self.records():
             lengths = [row.get(name) or 0 for name in _LENGTHS]
-            if any(type(n) is not int or n < 0 for n in lengths):
-                remedy = f"{', '.join(_LENGTHS)} must be whole numbers of at least 0"
-                raise BadInput("trace.path", where, remedy)
+            check_lengths(where, **dict(zip(_LENGTHS, lengths)))
             total, prefix, new, output = lengths
             if total != prefix + new:
                 remedy = f"input_tokens_total {total} is not prefix {prefix} + newly appended {new}"

@@ -12,14 +12,15 @@ from collections.abc import Iterator
 
 from kvlab.core import BadInput
 from kvlab.sim.chain import Chain
-from kvlab.sim.readers.base import Reader, Row, in_order
+from kvlab.sim.readers.base import Reader, Row, check_lengths, in_order
 
+_ENDS = ("input_prompt_length", "final_assistant_response_length")
 _TURNS = ("assistant_response_length", "tool_call_output_length", "tool_call_latency")
 
 
 class AppliedCompute(Reader):
     name = "applied-compute"
-    needs = ("num_turns", "input_prompt_length", "final_assistant_response_length", *_TURNS)
+    needs = ("num_turns", *_ENDS, *_TURNS)
     default_block = 64
 
     def rows(self) -> Iterator[tuple[str, Row]]:
@@ -52,4 +53,7 @@ class AppliedCompute(Reader):
         if not numbers or {len(values) for values in lists} != {row["num_turns"]}:
             remedy = f"{', '.join(_TURNS)} must hold num_turns numbers of at least 0 each"
             raise BadInput("trace.path", where, remedy)
+        for answer, result in zip(*lists[:2]):
+            check_lengths(where, **dict(zip(_TURNS, (answer, result))))
+        check_lengths(where, **{name: row[name] for name in _ENDS})
         return lists

@@ -49,11 +49,11 @@ class Weka(Reader):
             for place, at, request, conversation in found:
                 ids = self._ids(place, request)
                 model = models.index(request["model"])
-                seen.setdefault(model, set()).update(ids.tolist() if len(models) > 1 else ())
+                seen.setdefault(model, []).append(ids)
                 yield place, self._row(at, request, base + len(models) * ids + model, conversation)
                 highest = max(highest, int(ids.max(initial=-1)))
                 number = max(number, conversation + 1)
-            shared += len(set.intersection(*seen.values())) if len(seen) > 1 else 0
+            shared += _asked_by_several(seen)
             base += len(models) * (highest + 1)
         if shared:
             self.note(f"{shared} ids are asked for by two models of a session; they are kept apart")
@@ -61,13 +61,18 @@ class Weka(Reader):
     def _row(self, at: float, request: dict, ids: np.ndarray, conversation: int) -> Row:
         think = request.get("think_time")
         pause = nan if think is None else 1e3 * think
-        return Row(1e3 * at, request["in"], request["out"], ids, conversation, pause)
+        small = ids.astype(np.int32) if ids.max(initial=0) < 1 << 31 else ids
+        return Row(1e3 * at, request["in"], request["out"], small, conversation, pause)
 
     def _ids(self, where: str, request: dict) -> np.ndarray:
-        ids = request["hash_ids"]
-        if not isinstance(ids, list) or set(map(type, ids)) - {int} or min(ids, default=0) < 0:
+        try:
+            ids = np.array(request["hash_ids"])
+        except ValueError:  # lists of several lengths
+            ids = np.array(None)
+        whole = ids.ndim == 1 and (ids.dtype == np.int64 or not len(ids))
+        if not whole or ids.min(initial=0) < 0:
             raise BadInput("trace.path", where, "hash_ids must be whole numbers of at least 0")
-        return np.array(ids, dtype=np.int64)
+        return ids.astype(np.int64)
 
     def _check_scope(self, where: str, session: dict) -> None:
         if session["hash_id_scope"] != "local":
@@ -106,6 +111,14 @@ class Weka(Reader):
             for where, session in _objects(path):
                 self.check_fields(where, session)
                 yield where, session
+
+
+def _asked_by_several(seen: dict[int, list[np.ndarray]]) -> int:
+    """How many ids more than one model asks for; seen: model -> ids of its requests."""
+    if len(seen) < 2:
+        return 0
+    each = np.concatenate([np.unique(np.concatenate(ids)) for ids in seen.values()])
+    return int(np.count_nonzero(np.unique(each, return_counts=True)[1] > 1))
 
 
 def session_files(path: Path) -> list[Path]:
