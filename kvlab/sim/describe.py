@@ -121,12 +121,23 @@ class TraceFacts:
         for row in rows:
             yield f"  {row.name:34} {row.value:>16,.2f} {row.unit}"
         if trace.shares:
+            _, blocks = working_set(trace, self.window_seconds)
+            yield f"  working set over time, {self.window_seconds:g} s: {bars(blocks)}"
             counts = ", ".join(f"{k}={v}" for k, v in self.definitions.params().items())
             yield f"  counted: {counts}"
         for sentence in trace.notes:
             yield f"  assumed: {sentence}"
         if not trace.shares:
             yield "  no hit rates: nothing is known of prefixes"
+
+
+def bars(values: np.ndarray, width: int = 60) -> str:
+    """At most `width` bars, each the mean of its share of the values, the highest full."""
+    if not len(values):
+        return ""
+    parts = [part.mean() for part in np.array_split(values, min(width, len(values)))]
+    top = max(max(parts), 1)
+    return "".join("▁▂▃▄▅▆▇█"[min(7, int(8 * part / top))] for part in parts)
 
 
 def shape_of(trace: Trace) -> Iterator[Measurement]:

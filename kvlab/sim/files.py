@@ -179,19 +179,20 @@ class _Columns:
     def __init__(self):
         self.arrival, self.ids = array("d"), array("q")
         self.inputs, self.outputs, self.lengths = array("q"), array("q"), array("q")
-        self.more = {"session": array("q"), "think_ms": array("d"), "cached_tokens": array("q")}
+        self.more = array("q"), array("d"), array("q")  # as in Row, from `session` on
 
     def add(self, request: Row) -> None:
-        self.arrival.append(request.arrival_ms)
-        self.inputs.append(request.input_tokens)
-        self.outputs.append(request.output_tokens)
-        self.lengths.append(len(request.ids))
-        for name, column in self.more.items():
-            column.append(getattr(request, name))
-        if isinstance(request.ids, np.ndarray):
-            self.ids.frombytes(request.ids.astype(np.int64).tobytes())
+        at, inputs, outputs, ids, *more = request
+        self.arrival.append(at)
+        self.inputs.append(inputs)
+        self.outputs.append(outputs)
+        self.lengths.append(len(ids))
+        for column, value in zip(self.more, more):
+            column.append(value)
+        if isinstance(ids, np.ndarray):
+            self.ids.frombytes(ids.astype(np.int64).tobytes())
         else:
-            self.ids.extend(request.ids)
+            self.ids.extend(ids)
 
     def trace(self, stream: TraceStream) -> Trace:
         first = np.concatenate([[0], np.cumsum(np.asarray(self.lengths))]).astype(np.int64)
@@ -205,8 +206,8 @@ class _Columns:
 
     def _known(self) -> dict[str, np.ndarray]:
         """What the file says beyond the necessary; a column that says nothing is left out."""
-        columns = {name: np.asarray(column) for name, column in self.more.items()}
-        nothing = {"session": -1, "think_ms": np.nan, "cached_tokens": -1}
+        columns = dict(zip(Row._fields[4:], map(np.asarray, self.more)))
+        nothing = Row._field_defaults
         return {
             name: column for name, column in columns.items()
             if not np.array_equal(column, np.full(len(column), nothing[name]), equal_nan=True)

@@ -133,6 +133,15 @@ def test_weka_models_do_not_share_a_cache(tmp_path):
     assert not (trace.previous >= 0).any() and noted(trace, "2 ids are asked for by two models")
 
 
+def test_weka_drives_a_load_whose_prompts_end_in_text_of_their_own(tmp_path):
+    from kvlab.serve.requests import TraceRequests
+
+    path = write(tmp_path / "s.json", weka(asked(0.0, [1], tokens=96), asked(1.0, [1], tokens=96)))
+    one, two = TraceRequests(load_trace(path), count=2).make(None, 1000)
+    assert len(one.prompt) == len(two.prompt) == 24
+    assert (one.prompt[:16] == two.prompt[:16]).all() and (one.prompt[16:] != two.prompt[16:]).any()
+
+
 def test_weka_a_session_a_line_or_spread_over_lines(tmp_path):
     sessions = weka(asked(0.0, [1])), weka(asked(0.0, [1]), asked(1.0, []))
     lines = load_trace(write(tmp_path / "s.jsonl", *sessions))

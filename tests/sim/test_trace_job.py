@@ -6,7 +6,7 @@ import pytest
 from kvlab.config import make_plan
 from kvlab.core import BadInput
 from kvlab.sim import Definitions, load_trace
-from kvlab.sim.describe import TraceFacts, ideal
+from kvlab.sim.describe import TraceFacts, bars, ideal
 from kvlab.sim.jobs import HitRate
 from kvlab.track import RunFolder
 
@@ -68,6 +68,8 @@ def test_rows_name_every_definition_and_the_print_says_what_was_assumed(tmp_path
     params = rows[0]["params"]
     assert {"partial_blocks", "measured", "outputs", "first_requests", "format"} <= params.keys()
     told = capsys.readouterr().out
+    assert "over time, 2 s: ██" in told
+    assert bars(np.array([0, 4, 8])) == "▁▅█" and len(bars(np.arange(999))) == 60
     assert "tiny: made, blocks of 4 tokens" in told and "partial_blocks=hit" in told
     assert list(load_trace(tmp_path / "out.jsonl", 4).requests()) == list(trace.requests())
     held = np.load(tmp_path / "r" / "trace_tiny.npz")

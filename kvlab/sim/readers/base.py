@@ -60,6 +60,7 @@ class Reader:
 
     def __init_subclass__(cls, **more):
         super().__init_subclass__(**more)
+        cls._fields = frozenset(cls.needs)
         if "name" in vars(cls):
             Reader.known.append(cls)
 
@@ -102,9 +103,9 @@ class Reader:
                 yield where, row
 
     def check_fields(self, where: str, row: dict) -> None:
-        missing = [name for name in self.needs if name not in row]
-        if not missing and not self.never & row.keys():
+        if self._fields <= row.keys() and self.never.isdisjoint(row):
             return
+        missing = [name for name in self.needs if name not in row]
         other = of_record(self.path, row)
         if other is not None and other is not type(self):
             remedy = (
