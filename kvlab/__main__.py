@@ -1,6 +1,7 @@
 """`python -m kvlab [experiment=NAME] [group=option ...] [key=value ...]`: one run, start to end.
 
-Exit status: 0 done, 2 bad input (one paragraph on stderr, nothing left behind), 130 interrupted.
+Exit status: 0 done, 1 some variants failed (the report says which and why), 2 bad input (one
+paragraph on stderr, nothing left behind), 130 interrupted.
 Torch is imported by the jobs that compute with it, not here.
 """
 
@@ -10,8 +11,7 @@ import os
 import random
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from unittest.mock import patch
 
@@ -24,10 +24,12 @@ from rich.console import Console
 
 from kvlab import __version__
 from kvlab.config import Plan, add_config_dir, conf_dir, explain, first_of_sweep, make_plan, quote
-from kvlab.config.place import Place
-from kvlab.core import BadInput, KvlabError
+from kvlab.config.explain import complaint
+from kvlab.core import BadInput, KvlabError, RunFailed
 from kvlab.report import console_table, write_report
 from kvlab.track import RunFolder
+from kvlab.track.owner import Owner, own
+from kvlab.track.rows import FAILED
 
 _TABLE_LINES = 40
 _SHOWS = ("help", "hydra_help", "cfg", "info", "shell_completion")
@@ -42,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         with patch.dict(os.environ, HYDRA_FULL_ERROR="1"):  # Hydra then lets exceptions through
-            _dispatch(argv)
+            return _dispatch(argv)
     except KeyboardInterrupt:
         print("kvlab: interrupted; resume=true in the same folder goes on", file=sys.stderr)
         return 130
@@ -51,47 +53,69 @@ def main(argv: Sequence[str] | None = None) -> int:
         if paragraph is None:
             raise
         print(f"kvlab: {paragraph}", file=sys.stderr)
-        return 2
-    return 0
+        return 1 if isinstance(complaint(error), RunFailed) else 2
 
 
-def _dispatch(argv: list[str]) -> None:
-    """Check a single run before Hydra makes its folder; Hydra's own commands go to Hydra."""
+def _dispatch(argv: list[str]) -> int:
+    """Check a run and own its folder before Hydra makes it; Hydra's own commands go to Hydra."""
     args = _parse(argv)
-    shows = any(getattr(args, name) for name in _SHOWS)
-    plan = None if shows else _check(args)
-    single = plan is not None and not args.multirun
-    refusals: list[KvlabError] = []
+    if any(getattr(args, name) for name in _SHOWS):
+        _hydra(lambda _config: None, argv)
+        return 0
+    plan = _check(args)
+    key = "sweep" if args.multirun else "run"
+    with plan.place.own(plan.settings.resume) as owner:
+        # The clock has moved on since the check: the folder that was checked is the one to be made.
+        fixed = f"hydra.{key}.dir={quote(str(owner.path))}"
+        return _sweep(argv, fixed) if args.multirun else _single(plan, owner, argv, fixed)
+
+
+def _single(plan: Plan, owner: Owner, argv: list[str], fixed: str) -> int:
+    ended: list[int | KvlabError] = []
 
     def task(_config) -> None:
         try:
-            with patch.object(sys, "argv", typed):
-                _run_job(plan if single else None)
-        except KvlabError as error:
-            if not single:
-                raise  # Hydra names the job of the sweep
-            refusals.append(error)
+            ended.append(execute(plan, owner, also=HydraConfig.get().output_subdir))
+        except KvlabError as error:  # Hydra would print a traceback of it
+            ended.append(error)
 
-    run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")(task)
-    typed = [sys.argv[0], *argv]
-    # The clock has moved on since the check: the folder that was checked is the one to be made.
-    fixed = [f"hydra.run.dir={quote(str(plan.place.path))}"] if single else []
-    with patch.object(sys, "argv", [*typed, *fixed]):
-        run()
-    if refusals:
-        raise refusals[0]
+    _hydra(task, argv, fixed)
+    if isinstance(ended[0], KvlabError):
+        raise ended[0]
+    return ended[0]
 
 
-def _run_job(plan: Plan | None) -> None:
-    """One job of Hydra's: the run whose plan was checked already, or one of a sweep."""
+def _sweep(argv: list[str], fixed: str) -> int:
+    """Hydra's jobs one after the other; the worst of their statuses."""
+    ended: list[int] = []
+    _hydra(lambda _config: ended.append(_one_of_sweep()), argv, fixed)
+    return max(ended, default=0)
+
+
+def _one_of_sweep() -> int:
     state = HydraConfig.get()
     path = Path(state.runtime.output_dir)
-    if plan is not None:
-        return execute(plan, Place(path, plan.place.missing))
-    place = Place(path, (path,))
-    with place.restored_on_refusal():
-        plan = make_plan(_task_overrides(state), state.job.config_name)
-    return execute(plan, place, sweep=Path(state.sweep.dir).name)
+    with own(path) as owner:
+        owner.made = (path,)  # by Hydra, a moment ago
+        try:
+            plan = make_plan(_task_overrides(state), state.job.config_name)
+        except KvlabError:
+            owner.clear((state.output_subdir or "",))
+            raise
+        return execute(plan, owner, Path(state.sweep.dir).name, state.output_subdir)
+
+
+def _hydra(task: Callable[[object], None], argv: list[str], *fixed: str) -> None:
+    """Run `task` as Hydra's; it sees the command line as it was typed, Hydra sees `fixed` too."""
+    typed = [sys.argv[0], *argv]
+
+    def as_typed(config) -> None:
+        with patch.object(sys, "argv", typed):
+            task(config)
+
+    run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
+    with patch.object(sys, "argv", [*typed, *fixed]):
+        run(as_typed)()
 
 
 def _parse(argv: list[str]) -> Namespace:
@@ -110,7 +134,8 @@ def _check(args: Namespace) -> Plan:
     overrides = add_config_dir(given, args.config_dir)
     folder = os.path.abspath(args.config_path or conf_dir())
     with hydra.initialize_config_dir(folder, job_name="kvlab", version_base="1.3"):
-        return make_plan(overrides, args.config_name or "config")
+        return make_plan(overrides, args.config_name or "config",
+                         "sweep" if args.multirun else "run")
 
 
 def _task_overrides(state) -> list[str]:
@@ -119,32 +144,44 @@ def _task_overrides(state) -> list[str]:
     return [*search, *state.overrides.task]
 
 
-def execute(plan: Plan, place: Place, sweep: str | None = None) -> None:
+def execute(
+    plan: Plan, owner: Owner, sweep: str | None = None, also: str | None = None
+) -> int:
     """Run a checked plan in its folder, then print its table and write its report.
 
-    A refusal that comes before the first number takes the folder away again.
+    A refusal that comes before the first number takes the folder away again, with `also`, what
+    Hydra has put there. Returns 1 where variants failed.
     """
     seed_everything(plan.settings.seed)
-    with ExitStack() as undo:
-        undo.enter_context(place.restored_on_refusal())
-        folder = undo.enter_context(
-            RunFolder(
-                place.path,
-                config=yaml.safe_dump(plan.config, sort_keys=False, allow_unicode=True),
-                resume=plan.settings.resume,
-                tracker=plan.tracker,
-                group=sweep,
-                job_type=plan.experiment,
-            )
+    folder, held = None, 0
+    try:
+        folder = RunFolder(
+            owner.path,
+            config=yaml.safe_dump(plan.config, sort_keys=False, allow_unicode=True),
+            resume=plan.settings.resume,
+            tracker=plan.tracker,
+            group=sweep,
+            job_type=plan.experiment,
+            owner=owner,
         )
-        held = len(folder.rows())
-        try:
-            plan.job.run(folder, plan.variants)
-        except KvlabError:
-            if len(folder.rows()) > held:
-                undo.pop_all().close()  # numbers were measured: they stay
-            raise
+        with folder:
+            held = len(folder.rows())
+            _measure(plan, folder)
+    except KvlabError:
+        if folder is None or len(folder.rows()) == held:
+            owner.clear((also or "",))
+        raise
+    return int(bool(folder.failures()))
+
+
+def _measure(plan: Plan, folder: RunFolder) -> None:
+    """The job and what is shown of it; what was measured before the run failed is shown too."""
+    try:
+        plan.job.run(folder, plan.variants)
+    except RunFailed:
         _conclude(folder)
+        raise
+    _conclude(folder)
 
 
 def _conclude(folder: RunFolder) -> None:
@@ -160,11 +197,13 @@ def _conclude(folder: RunFolder) -> None:
 
 
 def _first(rows: list[dict], lines: int) -> tuple[list[dict], int]:
-    """The measurements of the first settings, one line of the table each; how many there are."""
+    """The measurements of the first settings, one line of the table each, and what failed; how many
+    settings there are."""
     keys = [(row["variant"], repr(sorted(row["params"].items()))) for row in rows]
     distinct = list(dict.fromkeys(keys))
     kept = set(distinct[:lines])
-    return [row for key, row in zip(keys, rows) if key in kept], len(distinct)
+    shown = [row for key, row in zip(keys, rows) if key in kept or row["name"] == FAILED]
+    return shown, len(distinct)
 
 
 def seed_everything(seed: int) -> None:

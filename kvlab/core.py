@@ -37,6 +37,10 @@ class OutOfBlocks(KvlabError):
         )
 
 
+class RunFailed(KvlabError):
+    """What all other numbers of a run are compared with could not be measured."""
+
+
 @dataclass(frozen=True)
 class CacheGeometry:
     """The shape of one cache: what a block of every layer must hold."""

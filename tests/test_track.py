@@ -126,6 +126,51 @@ for count in range(10**6):
     assert [row["params"]["count"] for row in rows[::3]] == list(range(len(rows[::3])))
 
 
+class Batches(Tracker):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.batches = []
+
+    def log(self, rows):
+        self.batches.append(rows)
+
+
+def test_a_failure_stands_until_what_it_is_about_was_measured(tmp_path):
+    with RunFolder(tmp_path / "run", tracker=(told := Batches())) as folder:
+        folder.add("a", {}, [LOSS])
+        folder.add("b", {}, [LOSS._replace(name="one")], step=1)
+        for text in ("first", "second"):
+            with folder.surviving("b", {}, "kl_mean_nats"):
+                raise ValueError(text)
+        with folder.surviving("c", {}):
+            raise ValueError("third")
+        assert [r["reason"] for r in folder.failures()] == ["ValueError: second",
+                                                            "ValueError: third"]
+        assert not folder.done("b", {}) and not folder.done("c", {})
+    assert [r["name"] for batch in told.batches for r in batch].count("failed") == 3
+    with RunFolder(tmp_path / "run", resume=True, tracker=(told := Batches())) as folder:
+        folder.add("b", {}, [LOSS._replace(name="other")])  # not what is missing
+        assert len(folder.failures()) == 2
+        folder.add("b", {}, [LOSS, LOSS])
+        assert [r["variant"] for r in folder.failures()] == ["c"]
+    there = [(r["variant"], r["name"]) for r in rows_on_disk(tmp_path / "run")]
+    assert there == [("a", "kl_mean_nats"), ("b", "one"), ("c", "failed"), ("b", "other"),
+                     ("b", "kl_mean_nats")]
+    last = told.batches[-1]
+    assert [(r["variant"], r["name"]) for r in last] == [("c", "failed")], "told as it stands"
+
+
+def test_bad_input_before_the_first_number_is_the_users_to_mend(tmp_path):
+    with RunFolder(tmp_path / "run") as folder:
+        with pytest.raises(BadInput), folder.surviving("a", {}):
+            raise BadInput("key", 1, "is wrong")
+        folder.add("a", {}, [LOSS])
+        with folder.surviving("b", {}):
+            raise BadInput("key", 1, "is wrong")
+        assert folder.failures()[0]["reason"] == "BadInput: key=1: is wrong"
+
+
 def test_a_folder_that_holds_something_is_refused(tmp_path):
     (tmp_path / ".hydra").mkdir()
     (tmp_path / "kvlab.log").write_text("")

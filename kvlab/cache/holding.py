@@ -167,6 +167,8 @@ class Holding(Forks):
     def drop_known(self, spill: bool = False) -> int:
         """Free the shared blocks that nobody uses; `spill` them to the host."""
         idle = self.idle(self.share.known)
+        if not idle:
+            return 0
         spill = spill and self.share.make_host_room(len(idle))
         self.share.gone(idle)
         if spill:

@@ -1,49 +1,48 @@
-"""The run folder before anything is in it: may it be made, and what to take away again."""
+"""The run folder before anything is in it: may it be made, and whose is it."""
 
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from kvlab.core import BadInput, KvlabError
+from kvlab.core import BadInput
+from kvlab.track.owner import Busy, Owner, own
 
 
 class Place(NamedTuple):
-    """A folder and those of its parents that do not exist yet, innermost first."""
+    """A folder that can be made. by_clock: the time of day named it, another name is as good."""
 
     path: Path
-    missing: tuple[Path, ...]
+    by_clock: bool = False
 
     @classmethod
-    def at(cls, path: Path) -> Place:
-        """Raises `BadInput` where no folder can be made."""
+    def at(cls, path: Path, named: str = "") -> Place:
+        """`named`: the path as it was configured. Raises `BadInput` where no folder can be made."""
         path = Path(os.path.abspath(path))
-        missing = [path, *path.parents]
-        there = next(p for p in missing if p.exists())
+        there = next(p for p in (path, *path.parents) if p.exists())
         if not there.is_dir():
             raise BadInput("hydra.run.dir", path, f"{there} is a file; name a folder")
         if not os.access(there, os.W_OK):
             raise BadInput("hydra.run.dir", path, f"{there} cannot be written to")
-        return cls(path, tuple(missing[: missing.index(there)]))
+        return cls(path, "${now:" in named and "%S" in named)
 
-    @contextmanager
-    def restored_on_refusal(self) -> Iterator[None]:
-        """What stands in the folder now is all that stands there after a `KvlabError`."""
-        before = set(self.path.iterdir()) if self.path.is_dir() else set()
-        try:
-            yield
-        except KvlabError:
-            self._clear(before)
-            raise
+    def own(self, resume: bool = False) -> Owner:
+        """The folder, owned; one named by the clock gets a number where another run was there.
 
-    def _clear(self, keep: set[Path]) -> None:
-        for entry in set(self.path.iterdir()) - keep:
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-        for folder in self.missing:
-            if any(folder.iterdir()):
-                return
-            folder.rmdir()
+        Raises `Busy` where another run is at work in it.
+        """
+        if not self.by_clock:
+            return own(self.path)
+        path, number = self.path, 1
+        while True:
+            with suppress(Busy):
+                owner = own(path)
+                if not owner.before:  # perhaps made by a run that then came second: now it is ours
+                    owner.made = tuple(dict.fromkeys((path, *owner.made)))
+                if resume or not owner.before:
+                    return owner
+                owner.release()
+            number += 1
+            path = self.path.with_name(f"{self.path.name}-{number}")

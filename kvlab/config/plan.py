@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -39,12 +39,20 @@ class _Composed(NamedTuple):
     tree: dict
     resolved: dict
     choices: dict
-    run_dir: Path
+    hydra: DictConfig
+
+    def place(self, key: str) -> Place:
+        """Of `run` or `sweep`; only the one that is used need be resolvable."""
+        named = OmegaConf.to_container(self.hydra[key], resolve=False)["dir"]
+        return Place.at(Path(self.hydra[key].dir), named)
 
 
-def make_plan(strings: Sequence[str], config_name: str = "config") -> Plan:
+def make_plan(
+    strings: Sequence[str], config_name: str = "config", folder: Literal["run", "sweep"] = "run"
+) -> Plan:
     """Compose, refuse, instantiate, expand the variants. Hydra must be initialised.
 
+    folder: whose place is looked at, that of one run or that of a sweep.
     Raises `KvlabError`, mostly `BadInput`, for anything that the user got wrong.
     """
     base = _composed(strings, config_name)
@@ -69,7 +77,7 @@ def make_plan(strings: Sequence[str], config_name: str = "config") -> Plan:
         variants=[Variant(p.name, p.params, spec) for p, spec in zip(points, specs)],
         tracker=build(base.tree, base.resolved["track"], "track"),
         experiment=base.choices.get("experiment"),
-        place=Place.at(base.run_dir),
+        place=base.place(folder),
     )
 
 
@@ -88,11 +96,10 @@ def _without_variants(base: _Composed) -> _Composed:
 def _composed(strings: Sequence[str], config_name: str) -> _Composed:
     config = compose(strings, config_name)
     choices = OmegaConf.to_container(config.hydra.runtime.choices)
-    run_dir = Path(config.hydra.run.dir)
     tree = OmegaConf.to_container(config, resolve=False)
     del tree["hydra"]
     refuse_strays(tree, choices)
-    return _Composed(tree, _resolved(config), choices, run_dir)
+    return _Composed(tree, _resolved(config), choices, config.hydra)
 
 
 def _resolved(config: DictConfig) -> dict:

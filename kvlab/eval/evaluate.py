@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
 from kvlab import stats
-from kvlab.cache import CacheSpec
-from kvlab.core import Variant
-from kvlab.eval.base import Runner, check_lengths, done
+from kvlab.core import Measurement, Variant
+from kvlab.eval.base import Runner, alive, awaited_last, check_lengths, done, failing
 from kvlab.eval.controls import companions
 from kvlab.eval.cost import cost
-from kvlab.eval.quality import against, decoded, lockstep, memory, quality
+from kvlab.eval.quality import against, decoded, lockstep, memory, per_document, quality
+from kvlab.eval.scores import Scores
 from kvlab.eval.setting import Setting, noise_floor
 from kvlab.model.decode import Driver, check_driver
 from kvlab.model.load import LoadedModel
 from kvlab.model.progress import shown
+
+AWAITED = "perplexity"  # what a variant has that is through all documents
 
 
 class Evaluate:
@@ -59,7 +63,7 @@ class Evaluate:
         device, self.chunk_tokens = loaded.model.device, self.setting.chunk_tokens
         check_driver(self.driver, device)
         runners = self._runners(loaded, variants)
-        scored = [r for r in runners if self.measures_quality and not done(folder, r, "perplexity")]
+        scored = self.measures_quality and not all(done(folder, r, AWAITED) for r in runners)
         timed = [
             r for r in runners
             if not r.params.get("control") and not done(folder, r, "prefill_seconds")
@@ -69,8 +73,8 @@ class Evaluate:
         documents = self.data.documents(loaded.tokenizer, self.documents, self.tokens)
         texts = [torch.from_numpy(np.asarray(d.ids)).long().to(device) for d in documents]
         if scored:
-            self._quality(folder, loaded, texts, scored)
-        self._cost(folder, loaded, texts[0], timed)
+            self._quality(folder, loaded, texts, runners)
+        self._cost(folder, loaded, texts[0], alive(timed))
 
     def _runners(self, loaded: LoadedModel, variants: list[Variant]) -> list[Runner]:
         """Baseline first; every refusal happens here, before anything is written."""
@@ -80,36 +84,70 @@ class Evaluate:
         full, *rest = self.setting.runners(loaded, variants, params)
         return [full, *([noise_floor(full)] if self.noise_floor else []), *rest]
 
-    def _quality(self, folder, loaded, texts, todo: list[Runner]) -> None:
-        baseline, others = todo[0], todo[1:]
-        if not baseline.params.get("baseline"):  # resumed: its rows are there, its run is needed
-            full = CacheSpec(format=self.baseline, block_size=todo[0].spec.block_size)
-            baseline, others = Runner("full", {}, full), todo
-        for step, ids in enumerate(texts):
-            with shown(self.progress, len(ids), f"document {step + 1} of {len(texts)}") as show:
-                lockstep(
-                    loaded, ids, baseline, others, self.chunk_tokens, self.decode_tokens, show
-                )
-            folder.history(step, {
-                f"{r.name}/nll_mean": float(r.nll[-1].mean()) for r in (baseline, *others)
+    def _quality(self, folder, loaded, texts, runners: list[Runner]) -> None:
+        """Documents that are on disk are taken from there; the full cache, `runners[0]`, runs
+        again where a variant misses one."""
+        scores, known = Scores(folder), [t.numpy(force=True) for t in texts]
+        baseline, *others = runners
+        others = [r for r in others if not done(folder, r, AWAITED) or scores.holds(r, known)]
+        for number, ids in enumerate(texts):
+            self._document(folder, loaded, scores, (number, len(texts)), ids, baseline, others)
+            folder.history(number, {
+                f"{r.name}/nll_mean": float(r.nll[-1].mean()) for r in alive([baseline, *others])
             })
-        compared = list(companions(todo, self.chunk_tokens))
-        for runner in todo:
-            rows = [*quality(runner, baseline, self.seed), *memory(runner)]
-            rows += decoded(runner, baseline, self.seed)
-            rows += [against(*c, self.seed) for c in compared if c[0] is runner]
-            folder.add(runner.name, runner.params, rows)
+        self._write(folder, alive([baseline, *others]))
+
+    def _document(self, folder, loaded, scores: Scores, place, ids, baseline, others) -> None:
+        number, count = place
+        before, known = alive(others), ids.numpy(force=True)
+        todo = [r for r in before if not scores.take(r, number, known, r.columns)]
+        measured = [baseline, *todo]
+        if not todo and scores.take(baseline, number, known, baseline.columns):
+            measured = []
+        name = f"document {number + 1} of {count}"
+        if measured:
+            with failing(folder, AWAITED, baseline, *todo), shown(
+                self.progress, len(ids), name
+            ) as show:
+                lockstep(loaded, ids, baseline, todo, self.chunk_tokens, self.decode_tokens, show,
+                         name)
+        for runner in alive(measured):
+            scores.keep(runner, number, known, runner.columns)
+        for runner in alive([baseline, *before]):
+            folder.add(runner.name, runner.params, per_document(runner), step=number + 1)
+
+    def _write(self, folder, whole: list[Runner]) -> None:
+        """Rows over all documents. What is paired with another comes first where a runner is done:
+        the other one may have failed in the run before."""
+        baseline = whole[0]
+        for runner in whole:
+            if done(folder, runner, AWAITED):
+                folder.add(runner.name, runner.params, self._beside(folder, runner, whole))
+        for runner in whole:
+            if done(folder, runner, AWAITED):
+                continue
+            rows = [*memory(runner), *decoded(runner, baseline, self.seed),
+                    *self._beside(folder, runner, whole), *quality(runner, baseline, self.seed)]
             if runner is not baseline:
                 curve = stats.position_intervals(runner.nll, baseline.nll)
                 folder.curve("per_position", runner.name, **curve)
+            folder.add(runner.name, runner.params, awaited_last(rows, AWAITED))
+
+    def _beside(self, folder, runner: Runner, whole: list[Runner]) -> Iterator[Measurement]:
+        """Rows that pair a runner with others than the full cache."""
+        for one, kind, control in companions(whole, self.chunk_tokens):
+            if one is runner and not done(folder, runner, f"kl_minus_{kind}_nats"):
+                yield against(runner, kind, control, self.seed)
 
     def _cost(self, folder, loaded, ids, todo: list[Runner]) -> None:
         for runner in todo:
             alone = Runner(runner.name, runner.params, runner.spec)
-            rows = list(cost(loaded, ids, alone, self.chunk_tokens, self.decode_tokens,
-                             self.driver))
-            held = [] if self.measures_quality else list(memory(alone))
-            folder.add(runner.name, runner.params, [*rows, *held])
+            with folder.surviving(runner.name, runner.params, "prefill_seconds"):
+                rows = list(cost(loaded, ids, alone, self.chunk_tokens, self.decode_tokens,
+                                 self.driver))
+                held = [] if self.measures_quality else list(memory(alone))
+                folder.add(runner.name, runner.params,
+                           awaited_last([*rows, *held], "prefill_seconds"))
 
 
 class Cost(Evaluate):

@@ -62,7 +62,8 @@ class Load:
                       "failures": self.failures, "running": self.limits.running}  # fmt: skip
             variant = f"{rate:g} requests/s"
             if not folder.done(variant, params):
-                folder.add(variant, params, self._at(loaded, with_rate(made, rate)))
+                with folder.surviving(variant, params):
+                    folder.add(variant, params, self._at(loaded, with_rate(made, rate)))
 
     def _at(self, loaded: LoadedModel, requests: list) -> list[Measurement]:
         """One rate: a fresh cache, everything served, everything given back."""

@@ -42,6 +42,11 @@ class Prompt(NamedTuple):
     context: np.ndarray
     questions: list[Question]
 
+    def tokens(self) -> np.ndarray:
+        """All of it in a row, questions and answers too."""
+        asked = [part for q in self.questions for part in (q.ids, q.answer)]
+        return np.concatenate([self.context, *asked])
+
 
 class SecretNumber:
     """The task that the bundled reference model was trained on; needs no instruction tuning.

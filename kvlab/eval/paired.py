@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from kvlab import stats
 from kvlab.cache import CacheSpec
 from kvlab.core import Measurement
-from kvlab.eval.base import Runner
+from kvlab.eval.base import Runner, done
 from kvlab.eval.evaluate import Evaluate
 
 
@@ -16,17 +16,18 @@ class Paired(Evaluate):
 
     Plain eviction is the control of what summarizes, retrieves or offloads under the same budget.
     Token by token, so what makes a text hard cancels, and an interval that excludes 0 is a
-    difference. A resumed run pairs only what it has measured itself.
+    difference.
     """
 
-    def _quality(self, folder, loaded, texts, todo: list[Runner]) -> None:
-        super()._quality(folder, loaded, texts, todo)
-        bounded = [r for r in todo if r.spec.bounded]
-        controls = [r for r in bounded if is_plain(r.spec)]
-        for runner in (r for r in bounded if r not in controls):
-            same = [c for c in controls if budget(c.spec) == budget(runner.spec)]
-            rows = [row for control in same for row in paired(runner, control, self.seed)]
-            folder.add(runner.name, runner.params, rows)
+    def _beside(self, folder, runner: Runner, whole: list[Runner]) -> Iterator[Measurement]:
+        yield from super()._beside(folder, runner, whole)
+        if not runner.spec.bounded or is_plain(runner.spec):
+            return
+        for control in whole:
+            name = f"kl_minus_{control.spec.policy().name}_nats"
+            if (control.spec.bounded and is_plain(control.spec) and not done(folder, runner, name)
+                    and budget(control.spec) == budget(runner.spec)):
+                yield from paired(runner, control, self.seed)
 
 
 def is_plain(spec: CacheSpec) -> bool:

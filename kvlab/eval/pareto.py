@@ -10,7 +10,7 @@ import torch
 
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, KvlabError, Variant
-from kvlab.eval.base import Runner
+from kvlab.eval.base import Runner, alive
 from kvlab.eval.evaluate import Evaluate
 from kvlab.model.decode import Driver, check_driver
 from kvlab.model.shape import model_geometry
@@ -83,17 +83,21 @@ class Pareto(Evaluate):
         check_driver(self.driver, device)
         texts = [torch.from_numpy(np.asarray(d.ids)).long().to(device) for d in documents]
         study = self._study(optuna, folder)
-        while len(study.trials) - _waiting(study, optuna) < self.trials:
-            left = self.trials - len(study.trials) + _waiting(study, optuna)
+        again = _again(study, optuna)
+        while (left := self.trials + again + _waiting(study, optuna) - len(study.trials)) > 0:
             asked = [study.ask() for _ in range(min(self.batch, left))]
             runners = self._composed(loaded, study, asked, optuna)
             self._measure(folder, loaded, texts, list(runners.values()))
             values = _values(folder)
             for number, runner in runners.items():
-                study.tell(number, values[runner.name])
+                if runner.name in values:
+                    study.tell(number, values[runner.name])
+                else:  # its failure stands in the folder
+                    study.tell(number, state=optuna.trial.TrialState.FAIL)
 
     def _study(self, optuna, folder):
-        """The folder's study; trials that a killed run left open are given up."""
+        """The folder's study. Trials that a killed run left open, and those whose composition
+        raised, are enqueued again in place of what they were."""
         backend = optuna.storages.journal.JournalFileBackend(str(folder.path / JOURNAL))
         study = optuna.create_study(
             study_name="pareto", directions=list(OBJECTIVES.values()), load_if_exists=True,
@@ -111,8 +115,14 @@ class Pareto(Evaluate):
                 alone = {k: v for k, v in (("policy", "none"), ("recent", 0), ("summary", "none"),
                                            ("retrieval", "none")) if v in self.space.get(k, ())}
                 study.enqueue_trial(first | alone | {"format": name})
+        failed = {row["variant"] for row in folder.failures()}
+        for trial in _ended_early(study, optuna):
+            if trial.params.keys() == self.space.keys() and composition(trial.params)[0] in failed:
+                study.enqueue_trial(trial.params)
         for trial in study.get_trials(states=[optuna.trial.TrialState.RUNNING]):
             study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            if trial.params.keys() == self.space.keys():
+                study.enqueue_trial(trial.params)
         return study
 
     def _composed(self, loaded, study, asked, optuna) -> dict[int, Runner]:
@@ -147,7 +157,7 @@ class Pareto(Evaluate):
         )
         self._quality(folder, loaded, texts, [full, *todo.values()])
         alone = [full] if full.name not in known else []
-        self._cost(folder, loaded, texts[0], [*alone, *todo.values()])
+        self._cost(folder, loaded, texts[0], alive([*alone, *todo.values()]))
 
 
 def composition(chosen: dict) -> tuple[str, dict, CacheSpec]:
@@ -188,6 +198,17 @@ def _values(folder) -> dict[str, list[float]]:
         variant: [values[name] for name in OBJECTIVES]
         for variant, values in found.items() if OBJECTIVES.keys() <= values.keys()
     }
+
+
+def _ended_early(study, optuna) -> list:
+    """Trials that failed without being refused: killed, or their composition raised."""
+    failed = study.get_trials(states=[optuna.trial.TrialState.FAIL])
+    return [trial for trial in failed if "refused" not in trial.user_attrs]
+
+
+def _again(study, optuna) -> int:
+    """How many of them were before this start: each has another trial in its place."""
+    return len(_ended_early(study, optuna))
 
 
 def _waiting(study, optuna) -> int:

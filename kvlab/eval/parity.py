@@ -85,7 +85,9 @@ class Parity:
             for policy in policies:
                 size = self.text_tokens if scene == "text" else len(requests)
                 params = {"scene": scene, "policy": policy, "model": loaded.name, "size": size}
-                if not folder.done(policy, params):
+                if folder.done(policy, params):
+                    continue
+                with folder.surviving(policy, params):
                     rows, found = judged(run(policy), policies, scene == "requests")
                     folder.add(policy, params, rows)
                     show(scene, policy, found)

@@ -81,15 +81,18 @@ class PrefillSpeed:
 
     def _measure(self, folder, name, params, call: Callable, model, ids: Tensor) -> None:
         todo = [n for n in self.contexts if not folder.done(name, params | {"tokens": n})]
-        if todo:  # compiles kernels, plans attention
-            call(ids[:, : 2 * self.chunk_tokens + 100])
+        warm = False
         for tokens in todo:
-            try:
-                rows = list(self._rows(call, model, ids[:, :tokens]))
-            except torch.cuda.OutOfMemoryError:
-                print(f"{name}, {tokens} tokens: does not fit, left out", flush=True)
-                continue
-            folder.add(name, params | {"tokens": tokens}, rows)
+            with folder.surviving(name, params | {"tokens": tokens}):
+                if not warm:  # compiles kernels, plans attention
+                    call(ids[:, : 2 * self.chunk_tokens + 100])
+                    warm = True
+                try:
+                    rows = list(self._rows(call, model, ids[:, :tokens]))
+                except torch.cuda.OutOfMemoryError:
+                    print(f"{name}, {tokens} tokens: does not fit, left out", flush=True)
+                    continue
+                folder.add(name, params | {"tokens": tokens}, rows)
 
     def _rows(self, call: Callable, model, ids: Tensor) -> Iterator[Measurement]:
         cuda, tokens = ids.is_cuda, ids.shape[1]

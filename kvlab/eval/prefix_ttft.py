@@ -64,8 +64,10 @@ class PrefixTTFT:
                 "prefix_tokens": self.prefix_tokens, "new_tokens": self.new_tokens,
                 "chunk_tokens": self.chunk_tokens, "block_size": variant.spec.block_size,
             }
-            if not folder.done(variant.name, params | {"tier": "cold"}):
-                with fused(loaded.model):  # few queries: what a kernel costs to launch counts
+            last = params | {"tier": "cold"}
+            if not folder.done(variant.name, last):
+                # few queries: what a kernel costs to launch counts
+                with folder.surviving(variant.name, last), fused(loaded.model):
                     self._variant(folder, variant, params, loaded)
 
     def _variant(self, folder, variant: Variant, params: dict, loaded: LoadedModel) -> None:

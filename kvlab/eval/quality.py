@@ -9,7 +9,7 @@ import torch
 
 from kvlab import stats
 from kvlab.core import Measurement
-from kvlab.eval.base import Runner, windows
+from kvlab.eval.base import Runner, alive, windows
 from kvlab.eval.divergence import compare, nll
 from kvlab.model.load import LoadedModel
 
@@ -19,31 +19,58 @@ DECODED_BLOCK = 32  # tokens resampled together
 def lockstep(
     loaded: LoadedModel, ids: torch.Tensor, baseline: Runner, runners: list[Runner],
     chunk_tokens: int, decode_tokens: int, show: Callable[[int], None] = lambda done: None,
+    name: str = "the document",
 ) -> None:
     """Send one document, `ids` [T], through all caches window by window and keep token scores.
 
     The full cache and every variant see the same tokens in the same windows, so that differences
-    are paired and no logits have to be stored. show: is told the tokens done.
+    are paired and no logits have to be stored. A runner that raises is left out from there on and
+    keeps nothing of this document (`Runner.failure`); a full cache that does raises `RunFailed`.
+    show: is told the tokens done. name: of the document, for what failed on it.
     """
-    everyone = [baseline, *runners]
-    scores = {id(r): [] for r in everyone}
-    for runner in everyone:
-        runner.start(loaded)
+    scores = {id(r): [] for r in (baseline, *runners)}
+    with baseline.leading(f"{name}, at its start"):
+        baseline.start(loaded)
+    for runner in runners:
+        with runner.surviving(f"{name}, at its start"):
+            runner.start(loaded)
     for start, stop in windows(len(ids), chunk_tokens, decode_tokens):
-        targets = ids[start + 1 : stop + 1]
-        full = baseline.forward(loaded, ids[start:stop])[: len(targets)]
-        if len(targets):
-            scores[id(baseline)].append((nll(full, targets),))
-        for runner in runners:
-            logits = runner.forward(loaded, ids[start:stop])[: len(targets)]
+        where, targets = f"{name}, tokens {start} to {stop}", ids[start + 1 : stop + 1]
+        with baseline.leading(where):
+            full = baseline.forward(loaded, ids[start:stop])[: len(targets)]
             if len(targets):
-                scores[id(runner)].append(compare(logits, full, targets))
+                scores[id(baseline)].append((nll(full, targets),))
+        for runner in alive(runners):
+            with runner.surviving(where):
+                logits = runner.forward(loaded, ids[start:stop])[: len(targets)]
+                if len(targets):
+                    scores[id(runner)].append(compare(logits, full, targets))
         show(stop)
-    for runner in everyone:
-        runner.finish()
-        columns = [np.concatenate(c) for c in zip(*scores[id(runner)])]
-        for kept, column in zip((runner.nll, runner.kl, runner.same), columns):
-            kept.append(column)
+    with baseline.leading(f"{name}, at its end"):
+        _finish(baseline, scores)
+    for runner in alive(runners):
+        with runner.surviving(f"{name}, at its end"):
+            _finish(runner, scores)
+
+
+def _finish(runner: Runner, scores: dict[int, list]) -> None:
+    runner.finish()
+    columns = [np.concatenate(c) for c in zip(*scores[id(runner)])]
+    for kept, column in zip((runner.nll, runner.kl, runner.same), columns):
+        kept.append(column)
+
+
+def per_document(runner: Runner) -> Iterator[Measurement]:
+    """The last document alone, under names of its own: known at once, and without intervals."""
+    nats = runner.nll[-1]
+    ppl = float(np.exp(np.mean(nats, dtype=np.float64)))
+    yield Measurement("document_perplexity", ppl, "", "lower", count=len(nats))
+    if not runner.kl:
+        return
+    kl, same = (float(np.mean(x[-1], dtype=np.float64)) for x in (runner.kl, runner.same))
+    yield Measurement("document_kl_mean_nats", kl, "nats", "lower", count=len(nats))
+    yield Measurement("document_top1_agreement_percent", 100 * same, "%", "higher",
+                      count=len(nats))
 
 
 def quality(runner: Runner, baseline: Runner, seed: int) -> Iterator[Measurement]:

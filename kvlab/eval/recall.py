@@ -22,16 +22,18 @@ from torch import Tensor
 
 from kvlab import stats
 from kvlab.core import BadInput, KvlabError, Measurement, Variant
-from kvlab.eval.base import Runner, check_chunk, done
+from kvlab.eval.base import Runner, awaited_last, check_chunk, done, failing
 from kvlab.eval.controls import companions
 from kvlab.eval.data import Document
 from kvlab.eval.needle import Prompt, Question, SecretNumber
 from kvlab.eval.quality import memory, spread
+from kvlab.eval.scores import Scores
 from kvlab.eval.setting import Setting
 from kvlab.model.load import LoadedModel
 from kvlab.model.prefill import forward_chunk
 from kvlab.model.progress import shown
 
+AWAITED = "needle_recall_percent"  # what a runner has that is through all prompts
 CELL = "needle_recall_at_percent"  # one cell of the heatmap; the report draws it, tables leave it
 
 
@@ -42,6 +44,10 @@ class Answers:
     runner: Runner
     hits: list[np.ndarray] = field(default_factory=list)   # 1.0: exactly the code
     nats: list[np.ndarray] = field(default_factory=list)   # mean loss of the code's tokens
+
+    @property
+    def columns(self) -> dict[str, list[np.ndarray]]:
+        return {"hits": self.hits, "nats": self.nats}
 
 
 class Recall:
@@ -87,20 +93,16 @@ class Recall:
         loaded = self.setting.load()
         documents = None
         for length in self.lengths:
-            full, *others = self.setting.runners(loaded, variants, self._params(length))
-            name = "needle_recall_percent"
-            todo = [r for r in others if not done(folder, r, name)]
-            if not todo and done(folder, full, name):
+            runners = self.setting.runners(loaded, variants, self._params(length))
+            if all(done(folder, runner, AWAITED) for runner in runners):
                 continue
             if documents is None:  # of the longest length: shorter contexts are pieces of them
                 count = self.documents
                 documents = self.data.documents(loaded.tokenizer, count, max(self.lengths))
-            everyone = self._answers(loaded, documents, length, [full, *todo])
-            compared = list(companions([a.runner for a in everyone], self.setting.chunk_tokens))
-            for answers in everyone:
-                mine = [(kind, other) for one, kind, other in compared if one is answers.runner]
-                found = [(kind, a) for kind, other in mine for a in everyone if a.runner is other]
-                self._write(folder, answers, everyone[0], found)
+            prompts = [
+                p for n, d in enumerate(documents) for p in self._prompts(loaded, d, n, length)
+            ]
+            self._write(folder, self._answers(folder, loaded, prompts, length, runners))
 
     def _params(self, length: int) -> dict:
         return {
@@ -109,21 +111,38 @@ class Recall:
         }
 
     def _answers(
-        self, loaded: LoadedModel, documents: list[Document], length: int, runners: list[Runner]
+        self, folder, loaded: LoadedModel, prompts: list[Prompt], length: int, runners: list[Runner]
     ) -> list[Answers]:
-        """Every runner's answers to the same prompts, one runner after the other."""
-        everyone = [Answers(runner) for runner in runners]
-        prompts = [p for n, d in enumerate(documents) for p in self._prompts(loaded, d, n, length)]
-        total = len(prompts) * len(runners) * length
+        """Answers to the same prompts, one runner after the other, of those that have them all;
+        what is on disk is taken from there."""
+        scores, tokens = Scores(folder), [prompt.tokens() for prompt in prompts]
+        full = runners[0]
+        todo = [r for r in runners if r is full or not done(folder, r, AWAITED)
+                or scores.holds(r, tokens)]
+        everyone = [Answers(runner) for runner in todo]
+        total = len(prompts) * len(todo) * length
         with shown(self.progress, total, f"recall at {length} tokens") as show:
-            for answers in everyone:
-                for prompt in prompts:
-                    found = self._ask_all(loaded, answers.runner, prompt)
-                    hits, nats = np.array(found, dtype=np.float64).T
-                    answers.hits.append(hits)
-                    answers.nats.append(nats)
-                    show(sum(len(a.hits) for a in everyone) * length)
-        return everyone
+            for place, answers in enumerate(everyone):
+                guard = full.leading if answers.runner is full else answers.runner.surviving
+                with failing(folder, AWAITED, answers.runner):
+                    for number, prompt in enumerate(prompts):
+                        self._answer(loaded, scores, answers, number, prompt, guard)
+                        show((place * len(prompts) + number + 1) * length)
+        return [answers for answers in everyone if answers.runner.failure is None]
+
+    def _answer(self, loaded, scores: Scores, answers: Answers, number: int, prompt: Prompt, guard):
+        """One prompt, unless it is on disk, or the runner has failed on an earlier one."""
+        runner, tokens = answers.runner, prompt.tokens()
+        if runner.failure or scores.take(runner, number, tokens, answers.columns):
+            return
+        before = len(runner.stats)
+        with guard(f"{prompt.document}, prompt {number + 1}"):
+            hits, nats = np.array(self._ask_all(loaded, runner, prompt), dtype=np.float64).T
+            answers.hits.append(hits)
+            answers.nats.append(nats)
+        if runner.failure is None:
+            accounts = len(runner.stats) - before
+            scores.keep(runner, number, tokens, answers.columns, accounts)
 
     def _prompts(self, loaded, document: Document, index: int, length: int) -> Iterator[Prompt]:
         """The same prompts for every runner and every start: drawn from the seed alone."""
@@ -172,21 +191,41 @@ class Recall:
         part = torch.from_numpy(ids).to(loaded.model.device)[None]
         return forward_chunk(loaded.model, part, runner.cache, last=last)[0]
 
-    def _write(
-        self, folder, answers: Answers, full: Answers, controls: list[tuple[str, Answers]]
-    ) -> None:
+    def _write(self, folder, everyone: list[Answers]) -> None:
+        """Rows over all prompts of one length; what is paired with another one comes first where a
+        runner is done: the other one may have failed in the run before."""
+        for answers in everyone:
+            if done(folder, answers.runner, AWAITED):
+                rows = self._beside(folder, answers, everyone)
+                folder.add(answers.runner.name, answers.runner.params, rows)
+        for answers in everyone:
+            runner = answers.runner
+            if not done(folder, runner, AWAITED):
+                self._cells(folder, answers)
+                rows = [*recalled(answers, everyone[0], self.seed), *memory(runner),
+                        *self._beside(folder, answers, everyone)]
+                folder.add(runner.name, runner.params, awaited_last(rows, AWAITED))
+
+    def _cells(self, folder, answers: Answers) -> None:
         runner, asked = answers.runner, [*range(0, len(self.depths), self.needles)]
         for place, depth in enumerate(self.depths):
             group, inside = divmod(place, self.needles)
             cell = [h[inside : inside + 1] for h in answers.hits[group :: len(asked)]]
             row = share(CELL, cell, self.seed)
             folder.add(runner.name, runner.params | {"depth_percent": depth}, [row])
-        rows = [*recalled(answers, full, self.seed), *memory(runner)]
-        for kind, control in controls:
-            delta = spread(paired(answers.hits, control.hits, self.seed), "points", "higher",
-                           sum(map(len, answers.hits)))  # fmt: skip
-            rows.append(Measurement(f"needle_recall_minus_{kind}_points", *delta))
-        folder.add(runner.name, runner.params, rows)
+
+    def _beside(
+        self, folder, answers: Answers, everyone: list[Answers]
+    ) -> Iterator[Measurement]:
+        """Rows that pair one with its negative controls."""
+        by_runner = {id(a.runner): a for a in everyone}
+        found = companions([a.runner for a in everyone], self.setting.chunk_tokens)
+        for one, kind, other in found:
+            name = f"needle_recall_minus_{kind}_points"
+            if one is answers.runner and not done(folder, one, name):
+                delta = paired(answers.hits, by_runner[id(other)].hits, self.seed)
+                count = sum(map(len, answers.hits))
+                yield Measurement(name, *spread(delta, "points", "higher", count))
 
 
 def back_to(runner: Runner, length: int) -> bool:

@@ -67,7 +67,8 @@ class KernelRoofline:
         for part in (self._decode, self._moves, self._small, self._prefill):
             for variant, params, measured in part():
                 if not folder.done(variant, params):
-                    folder.add(variant, params, list(measured()))
+                    with folder.surviving(variant, params):
+                        folder.add(variant, params, list(measured()))
                 torch.cuda.empty_cache()
 
     def _decode(self) -> Iterator:

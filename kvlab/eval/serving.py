@@ -62,10 +62,12 @@ class PrefixHitRate:
                           if not folder.done(p[0], p[1])]  # fmt: skip
                 if not points:
                     continue
-                speed = calibrated(loaded, points[0][2], limits, self.calibrate)
+                speed = None
                 for variant, params, spec, policy in points:
-                    live = record(loaded, spec, made, policy, limits, WallClock())
-                    folder.add(variant, params, rows(live, simulated(live), speed))
+                    with folder.surviving(variant, params):
+                        speed = speed or calibrated(loaded, spec, limits, self.calibrate)
+                        live = record(loaded, spec, made, policy, limits, WallClock())
+                        folder.add(variant, params, rows(live, simulated(live), speed))
 
     def _points(
         self, loaded, trace: str, format: str, made: list[Request]

@@ -88,13 +88,15 @@ class DecodeSpeed:
     def _measure(self, folder, name: str, params: dict, call: Callable) -> None:
         if folder.done(name, params):
             return
-        try:
-            rows = list(call())
-        except (torch.cuda.OutOfMemoryError, ImportError) as error:
-            reason = "does not fit" if isinstance(error, RuntimeError) else "is not installed"
-            print(f"{name}, {params['batch']} x {params['tokens']}: {reason}, left out", flush=True)
-            rows = []
-        folder.add(name, params, rows)
+        with folder.surviving(name, params):
+            try:
+                rows = list(call())
+            except (torch.cuda.OutOfMemoryError, ImportError) as error:
+                reason = "does not fit" if isinstance(error, RuntimeError) else "is not installed"
+                place = f"{params['batch']} x {params['tokens']}"
+                print(f"{name}, {place}: {reason}, left out", flush=True)
+                rows = []
+            folder.add(name, params, rows)
         if self.cuda:
             torch.cuda.empty_cache()
 

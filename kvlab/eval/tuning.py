@@ -88,11 +88,14 @@ class Tune:
     def run(self, folder, variants) -> None:
         needs_cuda(prepare_device(self.device), "tune")
         for format, slots in product(self.formats, self.block_sizes):
-            for us, setting in measure(format, slots, self.shape, self.tokens, self.batch):
-                params = {"format": format.name, "block_size": slots, "tokens": self.tokens,
-                          "batch": self.batch, "setting": setting and list(setting)}
-                row = Measurement("decode_attention_us", us, "us", "lower")
-                folder.add(f"{format.name} block {slots}", params, [row])
+            name = f"{format.name} block {slots}"
+            params = {"format": format.name, "block_size": slots, "tokens": self.tokens,
+                      "batch": self.batch}
+            with folder.surviving(name, params | {"setting": None}):  # the standing choice
+                for us, setting in measure(format, slots, self.shape, self.tokens, self.batch):
+                    row = Measurement("decode_attention_us", us, "us", "lower")
+                    told = {"setting": setting and list(setting)}
+                    folder.add(name, params | told, [row])
 
 
 def needs_cuda(device: torch.device, job: str) -> None:

@@ -222,7 +222,7 @@ class PagedCache(core.PagedCache, Cache):
         window = window_of(mask, window)
         refuse_gradients(q, k, v)
         if layer == 0:
-            self._forward = Forward.begun(self, q, mask, window, positions)
+            self._forward = Forward.begun(self, q, mask, positions)
         out = self._forward.attend(self, layer, mask, q, k, v, scale, window)
         if layer == len(self.layers) - 1:
             forward, self._forward = self._forward, None

@@ -26,6 +26,7 @@ from kvlab.model.step import Step, StepCache
 
 Driver = Literal["auto", "eager", "graph", "static"]
 DRIVERS = ("auto", "eager", "graph", "static")
+GLANCE_STEPS = 64  # between looks whether the model is the same; each request ends with a full one
 log = logging.getLogger(__name__)
 
 
@@ -47,6 +48,7 @@ class Decoder:
         self.model, self.cache, self.driver = model, cache, driver
         self.why_eager: str | None = None
         self._step: Step | None = None
+        self._steps = 0
         self._tables: list | None = None  # of the capture; kept alive as long as the graph is
         self._masses: list[Tensor | None] = []  # where it leaves what the policies observe
         if driver in ("auto", "graph"):
@@ -80,6 +82,9 @@ class Decoder:
         if self._eager:
             return self._plain(tokens)
         cache.abort()
+        if self._steps % GLANCE_STEPS == 0:
+            cache.glance()
+        self._steps += 1
         positions = cache.columns.next_positions()
         cache.begin(cache.rows, [1] * rows)
         try:

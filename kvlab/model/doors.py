@@ -92,6 +92,8 @@ def paged_attention(
     refuse_unknown(module, dropout, told)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     cache = key.cache
+    if key.index == 0:
+        cache.facts.check(module)
     return cache.forward(key, query, attention_mask, scale, sliding_window, position_ids), None
 
 

@@ -14,23 +14,22 @@ from kvlab.model.visibility import Visibility, tokens_of
 
 
 class Forward:
-    """plan: which columns are tokens, the same in all layers; mask: what the first layer got."""
+    """plan: which columns are tokens, the same in all layers; mask: what the first layer got; span:
+    the columns over which a row has padding between tokens, 0 without."""
 
-    def __init__(self, plan: Plan, mask):
-        self.plan, self._agreed = plan, [mask]
+    def __init__(self, plan: Plan, mask, span: int):
+        self.plan, self.span, self._agreed = plan, span, [mask]
 
     @classmethod
-    def begun(cls, cache, query: Tensor, mask, window: int | None, positions) -> Forward:
+    def begun(cls, cache, query: Tensor, mask, positions) -> Forward:
         """Open the step of `query` [B, Hq, T, D] in `cache`; raises before anything has changed."""
         batch, _, tokens, _ = query.shape
         columns = cache.admit(batch)
         real = tokens_of(mask, batch, tokens, columns.seen + tokens)
         plan = columns.plan(real, tokens)
-        if window is not None and columns.seen + tokens > window and columns.interior(plan):
-            raise KvlabError(f"the sliding window of {window} tokens of this model counts padding "
-                             "between tokens, which a PagedCache does not store; pad on the left")
+        span = columns.seen + tokens if columns.interior(plan) else 0
         cache.take(columns, plan, positions)
-        return cls(plan, mask)
+        return cls(plan, mask, span)
 
     def attend(
         self, cache, layer: int, mask, q: Tensor, k: Tensor, v: Tensor, scale: float,
@@ -39,6 +38,9 @@ class Forward:
         """As `PagedCache.attend`, with tokens wherever the plan has them; q [B, Hq, T, D] ->
         [B, T, Hq, D]. Padding sees what is before it."""
         self._same(mask)
+        if window is not None and self.span > window:
+            raise KvlabError(f"the sliding window of {window} tokens of this model counts padding "
+                             "between tokens, which a PagedCache does not store; pad on the left")
         plan = self.plan
         found = [(look, self._look(cache, layer, look, q, k, v, scale)) for look in plan.looks]
         if plan.order is None:

@@ -15,7 +15,7 @@ from kvlab.report.figures import drawings
 from kvlab.report.frontier import frontier_table
 from kvlab.report.page import Page, html_page, markdown_page
 from kvlab.report.source import Run, curve_file, load
-from kvlab.report.tables import families, summary
+from kvlab.report.tables import failures, families, summary
 from kvlab.track import encode, plain
 
 
@@ -38,7 +38,8 @@ def write_report(
         title=title or _title(runs),
         text=text,
         runs=runs,
-        tables=[*frontier_table(everything), summary(everything), *families(everything)],
+        tables=[*frontier_table(everything), summary(everything), *failures(everything),
+                *families(everything)],
         figures=drawings(everything, runs),
     )
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -17,7 +18,8 @@ def console_table(rows: list[dict], *, width: int = 80) -> Table:
 
     Columns: variant, the settings that vary, then as many measurements as fit, those that decide
     first: allocated bytes with the ratio to the baseline, perplexity change with its interval, KL,
-    top-1 agreement, then speed and others. A variant that saves no bytes is marked with `*`.
+    top-1 agreement, then speed and others. A variant that saves no bytes is marked with `*`; one
+    that raised has the status `failed`, its reason stands below.
     """
     everything = entries([Run("run", rows)])
     candidates = (tables.summary(everything, most=most, short=True) for most in range(8, 0, -1))
@@ -31,7 +33,9 @@ def console_table(rows: list[dict], *, width: int = 80) -> Table:
     for cells in plain.cells:
         style = "yellow" if cells[0].endswith("*") else None
         table.add_row(*(Text(cell) for cell in cells), style=style)
-    table.caption, table.caption_justify = _caption(plain, rows), "left"
+    failed = [f"failed: {e.variant}: {e.reason}" for e in everything if e.failure]
+    told = [*filter(None, [_caption(plain, rows)]), *map(escape, failed)]
+    table.caption, table.caption_justify = "\n".join(told), "left"
     return table
 
 

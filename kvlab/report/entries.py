@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from kvlab.report.names import order
 from kvlab.report.source import Run
+from kvlab.track.rows import FAILED
 
 DENSE = ("full", "baseline", "bf16", "fp16", "fp32")  # names a baseline goes by, first found wins
 BYTES = "cache_allocated_bytes"
@@ -20,13 +21,17 @@ CELLS = ("needle_recall_at_percent",)  # of a heatmap: too many for a table
 
 @dataclass
 class Entry:
-    """`conditions`: setting -> value; `rows`: measurement name -> its row (the last one given)."""
+    """`conditions`: setting -> value; `rows`: measurement name -> its row (the last one given).
+
+    failure: the row that says why the variant raised, if it did.
+    """
 
     run: Run
     variant: str
     conditions: dict
     rows: dict[str, dict] = field(default_factory=dict)
     baseline: Entry | None = None
+    failure: dict | None = None
 
     def value(self, name: str) -> float | None:
         return self.rows[name]["value"] if name in self.rows else None
@@ -53,25 +58,40 @@ class Entry:
     @property
     def control(self) -> str:
         """What a negative control or noise floor is, "" of a variant in earnest."""
-        return next((str(r["params"].get("control") or "") for r in self.rows.values()), "")
+        rows = [*self.rows.values(), *([self.failure] if self.failure else [])]
+        return next((str(r["params"].get("control") or "") for r in rows), "")
+
+    @property
+    def status(self) -> str:
+        return "failed" if self.failure else ""
+
+    @property
+    def reason(self) -> str:
+        return str(self.failure.get("reason", "")) if self.failure else ""
 
 
 def entries(runs: list[Run]) -> list[Entry]:
     """All entries in the order in which they were measured, each with its baseline, if any."""
-    keys = conditions([row for run in runs for row in run.rows if row["name"] not in CELLS])
+    keys = conditions([row for run in runs for row in run.rows if _is_whole(row)])
     found: dict[str, Entry] = {}
     for run in runs:
-        for row in run.rows:
-            if row["name"] in CELLS:
-                continue
+        for row in filter(_is_whole, run.rows):
             under = {key: row["params"][key] for key in keys if key in row["params"]}
             identity = json.dumps([run.name, row["variant"], under], sort_keys=True)
             entry = found.setdefault(identity, Entry(run, row["variant"], under))
-            entry.rows[row["name"]] = row
+            if row["name"] == FAILED:
+                entry.failure = row
+            else:
+                entry.rows[row["name"]] = row
     everything = list(found.values())
     for entry in everything:
         entry.baseline = _baseline(entry, everything)
     return everything
+
+
+def _is_whole(row: dict) -> bool:
+    """Neither one cell of a heatmap nor one document of several."""
+    return row["name"] not in CELLS and row.get("step") is None
 
 
 def conditions(rows: list[dict]) -> list[str]:

@@ -12,6 +12,7 @@ import yaml
 
 from kvlab.core import BadInput
 from kvlab.track import read_rows
+from kvlab.track.rows import standing
 
 OF_RUN = ("run", "commit", "device")  # what results.jsonl adds to params
 CURVE = "per_position"
@@ -137,7 +138,7 @@ def _rows(path: Path) -> list[dict]:
         raise BadInput("run", path, f"cannot be read ({error.strerror})") from None
     if not rows:
         raise BadInput("run", path, "holds no measurement yet; let the run finish its first one")
-    return rows
+    return standing(rows)
 
 
 def _plain(path: Path, parse) -> dict:

@@ -35,18 +35,28 @@ class Table:
 def summary(everything: list[Entry], *, most: int = 6, short: bool = False) -> Table:
     """What decides: bytes, loss, agreement, then others, up to `most` measurements.
 
-    `short` leaves intervals to the loss alone, where there is a loss.
+    `short` leaves intervals to the loss alone, where there is a loss. A variant that failed is
+    listed with what it has.
     """
     there = names(everything)
     wanted = dict.fromkeys([*SUMMARY, *FILLERS, *there])
     chosen = [name for name in wanted if name in there][: max(most, 1)]
-    kept = [entry for entry in everything if any(name in entry.rows for name in chosen)]
+    kept = [e for e in everything if e.failure or any(name in e.rows for name in chosen)]
     table = _start("Summary", kept)
+    table.column("status", [entry.status for entry in kept], numeric=False)
     for name in chosen:
         bare = short and "perplexity_delta_percent" in chosen and not name.startswith("perplex")
         _measured(table, name, kept, bare=bare)
     table.column("notes", [", ".join(entry.notes) for entry in kept], numeric=False)
     return table
+
+
+def failures(everything: list[Entry]) -> list[Table]:
+    """Which variants raised, and what; no table where none did."""
+    kept = [entry for entry in everything if entry.failure]
+    table = _start("Failed", kept)
+    table.column("reason", [entry.reason for entry in kept], numeric=False)
+    return [table] if kept else []
 
 
 def families(everything: list[Entry]) -> list[Table]:

@@ -114,8 +114,9 @@ class HitRate:
         refuse_variants(variants)
         for point in [*self._by_capacity(), *self._by_budget()]:
             if not folder.done(point.variant, point.params):
-                result = self.replay(point.trace, point.policy, point.capacity_blocks)
-                folder.add(point.variant, point.params, result.measurements())
+                with folder.surviving(point.variant, point.params):
+                    result = self.replay(point.trace, point.policy, point.capacity_blocks)
+                    folder.add(point.variant, point.params, result.measurements())
 
     def _by_capacity(self) -> Iterator[Point]:
         for trace in self.traces:
@@ -168,7 +169,8 @@ class AdaptiveRegret:
                 params = {**about(trace), "capacity_blocks": capacity, "prefix": self.prefix}
                 params |= Definitions().params()
                 if not folder.done(self.adaptive, params):
-                    self._measure(folder, trace, capacity, params)
+                    with folder.surviving(self.adaptive, params):
+                        self._measure(folder, trace, capacity, params)
 
     def _measure(self, folder, trace: Trace, capacity: int, params: dict) -> None:
         names = [*self.fixed, "belady", self.adaptive]

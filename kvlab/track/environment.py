@@ -17,6 +17,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
+from packaging.requirements import Requirement
+
 from kvlab import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,8 +34,10 @@ def collect(device: str | None = None) -> dict:
     """The environment as plain data.
 
     `device` is the run's setting (`cpu`, `cuda`, `cuda:1`, `auto` or None). CUDA facts appear only
-    where torch is loaded already: asking for them must not load it.
+    where torch is loaded already: asking for them must not load it. Versions outside the tested
+    ranges are also said once, on stderr.
     """
+    say_untested()
     return {
         **revision(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
@@ -42,6 +46,7 @@ def collect(device: str | None = None) -> dict:
         "formats": format_support(device),
         "python": platform.python_version(),
         "versions": versions(),
+        "untested_versions": untested_versions(),
         "host": host_facts(),
     }
 
@@ -115,6 +120,41 @@ def versions() -> dict:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def untested_versions() -> dict[str, str]:
+    """Installed packages outside the ranges that kvlab's own metadata admits, with their versions.
+
+    The bounds of a range are what the tests ran with. Empty where kvlab is not installed: then
+    nothing states a range.
+    """
+    return {name: found for name, found, admitted in _required() if found not in admitted}
+
+
+def _required():
+    """Name, installed version and admitted versions of each package that kvlab requires."""
+    try:
+        stated = metadata.requires("kvlab") or []
+    except metadata.PackageNotFoundError:
+        return
+    for requirement in map(Requirement, stated):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            found = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            continue
+        requirement.specifier.prereleases = True  # one of an admitted release is no other version
+        yield requirement.name, found, requirement.specifier
+
+
+@functools.cache
+def say_untested() -> None:
+    """One line on stderr where a version outside the tested ranges runs."""
+    admitted = {name: specifier for name, _, specifier in _required()}
+    told = [f"{n} {v} (tested: {admitted[n]})" for n, v in untested_versions().items()]
+    if told:
+        print(f"kvlab: not tested with {', '.join(told)}", file=sys.stderr)
 
 
 def device_facts(device: str | None = None) -> dict:

@@ -5,17 +5,31 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import yaml
 
-from kvlab.core import BadInput, Measurement
+from kvlab.core import BadInput, Measurement, RunFailed
 from kvlab.track.base import Tracker
 from kvlab.track.environment import collect
-from kvlab.track.rows import canonical, encode, identity, plain, read_rows, to_row
+from kvlab.track.failure import Failure
+from kvlab.track.owner import Owner, own
+from kvlab.track.rows import (
+    FAILED,
+    canonical,
+    encode,
+    failed_row,
+    identity,
+    plain,
+    read_rows,
+    standing,
+    to_row,
+)
 
 # Settings that may differ between a run and its resumption: they choose no result of a variant.
 MAY_CHANGE = ("resume", "track", "variants", "progress", "report")
@@ -28,6 +42,8 @@ class RunFolder:
     without `resume`; with it, rows that are there count as done (`done`) and are not written twice,
     and a last line torn by a kill is cut off. A resumed run must have the config it began with,
     except for MAY_CHANGE. Raises BadInput, before it writes, for a folder that cannot be used.
+
+    owner: who owns the folder already; by default it is owned here, until `close`.
     """
 
     def __init__(
@@ -40,9 +56,21 @@ class RunFolder:
         group: str | None = None,
         job_type: str | None = None,
         tags: Iterable[str] = (),
+        owner: Owner | None = None,
     ):
         self.path, self.tracker = Path(path), tracker or Tracker()
+        if self.path.exists() and not self.path.is_dir():
+            raise BadInput("hydra.run.dir", path, "is a file; name a folder")
         self.config = yaml.safe_load(config) or {}
+        self._owner = own(self.path) if owner is None else None
+        try:
+            self._begin(config, resume, {"group": group, "job_type": job_type, "tags": tuple(tags)})
+        except BaseException:
+            self._release()
+            raise
+
+    def _begin(self, config: str, resume: bool, about: dict) -> None:
+        """Look at what is there, then write; `about`: what the tracker is told."""
         _check(self.path, self.config, resume)
         self._measurements = self.path / "measurements.jsonl"
         self._rows = self._recover()
@@ -50,20 +78,14 @@ class RunFolder:
         self._names: dict[tuple, set[str]] = {}
         self._note(self._rows)
         self._earlier = _earlier(self.path)
-        self.path.mkdir(parents=True, exist_ok=True)
         (self.path / "config.yaml").write_text(config, encoding="utf-8")
         self._device_known = False
         self.environment = self._write_environment()
-        self.tracker.start(
-            self.path,
-            self.config,
-            self.environment,
-            group=group,
-            job_type=job_type,
-            tags=tuple(tags),
-        )
-        for _, batch in groupby(self._rows, key=lambda row: identity(row)[:2]):
+        self.tracker.start(self.path, self.config, self.environment, **about)
+        measured = [row for row in self._rows if row["name"] != FAILED]
+        for _, batch in groupby(measured, key=lambda row: identity(row)[:2]):
             self.tracker.log(list(batch))  # it mirrors the whole file, rows kept included
+        self._earlier_failures = self.failures()  # told at the end, if they stand till then
         self._file = self._measurements.open("ab", buffering=0)
 
     def add(
@@ -78,14 +100,48 @@ class RunFolder:
         if not self._device_known:  # by now the job has loaded torch, if it ever does
             self.refresh_environment()
         rows = [to_row(variant, params, m, step) for m in measurements]
-        rows = [row for row in rows if identity(row) not in self._kept]
+        new = {identity(row): row for row in reversed(rows) if identity(row) not in self._kept}
+        rows = [*reversed(new.values())]
         if not rows:
             return
         # One write for the whole batch: a kill falls between batches, hardly ever inside one.
         self._file.write("".join(encode(row) + "\n" for row in rows).encode())
         self._rows += rows
+        self._kept |= new.keys()
         self._note(rows)
         self.tracker.log(rows)
+        if len(left := standing(self._rows)) < len(self._rows):
+            self._replace(left)
+
+    def fail(
+        self, variant: str, params: dict, failure: Failure, *, missing: str | None = None
+    ) -> None:
+        """Note why a variant has no numbers; it stands until `missing` (None: any) is measured."""
+        row = failed_row(variant, params, failure.reason, missing)
+        self._replace([*(r for r in self._rows if identity(r) != identity(row)), row])
+        self.tracker.log([row])
+        print(f"kvlab: {variant} failed: {failure.reason}", file=sys.stderr, flush=True)
+        with (self.path / "failures.log").open("a", encoding="utf-8") as file:
+            file.write(f"{variant} {canonical(params)}\n{failure.trace}\n")
+
+    @contextmanager
+    def surviving(self, variant: str, params: dict, missing: str | None = None) -> Iterator[None]:
+        """What raises inside is this variant's failure and not the run's.
+
+        Bad input before the first number is the user's to mend, and passes.
+        """
+        try:
+            yield
+        except RunFailed:
+            raise
+        except Exception as error:
+            if isinstance(error, BadInput) and not self._rows:
+                raise
+            self.fail(variant, params, Failure.of(error), missing=missing)
+
+    def failures(self) -> list[dict]:
+        """Rows named `failed` that no later success has made good."""
+        return [row for row in self._rows if row["name"] == FAILED]
 
     def done(self, variant: str, params: dict, names: Iterable[str] | None = None) -> bool:
         """Is this measured already? With `names`: every one of them; without: any measurement."""
@@ -100,12 +156,7 @@ class RunFolder:
         """Write `name`.npz, whole or not at all; an earlier one is replaced."""
         if not re.fullmatch(r"[\w.-]+", name):
             raise ValueError(f"array file {name!r}: letters, digits, '.', '_' and '-' only")
-        target = self.path / f"{name.removesuffix('.npz')}.npz"
-        partial = target.with_suffix(".partial")
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-        os.replace(partial, target)
-        return target
+        return save_whole(self.path / f"{name.removesuffix('.npz')}.npz", arrays)
 
     def curve(self, name: str, variant: str, position: np.ndarray, **rows: np.ndarray) -> Path:
         """Add one variant's curve to `name`.npz: `position` [P], `variants` [V], each row [V, P].
@@ -146,8 +197,11 @@ class RunFolder:
         if self._file.closed:
             return
         self._file.close()
+        if left := [row for row in self._earlier_failures if row in self._rows]:
+            self.tracker.log(left)
         self.tracker.artifact(self.path, "results")
         self.tracker.finish(failed=failed)
+        self._release()
 
     def __enter__(self) -> RunFolder:
         return self
@@ -155,8 +209,24 @@ class RunFolder:
     def __exit__(self, kind, *_) -> None:
         self.close(failed=kind is not None)
 
+    def _release(self) -> None:
+        if self._owner is not None:
+            self._owner.release()
+
+    def _replace(self, rows: list[dict]) -> None:
+        """Make `rows` the whole file, at once or not at all."""
+        partial = self._measurements.with_suffix(".partial")
+        partial.write_text("".join(encode(row) + "\n" for row in rows), encoding="utf-8")
+        self._file.close()
+        os.replace(partial, self._measurements)
+        self._file = self._measurements.open("ab", buffering=0)
+        self._rows = rows
+
     def _note(self, rows: list[dict]) -> None:
+        """What `done` knows: measurements of a whole variant, not of one document."""
         for row in rows:
+            if row["name"] == FAILED or row.get("step") is not None:
+                continue
             self._names.setdefault(identity(row)[:2], set()).add(row["name"])
 
     def _recover(self) -> list[dict]:
@@ -164,6 +234,7 @@ class RunFolder:
         if not self._measurements.exists():
             return []
         rows, size = read_rows(self._measurements)
+        rows = standing(rows)  # a kill may have come before the file was written anew
         with self._measurements.open("r+b") as file:
             file.truncate(size)
             file.seek(max(size - 1, 0))
@@ -180,12 +251,19 @@ class RunFolder:
         return environment
 
 
+def save_whole(target: Path, arrays: dict[str, np.ndarray]) -> Path:
+    """Write an `.npz`, whole or not at all; its folder is made, an earlier file replaced."""
+    target.parent.mkdir(exist_ok=True)
+    partial = target.with_suffix(".partial")
+    with partial.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    os.replace(partial, target)
+    return target
+
+
 def _check(path: Path, config: dict, resume: bool) -> None:
     """Refuse what this run may not write into. Hydra's own files (.hydra, logs) do not count."""
-    if path.exists() and not path.is_dir():
-        raise BadInput("hydra.run.dir", path, "is a file; name a folder")
-    held = path.iterdir() if path.exists() else []
-    held = [p.name for p in held if not p.name.startswith(".") and p.suffix != ".log"]
+    held = [p.name for p in path.iterdir() if not p.name.startswith(".") and p.suffix != ".log"]
     if held and not resume:
         remedy = "is not empty; choose another folder, or resume=true to go on with the run in it"
         raise BadInput("hydra.run.dir", path, remedy)

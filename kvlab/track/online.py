@@ -158,8 +158,10 @@ class WandbTracker(Tracker):
     @_guarded
     def _table(self):
         self._summarize()
-        cells = [[_cell(row.get(column)) for column in COLUMNS] for row in self._rows]
-        self._run.log({"measurements": self._wandb.Table(columns=list(COLUMNS), data=cells)})
+        failed = any("reason" in row for row in self._rows)
+        columns = [*COLUMNS, "reason"] if failed else list(COLUMNS)
+        cells = [[_cell(row.get(column)) for column in columns] for row in self._rows]
+        self._run.log({"measurements": self._wandb.Table(columns=columns, data=cells)})
 
     def _choose_mode(self) -> str:
         settings = self._wandb.setup(settings=self._quiet()).settings
@@ -285,10 +287,10 @@ def _cell(value):
 
 
 def _own_files(folder: Path) -> list[Path]:
-    """Files of a run folder or report; neither W&B's own nor Hydra's nor logs."""
+    """Files of a run folder or report; neither W&B's own nor Hydra's nor logs nor scores."""
     files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".log"]
     return [
         p
         for p in files
-        if not any(part == "wandb" or part[0] == "." for part in p.relative_to(folder).parts)
+        if not any(x in ("wandb", "scores") or x[0] == "." for x in p.relative_to(folder).parts)
     ]

@@ -1,8 +1,11 @@
 """The line format of measurements.jsonl and results.jsonl: one measurement, one JSON object.
 
 A line is `{"variant", "params", "name", "value", "unit", "better", "low", "high", "count"}`, with
-`step` when there is one. JSON has no NaN or infinity, so a number that is not finite is written as
-the string "NaN", "Infinity" or "-Infinity": `float(row["value"])` works on every line, and null
+`step` when there is one (the number of a document). A variant that raised has a row named `failed`
+with its `reason` and what is `missing` for it; it stands until that was measured.
+
+JSON has no NaN or infinity, so a number that is not finite is written as the string
+"NaN", "Infinity" or "-Infinity": `float(row["value"])` works on every line, and null
 keeps its one meaning, "there is no interval". `read_rows` gives floats back.
 """
 
@@ -15,6 +18,7 @@ from pathlib import Path
 from kvlab.core import BadInput, Measurement
 
 NUMBERS = ("value", "low", "high")
+FAILED = "failed"
 
 
 def plain(thing):
@@ -37,6 +41,27 @@ def to_row(variant: str, params: dict, measurement: Measurement, step: int | Non
     row["value"] = float(measurement.value)
     row["count"] = None if measurement.count is None else int(measurement.count)
     return row if step is None else {**row, "step": int(step)}
+
+
+def failed_row(variant: str, params: dict, reason: str, missing: str | None = None) -> dict:
+    """`missing`: the measurement that a success would have; None: any."""
+    row = to_row(variant, params, Measurement(FAILED, 1.0, "", "lower"))
+    return {**row, "reason": reason, "missing": missing}
+
+
+def standing(rows: list[dict]) -> list[dict]:
+    """The rows without failures that a later success has made good."""
+    measured: dict[tuple, set[str]] = {}
+    for row in rows:
+        if row["name"] != FAILED and row.get("step") is None:
+            measured.setdefault(identity(row)[:2], set()).add(row["name"])
+
+    def stands(row: dict) -> bool:
+        there = measured.get(identity(row)[:2], set())
+        missing = row.get("missing")
+        return row["name"] != FAILED or (missing not in there if missing else not there)
+
+    return [row for row in rows if stands(row)]
 
 
 def encode(row: dict) -> str:
@@ -64,7 +89,9 @@ def decode(text: str, where: str) -> dict:
         raise BadInput("line", where, "has no variant and name; it is no measurement")
     if row["value"] is None or not isinstance(row.setdefault("params", {}), dict):
         raise BadInput("line", where, "needs a value and params that are an object")
-    return {"unit": "", "better": None, "count": None, **row}
+    for key, value in (("unit", ""), ("better", None), ("count", None)):
+        row.setdefault(key, value)  # what is there keeps its order: rows may be written again
+    return row
 
 
 def read_rows(path: Path) -> tuple[list[dict], int]:

@@ -78,7 +78,7 @@ def test_layer_groups_do_not_matter(model, tmp_path, writer, reader):
 RESTART = """
 import sys, torch
 sys.path.insert(0, "tests")
-from conftest import make_tiny_model
+from tiny import make_tiny_model
 from kvlab import PagedCache
 model, ids = make_tiny_model(), torch.tensor([eval(sys.argv[2])])
 model.generation_config.pad_token_id = None

@@ -19,11 +19,8 @@ def runner(name, extra=0.0, **axes):
 
 
 class Folder:
-    def __init__(self):
-        self.rows = {}
-
-    def add(self, name, params, rows):
-        self.rows.setdefault(name, []).extend(rows)
+    def done(self, name, params, names):
+        return False
 
 
 def test_a_constant_gap_is_found_without_spread():
@@ -34,16 +31,14 @@ def test_a_constant_gap_is_found_without_spread():
 
 
 def test_only_the_same_budget_is_paired(monkeypatch):
-    monkeypatch.setattr(Evaluate, "_quality", lambda *args: None)
-    job, folder = Paired.__new__(Paired), Folder()
+    monkeypatch.setattr(Evaluate, "_beside", lambda *args: iter(()))
+    job = Paired.__new__(Paired)
     job.seed = 0
     full = Runner("full", {}, CacheSpec())
-    todo = [full, runner("plain"), runner("told", summary="merged"),
-            runner("other", budget_percent=5.0), runner("alone", summary="fitted",
-                                                        budget_percent=20.0)]  # fmt: skip
-    job._quality(folder, None, [], todo)
-    assert [m.name for m in folder.rows["told"]] == [
-        "perplexity_over_fifo_percent", "kl_minus_fifo_nats",
-    ]
-    assert not folder.rows["alone"] and not folder.rows.keys() - {"told", "alone"}
-    assert is_plain(full.spec) and not is_plain(todo[2].spec)
+    whole = [full, runner("plain"), runner("told", summary="merged"),
+             runner("other", budget_percent=5.0), runner("alone", summary="fitted",
+                                                         budget_percent=20.0)]  # fmt: skip
+    found = {r.name: [m.name for m in job._beside(Folder(), r, whole)] for r in whole}
+    assert found.pop("told") == ["perplexity_over_fifo_percent", "kl_minus_fifo_nats"]
+    assert not any(found.values())
+    assert is_plain(full.spec) and not is_plain(whole[2].spec)

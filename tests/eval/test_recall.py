@@ -10,6 +10,7 @@ import pytest
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, Variant
 from kvlab.eval import Recall
+from kvlab.eval.base import Runner
 from kvlab.eval.data import Books
 from kvlab.eval.needle import SecretNumber
 from kvlab.eval.recall import paired, share
@@ -92,6 +93,33 @@ def test_a_killed_run_goes_on(tmp_path, rows):
     again = measured(folder, [DENSE, WINDOW])
     assert sorted(map(canonical, again)) == sorted(map(canonical, rows))
     assert len(file.read_text().splitlines()) == len(lines)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("singular"), KeyboardInterrupt()])
+def test_a_variant_that_raises_loses_one_prompt_and_a_stop_none(
+    tmp_path, monkeypatch, rows, error
+):
+    folder, sound, starts = tmp_path / "run", Runner.start, []
+
+    def faulty(self, loaded):
+        starts.append(self.name)
+        if self.name == "fp32" and starts.count("fp32") == 3:
+            raise error
+        sound(self, loaded)
+
+    monkeypatch.setattr(Runner, "start", faulty)
+    if isinstance(error, KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt):
+            measured(folder, [DENSE, WINDOW])
+    else:
+        first = measured(folder, [DENSE, WINDOW])
+        [failed] = [r for r in first if r["name"] == "failed"]
+        assert failed["variant"] == "fp32" and failed["reason"].startswith("RuntimeError: singular")
+        assert value(first, "window", "needle_recall_percent")
+    starts[:] = ["fp32"] * 9
+    again = measured(folder, [DENSE, WINDOW])
+    assert starts.count("full") == 0 and starts[9:].count("fp32") == 2, "the other two were kept"
+    assert sorted(map(canonical, again)) == sorted(map(canonical, rows))
 
 
 def test_shares_stay_shares():

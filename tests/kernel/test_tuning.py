@@ -1,5 +1,7 @@
 """Settings are measured on request, kept by device name, and the roofline's calls run."""
 
+import json
+
 import pytest
 import torch
 
@@ -45,6 +47,36 @@ def test_the_fastest_is_kept_for_its_device_alone(device, monkeypatch):
     case = kernels.decode_case(by_name("int8"), small(device), 32, 1, 128)
     out, lse = case.call(all_triton.paged_decode)()
     assert torch.isfinite(out).all() and torch.isfinite(lse).all()
+
+
+def test_what_is_stored_is_the_fastest_setting_by_device_and_shape_and_later_ones_join_it(
+    device, folder
+):
+    def tuned(format, times, name, **more):
+        """Measure settings that take `times`, microseconds by setting; the standing one 9."""
+        return tuning.measure(format, 32, small(device), tokens=64, tried=list(times),
+                              clock=lambda call: times.get(call.keywords["setting"], 9.0),
+                              device_name=name, **more)
+
+    slow, fast = (32, 1, 2, 8), (32, 2, 3, 4)
+    times = tuned("int8", {slow: 8.0, fast: 7.0}, "First GPU")
+    assert times == [(7.0, fast), (8.0, slow), (9.0, None)]
+    int8, int4 = (setting_key(by_name(name), 32, 64, 2) for name in ("int8", "int4"))
+    assert int8 != int4
+    [file] = [path for path in folder.rglob("*") if path.is_file()]
+    assert file == tune.path()
+    assert json.loads(file.read_text()) == {"First GPU": {int8: list(fast)}}
+    tuned("int4", {slow: 3.0}, "First GPU")
+    tuned("int8", {slow: 2.0}, "Second GPU")
+    tuned("int8", {slow: 1.0, fast: 2.0}, "Third GPU", store=False)
+    tune.forget()  # as another process would, from the file
+    assert json.loads(file.read_text()) == {
+        "First GPU": {int8: list(fast), int4: list(slow)}, "Second GPU": {int8: list(slow)},
+    }  # fmt: skip
+    assert tune.choose("First GPU", int8, "int8", 32) == fast
+    assert tune.choose("Second GPU", int8, "int8", 32) == slow
+    tuned("int8", {slow: 5.0, fast: 6.0}, "First GPU")  # tuned anew: the newer word counts
+    assert tune.choose("First GPU", int8, "int8", 32) == slow
 
 
 def test_the_standing_choice_is_not_stored(device, folder):

@@ -21,7 +21,7 @@ AXES = [{}, {"prefix": "hash", "policy": "lru", "budget_blocks": 90}]
 
 @pytest.fixture(scope="module")
 def model():
-    from conftest import make_tiny_model
+    from tiny import make_tiny_model
 
     return make_tiny_model("Llama")
 

@@ -143,6 +143,32 @@ def test_html_stands_alone(quick):
     assert "0.0100 [0.0090, 0.0110]" in reader.text
 
 
+def test_what_failed_is_listed_with_its_reason_until_it_is_made_good(tmp_path, monkeypatch):
+    monkeypatch.setattr("kvlab.report.build.drawings", lambda everything, runs: [])
+    with RunFolder(tmp_path / "run", config="device: cpu\n") as folder:
+        for name in ("bf16", "int4"):
+            first = Measurement("document_perplexity", 7.5, "")
+            folder.add(name, {"format": name}, [first], step=1)
+        folder.add("bf16", {"format": "bf16"}, quality(0, 0.0, 16 * MIB))
+        with folder.surviving("int4", {"format": "int4"}, "kl_mean_nats"):
+            raise RuntimeError("singular [red]matrix")
+    out = write_report(tmp_path / "run", tmp_path / "out").parent
+    page = (out / "README.md").read_text()
+    assert "| int4 | RuntimeError: singular [red]matrix |" in page and "document" not in page
+    assert re.search(r"^\| int4 +\| failed \|", page, re.M)
+    again = write_report(out, tmp_path / "again").read_text()
+    assert "| int4 | RuntimeError: singular [red]matrix |" in again
+    console = Console(file=io.StringIO(), width=80)
+    console.print(console_table(load([tmp_path / "run"])[0].rows))
+    shown = console.file.getvalue()
+    assert re.search(r"^int4 +failed", shown, re.M)
+    assert "failed: int4: RuntimeError: singular [red]matrix" in " ".join(shown.split())
+    with RunFolder(tmp_path / "run", config="device: cpu\n", resume=True) as folder:
+        folder.add("int4", {"format": "int4"}, quality(1, 0.1, 4 * MIB))
+    page = write_report(tmp_path / "run", out).read_text()
+    assert "## Failed" not in page and "| failed |" not in page
+
+
 def test_hostile_names_are_shown_as_they_are(tmp_path):
     name = "<script>alert(1)</script> $x_1$ | `a` 日本 " + "long " * 20
     with RunFolder(tmp_path / "run", config="device: cpu\n") as folder:
