@@ -75,13 +75,17 @@ class TraceFacts:
         for plain, trace in zip(self.plain, self.traces):
             params = {**about(trace), "format": trace.format, **self.definitions.params()}
             params["window_seconds"] = self.window_seconds
-            rows = [*shape_of(plain), *(self._rates(trace) if trace.shares else ())]
-            print(*self._lines(trace, rows), sep="\n")
-            if not folder.done("trace", params):
-                folder.add("trace", params, rows)
-                self._arrays(folder, trace)
+            with folder.surviving("trace", params):
+                self._tell(folder, plain, trace, params)
         if self.write is not None:
             print(f"written: {write_trace(self.plain[0], self.write, plain=True)}")
+
+    def _tell(self, folder, plain: Trace, trace: Trace, params: dict) -> None:
+        rows = [*shape_of(plain), *(self._rates(trace) if trace.shares else ())]
+        print(*self._lines(trace, rows), sep="\n")
+        if not folder.done("trace", params):
+            folder.add("trace", params, rows)
+            self._arrays(folder, trace)
 
     def _rates(self, trace: Trace) -> Iterator[Measurement]:
         result = ideal(trace, self.definitions.replayed)
