@@ -33,7 +33,8 @@ ONLY_IN = {
 }
 OPTIONAL = {"triton", "wandb", "numba", "libcachesim", "ray", "optuna"}
 OPTIONAL_ROOMS = ("_triton",)  # modules of ours that need an optional library
-SLOW = {"huggingface_hub"}  # a second to import, and a model from a folder never needs it
+# A second to import, and what most runs never need: a model from a folder, a trace of ids.
+SLOW = {"huggingface_hub", "pyarrow", "tokenizers"}
 
 
 class Import(NamedTuple):

@@ -58,6 +58,9 @@ def make_plan(
     base = _composed(strings, config_name)
     settings = RunSettings.read(base.tree)
     wants_specs = getattr(target_of(base.tree, "job"), "wants_specs", False)
+    if not wants_specs and not _chosen(strings):
+        base = _without_variants(base)
+        settings = RunSettings.read(base.tree)
     spec_keys = reachable(base.tree, ["spec"]) if wants_specs else set()
     _refuse_unused(strings, reachable(base.tree, ["job"]) | spec_keys, base)
     for root in ("job", "track"):
@@ -76,6 +79,18 @@ def make_plan(
         experiment=base.choices.get("experiment"),
         place=base.place(folder),
     )
+
+
+def _chosen(strings: Sequence[str]) -> bool:
+    """Whether the user named variants or an experiment."""
+    return any(o.key_or_group in ("variants", "experiment") for o in parse(strings))
+
+
+def _without_variants(base: _Composed) -> _Composed:
+    """A job that takes no variants gets none from the experiment that nobody chose."""
+    empty = {"variants": []}
+    choices = base.choices | {"experiment": None}
+    return base._replace(tree=base.tree | empty, resolved=base.resolved | empty, choices=choices)
 
 
 def _composed(strings: Sequence[str], config_name: str) -> _Composed:

@@ -54,11 +54,15 @@ class TraceRequests:
         """The requests; `tokenizer` is not asked, ids lie below `vocabulary`."""
         t, scale = self.trace, self.block_tokens / self.trace.block_size
         made: list[Request] = []
+        fresh = int(t.ids.max(initial=-1)) + 1
         for at, ids in enumerate(t.requests()):
             if at < self.skip or (self.longest is not None and len(ids) > self.longest):
                 continue
             tokens = max(1, round(int(t.input_tokens[at]) * scale))
-            prompt = np.concatenate([self._tokens(i, vocabulary) for i in ids])[:tokens]
+            blocks = [self._tokens(i, vocabulary) for i in ids]
+            if t.whole_blocks:  # the rest of the prompt has no id: nobody shares it
+                blocks.append(self._tokens(fresh + at, vocabulary))
+            prompt = np.concatenate(blocks)[:tokens]
             output = self.output_tokens or max(1, round(int(t.output_tokens[at]) * scale))
             made.append(Request(len(made), float(t.arrival_ms[at]), prompt, output))
             if len(made) == self.count:

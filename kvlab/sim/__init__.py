@@ -6,6 +6,7 @@ capacities, block_hits = hit_curve(trace)
 """
 
 from kvlab.sim.curves import hit_curve, stack_distances, weighted_curve
+from kvlab.sim.definitions import Definitions
 from kvlab.sim.files import TraceStream, load_trace, load_traces, write_trace
 from kvlab.sim.result import SimResult
 from kvlab.sim.service import CostModel
@@ -13,6 +14,7 @@ from kvlab.sim.simulator import Host, simulate
 from kvlab.sim.trace import Trace, from_requests
 
 __all__ = [
-    "CostModel", "Host", "SimResult", "Trace", "TraceStream", "from_requests", "hit_curve",
-    "load_trace", "load_traces", "simulate", "stack_distances", "weighted_curve", "write_trace",
+    "CostModel", "Definitions", "Host", "SimResult", "Trace", "TraceStream", "from_requests",
+    "hit_curve", "load_trace", "load_traces", "simulate", "stack_distances", "weighted_curve",
+    "write_trace",
 ]  # fmt: skip

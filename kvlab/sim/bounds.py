@@ -14,7 +14,7 @@ from itertools import combinations
 
 import numpy as np
 
-from kvlab.sim.curves import not_hittable
+from kvlab.sim.curves import not_hittable, partial_access
 from kvlab.sim.outcome import HIT, MISS, PARTIAL, REFUSED, Outcome, Tally
 from kvlab.sim.result import SimResult
 from kvlab.sim.sizes import ModelShape, shape_by_name
@@ -31,6 +31,7 @@ def bound(
     window_seconds: float | None = 60.0,
 ) -> SimResult:
     """The best that a policy could do on this trace, as a simulation result named "belady"."""
+    trace.check_shares()
     misses, tally = not_hittable(partial_blocks), Tally(shape_by_name(shape), window_seconds)
     if prefix:
         trace.check_prefix_chained()
@@ -106,7 +107,7 @@ class _Reachable:
 
     def __init__(self, trace: Trace, partial_misses: bool):
         self.trace = trace
-        self.never_hits = partial_misses & (trace.block_tokens < trace.block_size)
+        self.never_hits = partial_misses & partial_access(trace)
         following = np.append(next_use(trace), trace.accesses)
         never = np.append(self.never_hits, False)
         for at in np.flatnonzero(never[following])[::-1]:  # uses that cannot hit do not count

@@ -29,8 +29,10 @@ def weighted_curve(trace: Trace, weights: np.ndarray, partial_blocks: str = "hit
     """(capacities, summed weight of what hits); weights [A]: tokens, FLOPs, ... of each access."""
     longest = int(np.diff(trace.first).max(initial=0))
     distance = stack_distances(trace)
+    if trace.counted is not None:
+        weights = weights * trace.counted
     if not_hittable(partial_blocks):
-        weights = np.where(trace.block_tokens < trace.block_size, 0, weights)
+        weights = np.where(partial_access(trace), 0, weights)
     top = max(longest, int(distance.max(initial=0)))
     summed = np.cumsum(np.bincount(distance, weights=weights * (distance > 0), minlength=top + 1))
     return np.arange(longest, top + 1), summed[longest:]
@@ -41,6 +43,12 @@ def not_hittable(partial_blocks: str) -> bool:
     if partial_blocks not in ("hit", "miss"):
         raise BadInput("partial_blocks", partial_blocks, "must be 'hit' or 'miss'")
     return partial_blocks == "miss"
+
+
+def partial_access(trace: Trace) -> np.ndarray:
+    """Mask [A] of the accesses to partial blocks."""
+    last = trace.depth == np.diff(trace.first)[trace.request_of] - 1
+    return last & trace.partial[trace.request_of]
 
 
 def stack_distances(trace: Trace) -> np.ndarray:

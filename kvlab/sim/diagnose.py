@@ -11,7 +11,8 @@ import numpy as np
 
 from kvlab.core import Measurement
 from kvlab.sim.bounds import bound, smallest_ideal_capacity
-from kvlab.sim.curves import hit_curve, stack_distances, weighted_curve
+from kvlab.sim.curves import hit_curve, partial_access, stack_distances, weighted_curve
+from kvlab.sim.definitions import Definitions
 from kvlab.sim.jobs import about, listed, refuse_variants
 from kvlab.sim.trace import Trace
 
@@ -49,7 +50,8 @@ class HitCurve:
 
     multiples: block sizes to ask about, in blocks of the trace (coarser ones follow exactly).
     points: capacities, evenly spaced on a log scale, at which rows are written; the whole curve is
-    in the run's arrays. window_seconds: of the working set.
+    in the run's arrays. window_seconds: of the working set. partial_blocks, measured, outputs,
+    first_requests: as in `Definitions`; the bound is left out where not all requests count.
     """
 
     def __init__(
@@ -59,54 +61,74 @@ class HitCurve:
         points: int = 24,
         partial_blocks: str = "hit",
         window_seconds: float = 60.0,
+        measured: Sequence[float] = (0.0, 1.0),
+        outputs: str = "dropped",
+        first_requests: str = "counted",
     ):
         self.traces, self.multiples, self.points = listed(traces), list(multiples), points
-        self.partial_blocks, self.window_seconds = partial_blocks, window_seconds
+        self.definitions = Definitions(partial_blocks, measured, outputs, first_requests)
+        self.window_seconds = window_seconds
 
     def run(self, folder, variants: Sequence = ()) -> None:
         refuse_variants(variants)
         for trace in self.traces:
             for multiple in self.multiples:
-                self._curve(folder, trace.coarser(multiple))
-            self._facts(folder, trace)
+                self._curve(folder, self.definitions.apply(trace.coarser(multiple)))
+            self._facts(folder, self.definitions.apply(trace))
 
     def _curve(self, folder, trace: Trace) -> None:
-        began = perf_counter()
-        capacities, hits = hit_curve(trace, self.partial_blocks)
+        began, partial = perf_counter(), self.definitions.replayed
+        capacities, hits = hit_curve(trace, partial)
         seconds = perf_counter() - began
-        _, tokens = weighted_curve(trace, trace.block_tokens, self.partial_blocks)
+        _, tokens = weighted_curve(trace, trace.block_tokens, partial)
+        accesses, asked = counted_totals(trace)
         name = f"curve_{trace.name}_{trace.block_size}"
-        folder.arrays(_file_name(name), capacities=capacities, block_hits=hits)
-        fixed = {**about(trace), "partial_blocks": self.partial_blocks}
+        folder.arrays(file_name(name), capacities=capacities, block_hits=hits)
+        fixed = {**about(trace), **self.definitions.params()}
         folder.add("lru", fixed, [Measurement("curve_seconds", seconds, "s", "lower")])
         at = np.geomspace(capacities[0], capacities[-1], self.points).astype(int)
         for capacity in sorted(set(at.tolist())):
             params = fixed | {"capacity_blocks": capacity}
             params["capacity_tokens"] = capacity * trace.block_size
             at_capacity = capacity - capacities[0]
-            shares = (hits[at_capacity] / trace.accesses, tokens[at_capacity] / trace.tokens)
+            shares = (hits[at_capacity] / accesses, tokens[at_capacity] / asked)
             folder.add("lru", params, _percents(shares))
-            if not folder.done("belady", params):
-                best = bound(trace, capacity, True, self.partial_blocks, window_seconds=None)
-                shares = (best.block_hits / trace.accesses, best.token_hits / trace.tokens)
+            if self.definitions.counts_all and not folder.done("belady", params):
+                best = bound(trace, capacity, True, partial, window_seconds=None)
+                shares = (best.block_hits / accesses, best.token_hits / asked)
                 folder.add("belady", params, _percents(shares))
 
     def _facts(self, folder, trace: Trace) -> None:
         again, (_, blocks) = reuse(trace), working_set(trace, self.window_seconds)
-        name = _file_name(f"reuse_{trace.name}")
+        name = file_name(f"reuse_{trace.name}")
         folder.arrays(name, **again._asdict(), working_set_blocks=blocks)
         facts = {
             "working_set_blocks": (blocks.mean(), "blocks"),
             "working_set_peak_blocks": (blocks.max(), "blocks"),
             "smallest_ideal_capacity_blocks": (smallest_ideal_capacity(trace), "blocks"),
-            "unbounded_block_hit_percent": (100 * len(again.age_ms) / trace.accesses, "%"),
+            "unbounded_block_hit_percent": (self._unbounded(trace), "%"),
         }
         if len(again.age_ms):
             distance, age = (float(np.median(values)) for values in again)
             facts["reuse_distance_median_blocks"] = (distance, "blocks")
             facts["reuse_age_median_seconds"] = (age / 1e3, "s")
         rows = [Measurement(name, float(value), unit) for name, (value, unit) in facts.items()]
-        folder.add("trace", about(trace) | {"window_seconds": self.window_seconds}, rows)
+        params = about(trace) | {"window_seconds": self.window_seconds}
+        folder.add("trace", params | self.definitions.params(), rows)
+
+    def _unbounded(self, trace: Trace) -> float:
+        hits = trace.previous >= 0
+        if self.definitions.replayed == "miss":
+            hits &= ~partial_access(trace)
+        mask = slice(None) if trace.counted is None else trace.counted
+        return 100.0 * np.count_nonzero(hits[mask]) / counted_totals(trace)[0]
+
+
+def counted_totals(trace: Trace) -> tuple[int, int]:
+    """(block accesses, prompt tokens) that rates are of."""
+    counted = trace.columns.get("counted", np.ones(len(trace), dtype=bool))
+    accesses = trace.accesses if trace.counted is None else np.count_nonzero(trace.counted)
+    return int(accesses), int(trace.input_tokens[counted].sum())
 
 
 def _percents(shares: tuple[float, float]) -> list[Measurement]:
@@ -114,5 +136,5 @@ def _percents(shares: tuple[float, float]) -> list[Measurement]:
     return [Measurement(n, 100 * float(share), "%", "higher") for n, share in zip(names, shares)]
 
 
-def _file_name(text: str) -> str:
+def file_name(text: str) -> str:
     return re.sub(r"[^\w.-]", "_", text)

@@ -41,7 +41,7 @@ class Compiled:
         self._grow(piece)
         code = np.full(piece.accesses, MISS, dtype=np.uint8)
         evicted = np.empty((2, piece.accesses), dtype=np.int64)
-        partial = self.partial_misses & (piece.input_tokens % piece.block_size > 0)
+        partial = self.partial_misses & piece.partial
         tables = tuple(self.tables)
         count = self.loop(piece.ids, piece.first, partial, tables, self.book, code, *evicted)
         return Outcome(code, evicted[0, :count], evicted[1, :count])

@@ -1,102 +1,173 @@
-"""Reading and writing trace files: plain, .xz or .gz, line by line, errors with line numbers."""
+"""Traces from files and to files: any known format, piece by piece, errors with their place."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import lzma
 from array import array
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from kvlab.core import BadInput
+from kvlab.sim.readers import Row, fault, reader_of
+from kvlab.sim.readers.lines import open_file
+from kvlab.sim.readers.mooncake import FIELDS
 from kvlab.sim.trace import MOONCAKE_BLOCK, Trace
 
 BUNDLED = {name: f"mooncake_{name}.jsonl.xz" for name in ("conversation", "synthetic")}
 ASSETS = Path(__file__).parent.parent / "assets" / "traces"
-_FIELDS = ("timestamp", "input_length", "output_length", "hash_ids")
 
 
-class Request(NamedTuple):
-    """One line of a trace: arrival in ms, lengths in tokens, chained block ids of the input."""
+def load_trace(
+    path: str | Path,
+    block_size: int | None = None,
+    format: str | None = None,
+    tokenizer: str | None = None,
+) -> Trace:
+    """Read a whole trace: a file or folder of a known format, or a bundled one ("conversation",
+    "synthetic").
 
-    arrival_ms: float
-    input_tokens: int
-    output_tokens: int
-    ids: list[int]
-
-
-def load_trace(path: str | Path, block_size: int | None = None) -> Trace:
-    """Read a whole trace file, or a bundled one ("conversation", "synthetic").
-
-    `block_size` in tokens; None takes the file's header line, else Mooncake's 512. Raises
-    `BadInput` naming file and line for anything that cannot be used.
+    `block_size` in tokens; None takes what the file says, else what its format has. `format`: one
+    of `readers.NAMES`; None recognizes it. `tokenizer`: a tokenizer.json, for traces of text.
+    Raises `BadInput` naming file and line for anything that cannot be used.
     """
     columns = _Columns()
-    stream = TraceStream(path, block_size)
+    stream = TraceStream(path, block_size, format=format, tokenizer=tokenizer)
     for request in stream.requests():
         columns.add(request)
-    return columns.trace(stream.name, stream.block_size)
+    return columns.trace(stream)
 
 
 def load_traces(
-    path: str | list[str], block_size: int | None = None, coarser: int = 1
+    path: str | list[str],
+    block_size: int | None = None,
+    coarser: int = 1,
+    format: str | None = None,
+    tokenizer: str | None = None,
 ) -> list[Trace]:
     """Traces of one path or several; `coarser` joins so many blocks into one, exactly."""
     paths = path if isinstance(path, list) else [path]
-    traces = [load_trace(one, block_size) for one in paths]
+    traces = [load_trace(one, block_size, format, tokenizer) for one in paths]
     return [trace.coarser(coarser) for trace in traces] if coarser != 1 else traces
 
 
 class TraceStream:
-    """A trace file read piece by piece, so that its length does not matter for memory.
+    """A trace read piece by piece, so that its length does not matter for memory.
 
-    Iterating opens the file anew. `pieces()` yields `Trace`s of about `piece` accesses.
+    Iterating opens the file anew. `pieces()` yields `Trace`s of about `piece` accesses. Formats
+    whose requests have to be put in order (sessions in files of their own, dependencies) are held
+    in memory once.
     """
 
-    def __init__(self, path: str | Path, block_size: int | None = None, piece: int = 1 << 20):
+    def __init__(
+        self,
+        path: str | Path,
+        block_size: int | None = None,
+        piece: int = 1 << 20,
+        format: str | None = None,
+        tokenizer: str | None = None,
+    ):
         self.path, self.piece = find(path), piece
         self.name = str(path) if str(path) in BUNDLED else self.path.name
-        self._skip, self.block_size = _header(self.path, block_size)
+        self.reader = reader_of(self.path, format, block_size, tokenizer)
+        self.block_size = self.reader.block_size
 
-    def requests(self) -> Iterator[Request]:
-        for number, line in _lines(self.path):
-            if number > self._skip and not line.isspace():
-                yield _parse(f"{self.path}:{number}", line, self.block_size)
+    def requests(self) -> Iterator[Row]:
+        """Each request, checked; at least one."""
+        reader, last = self.reader, 0.0
+        where = None
+        for where, row in self._rows():
+            wrong = fault(row, self.block_size, reader.whole_blocks)
+            if not wrong and row.arrival_ms < last:
+                wrong = (
+                    f"comes at {row.arrival_ms} ms, before the request ahead of it at {last} ms; "
+                    "sort the trace by time"
+                )
+            if wrong:
+                raise BadInput("trace.path", where, wrong)
+            last = row.arrival_ms
+            yield row
+        if where is None:
+            raise BadInput("trace.path", self.path, "no requests in it")
+
+    def _rows(self) -> Iterator[tuple[str, Row]]:
+        """What the reader reads; values of a kind that it did not expect are the file's fault."""
+        where = self.path
+        try:
+            for where, row in self.reader.rows():
+                yield where, row
+        except (TypeError, ValueError, KeyError, AttributeError, OverflowError) as error:
+            said = f"{type(error).__name__}: {error}".splitlines()[0]
+            remedy = f"at or behind it a value is not of the kind {self.reader.name} has ({said})"
+            raise BadInput("trace.path", where, remedy) from error
 
     def pieces(self) -> Iterator[Trace]:
         columns = _Columns()
         for request in self.requests():
             columns.add(request)
             if len(columns.ids) >= self.piece:
-                yield columns.trace(self.name, self.block_size)
+                yield columns.trace(self)
                 columns = _Columns()
         if columns.lengths:
-            yield columns.trace(self.name, self.block_size)
+            yield columns.trace(self)
 
 
-def write_trace(trace: Trace, path: str | Path) -> Path:
-    """Write a trace in the format that `load_trace` reads; .xz and .gz compress."""
-    path = Path(path)
-    with _open(path, "wb") as out:
-        if trace.block_size != MOONCAKE_BLOCK:
-            out.write(json.dumps({"block_size": trace.block_size}).encode() + b"\n")
-        columns = (trace.arrival_ms, trace.input_tokens, trace.output_tokens)
-        for at, inputs, outputs, ids in zip(*(c.tolist() for c in columns), trace.requests()):
-            at = int(at) if at == int(at) else at
-            row = dict(zip(_FIELDS, (at, inputs, outputs, ids)))
+def write_trace(trace: Trace, path: str | Path, plain: bool = False) -> Path:
+    """Write a trace in Mooncake's form, which `load_trace` reads; .xz and .gz compress.
+
+    A first line says block size and whether only whole blocks have ids, where either is not
+    Mooncake's. plain: for other tools; no such line, and a partial block without an id gets one
+    that nothing else has. Sessions and pauses are kept as `session_id` and `think_ms`.
+    """
+    trace.check_shares()
+    path, trace = Path(path), _with_tails(trace) if plain else trace
+    with open_file(path, "wb") as out:
+        header = {} if plain else _header(trace)
+        if header:
+            out.write(json.dumps(header).encode() + b"\n")
+        for row in _rows(trace):
             out.write(json.dumps(row).encode() + b"\n")
     return path
 
 
+def _header(trace: Trace) -> dict:
+    if trace.block_size == MOONCAKE_BLOCK and not trace.whole_blocks:
+        return {}
+    more = {"whole_blocks": True} if trace.whole_blocks else {}
+    return {"block_size": trace.block_size, **more}
+
+
+def _rows(trace: Trace) -> Iterator[dict]:
+    columns = (trace.arrival_ms, trace.input_tokens, trace.output_tokens)
+    session, think = (trace.columns.get(name) for name in ("session", "think_ms"))
+    for i, (*values, ids) in enumerate(zip(*(c.tolist() for c in columns), trace.requests())):
+        values[0] = int(values[0]) if values[0] == int(values[0]) else values[0]
+        row = dict(zip(FIELDS, (*values, ids)))
+        if session is not None and session[i] >= 0:
+            row["session_id"] = int(session[i])
+        if think is not None and think[i] == think[i]:
+            row["think_ms"] = float(think[i])
+        yield row
+
+
+def _with_tails(trace: Trace) -> Trace:
+    """Ids for the partial blocks that have none, each of them new."""
+    if not trace.whole_blocks:
+        return trace
+    tails = trace.input_tokens % trace.block_size > 0
+    fresh = int(trace.ids.max(initial=-1)) + 1 + np.arange(tails.sum())
+    ids = np.insert(trace.ids, trace.first[1:][tails], fresh)
+    first = trace.first + np.concatenate([[0], np.cumsum(tails)])
+    return replace(trace, ids=ids, first=first, whole_blocks=False)
+
+
 def find(path: str | Path) -> Path:
-    """The file of a bundled name or of a path."""
+    """The file of a bundled name, or the file or folder of a path."""
     if str(path) in BUNDLED:
         return ASSETS / BUNDLED[str(path)]
-    if not Path(path).is_file():
+    if not Path(path).exists():
         known = ", ".join(BUNDLED)
         raise BadInput("trace.path", path, f"no such file; bundled traces: {known}")
     return Path(path)
@@ -108,86 +179,36 @@ class _Columns:
     def __init__(self):
         self.arrival, self.ids = array("d"), array("q")
         self.inputs, self.outputs, self.lengths = array("q"), array("q"), array("q")
+        self.more = array("q"), array("d"), array("q")  # as in Row, from `session` on
 
-    def add(self, request: Request) -> None:
-        self.arrival.append(request.arrival_ms)
-        self.inputs.append(request.input_tokens)
-        self.outputs.append(request.output_tokens)
-        self.lengths.append(len(request.ids))
-        self.ids.extend(request.ids)
+    def add(self, request: Row) -> None:
+        at, inputs, outputs, ids, *more = request
+        self.arrival.append(at)
+        self.inputs.append(inputs)
+        self.outputs.append(outputs)
+        self.lengths.append(len(ids))
+        for column, value in zip(self.more, more):
+            column.append(value)
+        if isinstance(ids, np.ndarray):
+            self.ids.frombytes(ids.astype(np.int64).tobytes())
+        else:
+            self.ids.extend(ids)
 
-    def trace(self, name: str, block_size: int) -> Trace:
+    def trace(self, stream: TraceStream) -> Trace:
         first = np.concatenate([[0], np.cumsum(np.asarray(self.lengths))]).astype(np.int64)
         columns = (self.arrival, self.inputs, self.outputs)
-        return Trace(name, block_size, *map(np.asarray, columns), first, np.asarray(self.ids))
+        reader = stream.reader
+        return Trace(
+            stream.name, stream.block_size, *map(np.asarray, columns), first,
+            np.asarray(self.ids), reader.whole_blocks, reader.shares, self._known(),
+            reader.name, tuple(reader.notes),
+        )  # fmt: skip
 
-
-def _open(path: Path, mode: str) -> BinaryIO:
-    return {".xz": lzma.open, ".gz": gzip.open}.get(path.suffix, open)(path, mode)
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    number = 0
-    try:
-        with _open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                yield number, line
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise BadInput("trace.path", f"{path}:{number + 1}", f"cannot be read: {error}") from None
-
-
-def _header(path: Path, asked: int | None) -> tuple[int, int]:
-    """(lines to skip, block size in tokens)."""
-    _, line = next(_lines(path), (0, b""))
-    try:
-        row = json.loads(line)
-    except ValueError:  # reported with everything else of that line when it is read
-        row = None
-    is_header = isinstance(row, dict) and "hash_ids" not in row and "block_size" in row
-    said = row["block_size"] if is_header else None
-    if said is not None and asked is not None and said != asked:
-        raise BadInput("trace.block_size", asked, f"the header of {path} says {said}")
-    size = asked if said is None else said
-    size = MOONCAKE_BLOCK if size is None else size
-    if not isinstance(size, int) or size < 1:
-        where = f"{path}:1" if is_header else size
-        raise BadInput("trace.block_size", where, "must be a whole number of tokens, at least 1")
-    return int(is_header), size
-
-
-def _parse(where: str, line: bytes, block_size: int) -> Request:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise BadInput("trace.path", where, f"not a line of JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise BadInput("trace.path", where, "expected a JSON object, one request a line")
-    missing = [name for name in _FIELDS if name not in row]
-    if missing:
-        raise BadInput("trace.path", where, f"missing {', '.join(missing)}")
-    request = Request(*(row[name] for name in _FIELDS))
-    wrong = _fault(request, block_size)
-    if wrong:
-        raise BadInput("trace.path", where, wrong)
-    return request
-
-
-def _fault(request: Request, block_size: int) -> str | None:
-    """What is wrong with the values of a request, as a sentence."""
-    at, inputs, outputs, ids = request
-    if type(at) not in (int, float) or not 0 <= at < float("inf"):
-        return f"timestamp must be milliseconds of at least 0, not {at!r}"
-    if type(inputs) is not int or inputs < 1:
-        return f"input_length must be a whole number of at least 1, not {inputs!r}"
-    if type(outputs) is not int or outputs < 0:
-        return f"output_length must be a whole number of at least 0, not {outputs!r}"
-    if type(ids) is not list or set(map(type, ids)) - {int}:
-        return "hash_ids must be a list of whole numbers"
-    if len(ids) != -(-inputs // block_size):
-        return (
-            f"{len(ids)} hash_ids, but {inputs} tokens in blocks of {block_size} are "
-            f"{-(-inputs // block_size)}; is the block size of the trace another one?"
-        )
-    if not -(1 << 63) <= min(ids) <= max(ids) < 1 << 63:
-        return "hash_ids must fit in 64 bits, signed"
-    return None
+    def _known(self) -> dict[str, np.ndarray]:
+        """What the file says beyond the necessary; a column that says nothing is left out."""
+        columns = dict(zip(Row._fields[4:], map(np.asarray, self.more)))
+        nothing = Row._field_defaults
+        return {
+            name: column for name, column in columns.items()
+            if not np.array_equal(column, np.full(len(column), nothing[name]), equal_nan=True)
+        }  # fmt: skip

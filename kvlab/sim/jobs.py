@@ -12,6 +12,7 @@ from typing import NamedTuple
 from kvlab.core import BadInput, Measurement
 from kvlab.policy import by_name
 from kvlab.sim import bounds
+from kvlab.sim.definitions import Definitions
 from kvlab.sim.result import SimResult
 from kvlab.sim.service import CostModel
 from kvlab.sim.simulator import Host, simulate
@@ -58,7 +59,8 @@ class HitRate:
     traces: as `load_traces` gives them, or one. policies: names. capacity_blocks: of the trace's
     own blocks. budgets_gib x formats x budget_policies: a budget holds as many blocks as the format
     lets it, for the model `shape` quantized in blocks of `block_size` tokens.
-    prefix, partial_blocks, window_seconds, host, service: as in `simulate`.
+    prefix, window_seconds, host, service: as in `simulate`. partial_blocks, measured, outputs,
+    first_requests: as in `Definitions`.
     """
 
     def __init__(
@@ -76,24 +78,37 @@ class HitRate:
         window_seconds: float | None = 60.0,
         host: Host | None = None,
         service: CostModel | None = None,
+        measured: Sequence[float] = (0.0, 1.0),
+        outputs: str = "dropped",
+        first_requests: str = "counted",
     ):
-        self.traces = listed(traces)
+        definitions = Definitions(partial_blocks, measured, outputs, first_requests)
+        self.traces = [definitions.apply(trace) for trace in listed(traces)]
         self.policies, self.capacity_blocks = known(policies), list(capacity_blocks)
         self.budgets_gib, self.formats = list(budgets_gib), list(formats)
         self.budget_policies = known(budget_policies)
         self.shape, self.block_size = shape, block_size
         tiers = {"host": host, "service": service}
         known_shape = shape_by_name(shape)
-        self.replay = Replay(
-            prefix, partial_blocks, tiers, shape=known_shape, window_seconds=window_seconds
-        )
-        self._fixed = {"prefix": prefix, "partial_blocks": partial_blocks}
+        rules = prefix, definitions.replayed
+        self.replay = Replay(*rules, tiers, shape=known_shape, window_seconds=window_seconds)
+        self._fixed = {"prefix": prefix, **definitions.params()}
         self._fixed |= {name: str(value) for name, value in self.replay.tiers.items()}
         if self.replay.tiers and "belady" in [*self.policies, *self.budget_policies]:
             remedy = "bounds one tier and one request at a time; leave it or host and service out"
             raise BadInput("policies", "belady", remedy)
+        self._check(definitions, service)
         for format in self.formats:
             token_bytes(format, known_shape, block_size)  # refuses an unknown name now
+
+    def _check(self, definitions: Definitions, service: CostModel | None) -> None:
+        asked = [*self.policies, *(self.budget_policies if self.budgets_gib else ())]
+        if not definitions.counts_all and "belady" in asked:
+            remedy = "bounds the hits of all requests together; leave it out or count all requests"
+            raise BadInput("policies", "belady", remedy)
+        if definitions.outputs == "kept" and service:
+            remedy = "service holds the blocks of answers itself while they are made; leave one out"
+            raise BadInput("outputs", "kept", remedy)
 
     def run(self, folder, variants: Sequence = ()) -> None:
         refuse_variants(variants)
@@ -152,6 +167,7 @@ class AdaptiveRegret:
         for trace in self.traces:
             for capacity in self.capacity_blocks:
                 params = {**about(trace), "capacity_blocks": capacity, "prefix": self.prefix}
+                params |= Definitions().params()
                 if not folder.done(self.adaptive, params):
                     with folder.surviving(self.adaptive, params):
                         self._measure(folder, trace, capacity, params)

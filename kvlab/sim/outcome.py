@@ -11,6 +11,7 @@ from kvlab.sim.trace import Trace
 
 # Codes of an access. Those from HIT on are hits, by tier.
 MISS, BROKEN_CHAIN, PARTIAL, REFUSED, HIT, HOST_HIT = range(6)
+SHARE = 1 << 32  # a whole, in the units of `hit_shares`: whole numbers sum alike in any pieces
 
 
 class Outcome(NamedTuple):
@@ -27,6 +28,7 @@ class Tally:
     for 8 bytes a distinct block.
 
     window_seconds: an evicted block wanted again within it was thrash; None leaves that out.
+    Rates are of what `Definitions` count; evictions, thrash and time are of the whole run.
     """
 
     def __init__(self, shape: ModelShape, window_seconds: float | None = 60.0):
@@ -34,6 +36,7 @@ class Tally:
         self.requests = self.refused = self.accesses = self.tokens = 0
         self.hits = self.host_hits = self.token_hits = self.evictions = self.thrashed = 0
         self.flops = self.flops_saved = 0.0
+        self.any_hit = self.hit_shares = 0
         self.misses = dict.fromkeys(
             ("compulsory", "capacity", "partial_block", "broken_chain", "refused"), 0
         )
@@ -42,39 +45,46 @@ class Tally:
         self._gone = np.empty(0, dtype=np.int64), np.empty(0)  # evicted ids and times, recent
 
     def add(self, piece: Trace, outcome: Outcome) -> None:
-        self.requests += len(piece)
-        self.accesses += piece.accesses
-        self.tokens += piece.tokens
+        counted = piece.columns.get("counted", np.ones(len(piece), dtype=bool))
+        self.requests += int(np.count_nonzero(counted))
+        self.tokens += int(piece.input_tokens[counted].sum())
+        self.flops += float(self.shape.prefill_flops(piece.input_tokens[counted]).sum())
         self.evictions += len(outcome.evicted)
         if len(piece):
             self.first_ms = piece.arrival_ms[0] if self.first_ms is None else self.first_ms
             self.last_ms = piece.arrival_ms[-1]
-        self._add_hits(piece, outcome.code)
-        self._add_misses(piece, outcome.code)
+        mask = np.ones(piece.accesses, dtype=bool) if piece.counted is None else piece.counted
+        self.accesses += int(np.count_nonzero(mask))
+        self._add_hits(piece, outcome.code, mask)
+        self._add_misses(piece, outcome.code, mask)
         if self.window_ms is not None:
             self._add_thrash(piece, outcome)
 
-    def _add_hits(self, piece: Trace, code: np.ndarray) -> None:
-        hit = np.flatnonzero(code >= HIT)
+    def _add_hits(self, piece: Trace, code: np.ndarray, mask: np.ndarray) -> None:
+        hit = np.flatnonzero((code >= HIT) & mask)
         self.hits += len(hit)
-        self.host_hits += int(np.count_nonzero(code == HOST_HIT))
+        self.host_hits += int(np.count_nonzero(code[hit] == HOST_HIT))
+        of_request = np.bincount(piece.request_of[hit], minlength=len(piece))
+        blocks = np.bincount(piece.request_of[mask], minlength=len(piece))
+        self.any_hit += int(np.count_nonzero(of_request))
+        shares = np.rint(SHARE * of_request / np.maximum(blocks, 1))
+        self.hit_shares += int(shares.astype(np.int64).sum())
         tokens = piece.block_tokens[hit]
         self.token_hits += int(tokens.sum())
         start = piece.depth[hit] * piece.block_size
         flops = self.shape.prefill_flops
         self.flops_saved += float((flops(start + tokens) - flops(start)).sum())
-        self.flops += float(flops(piece.input_tokens).sum())
 
-    def _add_misses(self, piece: Trace, code: np.ndarray) -> None:
-        count = np.bincount(code, minlength=HOST_HIT + 1).tolist()
+    def _add_misses(self, piece: Trace, code: np.ndarray, mask: np.ndarray) -> None:
+        count = np.bincount(code[mask], minlength=HOST_HIT + 1).tolist()
         first_seen = self._seen.first(piece)
-        compulsory = int(np.count_nonzero(first_seen & (code == MISS)))
+        compulsory = int(np.count_nonzero(first_seen & (code == MISS) & mask))
         self.misses["compulsory"] += compulsory
         self.misses["capacity"] += count[MISS] - compulsory
         self.misses["partial_block"] += count[PARTIAL]
         self.misses["broken_chain"] += count[BROKEN_CHAIN]
         self.misses["refused"] += count[REFUSED]
-        self.refused += len(np.unique(piece.request_of[code == REFUSED]))
+        self.refused += len(np.unique(piece.request_of[(code == REFUSED) & mask]))
 
     def _add_thrash(self, piece: Trace, outcome: Outcome) -> None:
         """Count misses whose block was evicted less than a window before.

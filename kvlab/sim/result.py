@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from kvlab.core import Measurement
-from kvlab.sim.outcome import Tally
+from kvlab.sim.outcome import SHARE, Tally
 
 
 @dataclass
 class SimResult:
     """What a policy did with a trace.
 
-    Counts are in blocks unless the name says otherwise. `token_hits` and `flops_saved` are of the
+    Counts are in blocks unless the name says otherwise, and of what `Definitions` count.
+    `any_hit_requests`: with at least one hit; `request_hit_shares`: sum over requests of the share
+    of their blocks that hit. `token_hits` and `flops_saved` are of the
     prompt; `misses` by class: compulsory (never asked before), capacity, partial_block (resident,
     but partial blocks do not hit), broken_chain (resident behind a gap), refused (of requests
     larger than the cache). `orphans`: resident at the end but unreachable; None where not known.
@@ -33,6 +35,8 @@ class SimResult:
     misses: dict[str, int]
     seconds: float
     thrashed: int | None = None
+    any_hit_requests: int = 0
+    request_hit_shares: float = 0.0
     host_hits: int = 0
     host_evictions: int = 0
     orphans: int | None = None
@@ -57,6 +61,8 @@ class SimResult:
             misses=tally.misses,
             seconds=(tally.last_ms - tally.first_ms) / 1e3 if known else 0.0,
             thrashed=None if tally.window_ms is None else tally.thrashed,
+            any_hit_requests=tally.any_hit,
+            request_hit_shares=tally.hit_shares / SHARE,
             host_hits=tally.host_hits,
             **more,
         )
@@ -74,6 +80,16 @@ class SimResult:
         return _percent(self.token_hits, self.tokens)
 
     @property
+    def request_any_hit_percent(self) -> float:
+        """Share of the requests of which at least one block hit."""
+        return _percent(self.any_hit_requests, self.requests)
+
+    @property
+    def request_mean_hit_percent(self) -> float:
+        """Mean over requests of the share of a request's blocks that hit."""
+        return _percent(self.request_hit_shares, self.requests)
+
+    @property
     def flops_saved_percent(self) -> float:
         """Share of the prefill FLOPs that hits save (later tokens cost more: attention)."""
         return _percent(self.flops_saved, self.flops)
@@ -88,12 +104,17 @@ class SimResult:
         """Share of evictions whose block was wanted again within the window."""
         return None if self.thrashed is None else _percent(self.thrashed, self.evictions)
 
+    def _of_requests(self, name: str) -> Measurement:
+        return Measurement(name, getattr(self, name), "%", "higher", count=self.requests)
+
     def measurements(self) -> list[Measurement]:
         """Rows for a run folder, named as in the contract of a run."""
         count = self.block_accesses
         rows = [
             Measurement("block_hit_percent", self.block_hit_percent, "%", "higher", count=count),
             Measurement("token_hit_percent", self.token_hit_percent, "%", "higher", count=count),
+            self._of_requests("request_any_hit_percent"),
+            self._of_requests("request_mean_hit_percent"),
             Measurement("flops_saved_percent", self.flops_saved_percent, "%", "higher"),
             Measurement("evictions", self.evictions, "blocks", "lower"),
             Measurement("evictions_per_second", self.evictions_per_second, "blocks/s", "lower"),

@@ -176,8 +176,7 @@ class InFlight:
 
 def _requests(piece: Trace) -> Iterator[tuple[list[int], bool, int]]:
     """(block ids, whether the last block is partial, index) of each request."""
-    partial = (piece.input_tokens % piece.block_size > 0).tolist()
-    return zip(piece.requests(), partial, range(len(piece)))
+    return zip(piece.requests(), piece.partial.tolist(), range(len(piece)))
 
 
 class _Log:

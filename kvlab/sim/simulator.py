@@ -60,6 +60,8 @@ def simulate(
     compiled: the same results from numba, much faster, for the policies that `sim/fast.py` names.
     """
     _check(prefix, partial_blocks, host, service)
+    if isinstance(trace, Trace):
+        trace.check_shares()
     shape = shape_by_name(shape)
     if compiled:
         _check_compiled(policy, host, service, events)
@@ -101,7 +103,7 @@ def _clairvoyant(trace, capacity: int, prefix: bool, partial_blocks: str, servic
     if not prefix:
         return Belady(trace.ids.tolist())
     trace.check_prefix_chained()
-    hides = not_hittable(partial_blocks) & (trace.input_tokens % trace.block_size > 0)
+    hides = not_hittable(partial_blocks) & trace.partial
     keep = np.where(np.diff(trace.first) <= capacity, np.diff(trace.first) - hides, 0)
     future = (ids[:count] for ids, count in zip(trace.requests(), keep.tolist()))
     return Belady(future, by_request=True)

@@ -1,15 +1,13 @@
 """Request traces: what was asked, in which order, and which blocks each request names.
 
-The file format is Mooncake's (FAST'25): one JSON object a line with `timestamp` (ms),
-`input_length` and `output_length` (tokens) and `hash_ids`, the prefix-chained ids of the input's
-blocks. Equal ids mean the same block after the same prefix; the last block may be partial.
-A first line `{"block_size": 16}` gives the tokens of a block; without it they are 512.
+Ids are chained over the prefix: equal ids mean the same block after the same prefix. `readers/` has
+the file formats, `definitions.py` what counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -25,6 +23,11 @@ class Trace:
 
     arrival_ms float64 [R]; input_tokens, output_tokens int64 [R]; first int64 [R + 1] is where each
     request's blocks begin in `ids` int64 [A]; block_size in tokens.
+    whole_blocks: only whole blocks have ids, the rest of a prompt has none; else the last id may
+    be of a partial block. shares: False where ids say nothing of equal prefixes (lengths only).
+    columns: what else is known of each request, arrays [R]: `session` int64; `think_ms` float64,
+    the pause before it; `cached_tokens` int64, what the server said hit, -1 unknown; and what
+    `Definitions` adds. format: the reader's name. notes: sentences on what the reader assumed.
     """
 
     name: str
@@ -34,6 +37,11 @@ class Trace:
     output_tokens: np.ndarray
     first: np.ndarray
     ids: np.ndarray
+    whole_blocks: bool = False
+    shares: bool = True
+    columns: Mapping[str, np.ndarray] = field(default_factory=dict)
+    format: str = "made"
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.input_tokens)
@@ -78,6 +86,20 @@ class Trace:
         return np.arange(self.accesses) - np.repeat(self.first[:-1], np.diff(self.first))
 
     @cached_property
+    def partial(self) -> np.ndarray:
+        """Whether the last block of each request is partial, bool [R]."""
+        return (self.input_tokens % self.block_size > 0) & (not self.whole_blocks)
+
+    @cached_property
+    def counted(self) -> np.ndarray | None:
+        """Mask [A] of the accesses that rates are made of; None: all (see `Definitions`)."""
+        counted, prompt = self.columns.get("counted"), self.columns.get("prompt_blocks")
+        if counted is None and prompt is None:
+            return None
+        mask = np.ones(self.accesses, dtype=bool) if counted is None else counted[self.request_of]
+        return mask if prompt is None else mask & (self.depth < prompt[self.request_of])
+
+    @cached_property
     def block_tokens(self) -> np.ndarray:
         """Tokens that each access stands for, int64 [A]: the block size, less for a partial end."""
         left = self.input_tokens[self.request_of] - self.depth * self.block_size
@@ -95,6 +117,7 @@ class Trace:
 
     def check_prefix_chained(self) -> None:
         """Raise `BadInput` unless every id always follows the same id at the same depth."""
+        self.check_shares()
         ids, count = self.dense
         parent = np.where(self.depth > 0, np.roll(ids, 1), -1)
         known = np.full(count, -2)
@@ -108,6 +131,16 @@ class Trace:
                 "requests; ids must be chained over the whole prefix for this question",
             )
 
+    def check_shares(self) -> None:
+        """Raise `BadInput` where the trace has no block ids, only lengths and arrivals."""
+        if not self.shares:
+            raise BadInput(
+                "trace",
+                self.name,
+                f"{self.format} traces hold lengths and arrivals, no prefixes: they can drive a "
+                "load, but hit rates need a trace with block ids or sessions of text",
+            )
+
     def select(self, keep: np.ndarray) -> Trace:
         """The requests of a mask [R], with their blocks."""
         length = np.diff(self.first)[keep]
@@ -118,21 +151,23 @@ class Trace:
             output_tokens=self.output_tokens[keep],
             first=np.concatenate([[0], np.cumsum(length)]),
             ids=self.ids[keep[self.request_of]],
+            columns={name: column[keep] for name, column in self.columns.items()},
         )
 
     def coarser(self, multiple: int) -> Trace:
         """The same requests in blocks `multiple` times as large, exactly.
 
         A chained id names its whole prefix, so a group of blocks is named by its last id; ids are
-        then renumbered by first appearance.
+        then renumbered by first appearance. Where only whole blocks have ids, so it stays.
         """
         if multiple < 1:
             raise BadInput("multiple", multiple, "must be a whole number of at least 1")
         self.check_prefix_chained()
         length = np.diff(self.first)
-        ends = np.minimum(self.depth + 1, length[self.request_of]) == length[self.request_of]
+        ends = (self.depth + 1 == length[self.request_of]) & (not self.whole_blocks)
         kept = ends | ((self.depth + 1) % multiple == 0)
-        first = np.concatenate([[0], np.cumsum(-(-length // multiple))])
+        groups = length // multiple if self.whole_blocks else -(-length // multiple)
+        first = np.concatenate([[0], np.cumsum(groups)])
         return replace(
             self, block_size=self.block_size * multiple, first=first, ids=_renumber(self.ids[kept])
         )

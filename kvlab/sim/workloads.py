@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from kvlab.core import BadInput
+from kvlab.sim.chain import Chain
 from kvlab.sim.trace import Trace, from_requests
 
 # A request before ids: the pieces of its prompt as (name, tokens), and the tokens it generates.
@@ -127,24 +128,9 @@ def _trace(
     now, rows = 0.0, []
     for parts, output in prompts:
         tokens = sum(length for _, length in parts)
-        rows.append((round(now, 3), tokens, output, _chain(ids, parts, block_size)))
+        chain = Chain(ids, block_size)
+        for piece, length in parts:
+            chain.add(piece, length)
+        rows.append((round(now, 3), tokens, output, chain.ids()))
         now += 1e3 * draw.expovariate(rate)
     return from_requests(rows, block_size, name)
-
-
-def _chain(ids: dict[tuple, int], parts: list[tuple[object, int]], block_size: int) -> list[int]:
-    """Chained ids: a block is its parent and the pieces of text in it, so equal prefixes share."""
-    chain, parent, content, room = [], -1, [], block_size
-    for name, length in parts:
-        start = 0
-        while start < length:
-            count = min(room, length - start)
-            content.append((name, start, count))
-            start, room = start + count, room - count
-            if not room:
-                parent = ids.setdefault((parent, *content), len(ids))
-                chain.append(parent)
-                content, room = [], block_size
-    if content:
-        chain.append(ids.setdefault((parent, *content), len(ids)))
-    return chain
