@@ -7,6 +7,7 @@ Torch is imported by the jobs that compute with it, not here.
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import sys
@@ -32,6 +33,7 @@ from kvlab.track.owner import Owner, own
 from kvlab.track.rows import FAILED
 
 _TABLE_LINES = 40
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _SHOWS = ("help", "hydra_help", "cfg", "info", "shell_completion")
 
 
@@ -48,6 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("kvlab: interrupted; resume=true in the same folder goes on", file=sys.stderr)
         return 130
+    except OSError as error:
+        if error.errno not in NO_ROOM or debug:
+            raise
+        print(f"kvlab: {error.strerror}: {error.filename or 'the run folder'}; what was measured is "
+              "kept, and resume=true in the same folder goes on", file=sys.stderr)
+        return 1
     except Exception as error:
         paragraph = None if debug else explain(error)
         if paragraph is None:

@@ -20,7 +20,7 @@ from kvlab.model.refusals import refuse_gradients
 from kvlab.model.room import adaptive_budget
 from kvlab.model.rows import removed_columns, selected_rows
 from kvlab.model.shape import check_shared_rotary, model_geometry, rotary_frequencies
-from kvlab.model.tokens import left_pads, watch_tokens
+from kvlab.model.tokens import left_pads, watch_ends, watch_tokens
 from kvlab.model.visibility import window_of
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -45,6 +45,8 @@ class PagedCache(core.PagedCache, Cache):
         self._rows: list[int] = []
         self.columns = Columns(0)  # of the rows: what transformers counts
         self._forward: Forward | None = None  # the one under way
+        self._fresh = False  # rows begin with what is known, and nothing was computed yet
+        self.begun_by_hook = False  # and it was a forward of the model that opened them
         # ids [B, T] of the forward that is about to run, and its positions if given
         self._late: list[tuple[list[tuple[int, int]], Tensor]] = []
         self.coming: tuple[Tensor, Tensor | None] | None = None
@@ -71,6 +73,7 @@ class PagedCache(core.PagedCache, Cache):
             spec = replace(spec, budget_bytes=adaptive_budget(model, spec))
         geometry = model_geometry(config, spec)
         facts = NO_FACTS
+        watch_ends(model)
         if spec.prefix.shares:
             watch_tokens(model)
             check_shared_rotary(model)
@@ -137,6 +140,7 @@ class PagedCache(core.PagedCache, Cache):
             return 0
         prompts = [row[pad:] for row, pad in zip(ids.cpu().numpy(), pads)]
         self.rows = self.open_together(prompts, pads)
+        self._fresh = True
         seen = pads[0] + self.length(self.rows[0]) if len(ids) else 0
         self.seen = seen * any(map(self.length, self.rows))  # cold rows skip no padding either
         return self.seen
@@ -222,13 +226,41 @@ class PagedCache(core.PagedCache, Cache):
         window = window_of(mask, window)
         refuse_gradients(q, k, v)
         if layer == 0:
+            self._check_fits(q, k)
             self._forward = Forward.begun(self, q, mask, positions)
+        if self._forward is None:
+            raise KvlabError(f"layer {layer} attended first: a PagedCache wants the layers of a "
+                             "model in order, each once")
         out = self._forward.attend(self, layer, mask, q, k, v, scale, window)
         if layer == len(self.layers) - 1:
-            forward, self._forward = self._forward, None
+            forward, self._forward, self._fresh = self._forward, None, False
+            self.begun_by_hook = False
             self.columns.advance(forward.plan, positions)  # first: a budget may fail to evict
             self.commit()
         return out
+
+    def _check_fits(self, q: Tensor, k: Tensor) -> None:
+        g = self.geometry
+        heads = q.shape[1], k.shape[1], k.shape[3]
+        if heads != (g.query_heads, g.kv_heads, g.head_dim):
+            raise KvlabError(f"this cache was made for {g.query_heads} query heads, {g.kv_heads} "
+                             f"key/value heads and a head width of {g.head_dim}; this model has "
+                             f"{heads[0]}, {heads[1]} and {heads[2]}")
+
+    def undo_forward(self) -> int | None:
+        """A forward has ended: undo it if it did not reach the last layer.
+
+        Returns in how many layers it attended then. Rows that it opened on known prefixes go, too,
+        or the same prompt would come again behind them.
+        """
+        forward, self._forward = self._forward, None
+        self.begun_by_hook = False
+        if forward is not None:
+            self.abort()
+        if self._fresh:
+            self._fresh = False
+            self.finish()
+        return None if forward is None else forward.layers
 
     def admit(self, batch: int) -> Columns:
         """The columns of a batch of so many rows that is about to come, new or those that are here.

@@ -15,7 +15,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from kvlab.core import KvlabError
 from kvlab.model.dense import dense_attention
-from kvlab.model.refusals import refuse_unknown
+from kvlab.model.refusals import refuse_other_depth, refuse_unknown
 from kvlab.model.visibility import KeyColumns, paged_mask
 
 ATTENTION = "kvlab_paged"
@@ -94,6 +94,7 @@ def paged_attention(
     cache = key.cache
     if key.index == 0:
         cache.facts.check(module)
+        refuse_other_depth(len(cache.layers), module)
     return cache.forward(key, query, attention_mask, scale, sliding_window, position_ids), None
 
 

@@ -19,6 +19,7 @@ class Forward:
 
     def __init__(self, plan: Plan, mask, span: int):
         self.plan, self.span, self._agreed = plan, span, [mask]
+        self.layers = 0  # that have attended
 
     @classmethod
     def begun(cls, cache, query: Tensor, mask, positions) -> Forward:
@@ -37,6 +38,10 @@ class Forward:
     ) -> Tensor:
         """As `PagedCache.attend`, with tokens wherever the plan has them; q [B, Hq, T, D] ->
         [B, T, Hq, D]. Padding sees what is before it."""
+        if layer != self.layers:
+            raise KvlabError(f"layer {layer} attended where layer {self.layers} was due: a "
+                             "PagedCache wants the layers of a model in order, each once")
+        self.layers += 1
         self._same(mask)
         if window is not None and self.span > window:
             raise KvlabError(f"the sliding window of {window} tokens of this model counts padding "

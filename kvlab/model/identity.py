@@ -1,15 +1,20 @@
 """Whether what fills a cache is still the model it was: a quick look and a full reading.
 
 Prefixes are shared under one identity: config, modules, every parameter and buffer by content,
-hooks, switches of adapters and autocast. The quick look comes before each forward and compares
-objects, addresses and version counters; the full reading comes when a request begins and before
-anything of it is made known, and sees what has no version (`.data`, inference tensors), too.
+hooks, switches of adapters and autocast. What a foreign hook refers to may be beyond looking
+through; then every reading gives another identity, and nothing is shared. The quick look comes
+before each forward and compares objects, addresses and version counters; the full reading comes
+when a request begins and before anything of it is made known, and sees what has no version
+(`.data`, inference tensors), too.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import logging
 import weakref
+from functools import lru_cache
 from hashlib import blake2b
 
 import torch
@@ -18,7 +23,10 @@ from torch import Tensor
 from kvlab.cache import ModelFacts
 from kvlab.core import KvlabError
 from kvlab.model.fingerprint import fingerprint
-from kvlab.model.traits import IGNORED, SCALARS, Traits, global_hooks
+from kvlab.model.traits import IGNORED, PROCESS, SCALARS, Traits, global_hooks
+
+log = logging.getLogger(__name__)
+_readings = itertools.count()
 
 # The attention is not among it: a PagedCache is filled through kvlab's or not at all.
 _IRRELEVANT = ("_attn_implementation", "transformers_version", "_name_or_path", "use_cache")
@@ -35,6 +43,7 @@ class LiveModel(ModelFacts):
     def __init__(self, model):
         self._model, self._met = weakref.ref(model), weakref.WeakSet()
         self._kind, self._here, self._words = model.device.type, "", ""
+        self._opaque: str | None = None
         self._places: list[tuple] = []
         self._own: set[int] = set()
         self._classes: dict[type, object] = {}
@@ -57,6 +66,8 @@ class LiveModel(ModelFacts):
             tensors = self._describe(model)
         digest = blake2b(f"{self._words} {self._here}".encode(), digest_size=16)
         digest.update(fingerprint({id(x): x for x in tensors}.values()))
+        if self._opaque is not None:  # no two readings are known to be of the same model
+            digest.update(f"{PROCESS} {next(_readings)}".encode())
         self.identity = digest.hexdigest()
         return self.identity
 
@@ -99,6 +110,9 @@ class LiveModel(ModelFacts):
         global_hooks(traits)
         config = {k: v for k, v in model.config.to_dict().items() if k not in _IRRELEVANT}
         self._words = json.dumps([config, traits.words], sort_keys=True, default=str)
+        self._opaque = traits.opaque
+        if self._opaque is not None:
+            _say(self._opaque)
         self._marks, tensors = self._look(model)
         self._refs = [weakref.ref(x) for x in tensors]
         return tensors
@@ -170,6 +184,12 @@ def mark(x: Tensor) -> tuple[int, int]:
 def circumstances(kind: str) -> str:
     """What outside a model on this kind of device changes what it computes: autocast."""
     return str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else ""
+
+
+@lru_cache
+def _say(what: str) -> None:
+    """Once for each reason."""
+    log.warning("prefix=hash shares nothing, since this model depends on %s", what)
 
 
 def _within(module, model) -> bool:

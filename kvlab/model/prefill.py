@@ -67,7 +67,11 @@ def prefill(
             span = slice(done, done + size())
             chunk, mask = input_ids[:, span], attention_mask
             mask = None if mask is None else mask[:, span]
-            logits = forward_chunk(model, chunk, cache, mask=mask, last=True)[:, -1]
+            try:
+                logits = forward_chunk(model, chunk, cache, mask=mask, last=True)[:, -1]
+            except BaseException:
+                cache.undo_forward()
+                raise
             done += chunk.shape[1]
             show(done)
     if logits is not None and logits.is_cuda:

@@ -22,6 +22,13 @@ def refuse_gradients(q: Tensor, k: Tensor, v: Tensor) -> None:
                          "torch.inference_mode(), or train without a cache")
 
 
+def refuse_other_depth(layers: int, module) -> None:
+    """Raises `KvlabError` where the model has another number of layers than its cache."""
+    told = getattr(module.config, "num_hidden_layers", layers)
+    if told != layers:
+        raise KvlabError(f"this cache was made for {layers} layers, this model has {told}")
+
+
 def refuse_unknown(module, dropout: float, told: dict) -> None:
     """Raises `KvlabError` for anything that attention was asked for and does not do."""
     if dropout:

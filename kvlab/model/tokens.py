@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvlab.cache import PagedCache
+from kvlab.core import KvlabError
 
 # Arguments of a forward under which the same token ids have the same keys. Any other tensor
 # (soft prompts, types, embeddings) may make other keys.
@@ -21,9 +22,12 @@ def left_pads(ids: Tensor, mask: Tensor | None) -> list[int] | None:
     """Columns of padding before each row of `ids` [B, T]; None where padding is elsewhere too."""
     if mask is None:
         return [0] * len(ids)
-    if mask.shape != ids.shape or bool((mask[:, 1:] < mask[:, :-1]).any()):
+    if not isinstance(mask, Tensor) or mask.shape != ids.shape:
         return None
-    return (mask.shape[1] - mask.sum(1)).tolist()
+    real = mask != 0  # as the library reads masks of any dtype
+    if bool((real[:, :-1] & ~real[:, 1:]).any()):
+        return None
+    return (real.shape[1] - real.sum(1)).tolist()
 
 
 def usual(ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> bool:
@@ -31,9 +35,9 @@ def usual(ids: Tensor, mask: Tensor | None, positions: Tensor | None) -> bool:
 
     positions: [B, T] or [1, T]; what stands at padding does not matter.
     """
-    if mask is not None and mask.dim() != 2:
-        return False
     pads = left_pads(ids, mask)
+    if pads is not None and positions is None:
+        return not any(pads)  # the model then counts padding, too
     return pads is not None and in_order(positions, [0] * len(ids), pads, ids.shape[1])
 
 
@@ -59,6 +63,23 @@ def watch_tokens(model) -> None:
         model.register_forward_hook(_forgetting, with_kwargs=True, always_call=True)
 
 
+def watch_ends(model) -> None:
+    """Let caches of `model` know when a forward has ended, however it did."""
+    decoder = model.get_decoder()
+    if _ended not in decoder._forward_hooks.values():
+        decoder.register_forward_hook(_ended, with_kwargs=True, always_call=True)
+
+
+def _ended(decoder, args, kwargs, output):
+    """What did not go through all layers is undone; without an error of its own it is one."""
+    for cache in (x for x in (*args, *kwargs.values()) if isinstance(x, PagedCache)):
+        layers = cache.undo_forward()
+        if output is not None and layers is not None:
+            raise KvlabError(f"this forward attended over its PagedCache in {layers} of "
+                             f"{cache.geometry.layers} layers, and nothing was stored: the cache "
+                             "was made for another model, or layers were left out")
+
+
 def _watching(model, args, kwargs):
     """Note the ids; at the first forward of a request, leave out what the cache knows already.
 
@@ -69,6 +90,10 @@ def _watching(model, args, kwargs):
     if cache is None:
         return None
     cache.facts.check(model)
+    if cache.begun_by_hook:
+        cache.undo_forward()  # nobody heard of its end: an interrupt is no error to torch
+        raise KvlabError("the forward before was interrupted; it is undone now, so run this one "
+                         "again")
     cache.coming = None
     call = signature_of(type(model)).bind_partial(model, *args, **kwargs)
     given = named(call)
@@ -86,6 +111,7 @@ def _watching(model, args, kwargs):
 def _started(cache: PagedCache, call: inspect.BoundArguments, given: dict):
     """Open the rows, and cut off what they know from the arguments."""
     skip = cache.start(given["input_ids"], given.get("attention_mask"))
+    cache.begun_by_hook = bool(cache.rows)
     for name in ("input_ids", "position_ids", "cache_position"):
         if given.get(name) is not None:
             _replace(call, name, given[name][..., skip:])

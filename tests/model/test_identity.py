@@ -108,8 +108,10 @@ def hook_with_switch(model):
 
 
 def global_hook(model):
+    inner = v_proj(model)
+
     def shift(module, args, out):
-        return out + 0.5 if module is v_proj(model) else None
+        return out + 0.5 if module is inner else None
 
     return nn.modules.module.register_module_forward_hook(shift).remove
 

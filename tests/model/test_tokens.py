@@ -35,7 +35,7 @@ def shifted(columns) -> torch.Tensor:
     (None, ORDER + 1, False), (None, shifted(2), False), (None, shifted(0), False),
     (None, shifted(5), False), (None, ORDER[0], False), (None, ORDER[:, :5], False),
     (None, torch.cat([ORDER, shifted(3)]), False), (None, ORDER.repeat(3, 1), False),
-    (PADDED, None, True), (PADDED, (PADDED.cumsum(1) - 1).clamp(min=0), True),
+    (PADDED, None, False), (PADDED, (PADDED.cumsum(1) - 1).clamp(min=0), True),
     (PADDED, (PADDED.cumsum(1) - 1).masked_fill(PADDED == 0, 9), True),
     (PADDED, ORDER, False), (PADDED.flip(1), None, False), (PADDED[None], None, False),
     (torch.tensor([[1, 1, 0, 1, 1, 1], [1] * 6]), None, False),
