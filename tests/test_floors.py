@@ -31,7 +31,7 @@ ONLY_IN = {
     "hydra": {"config", "__main__"},
     "omegaconf": {"config", "__main__"},
 }
-OPTIONAL = {"triton", "wandb", "numba", "libcachesim", "ray", "optuna"}
+OPTIONAL = {"triton", "wandb", "numba", "libcachesim", "ray", "optuna", "gguf"}
 OPTIONAL_ROOMS = ("_triton",)  # modules of ours that need an optional library
 SLOW = {"huggingface_hub"}  # a second to import, and a model from a folder never needs it
 
