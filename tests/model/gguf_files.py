@@ -91,3 +91,9 @@ def _tokenizer(writer, size: int) -> None:
     writer.add_eos_token_id(vocabulary["<|endoftext|>"])
     writer.add_bos_token_id(vocabulary["<|endoftext|>"])
     writer.add_chat_template(TEMPLATE)
+
+
+def yarn(writer) -> None:
+    writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(4.0)
+    writer.add_rope_scaling_orig_ctx_len(16)
