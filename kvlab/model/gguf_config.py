@@ -24,6 +24,7 @@ LAYER = (
     "ffn_down",
 )
 OUTSIDE = ("token_embd.weight", "output.weight", "output_norm.weight", "rope_freqs.weight")
+TOKENIZERS = ("gpt2", "llama")  # byte-level and sentencepiece BPE
 ROPE_KEYS = {"", "type", "factor", "original_context_length", "finetuned"}
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0,
           "original_max_position_embeddings": 8192}  # of every Llama 3.1, 3.2 and 3.3
@@ -46,6 +47,9 @@ def check_architecture(header: Header) -> None:
     unknown = sorted(set(blocks(header)) - known)
     if unknown:
         raise header.refused(f"tensors {unknown[0]} are unknown in architecture {kind!r}")
+    kind = header.metadata.get("tokenizer.ggml.model")
+    if kind not in TOKENIZERS:
+        raise header.refused(f"its tokenizer {kind!r} is not supported; known: gpt2, llama")
     if "token_embd.weight" not in header.tensors:
         raise header.refused("holds no token_embd.weight; a language model is wanted")
 
@@ -80,6 +84,7 @@ def config_of(header: Header) -> PreTrainedConfig:
            for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))},
     )
     _settle_biases(header, config, biases)
+    _check_shapes(header, config)
     if kind == "mistral":
         config.sliding_window = int(window)
     return config
@@ -97,6 +102,23 @@ def _settle_biases(header: Header, config: PreTrainedConfig, biases: set[str]) -
         return
     if biases != wanted:
         raise header.refused(f"biases {sorted(biases ^ wanted)[0]} do not fit the architecture")
+
+
+def _check_shapes(header: Header, config: PreTrainedConfig) -> None:
+    """Projections are as wide as the metadata says; some versions of transformers do not look."""
+    width, inner = config.hidden_size, config.intermediate_size
+    queries = config.num_attention_heads * config.head_dim
+    keys = config.num_key_value_heads * config.head_dim
+    wanted = {
+        "attn_q": (queries, width), "attn_k": (keys, width), "attn_v": (keys, width),
+        "attn_output": (width, queries), "ffn_gate": (inner, width), "ffn_up": (inner, width),
+        "ffn_down": (width, inner),
+    }
+    for name, tensor in header.tensors.items():
+        first, _, rest = name.partition(".")
+        shape = wanted.get(rest.partition(".")[2].removesuffix(".weight"))
+        if first == "blk" and shape not in (None, tensor.shape):
+            raise header.refused(f"{name} is {list(tensor.shape)}, its metadata say {list(shape)}")
 
 
 def _whole(header: Header, key: str) -> int:

@@ -35,6 +35,10 @@ EXTRA = ("gguf", "accelerate")
 RECORD = "kvlab.json"  # what the folder was made from
 LAYOUT = 1  # goes up when what is written here changes
 _PIECE = 1 << 24
+# What a tokenizer's regular expression must hold, by llama.cpp's name: before 5.24 transformers
+# splits Llama 3 and Mistral Nemo as GPT-2.
+SPLITS = {"llama-bpe": "p{N}{1,3}", "llama3": "p{N}{1,3}", "llama-v3": "p{N}{1,3}",
+          "tekken": "p{Lu}"}
 
 
 class Converted(NamedTuple):
@@ -129,7 +133,7 @@ def _write(header: Header, part: Path, dtype: torch.dtype) -> None:
     try:
         write_tokenizer(header, part)
         model = _dequantized(header, config, dtype)
-    except OSError:
+    except (OSError, BadInput):
         raise
     except Exception as error:  # the tokenizers library raises bare Exception
         reason = str(error).strip().partition("\n")[0]
@@ -176,4 +180,8 @@ def write_tokenizer(header: Header, part: Path) -> None:
         number = header.metadata.get(f"tokenizer.ggml.{key}_token_id")
         if number is not None:
             setattr(tokenizer, f"{name}_token", tokenizer.convert_ids_to_tokens(number))
+    pre = header.metadata.get("tokenizer.ggml.pre")
+    if SPLITS.get(pre, "") not in tokenizer.backend_tokenizer.to_str():
+        raise header.refused(f"transformers {transformers.__version__} splits text otherwise than "
+                             f"its tokenizer {pre!r} does; a later one may not")
     tokenizer.save_pretrained(part)

@@ -20,12 +20,14 @@ def written(tmp_path, tiny_model, cache):
     import torch
     from gguf_files import write_gguf
 
-    def make(architecture="Llama", quantize="F32", change=None, extra=None, **changes):
+    def make(
+        architecture="Llama", quantize="F32", change=None, extra=None, pre="smollm", **changes
+    ):
         model = tiny_model(architecture, **{"vocab_size": 512} | changes)
         for weight in model.parameters():  # norms of 1 and biases of 0 hide mistakes
             if weight.dim() == 1:
                 weight.data += 0.1 * torch.randn(weight.shape)
         path = tmp_path / f"tiny-{architecture}.gguf"
-        return write_gguf(path, model, quantize, change=change, extra=extra), model
+        return write_gguf(path, model, quantize, change=change, extra=extra, pre=pre), model
 
     return make

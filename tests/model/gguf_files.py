@@ -17,11 +17,14 @@ TEMPLATE = (
 ARCH = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 
 
-def write_gguf(path: Path, model, quantize: str = "F32", *, change=None, extra=None) -> Path:
+def write_gguf(
+    path: Path, model, quantize: str = "F32", *, change=None, extra=None, pre="smollm"
+) -> Path:
     """`model` as a GGUF file with as much of the bundled tokenizer as it has ids.
 
     quantize: type of the projections, embeddings and head; norms and biases stay F32.
     change: called with the writer before anything is written. extra: tensors beside the model's.
+    pre: llama.cpp's name of how text is split before merging.
     """
     config = model.config
     arch = ARCH[config.model_type]
@@ -29,7 +32,7 @@ def write_gguf(path: Path, model, quantize: str = "F32", *, change=None, extra=N
     if change is not None:
         change(writer)
     _metadata(writer, config)
-    _tokenizer(writer, config.vocab_size)
+    _tokenizer(writer, config.vocab_size, pre)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config.num_hidden_layers)
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
@@ -63,6 +66,7 @@ def _metadata(writer, config) -> None:
     head_dim = getattr(config, "head_dim", None) or (
         config.hidden_size // config.num_attention_heads)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    writer.add_vocab_size(config.vocab_size)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
@@ -76,15 +80,16 @@ def _metadata(writer, config) -> None:
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
 
 
-def _tokenizer(writer, size: int) -> None:
+def _tokenizer(writer, size: int, pre: str) -> None:
     told = json.loads((REFERENCE / "tokenizer.json").read_text())
     vocabulary = told["model"]["vocab"] | {t["content"]: t["id"] for t in told["added_tokens"]}
     special = {t["content"] for t in told["added_tokens"]}
-    tokens = sorted(vocabulary, key=vocabulary.get)[:size]
+    spare = 12 * (size < len(vocabulary))  # ids for tokens that some versions always add
+    tokens = sorted(vocabulary, key=vocabulary.get)[: size - spare]
     merges = [m.split(" ") if isinstance(m, str) else m for m in told["model"]["merges"]]
     known = set(tokens)
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("smollm")
+    writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token in special else 1 for token in tokens])
     writer.add_token_merges([" ".join(m) for m in merges if {*m, "".join(m)} <= known])

@@ -124,8 +124,8 @@ def renamed(monkeypatch, **changes):
     ({"value_length": 16}, "keys have 32 channels, values or rotary pairs span 16"),
     ({"dimension_count": 16}, "keys have 32 channels, values or rotary pairs span 16"),
     ({"block_count": 3}, "weights are missing, the first is"),
-    ({"feed_forward_length": 64}, "transformers cannot read it"),
-    ({"model": "rwkv"}, "transformers cannot read it"),
+    ({"feed_forward_length": 64}, r"is \[128, 64\], its metadata say \[64, 64\]"),
+    ({"model": "rwkv"}, "its tokenizer 'rwkv' is not supported; known: gpt2, llama"),
 ])
 def test_metadata_that_does_not_fit_is_refused(written, monkeypatch, changes, message):
     renamed(monkeypatch, **changes)
@@ -139,3 +139,15 @@ def test_a_missing_extra_is_named(written, monkeypatch):
     monkeypatch.setattr(gguf_convert, "find_spec", lambda name: None if name == "gguf" else 1)
     with pytest.raises(BadInput, match=r"not installed \(gguf\): pip install 'kvlab\[gguf\]'"):
         GgufModel(str(path)).load("cpu")
+
+
+def test_llama_3_splits_its_text_or_is_refused(written, monkeypatch):
+    path, _ = written(pre="llama-bpe")
+    try:
+        split = GgufModel(str(path)).load("cpu").tokenizer.backend_tokenizer.to_str()
+        assert "p{N}{1,3}" in split
+    except BadInput as error:
+        assert "splits text otherwise than its tokenizer 'llama-bpe'" in str(error)
+    monkeypatch.setitem(gguf_convert.SPLITS, "smollm", "no such expression")
+    with pytest.raises(BadInput, match="splits text otherwise than its tokenizer 'smollm'"):
+        GgufModel(str(written()[0])).load("cpu")
