@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in NO_ROOM or debug:
             raise
-        print(f"kvlab: {error.strerror}: {error.filename or 'the run folder'}; what was measured is "
-              "kept, and resume=true in the same folder goes on", file=sys.stderr)
+        print(f"kvlab: {error.strerror}: {error.filename or 'the run folder'}; what was measured "
+              "is kept, and resume=true in the same folder goes on", file=sys.stderr)
         return 1
     except Exception as error:
         paragraph = None if debug else explain(error)
@@ -73,7 +73,7 @@ def _dispatch(argv: list[str]) -> int:
     plan = _check(args)
     key = "sweep" if args.multirun else "run"
     with plan.place.own(plan.settings.resume) as owner:
-        # The clock has moved on since the check: the folder that was checked is the one to be made.
+        # The clock has moved on since the check: the folder that was checked is to be made.
         fixed = f"hydra.{key}.dir={quote(str(owner.path))}"
         return _sweep(argv, fixed) if args.multirun else _single(plan, owner, argv, fixed)
 

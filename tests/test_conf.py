@@ -28,6 +28,7 @@ EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 # What a user has to give; any value shows that the rest composes.
 MANDATORY = {
     "model=local": ["model.path=x"],
+    "model=gguf": ["model.path=x"],
     "data=text": ["data.path=x"],
     "trace=file": ["trace.path=conversation"],  # traces are read when they are built
 }

@@ -57,7 +57,7 @@ class Load:
         made = with_cancellations(made, self.cancel, self.seed)
         self._at(loaded, made[:2])  # libraries keep workspaces from their first call on
         for rate in self.rates:
-            params = {"requests_per_second": rate, "requests": len(made), "model": loaded.name,
+            params = {"requests_per_second": rate, "requests": len(made), **loaded.about(),
                       "trace": self.requests.name, "cancel": self.cancel,
                       "failures": self.failures, "running": self.limits.running}  # fmt: skip
             variant = f"{rate:g} requests/s"

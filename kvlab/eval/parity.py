@@ -84,7 +84,7 @@ class Parity:
         ):  # fmt: skip
             for policy in policies:
                 size = self.text_tokens if scene == "text" else len(requests)
-                params = {"scene": scene, "policy": policy, "model": loaded.name, "size": size}
+                params = {"scene": scene, "policy": policy, **loaded.about(), "size": size}
                 if folder.done(policy, params):
                     continue
                 with folder.surviving(policy, params):

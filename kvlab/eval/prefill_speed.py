@@ -61,8 +61,7 @@ class PrefillSpeed:
         source = torch.Generator(device).manual_seed(self.seed)
         vocabulary = len(loaded.tokenizer)
         ids = torch.randint(vocabulary, (1, max(self.contexts)), generator=source, device=device)
-        shared = {"model": loaded.name, "random_weights": loaded.random,
-                  "chunk_tokens": self.chunk_tokens}
+        shared = {**loaded.about(), "chunk_tokens": self.chunk_tokens}
         with fused(loaded.model):
             for variant in variants:
                 params = shared | variant.params | {"block_size": variant.spec.block_size}

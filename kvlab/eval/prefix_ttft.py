@@ -60,7 +60,7 @@ class PrefixTTFT:
             variant.spec.checked_for(model_geometry(loaded.model.config, variant.spec))
         for variant in variants:
             params = variant.params | {
-                "model": loaded.name, "random_weights": loaded.random, "device": str(device),
+                **loaded.about(), "device": str(device),
                 "prefix_tokens": self.prefix_tokens, "new_tokens": self.new_tokens,
                 "chunk_tokens": self.chunk_tokens, "block_size": variant.spec.block_size,
             }

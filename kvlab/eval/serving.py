@@ -80,7 +80,7 @@ class PrefixHitRate:
             for policy in self.policies:
                 yield f"{format} {policy}", {
                     "trace": trace, "requests": len(made), "format": format, "policy": policy,
-                    "budget_mib": budget, "capacity_blocks": capacity, "model": loaded.name,
+                    "budget_mib": budget, "capacity_blocks": capacity, **loaded.about(),
                     "block_size": spec.block_size, "chunk_tokens": self.chunk_tokens,
                 }, spec, policy
 

@@ -71,10 +71,7 @@ class Setting:
 
     def params(self, settings: dict, loaded: LoadedModel, spec: CacheSpec) -> dict:
         own = {"format": spec.format.name, "block_size": spec.block_size}
-        return own | settings | {
-            "model": loaded.name, "random_weights": loaded.random,
-            "chunk_tokens": self.chunk_tokens,
-        }
+        return own | settings | loaded.about() | {"chunk_tokens": self.chunk_tokens}
 
 
 def is_same(spec: CacheSpec, full: CacheSpec) -> bool:

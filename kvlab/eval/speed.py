@@ -64,7 +64,7 @@ class DecodeSpeed:
         for variant in variants:
             variant.spec.checked_for(model_geometry(loaded.model.config, variant.spec))
         self.weights, self.ceiling = weight_bytes(loaded.model), copy_ceiling(device)
-        shared = {"model": loaded.name, "random_weights": loaded.random, "steps": self.steps}
+        shared = {**loaded.about(), "steps": self.steps}
         if not folder.done("device", {}):
             rate = self.ceiling / 1e9
             folder.add("device", {}, [Measurement(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from hashlib import blake2b
 from pathlib import Path
 
@@ -38,8 +39,8 @@ def from_hub(name: str) -> Path:
         "model.name",
         name,
         f"not in the local cache, and {hub.endpoint()} gives nothing ({reason}); "
-        "give a folder with model.path=DIR, or fill the cache where there is a network and "
-        "set HF_HOME (HF_HUB_OFFLINE=1 skips the question)",
+        "give a folder with model.path=DIR or a GGUF file with model.path=FILE.gguf, or fill the "
+        "cache where there is a network and set HF_HOME (HF_HUB_OFFLINE=1 skips the question)",
     )
 
 
@@ -119,6 +120,15 @@ def _header(file: Path) -> tuple[dict, int]:
         except ValueError as error:
             raise _refused(file.parent, f"{file.name} is no safetensors file") from error
     return header, 8 + length
+
+
+def weights(folder: Path) -> str:
+    """What the weights are, tensors counted by type: `safetensors (201 BF16)`."""
+    counts = Counter(
+        entry["dtype"] for file in weight_files(folder)
+        for name, entry in _header(file)[0].items() if name != "__metadata__"
+    )
+    return f"safetensors ({', '.join(f'{count} {name}' for name, count in counts.most_common())})"
 
 
 def identity(folder: Path) -> str:

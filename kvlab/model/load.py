@@ -1,4 +1,4 @@
-"""AXIS model: what `conf/model` names, loaded from safetensors; code of a checkpoint never runs."""
+"""AXIS model: what `conf/model` names, loaded from safetensors or GGUF; nobody's code is run."""
 
 from __future__ import annotations
 
@@ -6,20 +6,15 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
-from transformers.utils import logging
+from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from kvlab.core import BadInput
 from kvlab.model import checkpoint
+from kvlab.model.gguf_config import check_architecture, config_of
+from kvlab.model.gguf_convert import convert
+from kvlab.model.gguf_header import is_gguf, packaged_gguf, read_header
+from kvlab.model.read import read_tokenizer, read_weights
 
 REFERENCE = Path(__file__).resolve().parents[1] / "assets" / "reference"
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
@@ -30,6 +25,7 @@ class LoadedModel(NamedTuple):
 
     identity: changes when config or weights change; prefix hashes and baselines start from it.
     random: weights are random, so quality means nothing; memory and speed do.
+    weights: what they were stored as, `gguf Q4_K_M (133 Q5_0, ...)` or `safetensors (201 BF16)`.
     """
 
     model: nn.Module
@@ -37,12 +33,17 @@ class LoadedModel(NamedTuple):
     identity: str
     random: bool
     name: str
+    weights: str
+
+    def about(self) -> dict:
+        """What every row of a run says of its model."""
+        return {"model": self.name, "weights": self.weights, "random_weights": self.random}
 
 
 class FolderModel:
     """A checkpoint folder of the Llama, Mistral, Qwen2 or Qwen3 architecture (`model=local`).
 
-    path: the folder. dtype: `auto` is float32 on the CPU and bfloat16 on CUDA.
+    path: the folder, or a GGUF file. dtype: `auto` is float32 on the CPU and bfloat16 on CUDA.
     """
 
     def __init__(self, path: str, dtype: Dtype = "auto"):
@@ -58,14 +59,56 @@ class FolderModel:
     def load(self, device: str | torch.device, dtype: torch.dtype | None = None) -> LoadedModel:
         """Model and tokenizer on `device`, in evaluation mode.
 
-        Raises `BadInput` for a folder that cannot be loaded.
+        Raises `BadInput` for a folder or file that cannot be loaded.
         """
-        folder = self.folder()
-        checkpoint.check(folder)
-        dtype = dtype or resolve_dtype(self.dtype, device)
-        model = _read_weights(folder, dtype).to(device).eval().requires_grad_(False)
+        dtype, path = dtype or resolve_dtype(self.dtype, device), self.folder()
+        if is_gguf(path):
+            folder, weights = convert(path, dtype)
+        else:
+            checkpoint.check(path)
+            folder, weights = path, checkpoint.weights(path)
+        model = read_weights(folder, dtype).to(device).eval().requires_grad_(False)
         tokenizer = read_tokenizer(folder, model.config)
-        return LoadedModel(model, tokenizer, checkpoint.identity(folder), False, folder.name)
+        name = path.stem if is_gguf(path) else path.name
+        return LoadedModel(model, tokenizer, checkpoint.identity(folder), False, name, weights)
+
+
+class GgufModel(FolderModel):
+    """A GGUF file of a Llama, Mistral, Qwen2 or Qwen3 model (`model=gguf`, pip extra `gguf`).
+
+    It is dequantized once and kept as safetensors in the user's cache folder, see
+    `kvlab.model.gguf_convert`; what the cache of keys and values does is measured on those weights.
+    path: the file. dtype: as in `FolderModel`.
+    """
+
+    def folder(self) -> Path:
+        path = super().folder()
+        if path.is_dir():
+            raise BadInput("model.path", path, "is a folder; give a GGUF file, or model=local")
+        return path
+
+    def config(self) -> dict:
+        header = read_header(self.folder())
+        check_architecture(header)
+        return config_of(header).to_dict()
+
+    def load(self, device: str | torch.device, dtype: torch.dtype | None = None) -> LoadedModel:
+        read_header(self.folder())  # refuses what is no such file
+        return super().load(device, dtype)
+
+
+class PackagedModel(GgufModel):
+    """A GGUF file that lies in an installed package; nothing of the package is imported.
+
+    package: its name in the registry. path: another GGUF file used instead.
+    """
+
+    def __init__(self, package: str, path: str | None = None, dtype: Dtype = "auto"):
+        super().__init__(path or "", dtype)
+        self.package = package
+
+    def folder(self) -> Path:
+        return super().folder() if self.path else packaged_gguf(self.package)
 
 
 class ReferenceModel(FolderModel):
@@ -123,7 +166,8 @@ class OutlierModel(ReferenceModel):
 class HubModel(FolderModel):
     """A model of the Hugging Face hub, or the same from a folder.
 
-    name: `owner/name` on the hub. path: a local folder used instead; null asks cache and hub.
+    name: `owner/name` on the hub. path: a local folder or GGUF file used instead; null asks cache
+    and hub.
     """
 
     def __init__(self, name: str, path: str | None = None, dtype: Dtype = "auto"):
@@ -189,7 +233,7 @@ class RandomModel:
         identity = f"random-{shape}-seed{self.seed}-{device.type}-{dtype}"
         tokenizer = read_tokenizer(REFERENCE, config)
         model = model.to(device).eval().requires_grad_(False)
-        return LoadedModel(model, tokenizer, identity, True, "random")
+        return LoadedModel(model, tokenizer, identity, True, "random", "random")
 
     def _config(self) -> Qwen3Config:
         rope = {"rope_type": "default", "rope_theta": 1e6}
@@ -211,44 +255,3 @@ def resolve_dtype(name: Dtype, device: str | torch.device) -> torch.dtype:
     if name == "auto":
         return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
     return getattr(torch, name)
-
-
-def read_tokenizer(folder: Path, config) -> PreTrainedTokenizerBase:
-    """The tokenizer of a checkpoint, also where only `tokenizer.json` is there."""
-    try:
-        if (folder / "tokenizer_config.json").is_file():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        else:
-            tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
-            eos = config.eos_token_id
-            eos = eos[0] if isinstance(eos, list) else eos
-            if eos is not None:
-                tokenizer.eos_token = tokenizer.pad_token = tokenizer.convert_ids_to_tokens(eos)
-    except Exception as error:  # the tokenizers library raises bare Exception
-        reason = str(error).strip().partition("\n")[0]
-        raise BadInput("model.path", folder, f"its tokenizer cannot be read: {reason}") from error
-    if len(tokenizer) > config.vocab_size:
-        remedy = f"its tokenizer has {len(tokenizer)} ids, its model only {config.vocab_size}"
-        raise BadInput("model.path", folder, remedy)
-    return tokenizer
-
-
-def _read_weights(folder: Path, dtype: torch.dtype) -> nn.Module:
-    logging.disable_progress_bar()
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise BadInput("model.path", folder, f"cannot be loaded: {reason}") from error
-    if info["missing_keys"]:  # transformers would go on with random numbers in their place
-        missing = sorted(info["missing_keys"])
-        remedy = f"{len(missing)} weights are missing, the first is {missing[0]}"
-        raise BadInput("model.path", folder, remedy)
-    return model

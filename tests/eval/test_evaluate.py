@@ -46,6 +46,11 @@ def test_controls_stand_beside_their_variant_and_are_not_timed(rows):
     assert len([p for p in params if p.get("control")]) == 4
 
 
+def test_every_row_names_the_model_and_its_weights(rows):
+    told = {(row["params"]["model"], row["params"]["weights"]) for row in rows}
+    assert told == {("reference", "safetensors (68 BF16)")}
+
+
 def test_differences_to_controls_are_paired(rows):
     value = {(r["variant"], r["name"]): r["value"] for r in rows}
     mine = value["attention_mass 40%", "kl_mean_nats"]
