@@ -16,7 +16,7 @@ class Tiny:
         self.dtype = dtype
 
     def load(self, device) -> LoadedModel:
-        return LoadedModel(make_tiny_model().to(device), None, "tiny", False, "tiny")
+        return LoadedModel(make_tiny_model().to(device), None, "tiny", False, "tiny", "made")
 
 
 class Noise:

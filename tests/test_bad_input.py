@@ -135,6 +135,7 @@ WHOLE = {
 
 def refused(argv: list[str], capsys) -> str:
     """The paragraph that `argv` is refused with."""
+    capsys.readouterr()  # what fixtures said
     assert main(argv) == 2
     text = capsys.readouterr().err
     assert text.startswith("kvlab: ") and text.endswith("\n") and text.count("\n") == 1

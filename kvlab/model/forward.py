@@ -28,8 +28,8 @@ class Forward:
         columns = cache.admit(batch)
         real = tokens_of(mask, batch, tokens, columns.seen + tokens)
         plan = columns.plan(real, tokens)
+        cache.take(columns, plan, positions)  # first: what is hidden now is padding, too
         span = columns.seen + tokens if columns.interior(plan) else 0
-        cache.take(columns, plan, positions)
         return cls(plan, mask, span)
 
     def attend(

@@ -69,7 +69,8 @@ def _forward(op: programs.Forward, machine, past: Columns) -> Action | None:
     told = plan.flat[:, past.length :]
     placed = masks.placed(op.positions, past, plan)
     return Action(
-        run, check, lambda want: {op.slot: past.then(ids, plan.new, sound, told, placed)}
+        run, check,
+        lambda want: {op.slot: past.seen_by(plan.flat).then(ids, plan.new, sound, told, placed)},
     )
 
 
@@ -127,6 +128,8 @@ def _generate(op: programs.Generate, machine, past: Columns) -> Action | None:
     single, beams = op.how in ("lookup", "assisted"), "beam" in op.how
     if past.rows == 0 or (single and past.rows > 1) or ((beams or op.embeds) and past.length):
         return None
+    if single and op.embeds and machine.setup.attention == "eager":
+        return None  # 5.17 drafts from nothing there, and its eager and sdpa differ on that
     if op.how == "own":
         goes_on = torch.equal(past.told, past.shown) and bool(past.placed.all())
         whole = past.length == machine.reference.length(op.slot)  # beams may leave more behind
@@ -210,7 +213,7 @@ def _after(op, past: Columns, ids: Tensor, flat: Tensor, want, machine):
     length = machine.reference.length(op.slot)
     # behind padding in the last column the library counts on from the padding's position
     placed = flat[:, -1:].expand(-1, tokens)
-    after = past.then(sequences[:, past.length :], shown, sound, whole[:, past.length :], placed)
+    after = past.seen_by(flat).then(sequences[:, past.length :], shown, sound, whole[:, past.length :], placed)
     after = masks.blurred(after, ~rows)
     times = BEAMS if "beam" in op.how else 1  # whose tokens they are is the library's secret
     return masks.cropped(after.map(lambda x: x.repeat_interleave(times, 0)), length), rows

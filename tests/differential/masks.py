@@ -46,6 +46,15 @@ class Columns:
     def map(self, change) -> Columns:
         return Columns(*map(change, self._parts))
 
+    def seen_by(self, flat: Tensor) -> Columns:
+        """The same after a mask [B, n or more] that may hide what it showed before: where it does,
+        nobody can go on from the cache alone."""
+        same = flat[:, : self.length] == self.told
+        return self._replaced(self.placed & same.all(1, keepdim=True))
+
+    def _replaced(self, placed: Tensor) -> Columns:
+        return Columns(self.ids, self.shown, self.sound, self.told, placed)
+
     def then(self, *new: Tensor) -> Columns:
         """These columns, and those of `new`: ids, shown, sound, told, placed, each [B, T]."""
         return Columns(*(torch.cat(pair, 1) for pair in zip(self._parts, new, strict=True)))
