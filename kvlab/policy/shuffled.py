@@ -25,7 +25,7 @@ class Shuffled(EvictionPolicy):
 
     def __init__(self, member: str | EvictionPolicy = "attention_mass", seed: int = 0):
         self.member = by_name(member) if isinstance(member, str) else member
-        self.observes, self.scored = self.member.observes, self.member.scored
+        self.observes = self.member.observes  # not `scored`: a server watches nothing for a control
         self._draw = Generator(seed).randrange
         self._metas: dict[BlockId, BlockMeta] = {}
         self._ids: list[BlockId] = []  # all of them, to draw from

@@ -121,7 +121,8 @@ def test_it_gets_its_controls_by_what_it_is(member):
             "random 10% (control)", "shuffled value_size 10% (control)", "window 10% (control)",
         ]  # fmt: skip
         shuffled = found[1].spec.policy()
-        assert type(shuffled) is Shuffled and type(shuffled.member) is member and shuffled.scored
+        assert type(shuffled) is Shuffled and type(shuffled.member) is member
+        assert shuffled.observes is member.observes
 
 
 def test_settings_of_its_own_are_controlled_apart(member):
