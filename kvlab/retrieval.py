@@ -7,9 +7,12 @@ everything, exactly. Nothing is forgotten: what one token does not read, the nex
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from kvlab import axes
 from kvlab.core import BadInput
 
 DTYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "fp32": torch.float32}
@@ -20,6 +23,7 @@ class NoRetrieval:
 
     name = "none"
     selects = False  # whether a decoded token reads a choice of blocks only
+    control = False  # whether it is itself what other members have to beat
 
 
 class Retrieval(NoRetrieval):
@@ -119,6 +123,7 @@ class RandomChoice(Retrieval):
     """
 
     name = "random"
+    control = True
 
     def __init__(
         self, budget_tokens: int = 2048, sinks: int = 4, recent: int = 256, group: str = "max",
@@ -138,11 +143,4 @@ class RandomChoice(Retrieval):
         return torch.randn(blocks, heads, 1, dim, device=k.device, generator=self._noise[k.device])
 
 
-RETRIEVALS = {"none": NoRetrieval, "quest": Quest, "mean_key": MeanKey, "random": RandomChoice}
-
-
-def by_name(name: str, **parameters) -> NoRetrieval:
-    """A retrieval of this short name; BadInput lists the known names for an unknown one."""
-    if name not in RETRIEVALS:
-        raise BadInput("retrieval", name, "known: " + ", ".join(sorted(RETRIEVALS)))
-    return RETRIEVALS[name](**parameters)
+by_name = partial(axes.by_name, "retrieval")

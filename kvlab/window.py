@@ -5,6 +5,9 @@ All ranges are half-open token ranges [begin, end), sorted, disjoint and not emp
 
 from __future__ import annotations
 
+from functools import partial
+
+from kvlab import axes
 from kvlab.core import BadInput
 
 Range = tuple[int, int]
@@ -62,11 +65,4 @@ class SinkWindow(NoWindow):
         return super().readable(length) if self.middle else self.protected(length)
 
 
-WINDOWS = {"none": NoWindow, "sink": SinkWindow}
-
-
-def by_name(name: str, **parameters) -> NoWindow:
-    """A window of this short name; BadInput lists the known names for an unknown one."""
-    if name not in WINDOWS:
-        raise BadInput("window", name, "known: " + ", ".join(sorted(WINDOWS)))
-    return WINDOWS[name](**parameters)
+by_name = partial(axes.by_name, "window")

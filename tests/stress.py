@@ -21,6 +21,7 @@ from importlib import import_module
 
 import torch
 
+from kvlab import axes
 from kvlab import format as formats
 from kvlab import policy as policies
 from kvlab.cache import CacheSpec
@@ -29,12 +30,10 @@ from kvlab.model import PagedCache
 from kvlab.model.prefill import forward_chunk
 from kvlab.model.shape import model_geometry
 from kvlab.offload import HostStore, NoOffload, OutOfHost
-from kvlab.retrieval import RETRIEVALS
-from kvlab.summary import SUMMARIES
 from kvlab.window import NoWindow, SinkWindow
 
 VOCABULARY = 128
-SUMMARIZERS = sorted(SUMMARIES.keys() - {"none", "text"})  # text is told by a chat model
+SUMMARIZERS = [n for n in axes.names("summary") if axes.find("summary", n).makes]
 
 
 def draw(rng: random.Random) -> dict:
@@ -65,18 +64,20 @@ def draw_window(rng, sinks: int, recent: int):
 
 
 def draw_summary(rng):
-    name = rng.choice(["none", "none", *(n for n, s in SUMMARIES.items() if s.makes)])
+    name = rng.choice(["none", "none", *SUMMARIZERS])
     if name == "none":
-        return SUMMARIES[name]()
-    return SUMMARIES[name](ratio=rng.choice((0.02, 0.1)), max_entries=rng.choice((None, 2, 30)))
+        return axes.by_name("summary", name)
+    ratio, most = rng.choice((0.02, 0.1)), rng.choice((None, 2, 30))
+    return axes.by_name("summary", name, ratio=ratio, max_entries=most)
 
 
 def draw_retrieval(rng):
-    name = rng.choice(["none", *RETRIEVALS])
+    name = rng.choice(["none", *axes.names("retrieval")])
     if name == "none":
-        return RETRIEVALS[name]()
-    return RETRIEVALS[name](
-        budget_tokens=rng.choice((80, 300)), sinks=rng.choice((0, 4)), recent=rng.choice((0, 16)),
+        return axes.by_name("retrieval", name)
+    return axes.by_name(
+        "retrieval", name, budget_tokens=rng.choice((80, 300)),
+        sinks=rng.choice((0, 4)), recent=rng.choice((0, 16)),
         group=rng.choice(("max", "sum")), per_head=rng.random() < 0.5,
         digests=rng.choice(("bf16", "fp8", "fp32")),
     )  # fmt: skip

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "kvlab"
 FLOORS = (
-    ("core",),
+    ("core", "axes"),
     ("policy", "window", "kernel", "track", "report", "stats", "hub"),
     ("blocks", "format", "summary", "retrieval"),
     ("sim", "fused"),
@@ -24,8 +24,10 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FUSED = ("_triton", "sides", "tune")  # kernels made for a format; the references lie below formats
-NEIGHBOURS = {("report", "track"), ("offload", "pool"), ("__main__", "config")}
-TORCH_FREE = ("policy", "window", "blocks", "sim", "track", "report", "stats", "hub", "core")
+NEIGHBOURS = {("axes", "core"), ("report", "track"), ("offload", "pool"), ("__main__", "config")}
+TORCH_FREE = (
+    "policy", "window", "blocks", "sim", "track", "report", "stats", "hub", "core", "axes",
+)  # fmt: skip
 ONLY_IN = {
     "transformers": {"model"},
     "hydra": {"config", "__main__"},
@@ -144,6 +146,31 @@ def cycle(edges: dict[str, set[str]]) -> list[str] | None:
         return next(filter(None, (walk(n, [*path, node]) for n in sorted(edges[node]))), None)
 
     return next(filter(None, (walk(node, []) for node in sorted(edges))), None)
+
+
+def patches(source: str) -> list[str]:
+    """Names of other rooms' objects that a module changes while it is imported."""
+    tree = ast.parse(source)
+    foreign = {
+        alias.asname or alias.name
+        for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+        and (node.module or "").startswith("kvlab") for alias in node.names
+    }  # fmt: skip
+    found = []
+    for node in tree.body:
+        targets = getattr(node, "targets", [getattr(node, "target", None)])
+        for target in targets:
+            while isinstance(target, ast.Attribute | ast.Subscript):
+                target = target.value
+                if isinstance(target, ast.Name) and target.id in foreign:
+                    found.append(target.id)
+    return found
+
+
+def test_no_room_patches_another_on_import():
+    assert not [(str(path), told) for path in FILES if (told := patches(path.read_text()))]
+    assert patches("from kvlab import summary as room\nroom.SUMMARIES['x'] = 1") == ["room"]
+    assert patches("from kvlab.policy.base import _KNOWN\n_KNOWN['x'] += 1") == ["_KNOWN"]
 
 
 def test_no_cycles():

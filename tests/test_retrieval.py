@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from kvlab import axes
 from kvlab.core import BadInput
-from kvlab.retrieval import RETRIEVALS, MeanKey, NoRetrieval, Quest, RandomChoice, by_name
+from kvlab.retrieval import MeanKey, NoRetrieval, Quest, RandomChoice, by_name
 
-MEMBERS = [member for member in RETRIEVALS.values() if member.selects]
+MEMBERS = [axes.find("retrieval", name) for name in axes.names("retrieval") if name != "none"]
 
 
 @pytest.mark.parametrize("member", MEMBERS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from kvlab.core import BadInput
+from functools import partial
+
+from kvlab import axes
 
 
 class NoSharing:
@@ -33,11 +35,4 @@ class HashSharing(NoSharing):
         self.hold, self.outputs = hold, outputs
 
 
-SHARINGS = {"none": NoSharing, "hash": HashSharing}
-
-
-def by_name(name: str, **parameters) -> NoSharing:
-    """A member of this short name; BadInput lists the known names for an unknown one."""
-    if name not in SHARINGS:
-        raise BadInput("prefix", name, "known: " + ", ".join(sorted(SHARINGS)))
-    return SHARINGS[name](**parameters)
+by_name = partial(axes.by_name, "prefix")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvlab.core import BlockId, KvlabError
-from kvlab.policy import BlockMeta, EvictionPolicy, NoEviction
+from kvlab.policy import BlockMeta, EvictionPolicy
 
 FREE, OPEN, SEALED, LEAVING = range(4)
 STATES = ("free", "open", "sealed", "leaving")
@@ -30,7 +30,7 @@ def check_books(
         assert meta.state != FREE or not meta.pins, f"block {meta.id} is free and pinned"
         assert meta.pins or not meta.doomed, f"block {meta.id} should be free since its last unpin"
     offered = [m.id for m in metas if m.state == SEALED and not m.pins]
-    if not isinstance(policy, NoEviction):
+    if policy.evicts:
         assert len(policy) == len(offered), "the policy holds as many blocks as are evictable"
         unknown = [id for id in offered if id not in policy]
         assert not unknown, f"evictable blocks {unknown} are unknown to the policy"

@@ -7,10 +7,14 @@ a block, higher meaning stay; `weight` says how much a step's number counts agai
 
 from __future__ import annotations
 
+import copy
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kvlab import axes
 from kvlab.core import BadInput
 
 OBSERVED_QUERIES = 32  # of a step, the last ones: SnapKV's window
@@ -160,14 +164,21 @@ class TOVA(Mass):
     weight = Scorer.weight
 
 
-SCORERS = {cls.name: cls for cls in (Mass, SnapKV, ExpectedAttention, KeyNorm, TOVA)}
+by_name = partial(axes.by_name, "observes")
 
 
-def by_name(name: str, **parameters) -> Scorer:
-    """A scorer of this short name; BadInput lists the known names for an unknown one."""
-    if name not in SCORERS:
-        raise BadInput("observes", name, "known: " + ", ".join(sorted(SCORERS)))
-    return SCORERS[name](**parameters)
+def scorer_of(observes: object) -> Scorer:
+    """What a policy `observes`, as a scorer that nobody else has: from its name, dotted path or
+    class, or a copy of an instance. Raises `BadInput` for anything else.
+    """
+    if isinstance(observes, str):
+        found = by_name(observes)
+    else:
+        found = observes() if isinstance(observes, type) else copy.deepcopy(observes)
+    if not isinstance(found, Scorer):
+        raise BadInput("observes", observes, "must be a scorer's name, or a subclass of "
+                       "kvlab.cache.scores.Scorer, or an instance of one")
+    return found
 
 
 def logits(q: Tensor, k: Tensor, scale: float, seen: Tensor | None, last: int) -> Tensor:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
 
-from kvlab import format as formats
-from kvlab import offload as offloads
-from kvlab import policy as policies
-from kvlab import retrieval as retrievals
-from kvlab import summary as summaries
-from kvlab import window as windows
-from kvlab.blocks import NoSharing, sharing
+from kvlab import axes
+from kvlab.blocks import NoSharing
+from kvlab.cache.making import Copied, made_anew, maker
 from kvlab.cache.summaries import check_summary
 from kvlab.core import BadInput, CacheGeometry
 from kvlab.format import KVFormat
 from kvlab.offload import NoOffload
-from kvlab.policy import EvictionPolicy, NoEviction
+from kvlab.policy import EvictionPolicy
 from kvlab.retrieval import NoRetrieval
 from kvlab.summary import NoSummary
 from kvlab.window import NoWindow
@@ -27,10 +24,12 @@ from kvlab.window import NoWindow
 
 @dataclass(frozen=True)
 class CacheSpec:
-    """The axes of a cache. Strings mean the class with its defaults.
+    """The axes of a cache. Strings mean the class with its defaults: one of ours by its short
+    name, any other by its dotted path (`policy="my_module.MyPolicy"`).
 
     format: how sealed blocks are stored.
-    policy: makes the eviction policy, once for each ledger; an instance serves one cache only.
+    policy: makes the eviction policy, once for each ledger; of an instance each ledger gets a
+        copy, and the instance itself stays as it was.
     window: which tokens stay, whatever the policy says.
     prefix: whether sequences that begin alike share blocks.
     summary: what stands for evicted blocks.
@@ -61,32 +60,33 @@ class CacheSpec:
     kernels: str = "auto"
 
     def __post_init__(self):
-        if isinstance(self.format, str):
-            object.__setattr__(self, "format", formats.by_name(self.format))
-        if isinstance(self.policy, str):
-            name = self.policy
-            policies.by_name(name)
-            object.__setattr__(self, "policy", lambda: policies.by_name(name))
+        for axis in axes.AXES:
+            self._take(axis, getattr(self, axis))
         if not 1 <= self.block_size <= 256:
             raise BadInput("cache.block_size", self.block_size, "must be 1 to 256 tokens")
         if self.workspace_tokens < 1:
             raise BadInput("cache.workspace_tokens", self.workspace_tokens, "must be at least 1")
-        rooms = {"window": windows, "prefix": sharing, "summary": summaries,
-                 "retrieval": retrievals, "offload": offloads}
-        for axis, room in rooms.items():
-            if isinstance(getattr(self, axis), str):
-                object.__setattr__(self, axis, room.by_name(getattr(self, axis)))
         if self.groups not in ("all", "per_layer"):
             raise BadInput("cache.groups", self.groups, "must be all or per_layer")
-        if isinstance(self.policy, EvictionPolicy):  # an instance is taken as it is
-            member = self.policy
-            object.__setattr__(self, "policy", lambda: member)
         self._check_budget()
         self._check_combination()
 
+    def _take(self, axis: str, given: object) -> None:
+        """A name becomes its member; a policy becomes what makes one for each ledger."""
+        if axis == "policy":
+            given = maker(given)
+        elif isinstance(given, str):
+            given = axes.by_name(axis, given)
+        object.__setattr__(self, axis, given)
+
+    @cached_property
+    def member(self) -> EvictionPolicy:
+        """The policy, to be asked what it is; ledgers get others from `policy()`."""
+        return self.policy.member if isinstance(self.policy, Copied) else made_anew(self.policy)
+
     def _check_combination(self) -> None:
         """Refuse what would be accepted and do nothing."""
-        evicts = not isinstance(self.policy(), NoEviction)
+        evicts = self.member.evicts
         if self.budget_percent is not None and not evicts:
             raise BadInput("cache.budget_percent", self.budget_percent,
                            "needs an eviction policy that brings the cache down to it; policy=lru")
@@ -156,15 +156,15 @@ class CacheSpec:
 
     def _check_effect(self) -> None:
         """Refuse axes that would never act on a live cache; a simulator brings its own budget."""
-        policy, bounded = self.policy(), self.bounded
-        if not isinstance(policy, NoEviction) and not bounded:
+        policy, bounded = self.member, self.bounded
+        if policy.evicts and not bounded:
             raise BadInput("policy", policy.name, "never evicts without a budget: give "
                            "cache.budget_blocks, cache.budget_bytes or cache.budget_percent")
-        if self.window.protected(1) and self.window.middle and isinstance(policy, NoEviction):
+        if self.window.protected(1) and self.window.middle and not policy.evicts:
             raise BadInput("window", self.window.name, "protects tokens from an eviction policy and"
                            " there is none; choose one, or window.middle=false to free the rest")
         if self.offload.keeps:
-            self._check_offload(evicts=bounded and not isinstance(policy, NoEviction))
+            self._check_offload(evicts=bounded and policy.evicts)
 
     def _check_offload(self, evicts: bool) -> None:
         name = self.offload.name
@@ -174,7 +174,7 @@ class CacheSpec:
         if not self.window.middle:
             raise BadInput("offload", name, "keeps what window.middle=false says is never read "
                            "again; take window.middle=true or offload=none")
-        if self.summary.name != "none":
+        if self.summary.stands:
             raise BadInput("offload", name, f"keeps evicted tokens, and summary={self.summary.name}"
                            " stands for them: they would count twice; take one of the two")
 

@@ -12,7 +12,6 @@ from kvlab.core import BadInput, BlockId, CacheGeometry, KvlabError, SeqId
 from kvlab.format import KVFormat
 from kvlab.kernel import attend_sdpa
 from kvlab.kernel.attend_ref import Partial
-from kvlab.policy import NoEviction
 from kvlab.pool import BlockPool
 from kvlab.summary import Entries, NoSummary, Queries
 from kvlab.summary.base import tokens
@@ -202,7 +201,7 @@ def check_summary(spec, g: CacheGeometry) -> None:
     name, frees = spec.summary.name, spec.window.protected(1) and not spec.window.middle
     if not spec.summary.makes:
         return
-    if isinstance(spec.policy(), NoEviction) and not frees:
+    if not spec.member.evicts and not frees:
         raise BadInput("summary", name, "stands for evicted tokens and none are evicted; choose a "
                        "policy with a budget, or window.middle=false")
     if spec.prefix.shares and spec.prefix.hold:

@@ -10,7 +10,6 @@ from kvlab.cache import scores
 from kvlab.cache.tables import DecodeTables
 from kvlab.core import BlockId
 from kvlab.kernel.attend_ref import visible
-from kvlab.policy import NoEviction
 
 
 class Watch:
@@ -26,8 +25,8 @@ class Watch:
     def __init__(self, ledger: BlockLedger, layers: int, block_size: int):
         self.ledger, self.layers, self.block_size = ledger, layers, block_size
         observes = ledger.policy.observes
-        self.active = observes is not None and not isinstance(ledger.policy, NoEviction)
-        self.scorer = scores.by_name(observes) if self.active else None
+        self.active = observes is not None and ledger.policy.evicts
+        self.scorer = scores.scorer_of(observes) if self.active else None
         self.touches = True  # whether attention counts as use
         self._blocks: list[BlockId] = []  # of one layer's parts
         self._parts: list[Tensor] = []

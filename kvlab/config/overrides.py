@@ -9,10 +9,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
+from kvlab.axes import AXES, load
 from kvlab.config.signature import show
 from kvlab.core import BadInput
 
-AXES = ("format", "policy", "window", "prefix", "summary", "retrieval", "offload")
 _BUDGETS = {
     "cache.budget_percent": "{}%",
     "cache.budget_blocks": "{} blocks",
@@ -92,6 +92,26 @@ def layer(*layers: Iterable[Override]) -> dict[str, Override]:
 def label(settings: dict[str, object]) -> str:
     """A short readable name: `int8 lru 10%`; keys that no axis names stay `key=value`."""
     return " ".join(_word(key, value) for key, value in settings.items())
+
+
+def of_members(settings: dict[str, object]) -> dict[str, object]:
+    """A member given by its class, `policy._target_=my_module.MyPolicy`, in place of the option
+    that it was laid over: what a variant is called after and what its rows say."""
+    paths = {axis: settings.get(f"{axis}._target_") for axis in AXES}
+    found = {}
+    for key, value in settings.items():
+        path = paths.get(key.removesuffix("._target_"))
+        if path is None:
+            found[key] = value
+        else:
+            axis = key.removesuffix("._target_")
+            found[axis] = member_name(axis, str(path))
+    return found
+
+
+def member_name(axis: str, path: str) -> str:
+    """The short name of the class at a dotted path, or the path of a class that has none."""
+    return getattr(load(axis, path), "name", None) or path
 
 
 def _word(key: str, value: object) -> str:

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from kvlab.config.build import build, check, target_of
 from kvlab.config.compose import compose, refuse_strays
-from kvlab.config.overrides import label, layer, parse, split
+from kvlab.config.overrides import label, layer, of_members, parse, split
 from kvlab.config.place import Place
 from kvlab.config.settings import RunSettings
 from kvlab.config.signature import show
@@ -142,8 +142,9 @@ def expand(
         _refuse_outside(own, spec_keys)
         chosen = layer(run, own) if listed_by_user else layer(own, run)
         shared = [o for o in run if is_used(o.key_or_group, spec_keys)]
-        params = {key: chosen[key].value() for key in layer(own, shared)}
-        named = {key: params[key] for key in layer(own)} or params
+        settings = {key: chosen[key].value() for key in layer(own, shared)}
+        params = of_members(settings)
+        named = of_members({key: settings[key] for key in layer(own)}) or params
         name = label(named or {"format": choices.get("format")})
         points[name] = _Point(name, params or {"format": choices.get("format")},
                               [o.input_line for o in chosen.values()])

@@ -1,5 +1,8 @@
 """`python -m kvlab.eval.compat [FILE]`: the table of which members of two axes compose, tried out.
 
+`python -m kvlab.eval.compat policy=my_module.MyPolicy` says it of one member, which may come from
+outside the package.
+
 Each pair is built as a cache of a small geometry. Where two members need a third (a policy needs a
 budget), the completions below are tried in turn, and the table says which one it took. What no
 completion makes is refused, with the code's own sentence.
@@ -14,26 +17,22 @@ from itertools import combinations, product
 from pathlib import Path
 from typing import NamedTuple
 
-from kvlab import format as formats
-from kvlab import offload, policy, retrieval, summary
-from kvlab.blocks import HashSharing, NoSharing
+from kvlab import axes as table
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, CacheGeometry
-from kvlab.window import NoWindow, SinkWindow
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "COMPATIBILITY.md"
 SHAPE = {"layers": 2, "query_heads": 4, "kv_heads": 2, "head_dim": 32}
-WINDOWS = {
-    "none": NoWindow(),
-    "sink": SinkWindow(),
-    "sink, middle=false": SinkWindow(middle=False),
-    "sink, rerotate": SinkWindow(middle=False, rerotate=True),
-}
+# Members of the table that are tried with other settings, too: label -> name, settings.
+VARIED = {
+    "window": {"sink, middle=false": ("sink", {"middle": False}),
+               "sink, rerotate": ("sink", {"middle": False, "rerotate": True})},
+    "prefix": {"hash, hold=false": ("hash", {"hold": False})},
+}  # fmt: skip
 BUDGETS = {
     "none": {}, "blocks": {"budget_blocks": 64}, "bytes": {"budget_bytes": 1 << 24},
     "percent": {"budget_percent": 50.0},
 }
-PREFIXES = {"none": NoSharing(), "hash": HashSharing(), "hash, hold=false": HashSharing(hold=False)}
 COMPLETIONS = {
     "": {},
     "a budget": {"budget": "percent"},
@@ -52,15 +51,9 @@ class Verdict(NamedTuple):
 
 
 def axes() -> dict[str, list[str]]:
-    """Axis -> the names of its members, as the code knows them."""
-    return {
-        "format": list(formats.NAMES),
-        "policy": policy.names(),
-        "window": list(WINDOWS),
-        "summary": list(summary.SUMMARIES),
-        "retrieval": list(retrieval.RETRIEVALS),
-        "offload": list(offload.OFFLOADS),
-        "prefix": list(PREFIXES),
+    """Axis -> the names of its members: those of the table of axes, and what is no class."""
+    shipped = {axis: [*table.TABLE[axis].members, *VARIED.get(axis, ())] for axis in table.AXES}
+    return shipped | {
         "budget": list(BUDGETS),
         "groups": ["all", "per_layer"],
         "block_size": ["1", "16", "64", "256"],
@@ -106,11 +99,18 @@ def build(chosen: dict[str, str]) -> CacheSpec:
     """The spec of members by name, checked for the small geometry. Raises `BadInput`."""
     given = dict(chosen)
     budget = BUDGETS[given.pop("budget", "none")]
-    window = WINDOWS[given.pop("window", "none")]
-    prefix = PREFIXES[given.pop("prefix", "none")]
     size = int(given.pop("block_size", 16))
-    spec = CacheSpec(window=window, prefix=prefix, block_size=size, **given, **budget)
+    members = {axis: member(axis, name) for axis, name in given.items()}
+    spec = CacheSpec(block_size=size, **members, **budget)
     return spec.checked_for(CacheGeometry(**SHAPE, block_size=size))
+
+
+def member(axis: str, name: str) -> object:
+    """A member as `CacheSpec` takes it: itself where it is tried with settings, else by name."""
+    if name not in VARIED.get(axis, ()):
+        return name
+    short, settings = VARIED[axis][name]
+    return table.by_name(axis, short, **settings)
 
 
 def pairs() -> Iterator[tuple[tuple[str, str], tuple[str, str], Verdict]]:
@@ -201,9 +201,38 @@ def _listed(axis: str, members: set[str]) -> str:
     return "; ".join(name for name in every if name in members)
 
 
+def row(axis: str, name: str) -> list[str]:
+    """What one member composes with, by axis, and what it is refused with and why.
+
+    Raises `BadInput` for an unknown axis or member.
+    """
+    if axis not in table.AXES:
+        raise BadInput("axis", axis, f"known: {', '.join(table.AXES)}")
+    if name not in VARIED.get(axis, ()):
+        table.find(axis, name)
+    alone = verdict({axis: name})
+    if alone.refusal:
+        return [f"{axis}={name} is refused with anything: {alone.refusal}"]
+    lines = [f"{axis}={name}" + (f" needs {alone.needs}" if alone.needs else "")]
+    for other, members in live().items():
+        if other == axis:
+            continue
+        told = {x: verdict({axis: name, other: x}).refusal for x in members}
+        lines.append(f"{other}: {_count([refusal is None for refusal in told.values()])}")
+        lines += [f"    {x}: {refusal}" for x, refusal in told.items() if refusal]
+    return lines
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Write the page; 0."""
+    """Write the page, or print the row of one member, `axis=name`; 0, or 2 for bad input."""
     told = sys.argv[1:] if arguments is None else arguments
+    if told and "=" in told[0]:
+        try:
+            print("\n".join(row(*told[0].split("=", 1))))
+        except BadInput as error:
+            print(f"compat: {error}", file=sys.stderr)
+            return 2
+        return 0
     path = Path(told[0]) if told else PAGE
     path.write_text(page(), encoding="utf-8")
     print(path)

@@ -12,6 +12,9 @@ blocks and a prefill chunk. So each chunk sees as many tokens of the past, while
 of them under random eviction. Retrieval is compared with a choice by chance and with a window of as
 many tokens as it reads. What is evicted to the host is not lost and needs no control. Controls of
 several variants that come out equal are run once. They are not timed.
+
+Members are asked what they are (`scored`, `control`, `selects`, `keeps`), so one from outside the
+package gets its controls like one of ours.
 """
 
 from __future__ import annotations
@@ -22,12 +25,12 @@ from dataclasses import replace
 from kvlab import policy as policies
 from kvlab.cache import CacheSpec
 from kvlab.core import Variant
-from kvlab.policy import FIFO, EvictionPolicy, NoEviction, Random
+from kvlab.policy import FIFO, EvictionPolicy, Random
 from kvlab.retrieval import NoRetrieval, RandomChoice
 from kvlab.window import SinkWindow
 
-SCORED = ("attention_mass", "snapkv", "expected_attention", "key_norm", "tova")
 SINKS = 4  # tokens; what StreamingLLM needs, https://arxiv.org/abs/2309.17453
+LONG = 1 << 40  # tokens: longer than any window
 
 
 def controls(variants: list[Variant], chunk_tokens: int) -> list[Variant]:
@@ -63,15 +66,15 @@ def companions(runners: list, chunk_tokens: int) -> Iterator[tuple]:
 
 def _of(variant: Variant, chunk_tokens: int) -> Iterator[Variant]:
     spec = variant.spec
-    member = spec.policy()
-    if spec.retrieval.selects and spec.retrieval.name != "random":
+    member = spec.member
+    if spec.retrieval.selects and not spec.retrieval.control:
         yield from _of_retrieval(variant)
-    if isinstance(member, NoEviction) and _drops(spec.window):
+    if not member.evicts and not spec.window.middle:
         blocks = _peak_blocks(spec, chunk_tokens)
         loose = SinkWindow(0, 1, middle=True)
         bare = replace(spec, window=loose, policy=Random, budget_blocks=blocks)
         yield _control(variant, "random", f"random eviction, {blocks} blocks", bare)
-    elif spec.bounded and member.name not in ("none", "random") and not spec.offload.keeps:
+    elif spec.bounded and member.evicts and not member.control and not spec.offload.keeps:
         yield from _of_policy(variant, member)
 
 
@@ -82,7 +85,7 @@ def _of_retrieval(variant: Variant) -> Iterator[Variant]:
         member.digests,
     )
     yield _control(variant, "chance", "blocks read by chance", replace(spec, retrieval=chance))
-    if spec.bounded or _drops(spec.window):
+    if spec.bounded or not spec.window.middle:
         return
     recent = max(1, member.budget_tokens - member.sinks)
     window = SinkWindow(member.sinks, recent, middle=False)
@@ -93,11 +96,11 @@ def _of_retrieval(variant: Variant) -> Iterator[Variant]:
 def _of_policy(variant: Variant, member: EvictionPolicy) -> Iterator[Variant]:
     spec = variant.spec
     yield _control(variant, "random", "random eviction", replace(spec, policy=Random))
-    if member.name in SCORED:
+    if member.scored:
         shuffled = replace(spec, policy=_shuffle(spec.policy))
         word = f"shuffled {member.name}"
         yield _control(variant, word, f"scores of {member.name} dealt to other blocks", shuffled)
-    own = spec.window if getattr(spec.window, "sinks", 0) else SinkWindow(SINKS, spec.block_size)
+    own = spec.window if _keeps_head(spec.window) else SinkWindow(SINKS, spec.block_size)
     spec = replace(spec, policy=FIFO, window=own)
     yield _control(variant, "window", "the newest tokens, in as many bytes", spec)
 
@@ -121,30 +124,28 @@ _REPLACED = {
 def _control(variant: Variant, word: str, told: str, spec: CacheSpec) -> Variant:
     """Named after its variant, `word` in place of the policy; its params mark it as a control."""
     axes = _REPLACED[word.partition(" ")[0]]
-    members = {"policy": variant.spec.policy(), "window": variant.spec.window,
+    members = {"policy": variant.spec.member, "window": variant.spec.window,
                "retrieval": variant.spec.retrieval}  # fmt: skip
     gone = {form for axis in axes for form in (members[axis].name, f"{axis}={members[axis].name}")}
     words = [w for w in variant.name.split() if w not in gone and w.partition(".")[0] not in axes]
     params = {k: v for k, v in variant.params.items() if k.partition(".")[0] not in axes}
-    params |= {"policy": spec.policy().name, "control": told}
+    params |= {"policy": spec.member.name, "control": told}
     return Variant(" ".join([word, *words, "(control)"]), params, spec)
 
 
-def _drops(window) -> bool:
-    """Whether a window frees the tokens between its sinks and its recent part."""
-    return isinstance(window, SinkWindow) and not window.middle
+def _keeps_head(window) -> bool:
+    """Whether a window protects the first tokens of a long sequence."""
+    return any(begin == 0 for begin, _ in window.protected(LONG))
 
 
 def _peak_blocks(spec: CacheSpec, chunk_tokens: int) -> int:
-    """Blocks of sinks, of a recent part that the grid cuts, and of a chunk."""
-    parts = (spec.window.sinks, spec.window.recent, chunk_tokens)
-    return 1 + sum(-(-tokens // spec.block_size) for tokens in parts)
+    """Blocks of what a window leaves readable, whose last part the grid cuts, and of a chunk."""
+    parts = [end - begin for begin, end in spec.window.readable(LONG)]
+    return 1 + sum(-(-tokens // spec.block_size) for tokens in (*parts, chunk_tokens))
 
 
 def _key(spec: CacheSpec) -> tuple:
-    """What makes two specs the same cache; policies by name, and by member where they wrap one."""
-    member = spec.policy()
-    inner = getattr(getattr(member, "member", None), "name", "")
+    """What makes two specs the same cache."""
     window = (type(spec.window).__name__, *sorted(vars(spec.window).items()))
     others = tuple(
         (type(x).__name__, str(sorted((k, v) for k, v in vars(x).items() if k[0] != "_")))
@@ -152,6 +153,17 @@ def _key(spec: CacheSpec) -> tuple:
     )
     budget = (spec.budget_blocks, spec.budget_bytes, spec.budget_percent)
     return (
-        spec.format.identity, member.name, inner, window, others, spec.block_size, budget,
+        spec.format.identity, _made(spec.member), window, others, spec.block_size, budget,
         spec.groups,
+    )
+
+
+def _made(member: EvictionPolicy) -> tuple:
+    """What a policy that has served nobody is: its class, its settings, and whom it wraps."""
+    own = {k: v for k, v in getattr(member, "__dict__", {}).items()
+           if isinstance(v, (bool, int, float, str, tuple))}
+    inner = getattr(member, "member", None)
+    return (
+        type(member), str(sorted(own.items())),
+        _made(inner) if isinstance(inner, EvictionPolicy) else (),
     )

@@ -24,7 +24,7 @@ class Paired(Evaluate):
         if not runner.spec.bounded or is_plain(runner.spec):
             return
         for control in whole:
-            name = f"kl_minus_{control.spec.policy().name}_nats"
+            name = f"kl_minus_{control.spec.member.name}_nats"
             if (control.spec.bounded and is_plain(control.spec) and not done(folder, runner, name)
                     and budget(control.spec) == budget(runner.spec)):
                 yield from paired(runner, control, self.seed)
@@ -41,7 +41,7 @@ def budget(spec: CacheSpec) -> tuple:
 
 def paired(runner: Runner, control: Runner, seed: int) -> Iterator[Measurement]:
     """By how much `runner` is worse (above 0) or better than `control` on the same tokens."""
-    name = control.spec.policy().name
+    name = control.spec.member.name
     count = sum(map(len, runner.nll))
     ratio = stats.paired_ratio_percent(runner.nll, control.nll, seed=seed)
     yield Measurement(f"perplexity_over_{name}_percent", ratio.value, "%", "lower", ratio.low,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
+from kvlab import axes
 from kvlab.blocks import HashSharing
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, Measurement
@@ -15,13 +16,14 @@ from kvlab.eval.recording import (
     Decision,
     Recording,
     differing,
+    foresees,
     record,
     record_text,
     replayed,
     simulated,
 )
 from kvlab.model.device import prepare_device
-from kvlab.policy import names
+from kvlab.policy import asked, names
 from kvlab.serve import Limits
 
 SHOWN = 20  # differing decisions that are printed
@@ -47,15 +49,11 @@ class Parity:
         batch_policies: Sequence[str] | None = None, batch_output_tokens: int = 8,
         device: str = "auto",
     ):
-        everything = [n for n in names() if n != "none"]
-        served = [n for n in everything if n not in ATTENTIVE]
-        self.policies = chosen("policies", policies, served)
+        self.policies = chosen("policies", policies, is_served)
         self.batch_policies = chosen(
-            "batch_policies", policies if batch_policies is None else batch_policies, served
+            "batch_policies", policies if batch_policies is None else batch_policies, is_served
         )
-        self.text_policies = chosen(
-            "text_policies", text_policies, [n for n in everything if n != "belady"]
-        )
+        self.text_policies = chosen("text_policies", text_policies, is_read)
         if spec.budget_blocks is None:
             raise BadInput("cache.budget_blocks", None, "parity needs a budget that is too small")
         if self.text_policies and text_blocks * spec.block_size < 2 * chunk_tokens:
@@ -104,8 +102,14 @@ class Parity:
         return read
 
 
-# Policies that are nothing without attention, which a server's cache does not watch.
-ATTENTIVE = ("attention_mass", "snapkv", "expected_attention", "key_norm", "tova")
+def is_served(policy) -> bool:
+    """Whether a policy is something without attention, which a server's cache does not watch."""
+    return policy.evicts and not policy.scored
+
+
+def is_read(policy) -> bool:
+    """Whether a policy is something in one text, which it is not told ahead."""
+    return policy.evicts and not policy.foresees
 
 
 def prompts_only():
@@ -113,10 +117,15 @@ def prompts_only():
     return HashSharing(outputs=False)
 
 
-def chosen(key: str, given: Sequence[str] | None, known: list[str]) -> list[str]:
-    unknown = [name for name in given or () if name not in known]
-    if unknown:
-        raise BadInput(f"job.{key}", unknown[0], f"known here: {', '.join(known)}")
+def chosen(
+    key: str, given: Sequence[str] | None, fits: Callable[[type], bool]
+) -> list[str]:
+    """The policies `given` by short name or dotted path, or all known ones that fit this scene."""
+    known = [name for name in names() if fits(asked(name))]
+    for name in given or ():
+        outside = axes.is_outside("policy", name) and fits(asked(name))
+        if name not in known and not outside:
+            raise BadInput(f"job.{key}", name, f"known here: {', '.join(known)}")
     return known if given is None else list(given)
 
 
@@ -160,7 +169,7 @@ def counts(live: Recording, other) -> Iterator[Measurement]:
 def disagreement(live: Recording, policies: list[str]) -> Iterator[Measurement]:
     """How many of the other policies part from this recording, and when the last one does: that
     two runs agree means something only where the policies do not."""
-    others = [p for p in policies if p != live.policy and not (p == "belady" and not live.names)]
+    others = [p for p in policies if p != live.policy and (live.names or not foresees(p))]
     if not others:
         return
     parted = [d.number for d in (replayed(live, other) for other in others) if d is not None]

@@ -16,7 +16,7 @@ from kvlab.core import BadInput
 from kvlab.model import PagedCache
 from kvlab.model.load import LoadedModel
 from kvlab.model.prefill import forward_chunk
-from kvlab.policy import Belady, EvictionPolicy, by_name
+from kvlab.policy import EvictionPolicy, asked, by_name
 from kvlab.serve import Limits, Loop, Request, Served, StepClock, as_trace
 from kvlab.sim import CostModel, SimResult, Trace, simulate
 from kvlab.sim.outcome import HIT
@@ -104,7 +104,13 @@ def servable(requests: list[Request], names: list, size: int, capacity: int) -> 
 
 
 def fresh(policy: str, names: list[list[int]]) -> EvictionPolicy:
-    return Belady(names, by_request=True) if policy == "belady" else by_name(policy)
+    """A new policy; one that needs the future gets the `names` of each request to come."""
+    return by_name(policy, **({"future": names, "by_request": True} if foresees(policy) else {}))
+
+
+def foresees(policy: str) -> bool:
+    """Whether a policy, by name or dotted path, is made with the future of a trace."""
+    return asked(policy).foresees
 
 
 def replayed(recording: Recording, policy: str) -> Decision | None:
@@ -133,9 +139,7 @@ def simulated(recording: Recording) -> Simulated:
     dense: dict[int, int] = {}
     for name in (n for chain in recording.names for n in chain):
         dense.setdefault(name, len(dense))
-    policy: str | EvictionPolicy = recording.policy
-    if policy == "belady":
-        policy = Belady([[dense[n] for n in c] for c in recording.coming()], by_request=True)
+    policy = fresh(recording.policy, [[dense[n] for n in c] for c in recording.coming()])
     events, hits = [], []
 
     def note(piece: Trace, outcome) -> None:

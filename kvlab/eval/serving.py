@@ -10,7 +10,7 @@ import numpy as np
 from kvlab.blocks import HashSharing
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, Measurement
-from kvlab.eval.recording import Recording, Simulated, differing, record, simulated
+from kvlab.eval.recording import Recording, Simulated, differing, foresees, record, simulated
 from kvlab.model import PagedCache
 from kvlab.model.device import prepare_device
 from kvlab.model.load import LoadedModel
@@ -39,7 +39,7 @@ class PrefixHitRate:
         chunk_tokens: int = 512, calibrate: int = 3, device: str = "auto",
     ):
         for policy in policies:
-            if policy != "belady":
+            if not foresees(policy):
                 by_name(policy)
         if spec.budget_blocks or spec.budget_bytes or spec.budget_percent:
             raise BadInput("cache.budget_blocks", "given", "this job's budgets are job.budgets_mib")

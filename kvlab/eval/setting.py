@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from kvlab import axes
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, Variant
 from kvlab.eval.base import Runner
@@ -12,10 +13,6 @@ from kvlab.model.device import prepare_device
 from kvlab.model.load import LoadedModel
 from kvlab.model.room import adaptive_chunk
 from kvlab.model.shape import model_geometry
-from kvlab.offload import NoOffload
-from kvlab.retrieval import NoRetrieval
-from kvlab.summary import NoSummary
-from kvlab.window import NoWindow
 
 
 @dataclass
@@ -76,10 +73,9 @@ class Setting:
 
 def is_same(spec: CacheSpec, full: CacheSpec) -> bool:
     """Whether a variant is the full cache itself."""
-    nulls = {"window": NoWindow, "summary": NoSummary, "retrieval": NoRetrieval,
-             "offload": NoOffload}
+    acting = ("window", "summary", "retrieval", "offload")
     return (
-        not spec.bounded and all(type(getattr(spec, axis)) is null for axis, null in nulls.items())
+        not spec.bounded and all(axes.is_null(axis, getattr(spec, axis)) for axis in acting)
         and spec.block_size == full.block_size and spec.format.identity == full.format.identity
         and spec.kernels == full.kernels
     )

@@ -1,10 +1,10 @@
 """AXIS format: how a sealed block is stored."""
 
-from kvlab.core import BadInput
+from kvlab import axes
 from kvlab.format.base import Codec, KVFormat, Plane
 from kvlab.format.codecs import Dense, Fp8, Int
 
-__all__ = ["Codec", "Dense", "Fp8", "Int", "KVFormat", "NAMES", "Plane", "by_name"]
+__all__ = ["Codec", "Dense", "Fp8", "Int", "KVFormat", "NAMES", "Plane", "by_name", "shipped"]
 
 
 def _ints(key_bits: int, value_bits: int):
@@ -32,7 +32,10 @@ NAMES = tuple(_PAIRS)
 
 
 def by_name(name: str) -> KVFormat:
-    """The format called `name` with its defaults. Raises `BadInput` listing the known ones."""
-    if name not in _PAIRS:
-        raise BadInput("format", name, f"known formats: {', '.join(NAMES)}")
+    """The format of this name, or made at this dotted path. BadInput lists the known ones."""
+    return axes.by_name("format", name)
+
+
+def shipped(name: str) -> KVFormat:
+    """One of our own formats, with its defaults; what the table of axes points to."""
     return KVFormat(*_PAIRS[name](), name=name)

@@ -9,6 +9,7 @@ from kvlab.policy.base import (
     EvictionPolicy,
     NoEviction,
     PriorityPolicy,
+    asked,
     by_name,
     names,
 )
@@ -26,5 +27,5 @@ __all__ = [
     "ARC", "Adaptive", "AttentionMass", "Belady", "BlockMeta", "EvictionPolicy",
     "ExpectedAttention", "FIFO", "GDSF", "Hybrid", "KeyNorm", "LFU", "LRU", "LeafFirst", "MQ",
     "NoEviction", "PGDSF", "Priority", "PriorityPolicy", "Random", "S3FIFO", "SIEVE", "Shuffled",
-    "SnapKV", "TOVA", "by_name", "names",
+    "SnapKV", "TOVA", "asked", "by_name", "names",
 ]  # fmt: skip

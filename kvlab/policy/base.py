@@ -16,7 +16,8 @@ from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
 
-from kvlab.core import BadInput, BlockId
+from kvlab import axes
+from kvlab.core import BlockId
 
 
 class BlockMeta:
@@ -52,34 +53,44 @@ class BlockMeta:
         return f"BlockMeta({self.id}, content={self.content}, last={self.last}, hits={self.hits})"
 
 
-_KNOWN: dict[str, type[EvictionPolicy]] = {}  # short name -> class
-
-
 def names() -> list[str]:
-    """Short names of all policies, sorted."""
-    return sorted(_KNOWN)
+    """Short names of kvlab's own policies, sorted."""
+    return sorted(axes.names("policy"))
 
 
 def by_name(name: str, **parameters) -> EvictionPolicy:
-    """A new policy of this short name; BadInput lists the known names for an unknown one."""
-    if name not in _KNOWN:
-        raise BadInput("policy", name, "known: " + ", ".join(names()))
-    return _KNOWN[name](**parameters)
+    """A new policy of this short name or dotted path; BadInput lists the known ones."""
+    return axes.by_name("policy", name, **parameters)
+
+
+def asked(name: str) -> type[EvictionPolicy] | EvictionPolicy:
+    """Whom to ask what the policy of this name or dotted path is: its class, or one made by it."""
+    found = axes.find("policy", name)
+    return found if isinstance(found, type) else found()
 
 
 class EvictionPolicy:
-    """An ordered bag of evictable blocks. A subclass with a `name` can be asked for by it."""
+    """An ordered bag of evictable blocks. A subclass with a `name` can be asked for by it.
 
-    name = ""  # short name, as in `policy=lru`
+    The attributes say what a policy is; jobs, controls and tables ask them and no names.
+    """
+
+    name = ""  # short name, as in `policy=lru`; without one of its own, the name of the class
+    evicts = True  # whether it ever gives a block up
     scored = False  # whether its order depends on `meta.score`
-    # what the live cache makes scores and touches of (kvlab/cache/scores.py); None: spare the work
-    observes: str | None = "mass"
+    control = False  # whether it is itself what other policies have to beat
+    foresees = False  # whether it is made with the future of a trace
+    # What the live cache makes scores and touches of: a scorer's name, dotted path, class or
+    # instance (kvlab/cache/scores.py); None: spare the work.
+    observes: object = "mass"
     capacity: int | None = None  # blocks of the ledger it serves
 
     def __init_subclass__(cls, **rest):
         super().__init_subclass__(**rest)
-        if cls.__dict__.get("name"):
-            _KNOWN[cls.name] = cls
+        if not cls.__dict__.get("name"):
+            cls.name = cls.__name__  # an inherited one would pass it off as its parent
+        elif not cls.__module__.startswith("kvlab."):
+            axes.enlist("policy", cls.name, cls)
 
     def resize(self, capacity: int | None) -> None:
         """Say how many blocks the cache has (None: unbounded). Called before anything else."""
@@ -139,6 +150,7 @@ class NoEviction(EvictionPolicy):
     """The policy that gives nothing up: blocks leave when their owner frees them."""
 
     name = "none"
+    evicts = False
 
     def add(self, meta):
         pass

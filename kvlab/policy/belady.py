@@ -28,6 +28,7 @@ class Belady(PriorityPolicy):
     """
 
     name = "belady"
+    foresees = True
 
     def __init__(self, future: Iterable | None = None, by_request: bool = False):
         super().__init__()

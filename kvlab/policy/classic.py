@@ -137,6 +137,7 @@ class Random(EvictionPolicy):
     """
 
     name = "random"
+    control = True
     observes = None
 
     def __init__(self, seed: int = 0):

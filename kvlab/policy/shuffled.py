@@ -21,9 +21,11 @@ class Shuffled(EvictionPolicy):
     """
 
     name = "shuffled"
+    control = True
 
     def __init__(self, member: str | EvictionPolicy = "attention_mass", seed: int = 0):
         self.member = by_name(member) if isinstance(member, str) else member
+        self.observes = self.member.observes  # not `scored`: a server watches nothing for a control
         self._draw = Generator(seed).randrange
         self._metas: dict[BlockId, BlockMeta] = {}
         self._ids: list[BlockId] = []  # all of them, to draw from
@@ -31,11 +33,6 @@ class Shuffled(EvictionPolicy):
         self._entry: dict[BlockId, BlockId] = {}  # block -> whose metadata speaks for it
         self._block: dict[BlockId, BlockId] = {}  # the inverse
         self._held: set[BlockId] = set()
-
-    @property
-    def observes(self) -> str:
-        """The score that the member wants to hear of."""
-        return getattr(self.member, "observes", "mass")
 
     def resize(self, capacity):
         super().resize(capacity)

@@ -69,6 +69,7 @@ class NoSummary:
 
     name = "none"
     makes = False  # whether evicted blocks leave entries behind
+    stands = False  # whether anything stands for tokens that are gone, entries or not
     _fallbacks = 0
 
     @property
@@ -88,7 +89,7 @@ class Summary(NoSummary):
     no bound but the ratio.
     """
 
-    makes = True
+    makes = stands = True
 
     def __init__(self, ratio: float = 0.05, max_entries: int | None = None):
         if isinstance(ratio, bool) or not 0 < ratio <= 1:

@@ -450,7 +450,8 @@ TestLife, TestWindowedLife = Life.TestCase, WindowedLife.TestCase
 
 def test_axes_are_taken_as_names_or_as_they_are():
     lru = policies.by_name("lru")
-    assert CacheSpec(policy=lru).policy() is lru
+    spec = CacheSpec(policy=lru)
+    assert spec.member is lru and type(spec.policy()) is type(lru) and spec.policy() is not lru
     assert CacheSpec(window="sink").window.sinks == 4
     with pytest.raises(BadInput, match="needs an eviction policy"):
         CacheSpec(budget_percent=50.0)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kvlab import policy
+from kvlab import axes, policy
 from kvlab.cache import scores
 from kvlab.core import BadInput
 
+SCORERS = axes.names("observes")
 HEADS, KV_HEADS, DIM, SIZE, SCALE = 4, 2, 8, 4, 0.3
 
 
@@ -111,14 +112,14 @@ def test_small_keys_stay():
     torch.testing.assert_close(found, 1 / torch.tensor([3, 1, 2, 6, 5, 4.0]))
 
 
-@pytest.mark.parametrize("name", sorted(set(scores.SCORERS) - {"snapkv"}))
+@pytest.mark.parametrize("name", sorted(set(SCORERS) - {"snapkv"}))
 def test_pieces_give_what_the_whole_gives(name):
     q, k, v = drawn()
     whole, pieces = (score(scores.by_name(name), q, k, v, p) for p in ((6,), (1, 3, 2)))
     torch.testing.assert_close(pieces, whole)
 
 
-@pytest.mark.parametrize("name", scores.SCORERS)
+@pytest.mark.parametrize("name", SCORERS)
 def test_scores_are_finite_and_positive(name):
     q, k, v = drawn(1)
     for factor in (1e-3, 1.0, 200.0):
@@ -149,7 +150,7 @@ def test_how_steps_add_up():
 
 def test_every_policy_observes_what_there_is():
     observed = {n: policy.by_name(n).observes for n in policy.names() if n != "belady"}
-    assert set(observed.values()) - {None} == set(scores.SCORERS)
+    assert set(observed.values()) - {None} == set(SCORERS)
     assert {n for n, what in observed.items() if what is None} == {"fifo", "random"}
     assert all(observed[n] == n for n in ("snapkv", "expected_attention", "key_norm", "tova"))
     with pytest.raises(BadInput, match="known: expected_attention, key_norm, mass"):

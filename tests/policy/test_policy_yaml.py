@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kvlab import policy, window
+from kvlab import axes, policy
 
 CONF = Path(__file__).parents[2] / "conf"
 POLICIES = {name: type(policy.by_name(name)) for name in policy.names() if name != "belady"}
 POLICIES["belady"] = policy.Belady
 CASES = [("policy", *pair) for pair in POLICIES.items()]
-CASES += [("window", *pair) for pair in window.WINDOWS.items()]
+CASES += [("window", *pair) for pair in ((n, axes.find("window", n)) for n in axes.names("window"))]
 
 
 def read(group: str, name: str) -> dict:

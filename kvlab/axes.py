@@ -1,0 +1,186 @@
+"""One table of the axes: what members there are, where they live, which one does nothing.
+
+Plain data: a member is named by the dotted path of its class, which is imported when it is asked
+for. So a lower room can offer a member of a higher one (`summary=text`), and nobody registers
+anything by being imported. A member from outside the package is named by its dotted path,
+`policy=my_module.MyPolicy`. What a member can do is asked of the member (`scored`, `keeps`,
+`makes`, `selects`, ...), never read off its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import NamedTuple
+
+from kvlab.core import BadInput
+
+
+class Member(NamedTuple):
+    """path: of what makes it. told: one line of text. given: arguments that are always passed."""
+
+    path: str
+    told: str
+    given: dict = {}  # noqa: RUF012 -- read only
+
+
+class Axis(NamedTuple):
+    """name: also its config group, where `conf`. null: the member that changes nothing."""
+
+    name: str
+    null: str
+    members: dict[str, Member]
+    conf: bool = True
+
+
+def _axis(name: str, null: str, room: str, members: dict[str, tuple[str, str]], **more) -> Axis:
+    """Members given as name -> (class in `room` or a dotted path, one line of text)."""
+    table = {
+        short: Member(where if "." in where else f"{room}.{where}", told)
+        for short, (where, told) in members.items()
+    }
+    return Axis(name, null, table, **more)
+
+
+def _format(name: str, told: str) -> tuple[str, Member]:
+    return name, Member("kvlab.format.shipped", told, {"name": name})
+
+
+_FORMATS = dict([
+    _format("fp32", "both in 32 bits"),
+    _format("fp16", "both in 16 bits, 10 of them mantissa"),
+    _format("bf16", "both in 16 bits, 7 of them mantissa"),
+    _format("fp8", "both in 8 bits, e4m3"),
+    _format("int8", "both in 8-bit integers"),
+    _format("int4", "both in 4-bit integers"),
+    _format("int3", "both in 3-bit integers"),
+    _format("int2", "both in 2-bit integers"),
+    _format("k8v4", "keys in 8 bits, values in 4"),
+    _format("k4v2", "keys in 4 bits, values in 2"),
+    _format("k3v2", "keys in 3 bits, values in 2"),
+])  # fmt: skip
+
+TABLE: dict[str, Axis] = {axis.name: axis for axis in (
+    Axis("format", "bf16", _FORMATS),
+    _axis("policy", "none", "kvlab.policy", {
+        "adaptive": ("Adaptive", "experts weighted by what their evictions cost"),
+        "arc": ("ARC", "recency and frequency, balanced by ghost hits"),
+        "attention_mass": ("AttentionMass", "least attention over the steps leaves (H2O)"),
+        "belady": ("Belady", "farthest next use leaves; needs the future"),
+        "expected_attention": ("ExpectedAttention", "least attention to be expected leaves"),
+        "fifo": ("FIFO", "oldest leaves"),
+        "gdsf": ("GDSF", "least frequency times cost over size leaves"),
+        "hybrid": ("Hybrid", "a weighted sum of recency, frequency and attention"),
+        "key_norm": ("KeyNorm", "largest keys leave"),
+        "leaf_first": ("LeafFirst", "another policy, leaves of the prefix tree first"),
+        "lfu": ("LFU", "least used leaves"),
+        "lru": ("LRU", "least recently used leaves"),
+        "mq": ("MQ", "queues by frequency, with lifetimes"),
+        "none": ("NoEviction", "nothing leaves"),
+        "pgdsf": ("PGDSF", "GDSF by leaves, at the cost of computing on a prefix"),
+        "priority": ("Priority", "lowest level given by the user leaves"),
+        "random": ("Random", "any may leave: a control"),
+        "s3fifo": ("S3FIFO", "a small queue filters a main one"),
+        "shuffled": ("Shuffled", "another policy, scores dealt to other blocks: a control"),
+        "sieve": ("SIEVE", "a hand passes over what was used"),
+        "snapkv": ("SnapKV", "least attention of the last queries leaves"),
+        "tova": ("TOVA", "least attention of the newest token leaves"),
+    }),
+    _axis("window", "none", "kvlab.window", {
+        "none": ("NoWindow", "everything may be read"),
+        "sink": ("SinkWindow", "the first and the newest tokens stay"),
+    }),
+    _axis("prefix", "none", "kvlab.blocks", {
+        "none": ("NoSharing", "each sequence holds its own blocks"),
+        "hash": ("HashSharing", "equal beginnings share blocks"),
+    }),
+    _axis("summary", "none", "kvlab.summary", {
+        "none": ("NoSummary", "evicted blocks leave a hole"),
+        "merged": ("Merged", "centroids of evicted tokens"),
+        "fitted": ("Fitted", "entries fitted to what attention asks"),
+        "merge_mean": ("MergeMean", "means of neighbours"),
+        "random": ("RandomTokens", "tokens drawn by chance: a control"),
+        "text": ("kvlab.model.TextSummary", "the model's own words"),
+    }),
+    _axis("retrieval", "none", "kvlab.retrieval", {
+        "none": ("NoRetrieval", "a token reads all blocks"),
+        "quest": ("Quest", "by bounds of a block's keys"),
+        "mean_key": ("MeanKey", "by the mean of a block's keys"),
+        "random": ("RandomChoice", "by chance: a control"),
+    }),
+    _axis("offload", "none", "kvlab.offload", {
+        "none": ("NoOffload", "an evicted block is gone"),
+        "host": ("HostStore", "an evicted block lies in host memory"),
+    }),
+    _axis("observes", "mass", "kvlab.cache.scores", {
+        "mass": ("Mass", "share of attention, a mean over steps"),
+        "snapkv": ("SnapKV", "attention of the last queries, pooled over neighbours"),
+        "expected_attention": ("ExpectedAttention", "attention to be expected, times values"),
+        "key_norm": ("KeyNorm", "the inverse of the keys' norm"),
+        "tova": ("TOVA", "attention of the last token"),
+    }, conf=False),
+)}  # fmt: skip
+AXES = tuple(name for name, axis in TABLE.items() if axis.conf)
+_NAMED: dict[tuple[str, str], Callable] = {}  # members from outside that carry a short name
+
+
+def names(axis: str) -> list[str]:
+    """Short names of kvlab's own members, in the order of the table."""
+    return list(TABLE[axis].members)
+
+
+def is_outside(axis: str, name: str) -> bool:
+    """Whether a name is that of a member from outside the package, by its form or as enlisted."""
+    return name not in TABLE[axis].members and ((axis, name) in _NAMED or "." in name)
+
+
+def by_name(axis: str, name: str, **parameters) -> object:
+    """A member by its short name or dotted path, with its defaults but for `parameters`.
+
+    Raises `BadInput`, which lists the known names, for an unknown one.
+    """
+    return find(axis, name)(**parameters)
+
+
+def find(axis: str, name: str) -> Callable:
+    """What makes the member: its class, mostly. Raises `BadInput` for an unknown one."""
+    if (axis, name) in _NAMED:
+        return _NAMED[axis, name]
+    member = TABLE[axis].members.get(name)
+    if member is not None:
+        made = load(axis, member.path)
+        return partial(made, **member.given) if member.given else made
+    if "." in name:
+        return load(axis, name)
+    known = sorted([*TABLE[axis].members, *(n for at, n in _NAMED if at == axis)])
+    raise BadInput(axis, name, f"known: {', '.join(known)}; or the dotted path of a class")
+
+
+def load(axis: str, path: str) -> Callable:
+    """The class at a dotted path. Raises `BadInput` where there is none."""
+    module, _, attribute = path.rpartition(".")
+    try:
+        found = getattr(import_module(module), attribute)
+    except ImportError as error:
+        raise BadInput(axis, path, f"cannot be imported: {error}") from error
+    except AttributeError as error:
+        raise BadInput(axis, path, f"{module} has no {attribute}") from error
+    if not callable(found):
+        raise BadInput(axis, path, "cannot be called; name a class, or a function that makes one")
+    return found
+
+
+def enlist(axis: str, name: str, made: Callable) -> None:
+    """Let a member from outside the package be asked for by a short name of its own.
+
+    Raises `BadInput` for the name of one of ours: results would be taken for its.
+    """
+    if name in TABLE[axis].members:
+        raise BadInput(axis, name, f"is the name of kvlab's own; give {made.__name__} another one")
+    _NAMED[axis, name] = made
+
+
+def is_null(axis: str, member: object) -> bool:
+    """Whether a member of `axis` is the one that changes nothing."""
+    return type(member) is find(axis, TABLE[axis].null)
