@@ -21,7 +21,7 @@ from kvlab.model import decode
 
 from . import compare, masks, programs
 from .masks import Columns
-from .models import PAD, build
+from .models import PAD, STATEFUL_ROPE, build
 
 BEAMS = 2
 
@@ -54,6 +54,8 @@ def _forward(op: programs.Forward, machine, past: Columns) -> Action | None:
         return None  # the library's sdpa has no weights to show
     if op.mask.startswith("bool4d") and machine.setup.attention == "eager":
         return None  # the library adds a bool mask to the scores there
+    if op.slot < 0 and op.mask == "short" and machine.setup.attention == "eager":
+        return None  # without a cache a mask says how many keys there are: eager and sdpa differ
     plan = masks.plan(op.mask, past, op.tokens, random.Random(op.seed), machine.heads)
     valid, sound = plan.judged(past, machine.windows)
     ids = masks.words(op.seed, past.rows, op.tokens)
@@ -137,7 +139,8 @@ def _generate(op: programs.Generate, machine, past: Columns) -> Action | None:
             return None
         # our driver hears of new columns only
         kind = "ones" if op.mask in ("none", "hide_first") else op.mask
-        op = replace(op, eos=(), embeds=False, mask=kind)
+        stateful = machine.setup.model in STATEFUL_ROPE  # the library's chunks differ there, too
+        op = replace(op, eos=(), embeds=False, mask=kind, chunk=None if stateful else op.chunk)
     if op.slot < 0 and op.chunk and machine.setup.attention == "eager":
         return None  # the library's own cache there, of which sdpa is promised
     plan = masks.plan(op.mask, past, op.tokens, random.Random(op.seed), machine.heads)
@@ -213,7 +216,8 @@ def _after(op, past: Columns, ids: Tensor, flat: Tensor, want, machine):
     length = machine.reference.length(op.slot)
     # behind padding in the last column the library counts on from the padding's position
     placed = flat[:, -1:].expand(-1, tokens)
-    after = past.seen_by(flat).then(sequences[:, past.length :], shown, sound, whole[:, past.length :], placed)
+    told = whole[:, past.length :]
+    after = past.seen_by(flat).then(sequences[:, past.length :], shown, sound, told, placed)
     after = masks.blurred(after, ~rows)
     times = BEAMS if "beam" in op.how else 1  # whose tokens they are is the library's secret
     return masks.cropped(after.map(lambda x: x.repeat_interleave(times, 0)), length), rows
