@@ -20,8 +20,9 @@ from kvlab.core import BadInput, KvlabError
 from kvlab.model.adapter import PagedCache
 from kvlab.model.columns import Plan
 from kvlab.model.ends import EndTokens, check_new_tokens, end_tokens
+from kvlab.model.forward import check_window, padded_span
 from kvlab.model.prefill import forward_chunk, prefill
-from kvlab.model.shape import sliding_window
+from kvlab.model.shape import sliding_windows
 from kvlab.model.step import Step, StepCache
 
 Driver = Literal["auto", "eager", "graph", "static"]
@@ -49,6 +50,7 @@ class Decoder:
         self.why_eager: str | None = None
         self._step: Step | None = None
         self._steps = 0
+        self._windows = sliding_windows(model)
         self._tables: list | None = None  # of the capture; kept alive as long as the graph is
         self._masses: list[Tensor | None] = []  # where it leaves what the policies observe
         if driver in ("auto", "graph"):
@@ -85,6 +87,9 @@ class Decoder:
         if self._steps % GLANCE_STEPS == 0:
             cache.glance()
         self._steps += 1
+        plan = Plan(1, [1] * rows)
+        for window in self._windows:
+            check_window(padded_span(cache.columns, plan), window)
         positions = cache.columns.next_positions()
         cache.begin(cache.rows, [1] * rows)
         try:
@@ -96,7 +101,7 @@ class Decoder:
             cache.abort()
             return self._plain(tokens)
         cache.commit()
-        cache.columns.advance(Plan(1, [1] * rows))
+        cache.columns.advance(plan)
         cache.tell_later(tokens[:, 0], positions)
         return logits
 
@@ -175,8 +180,7 @@ def obstacle(model, cache: PagedCache) -> str | None:
         return "this cache has axes that the decode kernel does not read"
     if not cache.capturable:
         return f"summary={cache.spec.summary.name} makes new entries whenever blocks leave"
-    layers = (m for m in model.modules() if hasattr(m, "layer_idx"))
-    windows = {sliding_window(layer) for layer in layers} - {None}
+    windows = sliding_windows(model)
     if windows:
         return f"the model's own sliding window of {windows.pop()} tokens needs masks"
     kind = getattr(getattr(model.get_decoder(), "rotary_emb", None), "rope_type", "default")

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvlab.core import KvlabError, SeqId
-from kvlab.model.columns import Look, Plan
+from kvlab.model.columns import Columns, Look, Plan
 from kvlab.model.visibility import Visibility, tokens_of
 
 
@@ -29,8 +29,7 @@ class Forward:
         real = tokens_of(mask, batch, tokens, columns.seen + tokens)
         plan = columns.plan(real, tokens)
         cache.take(columns, plan, positions)  # first: what is hidden now is padding, too
-        span = columns.seen + tokens if columns.interior(plan) else 0
-        return cls(plan, mask, span)
+        return cls(plan, mask, padded_span(columns, plan))
 
     def attend(
         self, cache, layer: int, mask, q: Tensor, k: Tensor, v: Tensor, scale: float,
@@ -43,9 +42,7 @@ class Forward:
                              "PagedCache wants the layers of a model in order, each once")
         self.layers += 1
         self._same(mask)
-        if window is not None and self.span > window:
-            raise KvlabError(f"the sliding window of {window} tokens of this model counts padding "
-                             "between tokens, which a PagedCache does not store; pad on the left")
+        check_window(self.span, window)
         plan = self.plan
         found = [(look, self._look(cache, layer, look, q, k, v, scale)) for look in plan.looks]
         if plan.order is None:
@@ -74,6 +71,18 @@ class Forward:
             raise KvlabError("layers of one forward got different attention masks; a PagedCache "
                              "stores the same tokens in all of them")
         self._agreed.append(mask)
+
+
+def padded_span(columns: Columns, plan: Plan) -> int:
+    """The columns, those of `plan` included, over which a row has padding between tokens; or 0."""
+    return columns.seen + plan.tokens if columns.interior(plan) else 0
+
+
+def check_window(span: int, window: int | None) -> None:
+    """Raises `KvlabError` where a model's own window reaches over padding that is not stored."""
+    if window is not None and span > window:
+        raise KvlabError(f"the sliding window of {window} tokens of this model counts padding "
+                         "between tokens, which a PagedCache does not store; pad on the left")
 
 
 def _same_padding(a, b) -> bool:

@@ -309,6 +309,15 @@ def test_the_static_step_keeps_to_the_models_own_window(tiny_model):
     assert tokens[0] == tokens[1]
 
 
+@pytest.mark.parametrize("driver", ["eager", "static"])
+def test_padding_between_tokens_when_decoding_leaves_the_window(tiny_model, driver):
+    model, mask = tiny_model("Mistral", sliding_window=8), torch.ones(2, 7).long()
+    mask[1, 2:4] = 0
+    cache = PagedCache.for_model(model, format="fp32", block_size=4)
+    with pytest.raises(KvlabError, match="sliding window of 8"):
+        generate(model, words(2, 7), cache, 4, attention_mask=mask, driver=driver)
+
+
 def test_columns_agree_with_plain_arrays():
     """Random turns, crops and selections against a list of bools for each row."""
     rng = np.random.default_rng(0)
