@@ -19,8 +19,8 @@ class Round:
     """`runners[0]` is the full cache that all others are paired with, item by item.
 
     A runner that raises is left out from there on, and its failure is a row; a full cache that does
-    ends the run. Rows of a runner are written, in one batch, as soon as it and those that it is
-    paired with are through.
+    ends the run. Rows of a runner are written, in one batch and in the runners' order, as soon as
+    it and those that it is paired with are through; so controls go right behind their variant.
     """
 
     def __init__(
@@ -39,6 +39,8 @@ class Round:
             r for r in runners
             if r is self.full or len(r.raws) == len(items) or not done(folder, r, task.awaited)
         ]
+        if not task.lockstep:
+            self.runners = with_companions(self.runners)
 
     def run(self) -> None:
         """Measure what is missing and write all rows."""
@@ -141,19 +143,21 @@ class Round:
         """
         everyone, there = alive(self.runners), {id(r) for r in through}
         pairs = list(companions(everyone, self.full.chunk_tokens))
-        for runner in alive(through):
+        for runner in everyone:
             others = [other for one, _, other in pairs if one is runner]
             late = self.task.pairs_all and len(through) < len(self.runners)
-            if id(runner) in self._written or late or any(id(o) not in there for o in others):
-                continue
-            self._written.add(id(runner))
-            beside = list(self._beside(runner, everyone, pairs))
-            if done(self.folder, runner, self.task.awaited):
-                self.folder.add(runner.name, runner.params, beside)
-                continue
-            self.task.details(self.folder, runner, self.full, self.items, self.seed)
-            rows = [*self.task.rows(runner, self.full, self.seed), *memory(runner), *beside]
-            self.folder.add(runner.name, runner.params, awaited_last(rows, self.task.awaited))
+            if late or any(id(r) not in there for r in (runner, *others)):
+                return
+            if id(runner) not in self._written:
+                self._written.add(id(runner))
+                self._write_one(runner, list(self._beside(runner, everyone, pairs)))
+
+    def _write_one(self, runner: Runner, beside: list[Measurement]) -> None:
+        task, rows = self.task, beside
+        if not done(self.folder, runner, task.awaited):
+            task.details(self.folder, runner, self.full, self.items, self.seed)
+            rows = [*task.rows(runner, self.full, self.seed), *memory(runner), *beside]
+        self.folder.add(runner.name, runner.params, awaited_last(rows, task.awaited))
 
     def _beside(self, runner, everyone: list[Runner], pairs: list) -> Iterator[Measurement]:
         """Rows that pair a runner with others than the full cache."""
@@ -162,3 +166,12 @@ class Round:
                 yield from self.task.against(runner, kind, other, self.seed)
         for other in everyone:
             yield from self.task.versus(runner, other, self.seed)
+
+
+def with_companions(runners: list[Runner]) -> list[Runner]:
+    """`runners`, and behind each the controls of its that did not come yet."""
+    pairs, order = list(companions(runners, runners[0].chunk_tokens)), {}
+    for runner in sorted(runners, key=lambda r: r.is_control):
+        for one in (runner, *(other for mine, _, other in pairs if mine is runner)):
+            order.setdefault(id(one), one)
+    return list(order.values())
