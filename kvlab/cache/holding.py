@@ -11,7 +11,7 @@ from kvlab.cache.claim import Alone
 from kvlab.cache.copies import rebuilt
 from kvlab.cache.forks import Forks
 from kvlab.cache.origins import Origins
-from kvlab.cache.watch import Watch
+from kvlab.cache.repack import choosing
 from kvlab.core import BlockId, KvlabError, OutOfBlocks, SeqId
 from kvlab.offload import OutOfHost
 from kvlab.pool import BlockPool
@@ -30,7 +30,7 @@ class Holding(Forks):
         self.borrowed: dict[SeqId, set[BlockId]] = {}
         self.pinned: dict[SeqId, set[BlockId]] = {}
         self._slid: dict[SeqId, tuple] = {}  # what the window last acted on
-        self.watch = Watch(ledger, pool.geometry.layers, self.block_size)
+        self.watch, self.chooser = choosing(ledger, pool, spec)
         self.sources = Sources(spec, pool, self.tables, inv_freq)
         self.away, self.summaries = self.sources.host, self.sources.entries
         self.origins = Origins(pool)
@@ -64,6 +64,7 @@ class Holding(Forks):
         self.sources.close(seq)
         self.origins.close(seq)
         del self.tables[seq], self.borrowed[seq], self.pinned[seq]
+        self.chooser.close(seq)
         self._slid.pop(seq, None)
         if done:
             self.share.ended()
@@ -92,10 +93,16 @@ class Holding(Forks):
         table.length = length
         table.changes += 1
         self.origins.crop(seq, whole, fill)
+        self.chooser.crop(seq, length)
         self._release(seq, [b for b in reversed(dropped) if b is not None])
         self.sources.crop(seq, length)
         if fill and not was_open:
             self._reopen(seq, whole, cut, fill)
+
+    def repack(self, seq: SeqId, over: int, seen: int) -> None:
+        """Give up `over` blocks' worth of the sealed tokens of `seq`, of the `seen` so far."""
+        self._release(seq, self.chooser.run(seq, self.tables[seq], over, seen)[::-1])
+        self.evictions += over
 
     # ---- counts
 
