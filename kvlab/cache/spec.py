@@ -87,6 +87,10 @@ class CacheSpec:
     def _check_combination(self) -> None:
         """Refuse what would be accepted and do nothing."""
         evicts = self.member.evicts
+        if self.member.asks:
+            told = ", ".join(self.member.asks)
+            raise BadInput("policy", self.member.name, f"goes by what a request says ({told}), "
+                           "which a live cache does not hear; replay a trace, or policy=lru")
         if self.budget_percent is not None and not evicts:
             raise BadInput("cache.budget_percent", self.budget_percent,
                            "needs an eviction policy that brings the cache down to it; policy=lru")

@@ -149,7 +149,7 @@ def test_how_steps_add_up():
 
 
 def test_every_policy_observes_what_there_is():
-    observed = {n: policy.by_name(n).observes for n in policy.names() if n != "belady"}
+    observed = {n: policy.asked(n).observes for n in policy.names()}
     assert set(observed.values()) - {None} == set(SCORERS)
     assert {n for n, what in observed.items() if what is None} == {"fifo", "random"}
     assert all(observed[n] == n for n in ("snapkv", "expected_attention", "key_norm", "tova"))
