@@ -61,7 +61,7 @@ def test_constant_entries_are_read_by_chunks_and_decoded_tokens(kernels):
     seqs, random = [cache.open(), cache.open()], torch.Generator().manual_seed(0)
     weights = [1, 3]
     extra = [x.repeat_interleave(torch.tensor(weights), 0) for x in (constant.k, constant.v)]
-    past = {seq: extra for seq in seqs}
+    past = dict.fromkeys(seqs, extra)
     for count in (6, 1, 1, 5, 1):
         cache.begin(seqs, [count] * 2)
         assert cache._decodes == (kernels == "triton" and count == 1)
