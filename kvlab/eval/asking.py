@@ -84,7 +84,7 @@ class Asking(Task):
 
     def answer(self, runner: Runner, asked: np.ndarray, question: Question) -> dict:
         """Numbers of one answer, `score` among them. Generated token by token, greedily; its
-        tokens are kept too, [new_tokens], -1 behind the last."""
+        tokens are kept as `answers`, [new_tokens], -1 behind the last."""
         tokenizer = runner.loaded.tokenizer
         ends = end_ids(runner.loaded)
 
@@ -100,11 +100,11 @@ class Asking(Task):
         kept = np.full(self.new_tokens, -1, dtype=np.int64)
         kept[: len(tokens)] = tokens
         score = self.scorer(cut(text(tokens), self.stop), question)
-        return {"score": float(score), "tokens": kept}
+        return {"score": float(score), "answers": kept}
 
     def rows(self, mine: Runner, full: Runner, seed: int) -> Iterator[Measurement]:
         yield from super().rows(mine, full, seed)
-        if lengths := [(raw >= 0).sum(1) for raw in mine.column("tokens")]:
+        if lengths := [(raw >= 0).sum(1) for raw in mine.column("answers")]:
             found = stats.mean_interval([np.concatenate(lengths)], block=1, seed=seed)
             name = f"{self.name}_answer_tokens"
             yield interval(name, found, "tokens", None, size(lengths))

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from kvlab.cache import CacheStats
+from kvlab.core import BadInput
 from kvlab.eval.runner import Runner
 from kvlab.track.folder import save_whole
 from kvlab.track.rows import canonical
@@ -40,6 +41,8 @@ class Scores:
 
     def keep(self, runner: Runner, number: int, ids: np.ndarray, accounts: int = 1) -> None:
         """Write what the runner has of the item, and the last `accounts` of the cache."""
+        if taken := [name for name in ACCOUNT if name in runner.raws[number]]:
+            raise BadInput("task", taken[0], f"names an array that is kept beside {ACCOUNT}")
         save_whole(self._file(runner, number), {
             **runner.raws[number], "stats": np.array(runner.stats[-accounts:], dtype=np.float64),
             "peak_bytes": np.int64(runner.peak_bytes), "tokens": np.int64(fingerprint(ids)),
