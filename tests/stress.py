@@ -46,7 +46,8 @@ def draw(rng: random.Random) -> dict:
     budget = rng.choice(({}, {"budget_percent": rng.choice((3.0, 20.0, 50.0, 100.0))},
                          {"budget_blocks": 2 * rng.randint(need, 3 * need)},
                          {"budget_bytes": rng.choice((20_000, 200_000, 1 << 22))}))  # fmt: skip
-    policy = rng.choice([n for n in policies.names() if n not in ("belady", "none")])
+    policy = rng.choice([n for n in policies.names() if n != "none" and
+                         not policies.asked(n).foresees and not policies.asked(n).asks])
     if rng.random() < 0.25:
         policy, budget = "none", {}
     return {

@@ -14,13 +14,15 @@ from kvlab.format import NAMES
 from kvlab.model import PagedCache, prefill
 from kvlab.model.prefill import forward_chunk
 from kvlab.offload import HostStore, NoOffload
+from kvlab.policy import asked
 from kvlab.policy import names as policy_names
 from kvlab.retrieval import MeanKey, NoRetrieval, Quest, RandomChoice
 from kvlab.summary import Fitted, Merged, MergeMean, NoSummary, RandomTokens
 from kvlab.window import NoWindow, SinkWindow
 
 PROMPT, STEPS = 75, 6
-OFFLINE = {"belady"}  # reads the future of a trace; a live run has none
+# What reads the future of a trace, or what requests say of themselves: a live run has neither.
+OFFLINE = {n for n in policy_names() if asked(n).foresees or asked(n).asks}
 AXES = {
     "format": NAMES,
     "block_size": (1, 7, 16, 64),

@@ -92,6 +92,10 @@ class CacheSpec:
     def _check_combination(self) -> None:
         """Refuse what would be accepted and do nothing."""
         evicts = self.member.evicts
+        if self.member.asks:
+            told = ", ".join(self.member.asks)
+            raise BadInput("policy", self.member.name, f"goes by what a request says ({told}), "
+                           "which a live cache does not hear; replay a trace, or policy=lru")
         if self.by_token:
             self._check_tokens()
         elif self.groups == "per_head":

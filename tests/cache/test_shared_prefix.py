@@ -19,7 +19,10 @@ from kvlab.sim import Host, from_requests, simulate
 from kvlab.window import SinkWindow
 
 SIZE = 8
-POLICIES = sorted(set(policies.names()) - {"belady", "none"})
+POLICIES = [
+    n for n in policies.names()
+    if n != "none" and not policies.asked(n).foresees and not policies.asked(n).asks
+]  # fmt: skip
 # New blocks are pinned until a request ends, in the simulator not at all where requests come one
 # by one; these notice: by the order in which pins go, and by what its shadows may drop.
 PINS_MATTER = {"random", "shuffled", "adaptive"}
