@@ -35,7 +35,7 @@ class Holding(Forks):
         self.borrowed: dict[SeqId, set[BlockId]] = {}
         self.pinned: dict[SeqId, set[BlockId]] = {}
         self._slid: dict[SeqId, tuple] = {}  # what the window last acted on
-        self.watch, self.chooser = choosing(ledger, pool, spec)
+        self.watch, self.chooser = choosing(ledger, pool, spec, inv_freq)
         self.summaries = Summaries(spec.summary, pool)
         segment = max(1, spec.workspace_tokens // self.block_size)
         self.away = Away(spec.offload.build(pool), pool, self.summaries)
