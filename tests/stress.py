@@ -108,7 +108,7 @@ def composed(rng: random.Random, model) -> tuple[dict, CacheSpec, int]:
 def storages(cache: PagedCache) -> int:
     """Device bytes counted from the storages, not from the cache's own arithmetic."""
     stores = [s for g in cache.groups for s in (g.pool.sealed, g.pool.open)]
-    stores += [g.digests.store for g in cache.groups if cache.spec.retrieval.selects]
+    stores += [g.sources.digests.store for g in cache.groups if cache.spec.retrieval.selects]
     slabs = [t for s in stores for t in s.slabs.values()]
     slabs += [s._base for s in stores if s._base is not None]
     stories = [s for g in cache.groups for s in g.summaries.stories.values()]
