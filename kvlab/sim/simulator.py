@@ -9,12 +9,13 @@ import numpy as np
 
 from kvlab.blocks import BlockLedger
 from kvlab.core import BadInput
-from kvlab.policy import Belady, EvictionPolicy, by_name
+from kvlab.policy import EvictionPolicy, asked, by_name
 from kvlab.sim.curves import not_hittable
 from kvlab.sim.engine import Engine, Tier
 from kvlab.sim.fast import Compiled
 from kvlab.sim.files import TraceStream
 from kvlab.sim.flat import Flat
+from kvlab.sim.moments import check_asks
 from kvlab.sim.outcome import Outcome, Tally
 from kvlab.sim.result import SimResult
 from kvlab.sim.service import CostModel, InFlight, OneByOne, recompute_cost
@@ -68,12 +69,10 @@ def simulate(
         _check_compiled(service, events)
         runner = _compiled(policy, capacity_blocks, trace, prefix, partial_blocks, host, shape)
     else:
-        chosen = (
-            _clairvoyant(trace, capacity_blocks, prefix, partial_blocks, service)
-            if policy == "belady"
-            else policy
-        )
-        ledger = _ledger(chosen, capacity_blocks, events)
+        if isinstance(policy, str) and asked(policy).foresees:
+            policy = _clairvoyant(policy, trace, capacity_blocks, prefix, partial_blocks, service)
+        ledger = _ledger(policy, capacity_blocks, events)
+        _check_asks(ledger.policy, prefix, trace)
         runner = _runner(ledger, trace, prefix, partial_blocks, host, service, shape)
     tally = Tally(shape, window_seconds)
     for piece in trace.pieces():
@@ -93,14 +92,24 @@ def _ledger(policy: str | EvictionPolicy, capacity: int, events=None) -> BlockLe
     return BlockLedger(_capacity(capacity), policy, events)
 
 
-def _clairvoyant(trace, capacity: int, prefix: bool, partial_blocks: str, service) -> Belady:
-    """Belady's policy with this trace's future; what can never hit is no use in it."""
-    _check_known_ahead(trace, service)
+def _check_asks(policy: EvictionPolicy, prefix: bool, trace: Trace | TraceStream) -> None:
+    """Refuse a policy that would not hear what it goes by."""
+    if policy.asks and not prefix:
+        raise BadInput("prefix", prefix, f"{policy.name} goes by requests; it needs prefix=True")
+    if isinstance(trace, Trace):
+        check_asks(policy.name, policy.asks, trace)
+
+
+def _clairvoyant(
+    name: str, trace, capacity: int, prefix: bool, partial_blocks: str, service
+) -> EvictionPolicy:
+    """A policy that gets this trace's future; what can never hit is no use in it."""
+    _check_known_ahead(name, trace, service)
     if not prefix:
-        return Belady(trace.ids.tolist())
+        return by_name(name, future=trace.ids.tolist(), by_request=False)
     keep = _uses(trace, capacity, partial_blocks).tolist()
     future = (ids[:count] for ids, count in zip(trace.requests(), keep))
-    return Belady(future, by_request=True)
+    return by_name(name, future=future, by_request=True)
 
 
 def _uses(trace: Trace, capacity: int, partial_blocks: str) -> np.ndarray:
@@ -116,11 +125,10 @@ def _capacity(blocks: int) -> int:
     return int(blocks)
 
 
-def _check_known_ahead(trace, service=None) -> None:
+def _check_known_ahead(name: str, trace, service=None) -> None:
     if not isinstance(trace, Trace) or service:
-        raise BadInput(
-            "policy", "belady", "needs a whole trace, known ahead, without service times"
-        )
+        remedy = "needs a whole trace, known ahead, without service times"
+        raise BadInput("policy", name, remedy)
 
 
 def _compiled(policy, capacity, trace, prefix, partial_blocks, host, shape) -> Compiled:
@@ -131,7 +139,7 @@ def _compiled(policy, capacity, trace, prefix, partial_blocks, host, shape) -> C
         whole=isinstance(trace, Trace),
     )  # fmt: skip
     if policy == "belady":
-        _check_known_ahead(trace)
+        _check_known_ahead(policy, trace)
         runner.foresee(trace, _uses(trace, capacity, partial_blocks) if prefix else None)
     return runner
 
