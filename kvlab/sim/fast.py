@@ -21,10 +21,10 @@ except ModuleNotFoundError:  # numba is an optional extra
     catalog = loops = None
 
 PREFIX = (
-    "arc", "belady", "fifo", "gdsf", "hybrid", "leaf_first", "lfu", "lru", "mq", "pgdsf", "priority",
-    "random", "s3fifo", "sieve",
+    "arc", "belady", "fifo", "gdsf", "hybrid", "leaf_first", "lfu", "lru", "mq", "pgdsf",
+    "priority", "random", "s3fifo", "sieve",
 )  # fmt: skip
-FLAT = PREFIX  # the policies that are compiled, each block on its own
+FLAT = ("fifo", "lru", "lfu", "sieve", "s3fifo")  # of them those that libcachesim has, too
 
 
 class Compiled:

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 
 from kvlab.core import BadInput
 from kvlab.policy import (
-    LRU, MQ, S3FIFO, AttentionMass, Hybrid, LeafFirst, Priority, Random, by_name,
+    LRU,
+    MQ,
+    S3FIFO,
+    AttentionMass,
+    Hybrid,
+    LeafFirst,
+    Priority,
+    Random,
+    by_name,
 )  # fmt: skip
 from kvlab.sim import CostModel, Definitions, Host, TraceStream, fast, from_requests, simulate
 from kvlab.sim import write_trace as write
@@ -55,6 +63,7 @@ def replay(trace, policy, capacity, host=None, **how):
     host = host and Host(host[0], host[1]())
     how |= {"host": host, "outcomes": lambda _, outcome: pieces.append(outcome)}
     result = vars(simulate(trace, policy(), capacity, **how))
+    result["orphans"] = None  # counted where the ledger is
     return result, [np.concatenate(arrays).tolist() for arrays in zip(*pieces)]
 
 

@@ -34,7 +34,7 @@ def test_simulate_hits_as_often_as_libcachesim(recorded, policy):
 
 
 @pytest.mark.skipif(fast.loops is None, reason="the extra `fast` is not installed")
-@pytest.mark.parametrize("policy", FLAT)
+@pytest.mark.parametrize("policy", fast.FLAT)
 def test_compiled_loops_hit_as_often_everywhere(recorded, policy):
     for trace, hits in recorded:
         for capacity, known in hits[policy].items():

@@ -5,6 +5,7 @@ Bound to the policy `p` of that tier. `nothing` has the same functions where the
 
 from __future__ import annotations
 
+from kvlab.sim.compiled import verbs as p  # those of a policy are given by `bind`
 from kvlab.sim.compiled.blocks import free, seal
 from kvlab.sim.compiled.state import CAPACITY, CONTENT, DEPTH, DROPPED, HELD, NOW, PARENT, WHERE
 

@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from kvlab.sim.compiled.bind import verb
 from kvlab.sim.compiled.state import (
-    CONTENT, DEPTH, FREE, FRESH, HELD, MARKS, PARENT, STATE, WHERE,
+    CONTENT,
+    DEPTH,
+    FREE,
+    FRESH,
+    HELD,
+    MARKS,
+    PARENT,
+    STATE,
+    WHERE,
 )  # fmt: skip
 
 

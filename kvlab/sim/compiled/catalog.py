@@ -9,11 +9,26 @@ from typing import NamedTuple
 import numpy as np
 
 from kvlab import policy as objects
-from kvlab.policy.greedy_dual import CostGDSF
-from kvlab.policy.priority import Worth
 from kvlab.sim.compiled import (
-    arc, behind, belady, cost_gdsf, fifo, flat, gdsf, leaves, lfu, lru, mq, nothing, priority,
-    random, request, s3fifo, sieve, verbs, worth,
+    arc,
+    behind,
+    belady,
+    cost_gdsf,
+    fifo,
+    flat,
+    gdsf,
+    leaves,
+    lfu,
+    lru,
+    mq,
+    nothing,
+    priority,
+    random,
+    request,
+    s3fifo,
+    sieve,
+    verbs,
+    worth,
 )  # fmt: skip
 from kvlab.sim.compiled.bind import bind, module_of
 from kvlab.sim.compiled.state import CHILDREN, State, new_state
@@ -21,10 +36,9 @@ from kvlab.sim.compiled.state import CHILDREN, State, new_state
 MODULES: dict[type, ModuleType] = {
     objects.FIFO: fifo, objects.LRU: lru, objects.LFU: lfu, objects.Random: random,
     objects.Priority: priority, objects.ARC: arc, objects.MQ: mq, objects.SIEVE: sieve,
-    objects.S3FIFO: s3fifo, objects.GDSF: gdsf, CostGDSF: cost_gdsf, Worth: worth,
-    objects.Belady: belady,
+    objects.S3FIFO: s3fifo, objects.GDSF: gdsf, objects.Belady: belady,
 }  # fmt: skip
-BY_LEAVES = (objects.LeafFirst, objects.PGDSF, objects.Hybrid)
+BY_LEAVES = {objects.LeafFirst: None, objects.PGDSF: cost_gdsf, objects.Hybrid: worth}
 
 
 class Made(NamedTuple):
@@ -45,7 +59,7 @@ class Made(NamedTuple):
 
     def draws(self) -> np.random.Generator | None:
         """A generator of what a Random object draws; None for other policies."""
-        policy = self.policy.member if isinstance(self.policy, BY_LEAVES) else self.policy
+        policy = self.policy.member if type(self.policy) in BY_LEAVES else self.policy
         if not isinstance(policy, objects.Random):
             return None
         *key, position = policy.generator_state()
@@ -57,7 +71,7 @@ class Made(NamedTuple):
 def made(policy: objects.EvictionPolicy) -> Made | None:
     """How this policy is compiled; None if it is not."""
     if type(policy) in BY_LEAVES:
-        module = MODULES.get(type(policy.member))
+        module = BY_LEAVES[type(policy)] or MODULES.get(type(policy.member))
         return module and Made(_by_leaves(module), policy)
     module = MODULES.get(type(policy))
     return module and Made(_verbs(module), policy)

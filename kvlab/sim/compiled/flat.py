@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvlab.sim.compiled import verbs as p  # those of a policy are given by `bind`
 from kvlab.sim.compiled.blocks import free, seal
 from kvlab.sim.compiled.state import CAPACITY, CONTENT, HELD, NOW, WHERE
 from kvlab.sim.outcome import HIT, MISS

@@ -5,8 +5,16 @@ As there, the member holds a block that is pinned or has known children.
 
 from __future__ import annotations
 
+from kvlab.sim.compiled import verbs as m  # those of a member are given by `bind`
 from kvlab.sim.compiled.state import (
-    CHILDREN, CONTENT, DEPTH, FIRST_BLOCK, FRESH, MARKS, PARENT, WHERE,
+    CHILDREN,
+    CONTENT,
+    DEPTH,
+    FIRST_BLOCK,
+    FRESH,
+    MARKS,
+    PARENT,
+    WHERE,
 )  # fmt: skip
 
 KNOWN, PINNED = 1, 2

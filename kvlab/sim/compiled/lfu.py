@@ -7,7 +7,17 @@ SPOT the next and the previous line. The first row is the end of the chain.
 from kvlab.sim.compiled import lines
 from kvlab.sim.compiled.bind import verb
 from kvlab.sim.compiled.state import (
-    CAPACITY, FIRST_BLOCK, HIDDEN, LATE, LINE, MINE, NEXT, PREV, SIZE, SPOT, STATE,
+    CAPACITY,
+    FIRST_BLOCK,
+    HIDDEN,
+    LATE,
+    LINE,
+    MINE,
+    NEXT,
+    PREV,
+    SIZE,
+    SPOT,
+    STATE,
 )  # fmt: skip
 
 ROWS = 1, 2

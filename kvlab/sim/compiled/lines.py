@@ -12,7 +12,15 @@ from __future__ import annotations
 
 from kvlab.sim.compiled.bind import rare, verb
 from kvlab.sim.compiled.state import (
-    CHILD, ENTRIES, HIDDEN, LATE, LINE, NEXT, PREV, SIZE, STATE,
+    CHILD,
+    ENTRIES,
+    HIDDEN,
+    LATE,
+    LINE,
+    NEXT,
+    PREV,
+    SIZE,
+    STATE,
 )  # fmt: skip
 
 IS_HELD, IS_LATE, IS_OUT = 1, 2, 4  # bits of STATE

@@ -4,7 +4,13 @@ from kvlab.core import BadInput
 from kvlab.sim.compiled import ghosts, lines
 from kvlab.sim.compiled.bind import verb
 from kvlab.sim.compiled.state import (
-    CAPACITY, CONTENT, ENTRIES, FIRST_BLOCK, MINE, USES, VALUE,
+    CAPACITY,
+    CONTENT,
+    ENTRIES,
+    FIRST_BLOCK,
+    MINE,
+    USES,
+    VALUE,
 )  # fmt: skip
 
 WIDTH = VALUE + 1

@@ -14,7 +14,15 @@ from math import inf
 from kvlab.sim.compiled.bind import rare, verb
 from kvlab.sim.compiled.lines import IS_HELD
 from kvlab.sim.compiled.state import (
-    BINS, FIRST_BLOCK, FRESH, HEAD, LENGTH, SPOT, STATE, TAIL, THRESHOLD,
+    BINS,
+    FIRST_BLOCK,
+    FRESH,
+    HEAD,
+    LENGTH,
+    SPOT,
+    STATE,
+    TAIL,
+    THRESHOLD,
 )  # fmt: skip
 
 SHARE = 4  # part of the blocks that is sorted at a time

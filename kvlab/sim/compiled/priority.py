@@ -1,4 +1,4 @@
-"""Priority: a line for the prefix and one, which goes first, for the rest. A trace has no levels."""
+"""Priority: a line for the prefix, one for the rest, which goes first. A trace has no levels."""
 
 from kvlab.sim.compiled import lines
 from kvlab.sim.compiled.bind import verb

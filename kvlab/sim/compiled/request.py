@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from kvlab.sim.compiled import nothing as b
+from kvlab.sim.compiled import verbs as p  # those of a policy are given by `bind`
 from kvlab.sim.compiled.blocks import free, seal
 from kvlab.sim.compiled.state import CAPACITY, CONTENT, HELD, NOTE, NOW, WHERE
 from kvlab.sim.outcome import BROKEN_CHAIN, HIT, HOST_HIT, MISS, PARTIAL, REFUSED

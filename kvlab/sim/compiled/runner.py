@@ -9,10 +9,12 @@ from numba import njit
 
 from kvlab.core import BadInput
 from kvlab.sim.compiled import catalog
-from kvlab.sim.compiled.bind import OPTIONS
 from kvlab.sim.compiled.numbering import Numbering
 from kvlab.sim.compiled.state import (
-    CONTENT, DROPPED, FIRST_BLOCK, FRESH, MINE, PARENT, WHERE, State, new_state, with_contents,
+    DROPPED,
+    MINE,
+    new_state,
+    with_contents,
 )  # fmt: skip
 from kvlab.sim.outcome import Outcome
 from kvlab.sim.trace import Trace
@@ -38,8 +40,8 @@ class Runner:
 
     def __init__(self, device, capacity, host, host_capacity, prefix, partial_misses, cost, whole):
         self.prefix, self.partial_misses, self.whole = prefix, partial_misses, whole
-        self.device, self.has_host = device, host is not None
-        self.tiers = [device.state(capacity), host.state(host_capacity) if host else new_state(1, 1)]
+        behind = host.state(host_capacity) if host else new_state(1, 1)
+        self.tiers = [device.state(capacity), behind]
         self.cost = cost
         self.draws = [device.draws(), host and host.draws()]
         self.numbering = Numbering()
@@ -89,11 +91,7 @@ class Runner:
             self.tiers[tier] = state
 
     def more(self) -> dict:
-        dropped = int(self.tiers[1].book[DROPPED])
-        if not self.prefix:
-            return {}
-        orphans = None if self.has_host else int(_orphans(self.tiers[0]))
-        return {"orphans": orphans, "host_evictions": dropped}
+        return {"host_evictions": int(self.tiers[1].book[DROPPED])}
 
     def foresee(self, keys: np.ndarray) -> None:
         """Belady's keys, by access."""
@@ -110,7 +108,7 @@ def belady_keys(trace: Trace, keep: np.ndarray | None) -> np.ndarray:
     counts = depth < (1 if keep is None else keep[trace.request_of])
     deepest = int(depth.max(initial=0)) + 1
     if (time[-1] + 2 if len(time) else 1) * deepest >= 1 << 53:
-        raise BadInput("trace", trace.name, "too long for compiled Belady: 2^53 of requests x depth")
+        raise BadInput("trace", trace.name, "compiled Belady takes 2^53 requests x depth at most")
     return _next_uses(numbers, time, depth, counts, np.zeros(len(ids), dtype=np.int64), deepest)
 
 
@@ -125,36 +123,3 @@ def _next_uses(numbers, time, depth, counts, following, deepest):
         if counts[at]:
             following[content] = time[at]
     return key
-
-
-@njit(cache=True, **OPTIONS)
-def _orphans(s: State):
-    """Blocks that cannot hit because an ancestor is gone. Marks in `free`, which nobody needs now:
-    1 while the head is not found, 2 reachable, 3 not."""
-    count = 0
-    mark = s.free
-    mark[:] = 0
-    for x in range(FIRST_BLOCK, s.book[FRESH]):
-        if s.content[s.meta[x, CONTENT], WHERE] != x:
-            continue
-        block, found = x, 0
-        while not found:
-            mark[block] = 1
-            parent = s.meta[block, PARENT]
-            above = s.content[parent, WHERE] if parent else 0
-            if not parent:
-                found = 2
-            elif not above or mark[above] == 1:
-                found = 3
-            else:
-                found = mark[above]
-            if not found:
-                block = above
-        block = x
-        while mark[block] == 1:
-            mark[block] = found
-            parent = s.meta[block, PARENT]
-            if parent and s.content[parent, WHERE]:
-                block = s.content[parent, WHERE]
-        count += found == 3
-    return count

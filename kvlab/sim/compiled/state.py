@@ -2,8 +2,9 @@
 
 A block is a row of `node` (the policy's notes) and `meta` (what was known when it was sealed), and
 its number is its id in the ledger plus FIRST_BLOCK. The rows before are the ends of the policy's
-lines. A content is a row of `content`; contents are numbered by first appearance from FIRST_CONTENT
-on, so that those of one prompt lie side by side. So 0 a block nor a content, and tables that grow are filled with zeros.
+lines. A content is a row of `content`; contents are numbered by first appearance, so that those of
+one prompt lie side by side, from FIRST_CONTENT on. So 0 is never a block nor a content, and tables
+that grow are filled with zeros.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ import numpy as np
 FIRST_BLOCK = FIRST_CONTENT = 16  # rows for the ends of lines
 END = 1  # the row of `content` that is the end of all ghost lists
 
-# Columns of `node`. NEXT and PREV link a line or, for a block that is late, a heap; NOTE is the place
-# of a block among those that a request wants, plus one.
+# Columns of `node`. NEXT and PREV link a line or, for a block that is late, a heap; NOTE is its
+# place among the blocks that a request wants, plus one.
 NEXT, PREV, CHILD, STATE, LINE, USES, SPOT, NOTE = range(8)
 LATE, SIZE, HIDDEN = CHILD, USES, NOTE  # of the end of a line
 # Columns of `meta`; MARKS are those of `leaves`
 CONTENT, PARENT, DEPTH, MARKS = range(4)
-# Columns of `content`: the block that holds it, or minus its place among those that a request wants;
-# its known children; from LISTS on a pair for each ghost list, and a number remembered with it.
+# Columns of `content`: the block that holds it, or minus one minus its place among those that a
+# request wants; its known children; then a pair for each ghost list, and a number remembered.
 WHERE, CHILDREN, LISTS = range(3)
 VALUE = LISTS + 2  # where there is one list only
 # Numbers in `book`
@@ -37,11 +38,11 @@ BINS = 1024  # of the histogram that finds the threshold of `order`
 class State(NamedTuple):
     """One tier under one policy.
 
-    node int32 [N, 8], meta int32 [N, 4]; place int64 [N], the order of a line; key float64 [N], that
-    of `order`, the rows before FIRST_BLOCK being the policy's own numbers, and `bits` its bits; heap int32 [2 N], bound
-    float64 [2 N], first int32 [2, N] and first_key int64 [2, N], its entries, digits int64 [256]; free int32 [N], ids
-    given back; content int32 [C, W]; book int64; draws float64, random numbers to be used;
-    costs float64, what computing a block takes, by depth.
+    node int32 [N, 8], meta int32 [N, 4]; place int64 [N], the order of a line; key float64 [N],
+    that of `order`, and bits, the same memory as int64; rows before FIRST_BLOCK are the policy's own
+    numbers. heap int32 and bound float64 [2 N], first int32 and first_key int64 [2, N], digits
+    int64 [256]: the books of `order`. free int32 [N], ids given back. content int32 [C, W]. book
+    int64. draws float64, random numbers to be used. costs float64, of computing a block, by depth.
     """
 
     node: np.ndarray

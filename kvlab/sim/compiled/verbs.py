@@ -26,6 +26,24 @@ def prepare(state, policy):
 
 
 @verb
+def add(s, x, at):
+    pass
+
+
+@verb
+def hold(s, x):
+    pass
+
+
+@verb
+def pop(s):
+    return 0
+
+
+release = remove = hold
+
+
+@verb
 def touch(s, x, at):
     pass
 
