@@ -28,7 +28,7 @@ from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, KvlabError, OutOfBlocks
 from kvlab.model import PagedCache
 from kvlab.model.prefill import forward_chunk
-from kvlab.model.shape import model_geometry
+from kvlab.model.portrait import model_geometry
 from kvlab.offload import HostStore, NoOffload, OutOfHost
 from kvlab.window import NoWindow, SinkWindow
 
@@ -96,7 +96,7 @@ def composed(rng: random.Random, model) -> tuple[dict, CacheSpec, int]:
         settings = draw(rng)
         try:
             spec = CacheSpec(**{k: v for k, v in settings.items() if k != "chunk"})
-            spec.checked_for(model_geometry(model.config, spec))
+            spec.checked_for(model_geometry(model, spec))
             return settings, spec, refused
         except BadInput:
             refused += 1

@@ -53,10 +53,11 @@ class Digests(NoDigests):
     """
 
     def __init__(self, retrieval: Retrieval, pool: BlockPool, away: Away):
-        g = pool.geometry
+        shape = pool.shape
         self.retrieval, self.pool, self.away = retrieval, pool, away
-        plane = Plane((g.kv_heads, retrieval.sides, g.head_dim), retrieval.dtype)
-        self.store = SlabStore({"digest": plane}, g.layers, SLAB_ROWS, pool.device, pool.meter)
+        plane = Plane((shape.kv_heads, retrieval.sides, shape.k_width), retrieval.dtype)
+        layers = pool.geometry.layers
+        self.store = SlabStore({"digest": plane}, layers, SLAB_ROWS, pool.device, pool.meter)
         self.rows: dict[SeqId, list[int | None]] = {}
         self._coming: dict[SeqId, list[int]] = {}
         self._holders: Counter[int] = Counter()

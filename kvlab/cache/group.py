@@ -74,10 +74,11 @@ class LayerGroup(Holding):
         self, layer: int, e: Extent, q: Tensor, k: Tensor, v: Tensor, scale: float,
         window: int | None,
     ) -> Tensor:
-        """Attention of the step's queries over past and step, fp32 [Hq, T, D]; stores k and v.
+        """Attention of the step's queries over past and step, fp32 [Hq, T, Dv]; stores k and v.
 
-        q [Hq, T, D], k and v [T, H, D]; window: the model's own sliding window in tokens.
+        q [Hq, T, Dk], k and v [T, H, Dk or Dv]; window: the model's own sliding window in tokens.
         """
+        self.sliding.check_reach(e.seq, e.past, window)
         total = Sum(self.pool.fused)
         reader = self.choice if self.choice.applies(e, window) else self.past
         reader.attend(layer, e, self.tables[e.seq], q, scale, window, total)
@@ -183,7 +184,8 @@ class LayerGroup(Holding):
         """
         table = self.tables[seq]
         protected, readable = (
-            of(table.length) for of in (self.window.protected, self.window.readable)
+            self.sliding.within(of(table.length), table.length)
+            for of in (self.window.protected, self.window.readable)
         )
         spans = table.spans(protected), table.spans(readable)
         if self._slid.get(seq) == (table.changes, spans):
@@ -191,6 +193,7 @@ class LayerGroup(Holding):
         self._pin(seq, table.touched(protected))
         if readable != [(0, table.length)]:
             self._free_unreadable(seq, table.touched(readable))
+            self.away.let_go(seq, self.sliding.slid(seq, table.length))
         self._slid[seq] = table.changes, spans
 
     def _pin(self, seq: SeqId, safe: set[BlockId]) -> None:

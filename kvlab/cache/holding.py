@@ -15,12 +15,14 @@ from kvlab.cache.digests import digests_for
 from kvlab.cache.forks import Forks
 from kvlab.cache.origins import Origins
 from kvlab.cache.past import Past
+from kvlab.cache.sliding import Sliding
 from kvlab.cache.summaries import Summaries
 from kvlab.cache.tables import DecodeTables
 from kvlab.cache.watch import Watch
 from kvlab.core import BlockId, KvlabError, OutOfBlocks, SeqId
 from kvlab.offload import OutOfHost
 from kvlab.pool import BlockPool
+from kvlab.retrieval import NoRetrieval
 
 
 class Holding(Forks):
@@ -35,6 +37,8 @@ class Holding(Forks):
         self.borrowed: dict[SeqId, set[BlockId]] = {}
         self.pinned: dict[SeqId, set[BlockId]] = {}
         self._slid: dict[SeqId, tuple] = {}  # what the window last acted on
+        shape = pool.shape
+        self.sliding = Sliding(None if spec.prefix.shares else shape.window, self.block_size)
         self.watch = Watch(ledger, pool.geometry.layers, self.block_size)
         self.summaries = Summaries(spec.summary, pool)
         segment = max(1, spec.workspace_tokens // self.block_size)
@@ -42,7 +46,8 @@ class Holding(Forks):
         self.past = Past(pool, spec.window, self.watch, segment, inv_freq, self.away)
         self.decoding: DecodeTables | None = None
         self.origins = Origins(pool)
-        self.digests = digests_for(spec.retrieval, pool, self.away)
+        chooses = spec.retrieval if shape.window is None else NoRetrieval()
+        self.digests = digests_for(chooses, pool, self.away)
         self.choice = choice_for(self.digests)
         self.fresh: list[BlockId] = []  # sealed since the last step ended
         self.evictions = 0
@@ -58,6 +63,7 @@ class Holding(Forks):
         self.tables[seq] = BlockTable(self.block_size)
         self.away.open(seq)
         self.origins.open(seq)
+        self.sliding.open(seq)
         self.borrowed[seq], self.pinned[seq] = set(), set()
         self.digests.open(seq)
         self.tables[seq].append(self.share.open(seq, chain, hit), hit * self.block_size)
@@ -76,12 +82,15 @@ class Holding(Forks):
         self.origins.close(seq)
         del self.tables[seq], self.borrowed[seq], self.pinned[seq]
         self._slid.pop(seq, None)
+        self.sliding.close(seq)
         self.digests.close(seq)
         if done:
             self.share.ended()
 
     def check_crop(self, seq: SeqId, length: int) -> None:
-        """Raises `KvlabError` if the block that `crop` would cut was evicted."""
+        """Raises `KvlabError` if the block that `crop` would cut was evicted, or what the next
+        token sees behind it has left the model's own window."""
+        self.sliding.check_crop(seq, length)
         whole, fill = divmod(length, self.block_size)
         gone = fill and self.tables[seq].ids[whole] is None
         if gone and self.away.key(seq, whole) is None:

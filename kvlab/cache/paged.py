@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import torch
@@ -54,14 +53,16 @@ class PagedCache(Copies, Sequences):
 
     def _layer_groups(self) -> tuple[list[LayerGroup], list[tuple[int, int]]]:
         """The groups, and for each layer the number of its group and its place in there."""
-        layers, alone = self.geometry.layers, self.spec.groups == "per_layer"
-        sizes = [1] * layers if alone else [layers]
-        groups = [self._group(dataclasses.replace(self.geometry, layers=n)) for n in sizes]
-        return groups, [(number, i) for number, n in enumerate(sizes) for i in range(n)]
+        g, parts = self.geometry, self.spec.layer_groups(self.geometry)
+        capacities = self.spec.capacities(g)
+        groups = [self._group(g.part(part), most) for part, most in zip(parts, capacities)]
+        place = {layer: (number, i) for number, part in enumerate(parts)
+                 for i, layer in enumerate(part)}  # fmt: skip
+        return groups, [place[layer] for layer in range(g.layers)]
 
-    def _group(self, g: CacheGeometry) -> LayerGroup:
+    def _group(self, g: CacheGeometry, capacity: int | None) -> LayerGroup:
         spec = self.spec
-        ledger = BlockLedger(spec.capacity_blocks(self.geometry), spec.policy())
+        ledger = BlockLedger(capacity, spec.policy())
         pool = BlockPool(
             g, spec.format, self.device, self.dtype, spec.kernels, self.workspace, self.meter
         )
@@ -127,7 +128,8 @@ class PagedCache(Copies, Sequences):
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float,
         window: int | None = None,
     ) -> Tensor:
-        """q [B, Hq, T, D], k and v [B, H, T, D], rows left-padded -> [B, T, Hq, D] in q's dtype.
+        """q [B, Hq, T, Dk], k [B, H, T, Dk] and v [B, H, T, Dv], rows left-padded ->
+        [B, T, Hq, Dv] in q's dtype.
 
         Padding positions of the result are zero.
         """
@@ -136,7 +138,7 @@ class PagedCache(Copies, Sequences):
         if self._decodes and self._sees_all(window):
             q, k, v = (x[:, :, 0].contiguous() for x in (q, k, v))
             return group.decode(local, q, k, v, scale)[:, None]
-        out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], q.shape[3])
+        out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
         for row, extents in enumerate(self._running):
             e = extents[number]
             if e.count:
@@ -199,9 +201,10 @@ class PagedCache(Copies, Sequences):
         """Bring a cache with a relative budget back to its share of the tokens seen."""
         if self.spec.budget_percent is None:
             return
-        seen = sum(-(-n // self.geometry.block_size) for n in self._tokens.values())
-        share = seen * self.spec.budget_percent / 100
+        size = self.geometry.block_size
         for group in self.groups:
+            seen = sum(-(-group.pool.shape.seen(n) // size) for n in self._tokens.values())
+            share = seen * self.spec.budget_percent / 100
             keep = max(1, int(share - group.summaries.blocks))
             short = (group.ledger.held_count - keep) / group.summaries.gain
             over = min(math.ceil(short), group.ledger.evictable_count)
@@ -234,32 +237,41 @@ class PagedCache(Copies, Sequences):
 
     def stats(self) -> CacheStats:
         """Counts and bytes now; see `CacheStats` for what each byte count means."""
-        g, count = self.geometry, len(self.groups)
+        g, format = self.geometry, self.spec.format
         shelves = [group.away.shelf for group in self.groups]
         tokens = sum(self._tokens.values())
-        sealed = sum(group.sealed_blocks for group in self.groups)
-        open_tokens = sum(group.open_tokens for group in self.groups)
-        resident = (sealed * g.block_size + open_tokens) / count  # a mean over layer groups
-        logical = sealed * self.spec.format.block_bytes(g) // count + (
-            open_tokens * g.elements_per_token * self.dtype.itemsize // count
+        held = [group.sealed_blocks * g.block_size + group.open_tokens for group in self.groups]
+        elements = [group.pool.geometry.elements_per_token for group in self.groups]
+        logical = sum(
+            group.sealed_blocks * format.block_bytes(group.pool.geometry)
+            + group.open_tokens * each * self.dtype.itemsize
+            for group, each in zip(self.groups, elements)
         )
         entries = sum(group.summaries.nbytes for group in self.groups)
         origins = sum(group.origins.nbytes for group in self.groups)
         allocated = self._allocated_bytes
         return CacheStats(
-            tokens=tokens, resident_tokens=round(resident),
+            tokens=tokens, resident_tokens=round(self._layer_mean(held)),
             blocks=sum(group.ledger.held_count for group in self.groups),
             evictions=sum(group.evictions for group in self.groups),
-            nominal_bytes=int(tokens * g.elements_per_token * self.spec.format.payload_bits / 8),
+            nominal_bytes=tokens * format.token_bits(g) // 8,
             logical_bytes=logical + entries + origins, allocated_bytes=allocated,
             host_bytes=sum(shelf.nbytes for shelf in shelves),
-            bits_per_element=8 * (allocated - entries) / max(1, resident * g.elements_per_token),
+            bits_per_element=8 * (allocated - entries) / max(
+                1, sum(n * each for n, each in zip(held, elements))),
             prefix_tokens=self.prefix_tokens,
-            workspace_bytes=self.workspace.nbytes + shelves[0].staging_nbytes
+            workspace_bytes=self.workspace.nbytes
+            + sum({shelf.stage: shelf.staging_nbytes for shelf in shelves}.values())
             + sum(shelf.device_nbytes for shelf in shelves)
             + sum(group.summaries.workspace_bytes for group in self.groups),
             digest_bytes=sum(group.digests.nbytes for group in self.groups),
-            read_tokens=round(sum(g.choice.read_tokens(g.tables) for g in self.groups) / count),
+            read_tokens=round(self._layer_mean(
+                [group.choice.read_tokens(group.tables) for group in self.groups])),
             peak_allocated_bytes=self.meter.peak, origin_bytes=origins,
             summary_fallbacks=sum(group.summaries.fallbacks for group in self.groups),
         )
+
+    def _layer_mean(self, numbers: list[int]) -> float:
+        """The mean over layers of a number of each layer group."""
+        layers = [group.pool.geometry.layers for group in self.groups]
+        return sum(n * count for n, count in zip(numbers, layers)) / self.geometry.layers

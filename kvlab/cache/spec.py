@@ -39,7 +39,7 @@ class CacheSpec:
     budget_blocks, budget_bytes, budget_percent: at most one; blocks held by all sequences
         together, bytes of sealed blocks ("adaptive": what is free on the device when the cache is
         made for a model, less what else is needed there), or a share of the tokens seen.
-    groups: "all" layers share block ids and evict together, or "per_layer".
+    groups: "all" layers of one shape share block ids and evict together, or "per_layer".
     workspace_tokens: tokens of the past that are dequantized at a time.
     kernels: "auto", "torch" or "triton", see `pool.fused_kernels`.
     """
@@ -129,11 +129,21 @@ class CacheSpec:
     def geometry(
         self, layers: int, query_heads: int, kv_heads: int, head_dim: int
     ) -> CacheGeometry:
-        """The model's shape with this block size."""
+        """The shape of a model of equal layers, with this block size."""
         return CacheGeometry(layers, query_heads, kv_heads, head_dim, self.block_size)
 
-    def capacity_blocks(self, g: CacheGeometry) -> int | None:
-        """Blocks the ledger may hold; None without a budget. Raises `BadInput` below one block."""
+    def layer_groups(self, g: CacheGeometry) -> list[tuple[int, ...]]:
+        """Numbers of the layers that share block ids, group by group."""
+        return g.shape_groups if self.groups == "all" else [(layer,) for layer in range(g.layers)]
+
+    def capacities(self, g: CacheGeometry) -> list[int | None]:
+        """Blocks that each layer group may hold; None without a budget.
+
+        Raises `BadInput` below one block.
+        """
+        return [self._capacity_blocks(g)] * len(self.layer_groups(g))
+
+    def _capacity_blocks(self, g: CacheGeometry) -> int | None:
         if self.budget_bytes is None:
             return self.budget_blocks
         block = self.format.block_bytes(g)
@@ -147,11 +157,13 @@ class CacheSpec:
 
     def checked_for(self, g: CacheGeometry) -> CacheSpec:
         """Self, after every refusal that needs the model's shape."""
-        self.format.planes(g)
+        for layers in g.shape_groups:
+            self.format.planes(g.part(layers))
         if self.budget_bytes != "adaptive":  # decided when the cache is made
-            self.capacity_blocks(g)
+            self.capacities(g)
         self._check_effect()
         check_summary(self, g)
+        self._check_sliding(g)
         return self
 
     def _check_effect(self) -> None:
@@ -165,6 +177,19 @@ class CacheSpec:
                            " there is none; choose one, or window.middle=false to free the rest")
         if self.offload.keeps:
             self._check_offload(evicts=bounded and policy.evicts)
+
+    def _check_sliding(self, g: CacheGeometry) -> None:
+        """Refuse what the model's own sliding windows leave no room for."""
+        windows = {shape.window for shape in g.shapes}
+        if windows == {None}:
+            return
+        own = f"the model's own sliding window of {min(windows - {None})} tokens"
+        if self.window.rerotate:
+            raise BadInput("window.rerotate", True, f"moves tokens together, and {own} counts them "
+                           "where they stood; window.rerotate=false")
+        if self.retrieval.selects and None not in windows:
+            raise BadInput("retrieval", self.retrieval.name, f"has nothing to choose: {own} is all "
+                           "that any layer reads; retrieval=none")
 
     def _check_offload(self, evicts: bool) -> None:
         name = self.offload.name

@@ -13,7 +13,7 @@ from kvlab.core import BadInput, KvlabError, Variant
 from kvlab.eval.base import Runner, alive
 from kvlab.eval.evaluate import Evaluate
 from kvlab.model.decode import Driver, check_driver
-from kvlab.model.shape import model_geometry
+from kvlab.model.portrait import model_geometry
 from kvlab.window import NoWindow, SinkWindow
 
 OBJECTIVES = {
@@ -132,7 +132,7 @@ class Pareto(Evaluate):
             chosen = {k: trial.suggest_categorical(k, list(c)) for k, c in self.space.items()}
             try:
                 name, settings, spec = composition(chosen)
-                spec.checked_for(model_geometry(loaded.model.config, spec))
+                spec.checked_for(model_geometry(loaded.model, spec))
                 runner = self._runner(loaded, name, settings, spec)
             except KvlabError as error:
                 trial.set_user_attr("refused", str(error))

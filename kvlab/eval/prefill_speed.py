@@ -17,7 +17,7 @@ from kvlab.model.fuse import fused
 from kvlab.model.peers import dynamic_prefill
 from kvlab.model.prefill import prefill
 from kvlab.model.room import activation_bytes, standing_bytes, weight_bytes
-from kvlab.model.shape import model_geometry
+from kvlab.model.portrait import model_geometry
 
 PEERS = {"dynamic whole": None, "dynamic chunked": True}  # whether in chunks
 
@@ -57,7 +57,7 @@ class PrefillSpeed:
         device = prepare_device(self.device, self.cap_gb)
         loaded = self.model.load(device)
         for variant in variants:
-            variant.spec.checked_for(model_geometry(loaded.model.config, variant.spec))
+            variant.spec.checked_for(model_geometry(loaded.model, variant.spec))
         source = torch.Generator(device).manual_seed(self.seed)
         vocabulary = len(loaded.tokenizer)
         ids = torch.randint(vocabulary, (1, max(self.contexts)), generator=source, device=device)

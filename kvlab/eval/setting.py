@@ -12,7 +12,7 @@ from kvlab.eval.controls import controls
 from kvlab.model.device import prepare_device
 from kvlab.model.load import LoadedModel
 from kvlab.model.room import adaptive_chunk
-from kvlab.model.shape import model_geometry
+from kvlab.model.portrait import model_geometry
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Setting:
             Runner(v.name, self.params(v.params, loaded, v.spec) | params, v.spec) for v in variants
         ]
         for runner in runs:
-            runner.spec.checked_for(model_geometry(loaded.model.config, runner.spec))
+            runner.spec.checked_for(model_geometry(loaded.model, runner.spec))
         return runs
 
     def runners(self, loaded: LoadedModel, variants: list[Variant], params: dict) -> list[Runner]:

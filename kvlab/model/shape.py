@@ -1,21 +1,12 @@
-"""What a cache must know of a model: its shape and its rotary frequencies."""
+"""What a cache and its drivers must know of a model: its windows and its rotary frequencies."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from kvlab.cache import CacheSpec
 from kvlab.core import BadInput
 
 FIXED = ("default", "linear", "yarn", "llama3", "proportional")  # one set of frequencies, ever
-
-
-def model_geometry(config, spec: CacheSpec):
-    """Geometry of a transformers config; `num_key_value_heads` counts, never the query heads."""
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return spec.geometry(config.num_hidden_layers, heads, kv_heads, dim)
 
 
 def sliding_window(attention) -> int | None:

@@ -42,15 +42,17 @@ class HostStore(NoOffload):
             raise BadInput("offload.slab_tokens", slab_tokens, "must be a whole number, at least 1")
         self.cap_gb, self.slab_tokens = cap_gb, slab_tokens
         self.memory = HostMemory(None if cap_gb is None else int(cap_gb * 1e9))
-        self._stages: WeakKeyDictionary[Workspace, Stage] = WeakKeyDictionary()
+        # of each cache, by what a layer stores
+        self._stages: WeakKeyDictionary[Workspace, dict[LayerShape, Stage]] = WeakKeyDictionary()
 
     def build(self, pool: BlockPool) -> Shelf:
-        """The host half of one pool; the pools of one cache share their way to the device."""
-        if pool.workspace not in self._stages:
+        """The host half of one pool; pools of one cache and shape share their way to the device."""
+        stages, stored = self._stages.setdefault(pool.workspace, {}), pool.shape._replace(window=None)
+        if stored not in stages:
             move = None if pool.fused is None else pool.fused.move
-            self._stages[pool.workspace] = Stage(pool.device, move)
+            stages[stored] = Stage(pool.device, move)
         rows = max(1, self.slab_tokens // pool.geometry.block_size)
-        return Shelf(pool, rows, self.memory, self._stages[pool.workspace])
+        return Shelf(pool, rows, self.memory, stages[stored])
 
 
 class Shelf:
