@@ -118,6 +118,7 @@ TABLE: dict[str, Axis] = {axis.name: axis for axis in (
         "snapkv": ("SnapKV", "attention of the last queries, pooled over neighbours"),
         "expected_attention": ("ExpectedAttention", "attention to be expected, times values"),
         "key_norm": ("KeyNorm", "the inverse of the keys' norm"),
+        "random": ("RandomScore", "drawn by chance: a control"),
         "tova": ("TOVA", "attention of the last token"),
     }, conf=False),
 )}  # fmt: skip

@@ -41,6 +41,7 @@ class Forks:
             table.append([self._copy_tail(source.ids[-1], fill)])
         table.length = source.length  # the last block is full or a copy of the same tail
         self.origins.fork(parent, child)
+        self.chooser.fork(parent, child)
 
     def _copy_tail(self, tail: BlockId, fill: int) -> BlockId:
         (block,) = self.allocate(None, 1)

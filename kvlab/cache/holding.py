@@ -15,10 +15,10 @@ from kvlab.cache.digests import digests_for
 from kvlab.cache.forks import Forks
 from kvlab.cache.origins import Origins
 from kvlab.cache.past import Past
+from kvlab.cache.repack import choosing
 from kvlab.cache.sliding import Sliding
 from kvlab.cache.summaries import Summaries
 from kvlab.cache.tables import DecodeTables
-from kvlab.cache.watch import Watch
 from kvlab.core import BlockId, KvlabError, OutOfBlocks, SeqId
 from kvlab.offload import OutOfHost
 from kvlab.pool import BlockPool
@@ -39,7 +39,7 @@ class Holding(Forks):
         self._slid: dict[SeqId, tuple] = {}  # what the window last acted on
         shape = pool.shape
         self.sliding = Sliding(None if spec.prefix.shares else shape.window, self.block_size)
-        self.watch = Watch(ledger, pool.geometry.layers, self.block_size)
+        self.watch, self.chooser = choosing(ledger, pool, spec)
         self.summaries = Summaries(spec.summary, pool)
         segment = max(1, spec.workspace_tokens // self.block_size)
         self.away = Away(spec.offload.build(pool), pool, self.summaries)
@@ -81,6 +81,7 @@ class Holding(Forks):
         self.away.close(seq)
         self.origins.close(seq)
         del self.tables[seq], self.borrowed[seq], self.pinned[seq]
+        self.chooser.close(seq)
         self._slid.pop(seq, None)
         self.sliding.close(seq)
         self.digests.close(seq)
@@ -114,10 +115,16 @@ class Holding(Forks):
         table.changes += 1
         self.digests.crop(seq, whole)
         self.origins.crop(seq, whole, fill)
+        self.chooser.crop(seq, length)
         self._release(seq, [b for b in reversed(dropped) if b is not None])
         self.away.crop(seq, -(-length // size))
         if fill and not was_open:
             self._reopen(seq, whole, cut, fill)
+
+    def repack(self, seq: SeqId, over: int, seen: int) -> None:
+        """Give up `over` blocks' worth of the sealed tokens of `seq`, of the `seen` so far."""
+        self._release(seq, self.chooser.run(seq, self.tables[seq], over, seen)[::-1])
+        self.evictions += over
 
     # ---- counts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.cache.stats import CacheStats
 from kvlab.cache.step import Extent
 from kvlab.core import BadInput, CacheGeometry, KvlabError, SeqId
-from kvlab.pool import BlockPool, Meter, Workspace
+from kvlab.pool import FINE_SLAB_TOKENS, SLAB_TOKENS, BlockPool, Meter, Workspace
 
 
 class PagedCache(Copies, Sequences):
@@ -62,9 +63,12 @@ class PagedCache(Copies, Sequences):
 
     def _group(self, g: CacheGeometry, capacity: int | None) -> LayerGroup:
         spec = self.spec
+        # Where tokens are chosen, it is after the step: the ledger has room for the step itself.
+        capacity = None if spec.by_token else capacity
         ledger = BlockLedger(capacity, spec.policy())
         pool = BlockPool(
-            g, spec.format, self.device, self.dtype, spec.kernels, self.workspace, self.meter
+            g, spec.format, self.device, self.dtype, spec.kernels, self.workspace, self.meter,
+            FINE_SLAB_TOKENS if spec.by_token else SLAB_TOKENS,
         )
         return LayerGroup(ledger, pool, spec, self.inv_freq)
 
@@ -92,7 +96,7 @@ class PagedCache(Copies, Sequences):
         for e in (e for extents in step for e in extents):
             e.alone = len(seqs) == 1
         self._step = step
-        self._decodes = self.can_decode(counts)
+        self._decodes = self.can_decode(counts) and not self._looks(seqs)
         if self._decodes:
             for number, group in enumerate(self.groups):
                 group.prepare([extents[number] for extents in step])
@@ -121,7 +125,7 @@ class PagedCache(Copies, Sequences):
 
     def can_decode(self, counts: list[int]) -> bool:
         """Whether a step of these counts may run through the decode kernel."""
-        fused = self.groups[0].pool.fused is not None
+        fused = all(group.pool.fused is not None for group in self.groups)
         return fused and not self.spec.window.rerotate and all(n == 1 for n in counts)
 
     def attend(
@@ -133,6 +137,9 @@ class PagedCache(Copies, Sequences):
 
         Padding positions of the result are zero.
         """
+        if self.spec.by_token and window is not None:
+            raise BadInput("cache.evict", "token", f"a layer of this model looks back {window} "
+                           "tokens, and a head's own tokens stand side by side; cache.evict=block")
         number, local = self._place[layer]
         group = self.groups[number]
         if self._decodes and self._sees_all(window):
@@ -183,8 +190,12 @@ class PagedCache(Copies, Sequences):
             self._tokens[extents[0].seq] += extents[0].count
         for group in self.groups:
             group.end_step()
+        singles = all(extents[0].single for extents in self._step)
         self._step = None
-        self._trim()
+        if self.spec.by_token:
+            self._repack(singles)
+        else:
+            self._trim()
 
     def abort(self) -> None:
         """Undo a step that did not reach `commit`; the cache is as before `begin`."""
@@ -211,6 +222,35 @@ class PagedCache(Copies, Sequences):
             if over > 0:
                 group.evict(over)
 
+    # ---- tokens that are chosen
+
+    def _kept(self, seqs: Iterable[SeqId]) -> dict[SeqId, int]:
+        """Tokens that each sequence may hold: its part of the budget, by the tokens it has seen."""
+        seen = {seq: self._tokens[seq] for seq in seqs}
+        if self.spec.budget_percent is not None:
+            return {seq: int(n * self.spec.budget_percent / 100) for seq, n in seen.items()}
+        room = self.spec.capacities(self.geometry)[0] * self.geometry.block_size
+        total = max(1, sum(self._tokens.values()))
+        return {seq: room * n // total if total > room else n for seq, n in seen.items()}
+
+    def _looks(self, seqs: list[SeqId]) -> bool:
+        """Whether this step of single tokens is scored: then it is read piece by piece."""
+        if not self.spec.by_token:
+            return False
+        keep = self._kept(seqs)
+        looks = [group.chooser.look(group.tables, keep) for group in self.groups]  # all hear of it
+        return any(looks)
+
+    def _repack(self, singles: bool) -> None:
+        """Bring the sequences back to their budget; decoded tokens may exceed it for a while."""
+        for group in self.groups:
+            for seq, keep in self._kept(group.tables).items():
+                group.chooser.hear(seq, group.tables[seq])
+                over = group.chooser.over(group.tables[seq], keep, slack=singles)
+                if over:
+                    group.repack(seq, over, self._tokens[seq])
+            group.watch.abort()
+
     # ---- accounts
 
     def check(self) -> None:
@@ -233,7 +273,8 @@ class PagedCache(Copies, Sequences):
 
     @property
     def _allocated_bytes(self) -> int:
-        return sum(g.pool.nbytes + g.digests.nbytes + g.summaries.nbytes for g in self.groups)
+        return sum(g.pool.nbytes + g.digests.nbytes + g.summaries.nbytes + g.watch.nbytes
+                   for g in self.groups)
 
     def stats(self) -> CacheStats:
         """Counts and bytes now; see `CacheStats` for what each byte count means."""
@@ -249,13 +290,14 @@ class PagedCache(Copies, Sequences):
         )
         entries = sum(group.summaries.nbytes for group in self.groups)
         origins = sum(group.origins.nbytes for group in self.groups)
+        scores = sum(group.watch.nbytes for group in self.groups)
         allocated = self._allocated_bytes
         return CacheStats(
             tokens=tokens, resident_tokens=round(self._layer_mean(held)),
             blocks=sum(group.ledger.held_count for group in self.groups),
             evictions=sum(group.evictions for group in self.groups),
             nominal_bytes=tokens * format.token_bits(g) // 8,
-            logical_bytes=logical + entries + origins, allocated_bytes=allocated,
+            logical_bytes=logical + entries + origins + scores, allocated_bytes=allocated,
             host_bytes=sum(shelf.nbytes for shelf in shelves),
             bits_per_element=8 * (allocated - entries) / max(
                 1, sum(n * each for n, each in zip(held, elements))),

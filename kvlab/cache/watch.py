@@ -160,6 +160,8 @@ class Watch:
         self._blocks, self._parts = [], []
         self._mass, self._rows, self._told = None, [], {}
 
+    nbytes = 0  # of what is kept of single tokens
+
     def forget(self, blocks: list[BlockId]) -> None:
         """Blocks that left: their ids will mean other contents."""
         for block in blocks:

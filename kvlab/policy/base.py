@@ -83,6 +83,9 @@ class EvictionPolicy:
     # What the live cache makes scores and touches of: a scorer's name, dotted path, class or
     # instance (kvlab/cache/scores.py); None: spare the work.
     observes: object = "mass"
+    # The scorer by which the same method chooses single tokens (cache.evict=token); None: it ranks
+    # blocks only.
+    by_token: object = None
     capacity: int | None = None  # blocks of the ledger it serves
 
     def __init_subclass__(cls, **rest):

@@ -139,6 +139,7 @@ class Random(EvictionPolicy):
     name = "random"
     control = True
     observes = None
+    by_token = "random"
 
     def __init__(self, seed: int = 0):
         self._generator = Generator(seed)

@@ -25,6 +25,8 @@ class Shuffled(EvictionPolicy):
 
     def __init__(self, member: str | EvictionPolicy = "attention_mass", seed: int = 0):
         self.member = by_name(member) if isinstance(member, str) else member
+        # Scores that are only compared, dealt for good, are an order drawn at random.
+        self.by_token = self.member.by_token and "random"
         self.observes = self.member.observes  # not `scored`: a server watches nothing for a control
         self._draw = Generator(seed).randrange
         self._metas: dict[BlockId, BlockMeta] = {}

@@ -15,6 +15,7 @@ from kvlab.format import Dense, Fp8, Int, KVFormat
 from kvlab.pool.slabs import LayerPlanes, Meter, SlabStore
 
 SLAB_TOKENS = 1024
+FINE_SLAB_TOKENS = 16  # where blocks are dense anyway: larger slabs would only hold more unused
 
 
 @cache
@@ -84,12 +85,14 @@ class BlockPool:
     geometry: what a block holds, `layers` being those of this pool's layer group, of one shape.
     dtype: the model's compute dtype, in which keys and values arrive and leave.
     kernels: see `fused_kernels`; workspace, meter: shared by the pools of one cache.
+    slab_tokens: tokens whose memory comes and goes together.
     why_plain: why plain torch does what kernels were wanted for, see `no_kernels`; or None.
     """
 
     def __init__(
         self, geometry: CacheGeometry, format: KVFormat, device, dtype: torch.dtype,
         kernels: str = "torch", workspace: Workspace | None = None, meter: Meter | None = None,
+        slab_tokens: int = SLAB_TOKENS,
     ):
         self.geometry, self.format, self.dtype = geometry, format, dtype
         self.block_size = geometry.block_size
@@ -100,7 +103,7 @@ class BlockPool:
         self.fused = wanted if self.why_plain is None else None
         self.workspace, self.meter = workspace or Workspace(), meter or Meter()
         g = geometry
-        rows = max(1, SLAB_TOKENS // g.block_size)
+        rows = max(1, slab_tokens // g.block_size)
         self.sealed = SlabStore(format.planes(g), g.layers, rows, device, self.meter)
         dense = KVFormat(*(Dense(str(dtype).removeprefix("torch.")) for _ in range(2)))
         self.open = SlabStore(dense.planes(g), g.layers, 1, device, self.meter)
