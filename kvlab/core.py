@@ -104,7 +104,9 @@ class CacheGeometry:
         _at_least_one("query_heads", query_heads)
         for heads in {shape.kv_heads for shape in shapes}:
             if query_heads % heads:
-                raise BadInput("geometry.query_heads", query_heads, f"must be a multiple of {heads}")
+                raise BadInput(
+                    "geometry.query_heads", query_heads, f"must be a multiple of {heads}"
+                )
         if not 1 <= block_size <= 256:
             raise BadInput("cache.block_size", block_size, "must lie between 1 and 256 tokens")
         for name, value in zip(("shapes", "query_heads", "block_size"),

@@ -27,8 +27,8 @@ from kvlab import policy as policies
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, KvlabError, OutOfBlocks
 from kvlab.model import PagedCache
-from kvlab.model.prefill import forward_chunk
 from kvlab.model.portrait import model_geometry
+from kvlab.model.prefill import forward_chunk
 from kvlab.offload import HostStore, NoOffload, OutOfHost
 from kvlab.window import NoWindow, SinkWindow
 

@@ -224,8 +224,8 @@ class CacheSpec:
             return
         own = f"the model's own sliding window of {min(windows - {None})} tokens"
         if self.by_token:
-            raise BadInput("cache.evict", "token", f"lets each head's own tokens stand side by side,"
-                           f" and {own} counts them where they stood; cache.evict=block")
+            raise BadInput("cache.evict", "token", "lets each head's tokens stand side by side, "
+                           f"and {own} counts them where they stood; cache.evict=block")
         if self.window.rerotate:
             raise BadInput("window.rerotate", True, f"moves tokens together, and {own} counts them "
                            "where they stood; window.rerotate=false")

@@ -15,9 +15,9 @@ from kvlab.model.adapter import PagedCache
 from kvlab.model.device import prepare_device
 from kvlab.model.fuse import fused
 from kvlab.model.peers import dynamic_prefill
+from kvlab.model.portrait import model_geometry
 from kvlab.model.prefill import prefill
 from kvlab.model.room import activation_bytes, standing_bytes, weight_bytes
-from kvlab.model.portrait import model_geometry
 
 PEERS = {"dynamic whole": None, "dynamic chunked": True}  # whether in chunks
 

@@ -15,8 +15,8 @@ from kvlab.model.adapter import PagedCache
 from kvlab.model.device import prepare_device
 from kvlab.model.fuse import fused
 from kvlab.model.load import LoadedModel
-from kvlab.model.prefill import prefill
 from kvlab.model.portrait import model_geometry
+from kvlab.model.prefill import prefill
 
 
 class PrefixTTFT:

@@ -11,8 +11,8 @@ from kvlab.eval.base import Runner
 from kvlab.eval.controls import controls
 from kvlab.model.device import prepare_device
 from kvlab.model.load import LoadedModel
-from kvlab.model.room import adaptive_chunk
 from kvlab.model.portrait import model_geometry
+from kvlab.model.room import adaptive_chunk
 
 
 @dataclass

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from kvlab.core import BadInput
+from kvlab.core import BadInput, LayerShape
 from kvlab.offload.base import NoOffload
 from kvlab.offload.memory import HostMemory
 from kvlab.offload.slabs import HostSlabs, rows_of
@@ -47,7 +47,8 @@ class HostStore(NoOffload):
 
     def build(self, pool: BlockPool) -> Shelf:
         """The host half of one pool; pools of one cache and shape share their way to the device."""
-        stages, stored = self._stages.setdefault(pool.workspace, {}), pool.shape._replace(window=None)
+        stages = self._stages.setdefault(pool.workspace, {})
+        stored = pool.shape._replace(window=None)
         if stored not in stages:
             move = None if pool.fused is None else pool.fused.move
             stages[stored] = Stage(pool.device, move)
