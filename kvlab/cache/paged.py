@@ -12,13 +12,12 @@ from kvlab.blocks import BlockLedger
 from kvlab.cache.copies import Copies
 from kvlab.cache.facts import NO_FACTS, ModelFacts
 from kvlab.cache.group import LayerGroup
-from kvlab.cache.look import look
 from kvlab.cache.sequences import Sequences
 from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.cache.stats import CacheStats
-from kvlab.cache.step import Extent
 from kvlab.core import BadInput, CacheGeometry, KvlabError, SeqId
 from kvlab.pool import FINE_SLAB_TOKENS, SLAB_TOKENS, BlockPool, Meter, Workspace
+from kvlab.source import Ask, Extent
 
 
 class PagedCache(Copies, Sequences):
@@ -99,7 +98,7 @@ class PagedCache(Copies, Sequences):
         self._decodes = self.can_decode(counts) and not self._looks(seqs)
         if self._decodes:
             for number, group in enumerate(self.groups):
-                group.prepare([extents[number] for extents in step])
+                group.sources.prepare([extents[number] for extents in step])
 
     def _check_step(self, seqs: list[SeqId], counts: list[int]) -> None:
         if self._step is not None:
@@ -120,8 +119,8 @@ class PagedCache(Copies, Sequences):
 
     @property
     def capturable(self) -> bool:
-        """Whether decode steps may be captured: entries are new tensors after each eviction."""
-        return not self.spec.summary.makes
+        """Whether decode steps may be captured."""
+        return all(group.sources.capturable for group in self.groups)
 
     def can_decode(self, counts: list[int]) -> bool:
         """Whether a step of these counts may run through the decode kernel."""
@@ -144,14 +143,15 @@ class PagedCache(Copies, Sequences):
         group = self.groups[number]
         if self._decodes and self._sees_all(window):
             q, k, v = (x[:, :, 0].contiguous() for x in (q, k, v))
-            return group.decode(local, q, k, v, scale)[:, None]
+            extents = [extents[number] for extents in self._step]
+            return group.decode(local, extents, q, k, v, scale)[:, None]
         out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
         for row, extents in enumerate(self._running):
             e = extents[number]
             if e.count:
                 new = slice(q.shape[2] - e.count, None)
                 keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
-                part = group.attend(local, e, q[row, :, new], keys, values, scale, window)
+                part = group.attend(Ask(local, e, q[row, :, new], keys, values, scale, window))
                 out[row, new] = part.transpose(0, 1).to(out.dtype)
         return out
 
@@ -163,7 +163,8 @@ class PagedCache(Copies, Sequences):
         """
         number, local = self._place[layer]
         e = self._step[row][number]
-        return look(self.groups[number], local, e, q, k, v, before, scale).transpose(0, 1)
+        ask = Ask(local, e, q, k, v, scale, before=before)
+        return self.groups[number].look(ask).transpose(0, 1)
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Take over k, v [B, H, T, D] of a step without attending: to fill a cache from elsewhere.
@@ -176,7 +177,7 @@ class PagedCache(Copies, Sequences):
             new = slice(k.shape[2] - e.count, None)
             if e.count:
                 keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
-                self.groups[number].store(local, e, keys, values)
+                self.groups[number].store(Ask(local, e, None, keys, values, 1.0))
 
     def _sees_all(self, window: int | None) -> bool:
         return window is None or all(row[0].past < window for row in self._step)
@@ -273,13 +274,11 @@ class PagedCache(Copies, Sequences):
 
     @property
     def _allocated_bytes(self) -> int:
-        return sum(g.pool.nbytes + g.digests.nbytes + g.summaries.nbytes + g.watch.nbytes
-                   for g in self.groups)
+        return sum(group.sources.nbytes + group.watch.nbytes for group in self.groups)
 
     def stats(self) -> CacheStats:
         """Counts and bytes now; see `CacheStats` for what each byte count means."""
         g, format = self.geometry, self.spec.format
-        shelves = [group.away.shelf for group in self.groups]
         tokens = sum(self._tokens.values())
         held = [group.sealed_blocks * g.block_size + group.open_tokens for group in self.groups]
         elements = [group.pool.geometry.elements_per_token for group in self.groups]
@@ -298,17 +297,14 @@ class PagedCache(Copies, Sequences):
             evictions=sum(group.evictions for group in self.groups),
             nominal_bytes=tokens * format.token_bits(g) // 8,
             logical_bytes=logical + entries + origins + scores, allocated_bytes=allocated,
-            host_bytes=sum(shelf.nbytes for shelf in shelves),
+            host_bytes=sum(group.sources.host_nbytes for group in self.groups),
             bits_per_element=8 * (allocated - entries) / max(
                 1, sum(n * each for n, each in zip(held, elements))),
             prefix_tokens=self.prefix_tokens,
             workspace_bytes=self.workspace.nbytes
-            + sum({shelf.stage: shelf.staging_nbytes for shelf in shelves}.values())
-            + sum(shelf.device_nbytes for shelf in shelves)
-            + sum(group.summaries.workspace_bytes for group in self.groups),
-            digest_bytes=sum(group.digests.nbytes for group in self.groups),
-            read_tokens=round(self._layer_mean(
-                [group.choice.read_tokens(group.tables) for group in self.groups])),
+            + sum(group.sources.workspace_nbytes for group in self.groups),
+            digest_bytes=sum(group.sources.digest_nbytes for group in self.groups),
+            read_tokens=round(self._layer_mean([group.read_tokens for group in self.groups])),
             peak_allocated_bytes=self.meter.peak, origin_bytes=origins,
             summary_fallbacks=sum(group.summaries.fallbacks for group in self.groups),
         )

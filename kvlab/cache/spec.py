@@ -12,12 +12,12 @@ import torch
 from kvlab import axes
 from kvlab.blocks import NoSharing
 from kvlab.cache.making import Copied, made_anew, maker
-from kvlab.cache.summaries import check_summary
 from kvlab.core import BadInput, CacheGeometry
 from kvlab.format import KVFormat
 from kvlab.offload import NoOffload
 from kvlab.policy import EvictionPolicy
 from kvlab.retrieval import NoRetrieval
+from kvlab.source import check_summary
 from kvlab.summary import NoSummary
 from kvlab.window import NoWindow
 
@@ -92,6 +92,10 @@ class CacheSpec:
     def _check_combination(self) -> None:
         """Refuse what would be accepted and do nothing."""
         evicts = self.member.evicts
+        if self.member.asks:
+            told = ", ".join(self.member.asks)
+            raise BadInput("policy", self.member.name, f"goes by what a request says ({told}), "
+                           "which a live cache does not hear; replay a trace, or policy=lru")
         if self.by_token:
             self._check_tokens()
         elif self.groups == "per_head":

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from copy import deepcopy
 from functools import cache
 from math import prod
 from types import ModuleType
@@ -52,10 +53,15 @@ def no_kernels(format: KVFormat, shape: LayerShape) -> str | None:
 
 
 class Workspace:
-    """Two buffers in the compute dtype that dequantized pieces of the past pass through."""
+    """What the pools of one cache share while they read: nothing in it outlives a read.
+
+    Two buffers in the compute dtype that dequantized pieces of the past pass through, and what
+    others keep here so that its bytes are counted once for a cache (`shared`).
+    """
 
     def __init__(self):
         self._buffers: tuple[Tensor, Tensor] | None = None
+        self._shared: dict[str, object] = {}
 
     def take(self, tokens: int, shape: LayerShape, dtype, device) -> tuple[Tensor, Tensor]:
         """[tokens, H, Dk] and [tokens, H, Dv], overwritten by the next call; grown where too small.
@@ -70,13 +76,21 @@ class Workspace:
         return tuple(b[:size].view(wanted)
                      for b, size, wanted in zip(self._buffers, sizes, shapes))  # fmt: skip
 
+    def shared(self, name: str, make: Callable[[], object]):
+        """The object of this name, which has `nbytes`; `make` gives it where there is none."""
+        if name not in self._shared:
+            self._shared[name] = make()
+        return self._shared[name]
+
     def __deepcopy__(self, memo: dict) -> Workspace:
-        """Nothing in it outlives a read."""
-        return Workspace()
+        """Without the buffers; what others keep here copies itself."""
+        other = memo[id(self)] = Workspace()
+        other._shared = deepcopy(self._shared, memo)
+        return other
 
     @property
     def nbytes(self) -> int:
-        return sum(b.nbytes for b in self._buffers or ())
+        return sum(b.nbytes for b in (*(self._buffers or ()), *self._shared.values()))
 
 
 class BlockPool:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from kvlab.blocks import BlockLedger
 from kvlab.core import BlockId
+from kvlab.policy import Moment
 from kvlab.sim.outcome import BROKEN_CHAIN, HIT, HOST_HIT, MISS, PARTIAL
 
 
@@ -38,6 +39,15 @@ class Tier:
         ledger.free(victims)
         for fact in gone:
             del self.where[fact.content]
+        return gone
+
+    def expire(self, moment: Moment) -> list[int]:
+        """Tell the policy of a request; contents that it gives up for their age."""
+        dead = self.ledger.begin(moment)
+        gone = [self.ledger.meta(id).content for id in dead]
+        self.ledger.free(dead)
+        for content in gone:
+            del self.where[content]
         return gone
 
     def seal(self, ids: Sequence[BlockId], facts: Sequence[Fact]) -> None:
@@ -88,6 +98,13 @@ class Engine:
         self.device, self.host, self.partial_misses = device, host, partial_misses
         self.cost = cost
         self.host_evictions = 0
+
+    def begin(self, moment: Moment) -> list[int]:
+        """A request comes; the contents that a policy gives up for their age. They do not spill."""
+        gone = self.device.expire(moment)
+        if self.host:
+            self.host_evictions += len(self.host.expire(moment))
+        return gone
 
     def admit(self, contents: list[int], last_partial: bool, extra: int = 0) -> Flight | None:
         """Look up, pin and make room for a prompt and `extra` output blocks.
