@@ -54,8 +54,8 @@ class PagedCache(Copies, Sequences):
     def _layer_groups(self) -> tuple[list[LayerGroup], list[tuple[int, int]]]:
         """The groups, and for each layer the number of its group and its place in there."""
         g, parts = self.geometry, self.spec.layer_groups(self.geometry)
-        capacities = self.spec.capacities(g)
-        groups = [self._group(g.part(part), most) for part, most in zip(parts, capacities)]
+        self._parts, self._capacities = parts, self.spec.capacities(g)
+        groups = [self._group(g.part(part), n) for part, n in zip(parts, self._capacities)]
         place = {layer: (number, i) for number, part in enumerate(parts)
                  for i, layer in enumerate(part)}  # fmt: skip
         return groups, [place[layer] for layer in range(g.layers)]
@@ -214,9 +214,9 @@ class PagedCache(Copies, Sequences):
         if self.spec.budget_percent is None:
             return
         size = self.geometry.block_size
-        for group in self.groups:
-            seen = sum(-(-group.pool.shape.seen(n) // size) for n in self._tokens.values())
-            share = seen * self.spec.budget_percent / 100
+        seen = [sum(-(-group.pool.shape.seen(n) // size) for n in self._tokens.values())
+                for group in self.groups]  # fmt: skip
+        for group, share in zip(self.groups, self.spec.kept(self._parts, seen)):
             keep = max(1, int(share - group.summaries.blocks))
             short = (group.ledger.held_count - keep) / group.summaries.gain
             over = min(math.ceil(short), group.ledger.evictable_count)
@@ -225,27 +225,31 @@ class PagedCache(Copies, Sequences):
 
     # ---- tokens that are chosen
 
-    def _kept(self, seqs: Iterable[SeqId]) -> dict[SeqId, int]:
-        """Tokens that each sequence may hold: its part of the budget, by the tokens it has seen."""
+    def _kept(self, seqs: Iterable[SeqId]) -> list[dict[SeqId, int]]:
+        """Tokens that each sequence may hold, by layer group: its part of the budget, by the tokens
+        it has seen."""
         seen = {seq: self._tokens[seq] for seq in seqs}
         if self.spec.budget_percent is not None:
-            return {seq: int(n * self.spec.budget_percent / 100) for seq, n in seen.items()}
-        room = self.spec.capacities(self.geometry)[0] * self.geometry.block_size
+            count = len(self.groups)
+            kept = {seq: self.spec.kept(self._parts, [n] * count) for seq, n in seen.items()}
+            return [{seq: int(by[i]) for seq, by in kept.items()} for i in range(count)]
         total = max(1, sum(self._tokens.values()))
-        return {seq: room * n // total if total > room else n for seq, n in seen.items()}
+        rooms = [blocks * self.geometry.block_size for blocks in self._capacities]
+        return [{seq: room * n // total if total > room else n for seq, n in seen.items()}
+                for room in rooms]  # fmt: skip
 
     def _looks(self, seqs: list[SeqId]) -> bool:
         """Whether this step of single tokens is scored: then it is read piece by piece."""
         if not self.spec.by_token:
             return False
-        keep = self._kept(seqs)
-        looks = [group.chooser.look(group.tables, keep) for group in self.groups]  # all hear of it
+        looks = [group.chooser.look(group.tables, keep)
+                 for group, keep in zip(self.groups, self._kept(seqs))]  # all hear of it
         return any(looks)
 
     def _repack(self, singles: bool) -> None:
         """Bring the sequences back to their budget; decoded tokens may exceed it for a while."""
-        for group in self.groups:
-            for seq, keep in self._kept(group.tables).items():
+        for group, kept in zip(self.groups, self._kept(self._tokens)):
+            for seq, keep in kept.items():
                 group.chooser.hear(seq, group.tables[seq])
                 over = group.chooser.over(group.tables[seq], keep, slack=singles)
                 if over:

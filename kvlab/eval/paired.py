@@ -36,7 +36,8 @@ def is_plain(spec: CacheSpec) -> bool:
 
 
 def budget(spec: CacheSpec) -> tuple:
-    return spec.budget_percent, spec.budget_bytes, spec.budget_blocks
+    division = spec.budget.name, *sorted(vars(spec.budget).items())
+    return spec.budget_percent, spec.budget_bytes, spec.budget_blocks, division
 
 
 def paired(runner: Runner, control: Runner, seed: int) -> Iterator[Measurement]:

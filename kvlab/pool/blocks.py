@@ -190,8 +190,8 @@ class BlockPool:
             k, v = k.contiguous(), v.contiguous()
             self.fused.seal(k, v, self.format, self.sealed.layer(layer), ids)
             return
-        shape = (len(blocks), self.geometry.block_size, *k.shape[1:])
-        self.sealed.write(layer, blocks, self.format.quantize(k.reshape(shape), v.reshape(shape)))
+        whole = (x.unflatten(0, (len(blocks), self.block_size)) for x in (k, v))
+        self.sealed.write(layer, blocks, self.format.quantize(*whole))
 
     def seal_open(self, blocks: list[int]) -> None:
         """Seal full open `blocks` in all layers; their open places are given back."""

@@ -7,10 +7,12 @@ data planes [H, S, D], fp16 scales (and zeros) per channel [H, D] or per token [
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from kvlab.budget import Equal, blocks_in
 from kvlab.core import BadInput, CacheGeometry, LayerShape
 
 
@@ -37,11 +39,15 @@ class ModelShape:
             g.layers, g.query_heads, first.kv_heads, first.k_width, parameters, g.shapes
         )
 
+    def layer(self, number: int) -> LayerShape:
+        """The shape of one layer."""
+        same = LayerShape(self.kv_heads, self.head_dim, self.head_dim)
+        return self.shapes[number] if self.shapes else same
+
     @property
     def by_shape(self) -> dict[LayerShape, int]:
         """How many layers have each shape."""
-        same = LayerShape(self.kv_heads, self.head_dim, self.head_dim)
-        return Counter(self.shapes) if self.shapes else {same: self.layers}
+        return Counter(self.shapes) if self.shapes else {self.layer(0): self.layers}
 
     def prefill_flops(self, tokens: np.ndarray) -> np.ndarray:
         """FLOPs to prefill the first `tokens` tokens: 2 per parameter and token, and causal
@@ -126,6 +132,19 @@ def layer_bytes(format: str, shape: LayerShape, block_size: int) -> float:
     bits = (shape.k_width * key.bits_per_element(block_size, shape.k_width)
             + shape.v_width * value.bits_per_element(block_size, shape.v_width))  # fmt: skip
     return shape.kv_heads * bits / 8
+
+
+def group_blocks(
+    budget_bytes: float, format: str, shape: ModelShape, block_size: int, budget: Equal,
+    groups: Sequence[Sequence[int]],
+) -> list[int]:
+    """How many blocks of `block_size` tokens each layer group may hold of a divided budget.
+
+    groups: numbers of the layers in each. Raises `BadInput` where one would get none.
+    """
+    each = [block_size * sum(layer_bytes(format, shape.layer(i), block_size) for i in layers)
+            for layers in groups]  # fmt: skip
+    return blocks_in(budget, int(budget_bytes), groups, each)
 
 
 def blocks_for(budget_bytes: float, trace_block: int, per_token: float) -> int:
