@@ -24,13 +24,19 @@ from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
 from kvlab import __version__
-from kvlab.config import Plan, add_config_dir, conf_dir, explain, first_of_sweep, make_plan, quote
-from kvlab.config.explain import complaint
+from kvlab.config import (
+    Plan,
+    add_config_dir,
+    complaint,
+    conf_dir,
+    explain,
+    first_of_sweep,
+    make_plan,
+    quote,
+)
 from kvlab.core import BadInput, KvlabError, RunFailed
 from kvlab.report import console_table, write_report
-from kvlab.track import RunFolder
-from kvlab.track.owner import Owner, own
-from kvlab.track.rows import FAILED
+from kvlab.track import FAILED, Owner, RunFolder, own
 
 _TABLE_LINES = 40
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)

@@ -44,7 +44,8 @@ def draw(rng: random.Random) -> dict:
     budget = rng.choice(({}, {"budget_percent": rng.choice((3.0, 20.0, 50.0, 100.0))},
                          {"budget_blocks": 2 * rng.randint(need, 3 * need)},
                          {"budget_bytes": rng.choice((20_000, 200_000, 1 << 22))}))  # fmt: skip
-    policy = rng.choice([n for n in policies.names() if n not in ("belady", "none")])
+    policy = rng.choice([n for n in policies.names() if n != "none" and
+                         not policies.asked(n).foresees and not policies.asked(n).asks])
     if rng.random() < 0.25:
         policy, budget = "none", {}
     return {
@@ -105,7 +106,7 @@ def composed(rng: random.Random, model) -> tuple[dict, CacheSpec, int]:
 def storages(cache: PagedCache) -> int:
     """Device bytes counted from the storages, not from the cache's own arithmetic."""
     stores = [s for g in cache.groups for s in (g.pool.sealed, g.pool.open)]
-    stores += [g.digests.store for g in cache.groups if cache.spec.retrieval.selects]
+    stores += [g.sources.digests.store for g in cache.groups if cache.spec.retrieval.selects]
     slabs = [t for s in stores for t in s.slabs.values()]
     slabs += [s._base for s in stores if s._base is not None]
     stories = [s for g in cache.groups for s in g.summaries.stories.values()]

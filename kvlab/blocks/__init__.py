@@ -31,7 +31,7 @@ from kvlab.blocks.tiers import (
 __all__ = [
     "BlockLedger", "BlockStateError", "BlockTable", "Chain", "CutOff", "FREE", "HashSharing",
     "Holding", "HoleError", "HostTier", "LEAVING", "MODES", "NameIndex", "Names", "NoSharing",
-    "NoStorage", "NoTier", "OPEN", "Opened", "PrefixHandle", "PrefixIndex", "Prefixes", "Reasons", "SEALED",
-    "Sequences", "Serving", "Shared", "SlotRun", "Step", "WriteBack", "WriteThrough",
+    "NoStorage", "NoTier", "OPEN", "Opened", "PrefixHandle", "PrefixIndex", "Prefixes", "Reasons",
+    "SEALED", "Sequences", "Serving", "Shared", "SlotRun", "Step", "WriteBack", "WriteThrough",
     "chained_hashes", "leading", "mode_by_name", "replay", "victims",
 ]  # fmt: skip

@@ -19,7 +19,7 @@ from itertools import chain, islice, repeat
 
 from kvlab.blocks.states import FREE, LEAVING, OPEN, SEALED, BlockStateError, check_books
 from kvlab.core import BadInput, BlockId, OutOfBlocks
-from kvlab.policy import BlockMeta, EvictionPolicy, NoEviction
+from kvlab.policy import BlockMeta, EvictionPolicy, Moment, NoEviction
 
 
 class BlockLedger:
@@ -219,6 +219,15 @@ class BlockLedger:
         self.now = now
 
     # -- use ---------------------------------------------------------------------------------
+
+    def begin(self, moment: Moment) -> list[BlockId]:
+        """Tell a policy that asks which request comes; what it gives up for its age is LEAVING."""
+        dead = list(self.policy.begin(moment)) if self.policy.asks else []
+        for id in dead:
+            self._metas[id].state = LEAVING
+        if self.events and self.policy.asks:
+            self.events(("begin", moment, dead))
+        return dead
 
     def pin(self, ids: Iterable[BlockId]) -> None:
         """Keep blocks, in any state but FREE, until as many `unpin`."""

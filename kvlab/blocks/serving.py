@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from kvlab.blocks.shared import Shared
 from kvlab.blocks.states import SEALED
 from kvlab.core import SeqId
+from kvlab.policy import Moment
 
 
 class Serving(Shared):
@@ -18,6 +19,14 @@ class Serving(Shared):
     """
 
     hold = True
+
+    def hear(self, moment: Moment) -> list[int]:
+        """A request comes, and policies that go by requests hear of it: the contents that the
+        device's gives up for their age. They do not spill."""
+        self.tier.hear(moment)
+        dead = self.ledger.begin(moment)
+        self.evictions += len(dead)
+        return self._depart(dead, spills=False) if dead else []
 
     def _hold_found(self, claim, near):
         """All that is found is pinned until the sequence ends; what lies behind a gap waits."""

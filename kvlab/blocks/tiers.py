@@ -8,6 +8,7 @@ from typing import NamedTuple
 from kvlab.blocks.ledger import BlockLedger
 from kvlab.blocks.storage import NoStorage
 from kvlab.core import BadInput, BlockId, OutOfHost
+from kvlab.policy import Moment
 
 
 class Fact(NamedTuple):
@@ -58,6 +59,9 @@ class NoTier:
 
     def cancel(self, wanted: Sequence[tuple[int, bytes]], tickets: list[int]) -> None:
         """What was claimed is not needed: the sequence never ran."""
+
+    def hear(self, moment: Moment) -> None:
+        """A request comes; what the tier's policy gives up for its age goes."""
 
     def clear(self) -> None:
         """Forget everything that waits."""
@@ -186,8 +190,13 @@ class HostTier(NoTier):
 
     # ---- accounts
 
+    def hear(self, moment):
+        dead = self.ledger.begin(moment)
+        self._release([self.ledger.meta(id).content for id in dead])
+        self.evictions += len(dead)
+
     def clear(self):
-        self._release(list(self._where))
+        self._release([c for c, id in self._where.items() if not self.ledger.meta(id).pins])
 
     @property
     def keys(self):

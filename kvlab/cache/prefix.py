@@ -13,11 +13,11 @@ from kvlab.cache.changing import Changing
 from kvlab.cache.claim import Alone
 from kvlab.cache.facts import ModelFacts
 from kvlab.cache.share import Serving, Shared
-from kvlab.cache.step import Extent
 from kvlab.cache.store import Stored
 from kvlab.core import BadInput, KvlabError, SeqId
 from kvlab.sim.service import recompute_cost
 from kvlab.sim.sizes import ModelShape
+from kvlab.source import Extent
 
 
 class Prefixes(Changing):

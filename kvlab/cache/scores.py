@@ -34,13 +34,20 @@ class Scorer:
         """What is kept of one segment: q [Hq, T, D] of the whole step, k and v [N*S, H, D].
 
         seen: bool [T, N*S] where not every query may see every key: the step's own blocks.
-        The last dim of the result is N.
+        The last dim of the result is N. With block_size=1 a block is a token.
         """
         raise NotImplementedError
 
     def scores(self, parts: list[Tensor], lse: Tensor) -> Tensor:
         """fp32 [N of all parts]; `lse` [Hq, T] is over everything that the queries saw."""
-        raise NotImplementedError
+        return self.by_head(parts, lse).mean(0)
+
+    def by_head(self, parts: list[Tensor], lse: Tensor) -> Tensor:
+        """The same for each head, [Hq or H, N]; one row where all heads choose alike.
+
+        A subclass writes one of the two.
+        """
+        return self.scores(parts, lse)[None]
 
     def weight(self, steps: int, queries: int) -> float:
         """Share of a step of `queries` tokens in the score of a block scored `steps` times before.
@@ -64,10 +71,10 @@ class Mass(Scorer):
     def part(self, q, k, v, *, scale, block_size, seen=None):
         return in_blocks(logits(q, k, scale, seen, self.queries), block_size).logsumexp(-1)
 
-    def scores(self, parts, lse):
+    def by_head(self, parts, lse):
         joined = torch.cat(parts, -1)
         total = lse[:, -joined.shape[1] :, None]
-        return torch.exp(joined - total).mean((0, 1))
+        return torch.exp(joined - total).mean(1)
 
     def weight(self, steps, queries):
         return 1.0 / (steps + 1)
@@ -128,9 +135,9 @@ class ExpectedAttention(Scorer):
         both = torch.stack([expected + norms, expected])
         return in_blocks(both, block_size).logsumexp(-1)
 
-    def scores(self, parts, lse):
+    def by_head(self, parts, lse):
         valued, plain = torch.cat(parts, -1)
-        return torch.exp(valued - plain.logsumexp(-1, keepdim=True)).mean(0)
+        return torch.exp(valued - plain.logsumexp(-1, keepdim=True))
 
 
 class KeyNorm(Scorer):
@@ -144,11 +151,13 @@ class KeyNorm(Scorer):
     name = "key_norm"
 
     def part(self, q, k, v, *, scale, block_size, seen=None):
-        norms = k.float().norm(dim=-1).mean(-1)
-        return 1.0 / norms.unflatten(0, (-1, block_size)).mean(-1).clamp_min(1e-20)
+        return in_blocks(k.float().norm(dim=-1).T, block_size).mean(-1)
+
+    def by_head(self, parts, lse):
+        return 1.0 / torch.cat(parts, -1).clamp_min(1e-20)
 
     def scores(self, parts, lse):
-        return torch.cat(parts)
+        return 1.0 / torch.cat(parts, -1).mean(0).clamp_min(1e-20)
 
 
 class TOVA(Mass):
@@ -162,6 +171,30 @@ class TOVA(Mass):
     name = "tova"
     queries = 1
     weight = Scorer.weight
+
+
+class RandomScore(Scorer):
+    """A number drawn for each token and head: what any scorer has to beat.
+
+    seed: of the draws, on the CPU, so that a run repeats on any device.
+    """
+
+    name = "random"
+    queries = 1
+
+    def __init__(self, seed: int = 0):
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def part(self, q, k, v, *, scale, block_size, seen=None):
+        drawn = torch.rand(k.shape[1], k.shape[0] // block_size, generator=self._generator)
+        return drawn.to(k.device)
+
+    def by_head(self, parts, lse):
+        return torch.cat(parts, -1)
+
+    def weight(self, steps, queries):
+        """Once drawn, a number stays: else what is old would have had to win many times."""
+        return 0.0 if steps else 1.0
 
 
 by_name = partial(axes.by_name, "observes")

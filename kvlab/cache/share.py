@@ -9,8 +9,8 @@ from kvlab.blocks import OPEN, SEALED
 from kvlab.cache.claim import Claim
 from kvlab.cache.host import HostPrefixes
 from kvlab.cache.renewal import Renewable
-from kvlab.cache.step import Extent
 from kvlab.core import BlockId, SeqId
+from kvlab.source import Extent
 
 OWNER = "prefix"
 REMEMBERED = 1 << 20  # contents that left, kept to say why a block missed

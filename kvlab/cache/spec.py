@@ -12,12 +12,12 @@ import torch
 from kvlab import axes
 from kvlab.blocks import NoSharing
 from kvlab.cache.making import Copied, made_anew, maker
-from kvlab.cache.summaries import check_summary
 from kvlab.core import BadInput, CacheGeometry
 from kvlab.format import KVFormat
 from kvlab.offload import NoOffload
 from kvlab.policy import EvictionPolicy
 from kvlab.retrieval import NoRetrieval
+from kvlab.source import check_summary
 from kvlab.summary import NoSummary
 from kvlab.window import NoWindow
 
@@ -39,7 +39,9 @@ class CacheSpec:
     budget_blocks, budget_bytes, budget_percent: at most one; blocks held by all sequences
         together, bytes of sealed blocks ("adaptive": what is free on the device when the cache is
         made for a model, less what else is needed there), or a share of the tokens seen.
-    groups: "all" layers share block ids and evict together, or "per_layer".
+    groups: "all" layers choose together what is evicted, or "per_layer", or, of tokens, "per_head":
+        each key/value head of each layer for itself.
+    evict: what is chosen: a "block", or a "token": those that stay are gathered and sealed anew.
     workspace_tokens: tokens of the past that are dequantized at a time.
     kernels: "auto", "torch" or "triton", see `pool.fused_kernels`.
     """
@@ -56,6 +58,7 @@ class CacheSpec:
     budget_bytes: int | Literal["adaptive"] | None = None
     budget_percent: float | None = None
     groups: str = "all"
+    evict: str = "block"
     workspace_tokens: int = 16384
     kernels: str = "auto"
 
@@ -66,8 +69,10 @@ class CacheSpec:
             raise BadInput("cache.block_size", self.block_size, "must be 1 to 256 tokens")
         if self.workspace_tokens < 1:
             raise BadInput("cache.workspace_tokens", self.workspace_tokens, "must be at least 1")
-        if self.groups not in ("all", "per_layer"):
-            raise BadInput("cache.groups", self.groups, "must be all or per_layer")
+        if self.groups not in CHOICES:
+            raise BadInput("cache.groups", self.groups, f"must be {', '.join(CHOICES)}")
+        if self.evict not in ("block", "token"):
+            raise BadInput("cache.evict", self.evict, "must be block or token")
         self._check_budget()
         self._check_combination()
 
@@ -87,6 +92,15 @@ class CacheSpec:
     def _check_combination(self) -> None:
         """Refuse what would be accepted and do nothing."""
         evicts = self.member.evicts
+        if self.member.asks:
+            told = ", ".join(self.member.asks)
+            raise BadInput("policy", self.member.name, f"goes by what a request says ({told}), "
+                           "which a live cache does not hear; replay a trace, or policy=lru")
+        if self.by_token:
+            self._check_tokens()
+        elif self.groups == "per_head":
+            raise BadInput("cache.groups", "per_head", "a block holds tokens of all heads; "
+                           "cache.evict=token chooses for each head")
         if self.budget_percent is not None and not evicts:
             raise BadInput("cache.budget_percent", self.budget_percent,
                            "needs an eviction policy that brings the cache down to it; policy=lru")
@@ -97,6 +111,34 @@ class CacheSpec:
             if self.window.rerotate:
                 raise BadInput("window.rerotate", True, "retrieval scores keys at the positions "
                                "they were stored with; window.rerotate=false")
+
+    @property
+    def by_token(self) -> bool:
+        """Whether tokens are chosen, not blocks."""
+        return self.evict == "token"
+
+    @property
+    def choice(self) -> str:
+        """Who chooses tokens for itself: "head", "layer" or "all"."""
+        return CHOICES[self.groups]
+
+    def _check_tokens(self) -> None:
+        """Refuse what needs each token in the place where it was stored."""
+        policy = self.member
+        if policy.by_token is None:
+            raise BadInput("cache.evict", "token", f"policy={policy.name} ranks blocks and no "
+                           "tokens; cache.evict=block, or a policy that scores: policy=snapkv")
+        if self.window.rerotate or not self.window.middle:
+            raise BadInput("window", self.window.name, "decides itself which tokens stay; "
+                           "cache.evict=block, or window.middle=true")
+        for axis, acts, why in (
+            ("prefix", self.prefix.shares, "shares blocks, and here each head has its own tokens"),
+            ("offload", self.offload.keeps, "takes blocks, and tokens are given up here"),
+            ("summary", self.summary.stands, "stands for blocks, and tokens are given up here"),
+            ("retrieval", self.retrieval.selects, "chooses blocks by what they held when sealed"),
+        ):
+            if acts:
+                raise BadInput(axis, getattr(self, axis).name, f"{why}; cache.evict=block")
 
     def _check_sharing(self, evicts: bool) -> None:
         if self.bounded and not evicts:
@@ -187,6 +229,9 @@ class CacheSpec:
         """Raises `BadInput` where the window needs rotary frequencies that nobody gave."""
         if self.window.rerotate and inv_freq is None:
             raise BadInput("window.rerotate", True, "needs a model with plain rotary positions")
+
+
+CHOICES = {"all": "all", "per_layer": "layer", "per_head": "head"}
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

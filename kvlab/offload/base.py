@@ -7,7 +7,7 @@ class NoShelf:
     """Takes nothing: what was evicted has no key."""
 
     keeps = False
-    nbytes = device_nbytes = staging_nbytes = live = 0
+    nbytes = device_nbytes = live = 0
 
     def require(self, count: int) -> None:
         """There is always room for nothing."""

@@ -81,12 +81,16 @@ class LFU(EvictionPolicy):
 
     def _stand(self, meta):
         """Put a block at the end of the line of its hits."""
-        hits = meta.uses = meta.hits
-        meta.place = meta.last
+        hits, meta.place = self._rank(meta)
+        meta.uses = hits
         line = self._lines.get(hits)
         if line is None:
             line = self._open(hits)
         line.push(meta)
+
+    def _rank(self, meta) -> tuple[int, int]:
+        """Uses, and the step of the last one."""
+        return meta.hits, meta.last
 
     def _open(self, hits):
         line = self._lines[hits] = Line()
@@ -139,6 +143,7 @@ class Random(EvictionPolicy):
     name = "random"
     control = True
     observes = None
+    by_token = "random"
 
     def __init__(self, seed: int = 0):
         self._generator = Generator(seed)

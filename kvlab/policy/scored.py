@@ -29,7 +29,7 @@ class SnapKV(Scored):
     """
 
     name = "snapkv"
-    observes = "snapkv"
+    observes = by_token = "snapkv"
 
 
 class ExpectedAttention(Scored):
@@ -42,7 +42,7 @@ class ExpectedAttention(Scored):
     """
 
     name = "expected_attention"
-    observes = "expected_attention"
+    observes = by_token = "expected_attention"
 
 
 class KeyNorm(Scored):
@@ -53,7 +53,7 @@ class KeyNorm(Scored):
     """
 
     name = "key_norm"
-    observes = "key_norm"
+    observes = by_token = "key_norm"
 
 
 class TOVA(Scored):
@@ -64,4 +64,4 @@ class TOVA(Scored):
     """
 
     name = "tova"
-    observes = "tova"
+    observes = by_token = "tova"

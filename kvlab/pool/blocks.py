@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from copy import deepcopy
 from functools import cache
 from types import ModuleType
 
@@ -14,6 +15,7 @@ from kvlab.format import Dense, Fp8, Int, KVFormat
 from kvlab.pool.slabs import LayerPlanes, Meter, SlabStore
 
 SLAB_TOKENS = 1024
+FINE_SLAB_TOKENS = 16  # where blocks are dense anyway: larger slabs would only hold more unused
 
 
 @cache
@@ -43,10 +45,15 @@ def has_kernels(format: KVFormat, head_dim: int) -> bool:
 
 
 class Workspace:
-    """Two buffers in the compute dtype that dequantized pieces of the past pass through."""
+    """What the pools of one cache share while they read: nothing in it outlives a read.
+
+    Two buffers in the compute dtype that dequantized pieces of the past pass through, and what
+    others keep here so that its bytes are counted once for a cache (`shared`).
+    """
 
     def __init__(self):
         self._buffers: tuple[Tensor, Tensor] | None = None
+        self._shared: dict[str, object] = {}
 
     def take(self, tokens: int, heads: int, dim: int, dtype, device) -> tuple[Tensor, Tensor]:
         """Two [tokens, heads, dim], overwritten by the next call; grown where too small."""
@@ -56,13 +63,21 @@ class Workspace:
             self._buffers = tuple(torch.empty(size, dtype=dtype, device=device) for _ in range(2))
         return tuple(b[:size].view(tokens, heads, dim) for b in self._buffers)
 
+    def shared(self, name: str, make: Callable[[], object]):
+        """The object of this name, which has `nbytes`; `make` gives it where there is none."""
+        if name not in self._shared:
+            self._shared[name] = make()
+        return self._shared[name]
+
     def __deepcopy__(self, memo: dict) -> Workspace:
-        """Nothing in it outlives a read."""
-        return Workspace()
+        """Without the buffers; what others keep here copies itself."""
+        other = memo[id(self)] = Workspace()
+        other._shared = deepcopy(self._shared, memo)
+        return other
 
     @property
     def nbytes(self) -> int:
-        return sum(b.nbytes for b in self._buffers or ())
+        return sum(b.nbytes for b in (*(self._buffers or ()), *self._shared.values()))
 
 
 class BlockPool:
@@ -71,11 +86,13 @@ class BlockPool:
     geometry: what a block holds, `layers` being those of this pool's layer group.
     dtype: the model's compute dtype, in which keys and values arrive and leave.
     kernels: see `fused_kernels`; workspace, meter: shared by the pools of one cache.
+    slab_tokens: tokens whose memory comes and goes together.
     """
 
     def __init__(
         self, geometry: CacheGeometry, format: KVFormat, device, dtype: torch.dtype,
         kernels: str = "torch", workspace: Workspace | None = None, meter: Meter | None = None,
+        slab_tokens: int = SLAB_TOKENS,
     ):
         self.geometry, self.format, self.dtype = geometry, format, dtype
         self.block_size = geometry.block_size
@@ -84,7 +101,7 @@ class BlockPool:
             format, geometry.head_dim) else None  # fmt: skip
         self.workspace, self.meter = workspace or Workspace(), meter or Meter()
         g = geometry
-        rows = max(1, SLAB_TOKENS // g.block_size)
+        rows = max(1, slab_tokens // g.block_size)
         self.sealed = SlabStore(format.planes(g), g.layers, rows, device, self.meter)
         dense = KVFormat(*(Dense(str(dtype).removeprefix("torch.")) for _ in range(2)))
         self.open = SlabStore(dense.planes(g), g.layers, 1, device, self.meter)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from kvlab.blocks import BlockLedger, NameIndex, Names, NoTier, Opened, Sequences, Serving, leading
 from kvlab.core import OutOfBlocks, SeqId
+from kvlab.policy import Moment
 from kvlab.sim.outcome import BROKEN_CHAIN, HIT, HOST_HIT, MISS, PARTIAL
 
 UNTOLD = 0  # contents that left are counted, not remembered
@@ -39,6 +40,10 @@ class Prompts:
             ledger, 1, index=self.index, tier=tier, cost=cost, remembered=UNTOLD
         )
         self.sequences = Sequences([self.holding])
+
+    def hear(self, moment: Moment) -> list[int]:
+        """A request comes; the contents that a policy gives up for their age. They do not spill."""
+        return self.holding.hear(moment)
 
     def admit(self, contents: list[int], last_partial: bool, extra: int = 0) -> Flight | None:
         """Look up, pin and make room for a prompt and `extra` output blocks.

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from kvlab.core import BadInput
+from kvlab.policy import Moment
+from kvlab.sim.moments import Moments
 from kvlab.sim.outcome import HIT, REFUSED, Outcome
 from kvlab.sim.prompts import Flight, Prompts
 from kvlab.sim.sizes import ModelShape
@@ -68,11 +70,12 @@ class OneByOne:
     """Accounting without service times: a request is over before the next one comes."""
 
     def __init__(self, prompts: Prompts):
-        self.prompts = prompts
+        self.prompts, self.moments = prompts, Moments()
 
     def run(self, piece: Trace) -> Outcome:
         prompts, log = self.prompts, _Log()
-        for contents, partial, _ in _requests(piece):
+        for (contents, partial, _), moment in zip(_requests(piece), self.moments.of(piece)):
+            log.expired(prompts.hear(moment))
             flight = prompts.admit(contents, partial)
             if flight is None:
                 log.refuse(contents)
@@ -104,29 +107,31 @@ class InFlight:
     _due: list[tuple] = field(default_factory=list)  # heap of (ms, order, flight or decode ms, ...)
     _order: int = 0
     _running: int = 0
+    _moments: Moments = field(default_factory=Moments)
 
     def run(self, piece: Trace) -> Outcome:
         log = _Log()
         ledger, size = self.prompts.ledger, piece.block_size
         arrivals, inputs = piece.arrival_ms.tolist(), piece.input_tokens.tolist()
         outputs = piece.output_tokens.tolist()
-        for contents, partial, at in _requests(piece):
+        for (contents, partial, at), moment in zip(_requests(piece), self._moments.of(piece)):
             if arrivals[at] < (arrivals[at - 1] if at else 0.0):
                 raise BadInput("trace", piece.name, f"request {at} arrives before the one ahead")
             extra = -(-(inputs[at] + outputs[at]) // size) - len(contents)
             if len(set(contents)) + extra > ledger.capacity:
                 log.refuse(contents)
                 continue
-            flight = self._start(contents, partial, extra, arrivals[at])
+            flight = self._start(contents, partial, extra, moment, log)
             log.add(flight)
             hit = min(sum(code >= HIT for code in flight.code) * size, inputs[at] - 1)
             self._serve(flight, arrivals[at], inputs[at] - hit, outputs[at])
         return log.outcome(piece)
 
-    def _start(self, contents, partial, extra, arrival: float) -> Flight:
-        self.now = max(self.now, arrival)
+    def _start(self, contents, partial, extra, moment: Moment, log: _Log) -> Flight:
+        self.now = max(self.now, moment.ms)
         while self._due and self._due[0][0] <= self.now:
             self._next()
+        log.expired(self.prompts.hear(moment._replace(ms=self.now)))
         while (flight := self.prompts.admit(contents, partial, extra)) is None:
             self._next()
         return flight
@@ -190,6 +195,10 @@ class _Log:
         self.evicted += flight.evicted
         self.evicted_at += [len(self.code)] * len(flight.evicted)
         self.code += flight.code
+
+    def expired(self, contents: list[int]) -> None:
+        self.evicted += contents
+        self.evicted_at += [len(self.code)] * len(contents)
 
     def refuse(self, contents: list[int]) -> None:
         self.code += [REFUSED] * len(contents)

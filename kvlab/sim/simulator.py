@@ -9,11 +9,12 @@ import numpy as np
 
 from kvlab.blocks import BlockLedger, HostTier, NoTier
 from kvlab.core import BadInput
-from kvlab.policy import Belady, EvictionPolicy, by_name
+from kvlab.policy import EvictionPolicy, asked, by_name
 from kvlab.sim.curves import not_hittable
 from kvlab.sim.fast import Compiled
 from kvlab.sim.files import TraceStream
 from kvlab.sim.flat import Flat
+from kvlab.sim.moments import check_asks
 from kvlab.sim.outcome import Outcome, Tally
 from kvlab.sim.prompts import Prompts
 from kvlab.sim.result import SimResult
@@ -69,12 +70,10 @@ def simulate(
         misses = not_hittable(partial_blocks)
         runner = Compiled(policy, _capacity(capacity_blocks), prefix, misses)
     else:
-        chosen = (
-            _clairvoyant(trace, capacity_blocks, prefix, partial_blocks, service)
-            if policy == "belady"
-            else policy
-        )
-        ledger = _ledger(chosen, capacity_blocks, events)
+        if isinstance(policy, str) and asked(policy).foresees:
+            policy = _clairvoyant(policy, trace, capacity_blocks, prefix, partial_blocks, service)
+        ledger = _ledger(policy, capacity_blocks, events)
+        _check_asks(ledger.policy, prefix, trace)
         runner = _runner(ledger, trace, prefix, partial_blocks, host, service, shape)
     tally = Tally(shape, window_seconds)
     for piece in trace.pieces():
@@ -94,19 +93,28 @@ def _ledger(policy: str | EvictionPolicy, capacity: int, events=None) -> BlockLe
     return BlockLedger(_capacity(capacity), policy, events)
 
 
-def _clairvoyant(trace, capacity: int, prefix: bool, partial_blocks: str, service) -> Belady:
-    """Belady's policy with this trace's future; what can never hit is no use in it."""
+def _check_asks(policy: EvictionPolicy, prefix: bool, trace: Trace | TraceStream) -> None:
+    """Refuse a policy that would not hear what it goes by."""
+    if policy.asks and not prefix:
+        raise BadInput("prefix", prefix, f"{policy.name} goes by requests; it needs prefix=True")
+    if isinstance(trace, Trace):
+        check_asks(policy.name, policy.asks, trace)
+
+
+def _clairvoyant(
+    name: str, trace, capacity: int, prefix: bool, partial_blocks: str, service
+) -> EvictionPolicy:
+    """A policy that gets this trace's future; what can never hit is no use in it."""
     if not isinstance(trace, Trace) or service:
-        raise BadInput(
-            "policy", "belady", "needs a whole trace, known ahead, without service times"
-        )
+        remedy = "needs a whole trace, known ahead, without service times"
+        raise BadInput("policy", name, remedy)
     if not prefix:
-        return Belady(trace.ids.tolist())
+        return by_name(name, future=trace.ids.tolist(), by_request=False)
     trace.check_prefix_chained()
     hides = not_hittable(partial_blocks) & trace.partial
     keep = np.where(np.diff(trace.first) <= capacity, np.diff(trace.first) - hides, 0)
     future = (ids[:count] for ids, count in zip(trace.requests(), keep.tolist()))
-    return Belady(future, by_request=True)
+    return by_name(name, future=future, by_request=True)
 
 
 def _capacity(blocks: int) -> int:

@@ -26,8 +26,9 @@ class Trace:
     whole_blocks: only whole blocks have ids, the rest of a prompt has none; else the last id may
     be of a partial block. shares: False where ids say nothing of equal prefixes (lengths only).
     columns: what else is known of each request, arrays [R]: `session` int64; `think_ms` float64,
-    the pause before it; `cached_tokens` int64, what the server said hit, -1 unknown; and what
-    `Definitions` adds. format: the reader's name. notes: sentences on what the reader assumed.
+    the pause before it; `cached_tokens`, `tool`, `shared_tokens`, `scope` int64 as in
+    `readers.base.Row`, -1 unknown; and what `Definitions` adds.
+    format: the reader's name. notes: sentences on what the reader assumed.
     """
 
     name: str

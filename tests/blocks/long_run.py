@@ -12,9 +12,9 @@ from time import perf_counter
 
 from house import KINDS, House
 
-from kvlab.policy import names
+from kvlab.policy import asked, names
 
-POLICIES = [name for name in names() if name not in ("none", "belady")]
+POLICIES = [name for name in names() if name != "none" and not asked(name).foresees]
 ACTIONS = ["open", "open", "open", "write", "write", "write", "decode", "decode", "decode", "fork",
            "truncate", "close", "close", "keep", "attach", "release", "release", "evict", "drop",
            "renew", "use"]  # fmt: skip

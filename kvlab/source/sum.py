@@ -1,7 +1,8 @@
-"""The running result of attention over one piece after another."""
+"""The running result of attention over one part after another."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
 
 import torch
@@ -37,3 +38,23 @@ class Sum:
 
     def result(self) -> Partial:
         return attend_sdpa.merge(self._parts)
+
+
+def merged(reads: Sequence, wants_lse: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Parts of a decode step (`Read`) -> out [B, Hq, D] over all of them, and its lse [B, Hq].
+
+    Masses become shares of all, in place. Without `wants_lse` the last sum is left out, and the
+    lse is that of all parts but one.
+    """
+    out, lse, mass = reads[0]
+    masses = [] if mass is None else [mass]
+    for number, (part, part_lse, part_mass) in enumerate(reads[1:], 2):
+        share = torch.sigmoid(part_lse - lse)[..., None]  # of the new part
+        for old in masses:
+            old.mul_(1.0 - share)
+        if part_mass is not None:
+            masses.append(part_mass.mul_(share))
+        out = torch.lerp(out.float(), part.float(), share).to(part.dtype)
+        if wants_lse or number < len(reads):
+            lse = torch.logaddexp(lse, part_lse)
+    return out, lse

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,68 +9,39 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockTable
-from kvlab.cache.digests import Digests, NoDigests
-from kvlab.cache.step import Extent
-from kvlab.cache.sum import Sum
-from kvlab.cache.tables import DecodeTables, room_for, upload
-from kvlab.cache.watch import Watch
 from kvlab.core import SeqId
-from kvlab.kernel import attend_sdpa, select_ref
+from kvlab.kernel import select_ref
 from kvlab.kernel.select_ref import HOLE
+from kvlab.source.base import Ask, Part, Read, Source, Token
+from kvlab.source.digests import Digests
+from kvlab.source.step import Extent
+from kvlab.source.tables import room_for, upload
 
 
-class NoChoice:
-    """Everything is read."""
-
-    selects = False
-    candidates: Candidates | None = None  # what lies on the device; another object, another graph
-    keep = sys.maxsize  # sealed blocks that a head reads
-
-    def applies(self, e: Extent, window: int | None) -> bool:
-        """Whether this step reads a choice of the past in a layer with this sliding window."""
-        return False
-
-    def prepare(self, extents: list[Extent], tables: dict[SeqId, BlockTable]) -> None:
-        """Before a step through the kernels: bring what lies on the device up to date."""
-
-    def tell(self, watch: Watch, tables: dict[SeqId, BlockTable]) -> list[tuple[SeqId, int]]:
-        """End a step: the share of heads that chose a block stands for its attention.
-
-        Returns the host blocks (sequence, index) that should come back to the device.
-        """
-        return []
-
-    def abort(self) -> None:
-        """Forget what a step that failed has chosen."""
-
-    def read_tokens(self, tables: dict[SeqId, BlockTable]) -> int:
-        """Tokens that a head reads for the next token of every sequence."""
-        return sum(self._reads(table) for table in tables.values())
-
-    def _reads(self, table: BlockTable) -> int:
-        sealed, fill = divmod(table.length, table.block_size)
-        held = sealed - table.ids[:sealed].count(None)
-        return min(held, self.keep) * table.block_size + fill
-
-
-class Choice(NoChoice):
+class Choice(Source):
     """Digests -> scores -> tables of the chosen blocks -> attention over them.
 
-    A chunk reads everything; so does a single token in a layer with a sliding window of its own.
+    It stands for the sealed blocks on the device and on the host, and reads them through their own
+    sources: all of them for a chunk, and for a single token in a layer with a sliding window.
+    candidates: what lies on the device; another object, another graph.
     """
 
-    selects = True
+    obstacle = ""
 
     def __init__(self, digests: Digests):
         self.digests, self.retrieval = digests, digests.retrieval
-        self.pool, self.away = digests.pool, digests.away
+        self.host, self.sealed = digests.host, digests.host.sealed
+        self.pool, self.tables = digests.pool, digests.tables
         self.block_size = self.pool.geometry.block_size
         self.keep, self.first, self.last = self.retrieval.blocks(self.block_size)
+        self.candidates: Candidates | None = None
         self._hits: dict[SeqId, Tensor] = {}  # since policies last heard; int32 [blocks or more]
         self._steps = 0
 
-    def applies(self, e: Extent, window: int | None) -> bool:
-        return e.single and window is None and e.past // self.block_size > self.keep
+    def applies(self, ask: Ask) -> bool:
+        """Whether this step reads a choice of the past."""
+        plain = ask.extent.single and ask.window is None and ask.before is None
+        return plain and ask.extent.past // self.block_size > self.keep
 
     def joined(self, scores: Tensor) -> Tensor:
         """Scores [B, H, N] for heads that choose together: those of the head that wants most."""
@@ -85,20 +55,23 @@ class Choice(NoChoice):
 
     # ---- plain torch, one sequence at a time
 
-    def attend(
-        self, layer: int, e: Extent, table: BlockTable, q: Tensor, scale: float,
-        window: int | None, total: Sum,
-    ) -> None:
-        """Add the attention of q [Hq, 1, D] over the chosen sealed blocks to `total`."""
-        places = self.away.places(e.seq, table, e.past // self.block_size)
+    def parts(self, ask: Ask) -> Iterator[Part]:
+        if self.applies(ask):
+            yield from self._chosen_part(ask)
+        else:
+            yield from self.host.parts(ask)
+            yield from self.sealed.parts(ask)
+
+    def _chosen_part(self, ask: Ask) -> Iterator[Part]:
+        e = ask.extent
+        places = self.host.places(e.seq, self.tables[e.seq], e.past // self.block_size)
         if all(place == HOLE for place in places):
             return  # a short window or a small budget kept no sealed block
-        index = self.chosen(layer, e, places, q)
+        index = self.chosen(ask.layer, e, places, ask.q)
         wanted, at = index.unique(return_inverse=True)
-        contents = self._read(layer, [places[i] for i in wanted.tolist()])
-        heads = torch.arange(len(index), device=q.device)[:, None]
-        keys, values = (x[at, :, heads].flatten(1, 2).transpose(0, 1) for x in contents)
-        total.add(attend_sdpa.attend(q, keys, values, scale=scale))
+        contents = self._read(ask.layer, [places[i] for i in wanted.tolist()])
+        heads = torch.arange(len(index), device=ask.q.device)[:, None]
+        yield Part(*(x[at, :, heads].flatten(1, 2).transpose(0, 1) for x in contents))
 
     def _read(self, layer: int, places: list[int]) -> Iterator[Tensor]:
         """Keys and values [n, S, H, D] of blocks, wherever they lie."""
@@ -108,7 +81,7 @@ class Choice(NoChoice):
         if near:  # a copy: the next read may take the same workspace
             parts.append([x.clone() for x in self.pool.read(layer, [places[i] for i in near])])
         if far:
-            parts.append(self.away.shelf.read(layer, [-2 - places[i] for i in far]))
+            parts.append(self.host.shelf.read(layer, [-2 - places[i] for i in far]))
         order = torch.tensor(near + far, device=self.pool.device).argsort()
         for pair in zip(*parts):
             yield torch.cat(pair).unflatten(0, (-1, self.block_size))[order]
@@ -140,56 +113,54 @@ class Choice(NoChoice):
 
     # ---- kernels, one token in every row of a batch
 
-    def prepare(self, extents: list[Extent], tables: dict[SeqId, BlockTable]) -> None:
+    def prepare(self, extents: list[Extent]) -> None:
         count, longest = len(extents), max(e.past // self.block_size for e in extents)
         if self.candidates is None or not self.candidates.fits(count, longest):
             self.candidates = Candidates(count, room_for(longest), self.pool.device)
             self._hits = {}
         if list(self._hits) != [e.seq for e in extents]:
-            self.abort()
+            self._forget()
         self._hits = {e.seq: self.candidates.hits[row] for row, e in enumerate(extents)}
         for row, e in enumerate(extents):
-            table, away = tables[e.seq], self.away.tables[e.seq]
+            table, away = self.tables[e.seq], self.host.tables[e.seq]
             rows = self.digests.rows[e.seq]
             state = e.seq, table.changes, away.changes, len(rows)
             if self.candidates.stale(row, state):
-                places = self.away.places(e.seq, table, len(rows))
+                places = self.host.places(e.seq, table, len(rows))
                 self.candidates.refresh(row, state, places, rows)
         counts = np.array([e.past // self.block_size for e in extents], dtype=np.int32)
         upload(counts, self.candidates.counts)
 
-    def decode(
-        self, layer: int, q: Tensor, tails, t: DecodeTables, scale: float
-    ) -> Tensor:
-        """Attention of q [B, Hq, D] over the chosen blocks and the open tails, [B, Hq, D].
+    def in_place(self) -> list:
+        return [self.candidates]
 
-        Waits for nothing and depends on nothing but tensors that stay in place.
-        """
+    def decode(self, ask: Token) -> list[Read]:
         pool, c = self.pool, self.candidates
         scores = pool.fused.score(
-            q, self.digests.store.layer(layer), c.rows, c.counts, group=self.retrieval.group
+            ask.q, self.digests.store.layer(ask.layer), c.rows, c.counts,
+            group=self.retrieval.group,
         )
         got = pool.fused.choose(self.joined(scores), c.where, c.counts, hits=c.hits, **self.budget)
-        out, lse = pool.fused.paged_decode(
-            q, pool.sealed.layer(layer), pool.format, got.device, got.n_device, tails,
-            t.open_slot, t.open_now, scale=scale,
-        )
-        host = got.host, got.n_host
-        return self.away.decode(layer, q, out, lse, None, scale, host)
+        near = self.sealed.decode_over(ask, got.device, got.n_device)
+        if not self.host.shelf.keeps:
+            return [near]
+        return [self.host.decode_over(ask, got.host, got.n_host), near]
 
     # ---- after a step
 
-    def tell(self, watch: Watch, tables: dict[SeqId, BlockTable]) -> list[tuple[SeqId, int]]:
+    def tell(self, watch) -> list[tuple[SeqId, int]]:
+        """The share of heads that chose a block stands for its attention."""
         self._steps += bool(self._hits)
         if not self._hits or self._steps % self.retrieval.listen:
             return []
         g, wanted = self.pool.geometry, []
         heard, self._hits = self._hits, {}
         for seq, hits in heard.items():
-            if seq not in tables:  # closed since
+            if seq not in self.tables:  # closed since
                 continue
-            counts = hits.cpu().numpy()[: tables[seq].length // self.block_size]
-            places = np.array(self.away.places(seq, tables[seq], len(counts)), dtype=np.int64)
+            table = self.tables[seq]
+            counts = hits.cpu().numpy()[: table.length // self.block_size]
+            places = np.array(self.host.places(seq, table, len(counts)), dtype=np.int64)
             near = np.flatnonzero(places >= 0)
             shares = counts[near] / (g.kv_heads * g.layers * self.retrieval.listen)
             watch.shares(places[near].tolist(), shares.tolist())
@@ -198,14 +169,25 @@ class Choice(NoChoice):
             hits.zero_()
         return wanted
 
-    def abort(self) -> None:
+    def abort(self, e: Extent) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        """What a step that failed has chosen."""
         for hits in self._hits.values():
             hits.zero_()
         self._hits = {}
 
-    def _reads(self, table: BlockTable) -> int:
-        sealed, fill = divmod(table.length, table.block_size)
-        return min(sealed, self.keep) * table.block_size + fill
+    # ---- accounts
+
+    @property
+    def workspace_nbytes(self) -> int:
+        return 0 if self.candidates is None else self.candidates.nbytes
+
+    def reads(self, table: BlockTable) -> int:
+        """Tokens that a head reads of the past for the next token."""
+        sealed, fill = divmod(table.length, self.block_size)
+        return min(sealed, self.keep) * self.block_size + fill
 
 
 def swaps(counts: np.ndarray, places: np.ndarray, most: int) -> np.ndarray:
@@ -238,6 +220,10 @@ class Candidates:
     def fits(self, rows: int, blocks: int) -> bool:
         return self.where.shape[0] == rows and blocks <= self.where.shape[1]
 
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for x in (self.where, self.rows, self.hits, self.counts))
+
     def stale(self, row: int, state: tuple) -> bool:
         """Whether a row was last refreshed in another state of its sequence."""
         return self._seen[row] != state
@@ -255,8 +241,3 @@ class Candidates:
             for host, device in zip(new, (self.where, self.rows)):
                 upload(np.ascontiguousarray(host[begin:]), device[row, begin : new.shape[1]])
         self._held[row] = new
-
-
-def choice_for(digests: NoDigests) -> NoChoice:
-    """The choice that goes with these digests, or the one that leaves nothing out."""
-    return Choice(digests) if isinstance(digests, Digests) else NoChoice()

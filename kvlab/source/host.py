@@ -1,56 +1,60 @@
-"""Which blocks of each sequence lie in host memory, and how a step reads them there."""
+"""Blocks that left for host memory: which of each sequence, and how a step reads them there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockTable
-from kvlab.cache.step import Extent
-from kvlab.cache.summaries import Summaries
-from kvlab.cache.tables import DecodeTables, room_for
 from kvlab.core import BlockId, SeqId
 from kvlab.offload import NoShelf
 from kvlab.pool import BlockPool
+from kvlab.source.base import Ask, Part, Read, Source, Token
+from kvlab.source.entries import Summaries
+from kvlab.source.sealed import Sealed
+from kvlab.source.step import Extent, Piece
+from kvlab.source.tables import DecodeTables, room_for
 
 
-class Away:
+class Host(Source):
     """A second table for each sequence: host keys where its first table has holes.
 
-    Without offload no table ever gets a key, and every loop here is over nothing. What a summary
-    leaves of evicted blocks comes and goes with them.
+    Without offload no table ever gets a key, and nothing here is read. summaries: what else may
+    stand for blocks that leave.
     """
 
-    def __init__(self, shelf: NoShelf, pool: BlockPool, summaries: Summaries):
+    obstacle = ""
+
+    def __init__(self, shelf: NoShelf, pool: BlockPool, sealed: Sealed, summaries: Summaries):
         self.shelf, self.pool, self.size = shelf, pool, pool.geometry.block_size
-        self.summaries = summaries
+        self.sealed, self.summaries = sealed, summaries
         self.tables: dict[SeqId, BlockTable] = {}
         self.decoding: DecodeTables | None = None
+        self._no_tail: Tensor | None = None
+
+    # ---- the life of a sequence
 
     def open(self, seq: SeqId) -> None:
         self.tables[seq] = BlockTable(self.size)
-        self.summaries.open(seq)
 
     def close(self, seq: SeqId) -> None:
         self.shelf.drop(held(self.tables.pop(seq)))
-        self.summaries.close(seq)
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
         """`child` holds what its parent holds; nothing is copied."""
         self.shelf.share(held(self.tables[parent]))
         self.tables[child].append(self.tables[parent].ids)
-        self.summaries.fork(parent, child)
 
-    def crop(self, seq: SeqId, blocks: int) -> None:
-        """Forget all blocks of `seq` but the first `blocks`."""
-        table = self.tables[seq]
+    def crop(self, seq: SeqId, length: int) -> None:
+        table, blocks = self.tables[seq], -(-length // self.size)
         gone = [key for key in table.ids[blocks:] if key is not None]
         del table.ids[blocks:]
         table.changes += 1
         self.shelf.drop(gone)
-        self.summaries.crop(seq, blocks * self.size)
+
+    # ---- blocks leave and come back
 
     def forget(self, seq: SeqId, index: int) -> None:
         """Block `index` of `seq` is on the device again."""
@@ -106,13 +110,39 @@ class Away:
         table.changes += 1
         self.shelf.share([key])
 
-    # ---- steps of one token, through the kernels
+    # ---- a chunk
+
+    def parts(self, ask: Ask) -> Iterator[Part]:
+        """While one piece is attended to, the next is copied; after the last one, with no other
+        sequence in between, the first of the next layer."""
+        layer, e = ask.layer, ask.extent
+        pieces = self.pieces(e, ask.window)
+        for number, piece in enumerate(pieces):
+            pair = self.shelf.read(layer, piece.blocks)
+            if number + 1 < len(pieces):
+                self.shelf.prefetch(layer, pieces[number + 1].blocks)
+            elif e.alone and ask.before is None and layer + 1 < self.pool.geometry.layers:
+                self.shelf.prefetch(layer + 1, pieces[0].blocks)
+            yield Part(*pair, piece.start)
+
+    def pieces(self, e: Extent, window: int | None) -> list[Piece]:
+        """Bounded pieces of what lies in host memory.
+
+        In the order of the keys, not of the tokens, where positions do not matter: whatever order
+        the policy chose to evict in, neighbours there are copied together.
+        """
+        if window not in e.away:
+            table, many = self.tables[e.seq], self.sealed.segment_blocks
+            keys = sorted(held(table))
+            e.away[window] = (
+                [Piece(0, keys[i : i + many]) for i in range(0, len(keys), many)] if window is None
+                else [Piece(*found) for found in self.sealed.split(e, table, window)]
+            )
+        return e.away[window]
+
+    # ---- one token in every row
 
     def prepare(self, extents: list[Extent]) -> None:
-        """Bring the device tables of host keys up to date."""
-        self.summaries.rows = [e.seq for e in extents]
-        if not self.shelf.keeps:
-            return
         rows = len(extents)
         longest = max((len(self.tables[e.seq]) for e in extents), default=0)
         if self.decoding is None or not self.decoding.fits(rows, longest):
@@ -120,35 +150,34 @@ class Away:
             self._no_tail = torch.zeros(rows, dtype=torch.int32, device=self.pool.device)
         self.decoding.refresh(extents, self.tables, [0] * rows)
 
-    def decode(
-        self, layer: int, q: Tensor, out: Tensor, lse: Tensor, mass: Tensor | None, scale: float,
-        chosen: tuple[Tensor, Tensor] | None = None,
-    ) -> Tensor:
-        """Merge attention over host blocks, read in place over the bus, into `out` [B, Hq, D].
+    def in_place(self) -> list:
+        return [self.decoding]
 
-        Or over what stands for blocks that are gone.
+    def decode(self, ask: Token) -> list[Read]:
+        return [self.decode_over(ask, self.decoding.table, self.decoding.n_blocks)]
 
-        lse fp32 [B, Hq] of `out`; mass, shares among the device blocks, becomes shares of all.
-        chosen: the keys that each head reads and how many, see `paged_decode`; None: all.
-        """
-        if not self.shelf.keeps:
-            return self.summaries.decode(layer, q, (out, lse), scale)
-        t, pool = self.decoding, self.pool
-        table, n_blocks = chosen or (t.table, t.n_blocks)
-        far, far_lse = pool.fused.paged_decode(
-            q, self.shelf.planes(layer), pool.format, table, n_blocks, pool.open.layer(layer),
-            t.open_slot, self._no_tail, scale=scale,
-        )
-        near = torch.sigmoid(lse - far_lse)[..., None]  # the share of what is on the device
-        if mass is not None:
-            mass.mul_(near)
-        return torch.lerp(far.float(), out.float(), near).to(out.dtype)
+    def decode_over(self, ask: Token, table: Tensor, n_blocks: Tensor) -> Read:
+        """Over the keys of `table`, see `paged_decode`, read in place over the bus."""
+        pool, t = self.pool, self.decoding
+        return Read(*pool.fused.paged_decode(
+            ask.q, self.shelf.planes(ask.layer), pool.format, table, n_blocks,
+            pool.open.layer(ask.layer), t.open_slot, self._no_tail, scale=ask.scale,
+        ))
 
     # ---- accounts
 
     @property
     def blocks(self) -> int:
         return self.shelf.live
+
+    @property
+    def host_nbytes(self) -> int:
+        return self.shelf.nbytes
+
+    @property
+    def workspace_nbytes(self) -> int:
+        """Tables of keys and of slab addresses."""
+        return self.shelf.device_nbytes + (0 if self.decoding is None else self.decoding.nbytes)
 
     def check(self, waiting: list[int]) -> None:
         """Raise AssertionError unless tables and `waiting` hold exactly the keys that live."""

@@ -9,40 +9,19 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockTable
-from kvlab.cache.away import Away
-from kvlab.cache.step import Extent
 from kvlab.core import SeqId
 from kvlab.format import Plane
 from kvlab.kernel.select_ref import HOLE
-from kvlab.pool import BlockPool, SlabStore
-from kvlab.retrieval import NoRetrieval, Retrieval
+from kvlab.pool import SlabStore
+from kvlab.retrieval import Retrieval
+from kvlab.source.base import Source
+from kvlab.source.host import Host
+from kvlab.source.step import Extent
 
 SLAB_ROWS = 64
 
 
-class NoDigests:
-    """Nothing is chosen, so nothing has a digest."""
-
-    nbytes = 0
-
-    def open(self, seq: SeqId) -> None: ...
-
-    def close(self, seq: SeqId) -> None: ...
-
-    def fork(self, parent: SeqId, child: SeqId) -> None: ...
-
-    def crop(self, seq: SeqId, blocks: int) -> None: ...
-
-    def begin(self, e: Extent, table: BlockTable) -> None: ...
-
-    def seal(self, layer: int, e: Extent, k: Tensor) -> None: ...
-
-    def commit(self, e: Extent, table: BlockTable) -> None: ...
-
-    def abort(self, e: Extent) -> None: ...
-
-
-class Digests(NoDigests):
+class Digests(Source):
     """Digests of all sealed blocks of the sequences of one layer group, on the device.
 
     They are made from the keys before quantization, stay when their block leaves for the host, and
@@ -52,9 +31,13 @@ class Digests(NoDigests):
     rows[seq][i]: row in the store of the i-th block, None where it is gone.
     """
 
-    def __init__(self, retrieval: Retrieval, pool: BlockPool, away: Away):
+    obstacle = ""
+
+    def __init__(self, retrieval: Retrieval, host: Host):
+        pool = host.pool
         g = pool.geometry
-        self.retrieval, self.pool, self.away = retrieval, pool, away
+        self.retrieval, self.pool, self.host = retrieval, pool, host
+        self.tables = host.sealed.tables
         plane = Plane((g.kv_heads, retrieval.sides, g.head_dim), retrieval.dtype)
         self.store = SlabStore({"digest": plane}, g.layers, SLAB_ROWS, pool.device, pool.meter)
         self.rows: dict[SeqId, list[int | None]] = {}
@@ -66,6 +49,8 @@ class Digests(NoDigests):
     @property
     def nbytes(self) -> int:
         return self.store.nbytes
+
+    digest_nbytes = nbytes
 
     # ---- the life of a sequence
 
@@ -80,32 +65,29 @@ class Digests(NoDigests):
         self.rows[child] = list(self.rows[parent])
         self._holders.update(row for row in self.rows[child] if row is not None)
 
-    def crop(self, seq: SeqId, blocks: int) -> None:
-        """Keep the first `blocks` whole blocks."""
+    def crop(self, seq: SeqId, length: int) -> None:
+        blocks = length // self.pool.block_size
         self._give(self.rows[seq][blocks:])
         del self.rows[seq][blocks:]
 
     # ---- one step
 
-    def begin(self, e: Extent, table: BlockTable) -> None:
+    def begin(self, e: Extent) -> None:
         """Rows for the blocks that this step will seal, and for those that came with a prefix."""
-        self._complete(e.seq, table, e.past // table.block_size)
+        self._complete(e.seq, self.tables[e.seq], e.past // self.pool.block_size)
         self._coming[e.seq] = self._take(len(e.sealing))
 
-    def seal(self, layer: int, e: Extent, k: Tensor) -> None:
-        """The keys [n*S, H, D] of the step's blocks of one layer, as they are sealed."""
+    def sealing(self, layer: int, e: Extent, k: Tensor) -> None:
         self._write(layer, self._coming[e.seq], k)
 
-    def commit(self, e: Extent, table: BlockTable) -> None:
-        """After the step; a single token's full block is read from its open place, so before
-        that is closed."""
+    def commit(self, e: Extent) -> None:
         coming = self._coming.pop(e.seq)
         if e.single and e.sealing:
             for layer in range(self.pool.geometry.layers):
-                k, _ = self.pool.read_open(layer, e.writing, table.block_size)
+                k, _ = self.pool.read_open(layer, e.writing, self.pool.block_size)
                 self._write(layer, coming, k)
         self.rows[e.seq] += coming
-        self._prune(e.seq, table)
+        self._prune(e.seq, self.tables[e.seq])
 
     def abort(self, e: Extent) -> None:
         self._give(self._coming.pop(e.seq, []))
@@ -129,7 +111,7 @@ class Digests(NoDigests):
         rows = self.rows[seq]
         if len(rows) == sealed:
             return
-        places = self.away.places(seq, table, sealed)[len(rows) :]
+        places = self.host.places(seq, table, sealed)[len(rows) :]
         taken = iter(self._take(len(places) - places.count(HOLE)))
         new = [None if place == HOLE else next(taken) for place in places]
         rows += new
@@ -137,7 +119,7 @@ class Digests(NoDigests):
         far = [(row, -2 - place) for row, place in zip(new, places) if place < HOLE]
         self._from_stored(near, self.pool.read)
         if far:
-            self._from_stored(far, self.away.shelf.read)
+            self._from_stored(far, self.host.shelf.read)
 
     def _from_stored(self, pairs: list[tuple[int, int]], read) -> None:
         """Digests of (row, what `read` takes) from the stored keys, a slab at a time."""
@@ -152,7 +134,7 @@ class Digests(NoDigests):
             return
         self._pruned[seq] = table.changes
         rows = self.rows[seq]
-        for index, place in enumerate(self.away.places(seq, table, len(rows))):
+        for index, place in enumerate(self.host.places(seq, table, len(rows))):
             if place == HOLE and rows[index] is not None:
                 self._give([rows[index]])
                 rows[index] = None
@@ -174,8 +156,3 @@ class Digests(NoDigests):
             if not self._holders[row]:
                 heappush(self._free, row)
                 self.store.drop([row])
-
-
-def digests_for(retrieval: NoRetrieval, pool: BlockPool, away: Away) -> NoDigests:
-    """The digest store that a retrieval needs, or one that does nothing."""
-    return Digests(retrieval, pool, away) if retrieval.selects else NoDigests()

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from kvlab.blocks import BlockTable
-from kvlab.cache.step import Extent
 from kvlab.core import BlockId
+from kvlab.source.step import Extent
 
 
 class DecodeTables:
@@ -35,6 +35,10 @@ class DecodeTables:
     @property
     def max_blocks(self) -> int:
         return self.table.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.table.nbytes + self._numbers.nbytes
 
     def fits(self, rows: int, max_blocks: int) -> bool:
         return self.table.shape[0] == rows and max_blocks <= self.max_blocks

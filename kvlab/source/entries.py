@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from kvlab.cache.sum import Sum
 from kvlab.core import BadInput, BlockId, CacheGeometry, KvlabError, SeqId
 from kvlab.format import KVFormat
-from kvlab.kernel import attend_sdpa
-from kvlab.kernel.attend_ref import Partial
 from kvlab.pool import BlockPool
+from kvlab.source.base import Ask, Part, Source
 from kvlab.summary import Entries, NoSummary, Queries
 from kvlab.summary.base import tokens
 
@@ -36,7 +35,7 @@ class Story:
     seen: int = 0
 
 
-class Summaries:
+class Summaries(Source):
     """Entries of one layer group, made by `summary` while victims can still be read.
 
     Keys, values and queries are kept in bf16, biases and sums in fp32. Entries are never written
@@ -46,9 +45,13 @@ class Summaries:
     def __init__(self, summary: NoSummary, pool: BlockPool):
         self.summary, self.pool = summary, pool
         self.stories: dict[SeqId, Story] = {}
-        self.rows: list[SeqId] = []  # of the decode step under way
         self.fallbacks = 0  # of the member, made here
         self._metered = 0  # bytes of entries that the pool's meter knows of
+
+    @property
+    def obstacle(self) -> str:
+        name = self.summary.name
+        return f"summary={name} makes new entries whenever blocks leave" * self.summary.makes
 
     def __setstate__(self, state: dict) -> None:
         """A copy tells its own meter what it holds."""
@@ -115,44 +118,23 @@ class Summaries:
 
     # ---- attention
 
-    def observe(self, layer: int, seq: SeqId, q: Tensor, lse: Tensor, scale: float) -> None:
-        """Keep the last of the step's queries, q [Hq, T, D], with `lse` [Hq, T] of all they saw."""
-        if not self.summary.makes:
-            return
-        story, count = self.stories[seq], q.shape[1]
+    def observe(self, ask: Ask, lse: Tensor) -> None:
+        """Keep the last of the step's queries, with `lse` [Hq, T] of all they saw."""
+        story, count, q = self.stories[ask.extent.seq], ask.q.shape[1], ask.q
         first = max(0, count - OBSERVED_SPAN)
         wanted = min(OBSERVED_QUERIES, count)
         at = torch.linspace(first, count - 1, wanted, device=q.device).round().long()
-        fresh = Queries((q[:, at].float() * scale).to(STORED), lse[:, at])
-        old = story.queries.get(layer)
-        story.queries[layer] = grouped(fresh, old, self.pool.geometry.kv_heads)
+        fresh = Queries((q[:, at].float() * ask.scale).to(STORED), lse[:, at])
+        old = story.queries.get(ask.layer)
+        story.queries[ask.layer] = grouped(fresh, old, self.pool.geometry.kv_heads)
 
-    def attend(
-        self, layer: int, seq: SeqId, q: Tensor, scale: float, window: int | None, total: Sum
-    ) -> None:
-        """Add the attention of q [Hq, T, D] over the entries to `total`."""
-        entries = self.stories[seq].entries.get(layer)
-        if self.summary.makes and window is not None:
+    def parts(self, ask: Ask) -> Iterator[Part]:
+        if ask.window is not None:
             raise BadInput("summary", self.summary.name, "cannot tell which entries a model's "
                            "sliding window still sees; use summary=none with this model")
+        entries = self.stories[ask.extent.seq].entries.get(ask.layer)
         if entries is not None:
-            total.add(
-                attend_sdpa.attend(q, entries.k, entries.v, scale=scale, bias=entries.bias)
-            )
-
-    def decode(self, layer: int, q: Tensor, part: Partial, scale: float) -> Tensor:
-        """Decode: `part`, out [B, Hq, D] and lse [B, Hq] of q, merged with that of the entries."""
-        if not self.summary.makes:
-            return part[0]
-        done = []
-        for row, seq in enumerate(self.rows):
-            query, total = q[row, :, None], Sum(None)
-            total.add((part[0][row, :, None], part[1][row, :, None]))
-            self.attend(layer, seq, query, scale, None, total)
-            out, lse = total.result()
-            self.observe(layer, seq, query, lse, scale)
-            done.append(out[:, 0])
-        return torch.stack(done).to(part[0].dtype)
+            yield Part(entries.k, entries.v, bias=entries.bias)
 
     # ---- accounts
 
@@ -187,7 +169,7 @@ class Summaries:
         self._metered = held
 
     @property
-    def workspace_bytes(self) -> int:
+    def workspace_nbytes(self) -> int:
         """The observed queries: as many for a long past as for a short one."""
         return self._bytes(q for s in self.stories.values() for q in s.queries.values())
 
