@@ -30,7 +30,7 @@ class Holding(Forks):
         self.borrowed: dict[SeqId, set[BlockId]] = {}
         self.pinned: dict[SeqId, set[BlockId]] = {}
         self._slid: dict[SeqId, tuple] = {}  # what the window last acted on
-        self.watch, self.chooser = choosing(ledger, pool, spec)
+        self.watch, self.chooser = choosing(ledger, pool, spec, inv_freq)
         self.sources = Sources(spec, pool, self.tables, inv_freq)
         self.away, self.summaries = self.sources.host, self.sources.entries
         self.origins = Origins(pool)

@@ -156,9 +156,15 @@ def _by_head(x: Tensor, index: Tensor) -> Tensor:
     return x.gather(0, index.T[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def choosing(ledger: BlockLedger, pool: BlockPool, spec) -> tuple[Watch | TokenWatch, NoRepack]:
+def choosing(
+    ledger: BlockLedger, pool: BlockPool, spec, rotary: Tensor | None = None
+) -> tuple[Watch | TokenWatch, NoRepack]:
     """Who hears of attention in a layer group, and who chooses tokens by it."""
-    if not spec.by_token:
-        return Watch(ledger, pool.geometry.layers, pool.block_size), NoRepack()
-    watch = TokenWatch(scorer_of(ledger.policy.by_token), pool)
-    return watch, Repack(pool, ledger, watch, spec)
+    if spec.by_token:
+        watch = TokenWatch(scorer_of(ledger.policy.by_token), pool)
+        chooser = Repack(pool, ledger, watch, spec)
+    else:
+        watch, chooser = Watch(ledger, pool.geometry.layers, pool.block_size), NoRepack()
+    if watch.active:
+        watch.scorer.rotary = rotary
+    return watch, chooser

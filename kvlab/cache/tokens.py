@@ -114,8 +114,10 @@ class TokenWatch:
         seen: Tensor | None = None,
     ) -> None:
         """See `Watch.segment`."""
-        if q.shape[1] == 1 and not self.looking:
-            return
+        if q.shape[1] > 1 or self.looking:
+            self._note(blocks, q, k, v, scale, seen)
+
+    def _note(self, blocks, q, k, v, scale, seen=None) -> None:
         self._blocks += blocks
         self._parts.append(self.scorer.part(q, k, v, scale=scale, block_size=1, seen=seen))
 
@@ -123,10 +125,10 @@ class TokenWatch:
         self, blocks: list[BlockId], q: Tensor, k: Tensor, v: Tensor, scale: float
     ) -> None:
         """See `Watch.sealing`."""
-        if blocks:
+        if blocks and (q.shape[1] > 1 or self.looking):
             last, count = min(self.scorer.queries, q.shape[1]), len(blocks) * self.block_size
             seen = visible(last, count, k.shape[0] - last, 0, True, None, k.device)
-            self.segment(blocks, q[:, -last:], k[:count], v[:count], scale, seen)
+            self._note(blocks, q[:, -last:], k[:count], v[:count], scale, seen)
 
     def layer(self, lse: Tensor) -> None:
         """See `Watch.layer`."""

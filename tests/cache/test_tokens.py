@@ -148,6 +148,23 @@ def test_each_head_holds_what_it_looks_at(groups):
     assert pair.cache.length(seq) == 66
 
 
+def test_tova_keeps_what_the_last_token_looks_at():
+    cache = make(**BASE | {"policy": "tova", "budget_blocks": 3, "window": SinkWindow(0, 1)})
+    seq = cache.open()
+    q, (k, v) = torch.randn(1, QUERY_HEADS, 40, DIM), torch.randn(2, 1, HEADS, 40, DIM)
+    cache.begin([seq], [40])
+    for layer in range(LAYERS):
+        cache.attend(layer, q, k, v, scale=SCALE)
+    cache.commit()
+    (group,) = cache.groups
+    found, _ = group.pool.read(0, group.tables[seq].ids)
+    for head in range(HEADS):
+        looks = (q[0, 2 * head : 2 * head + 2, -1] @ k[0, head].T * SCALE).softmax(-1).mean(0)
+        looks[-1] = 1.0
+        stay = looks.topk(12).indices.sort().values
+        assert torch.equal(found[:, head], k[0, head, stay])
+
+
 def test_decoded_tokens_may_exceed_the_budget_by_a_margin():
     pair = Pair(make(**BASE))
     seq = pair.open()
