@@ -35,6 +35,8 @@ from kvlab.window import NoWindow, SinkWindow
 VOCABULARY = 128
 SUMMARIZERS = [n for n in axes.names("summary") if axes.find("summary", n).makes]
 
+TOKENS = [{"evict": "token", "groups": groups} for groups in ("all", "per_layer", "per_head")]
+
 
 def draw(rng: random.Random) -> dict:
     """Settings of one composition, many of which make no sense together."""
@@ -52,7 +54,7 @@ def draw(rng: random.Random) -> dict:
         "format": rng.choice(formats.NAMES), "block_size": size, **budget, "policy": policy,
         "window": draw_window(rng, sinks, recent), "summary": draw_summary(rng),
         "retrieval": draw_retrieval(rng), "offload": draw_offload(rng),
-        "groups": rng.choice(("all", "all", "per_layer")),
+        **rng.choice(({}, {}, {"groups": "per_layer"}, *TOKENS)),
         "workspace_tokens": rng.choice((8, 100, 16384)), "chunk": chunk,
     }  # fmt: skip
 
@@ -106,7 +108,7 @@ def composed(rng: random.Random, model) -> tuple[dict, CacheSpec, int]:
 def storages(cache: PagedCache) -> int:
     """Device bytes counted from the storages, not from the cache's own arithmetic."""
     stores = [s for g in cache.groups for s in (g.pool.sealed, g.pool.open)]
-    stores += [g.digests.store for g in cache.groups if cache.spec.retrieval.selects]
+    stores += [g.sources.digests.store for g in cache.groups if cache.spec.retrieval.selects]
     slabs = [t for s in stores for t in s.slabs.values()]
     slabs += [s._base for s in stores if s._base is not None]
     stories = [s for g in cache.groups for s in g.summaries.stories.values()]

@@ -111,7 +111,7 @@ def spec_of(row) -> CacheSpec:
 
 def held(cache) -> int:
     stores = [s for g in cache.groups for s in (g.pool.sealed, g.pool.open)]
-    stores += [g.digests.store for g in cache.groups if g.choice.selects]
+    stores += [g.sources.digests.store for g in cache.groups if cache.spec.retrieval.selects]
     slabs = sum(t.untyped_storage().nbytes() for s in stores for t in s.slabs.values())
     return slabs + sum(g.summaries.nbytes for g in cache.groups)
 

@@ -17,6 +17,7 @@ FLOORS = (
     ("blocks", "format", "summary", "retrieval"),
     ("sim", "fused"),
     ("pool", "offload"),
+    ("source",),
     ("cache",),
     ("model",),
     ("serve",),

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockLedger
+from kvlab.cache.choosing import ChoosingGroup
 from kvlab.cache.copies import Copies
 from kvlab.cache.facts import NO_FACTS, ModelFacts
 from kvlab.cache.group import LayerGroup
-from kvlab.cache.look import look
 from kvlab.cache.sequences import Sequences
 from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.cache.stats import CacheStats
-from kvlab.cache.step import Extent
 from kvlab.core import BadInput, CacheGeometry, KvlabError, SeqId
 from kvlab.pool import FINE_SLAB_TOKENS, SLAB_TOKENS, BlockPool, Meter, Workspace
+from kvlab.source import Ask, Extent
 
 
 class PagedCache(Copies, Sequences):
@@ -70,7 +70,8 @@ class PagedCache(Copies, Sequences):
             g, spec.format, self.device, self.dtype, spec.kernels, self.workspace, self.meter,
             FINE_SLAB_TOKENS if spec.by_token else SLAB_TOKENS,
         )
-        return LayerGroup(ledger, pool, spec, self.inv_freq)
+        kind = ChoosingGroup if spec.by_token else LayerGroup
+        return kind(ledger, pool, spec, self.inv_freq)
 
     # ---- one step
 
@@ -80,6 +81,8 @@ class PagedCache(Copies, Sequences):
         Raises `OutOfBlocks`; lengths and contents are then as before, but for evicted blocks.
         """
         self._check_step(seqs, counts)
+        if self.spec.by_token:
+            self._foresee(dict(zip(seqs, counts)))
         for group in self.groups:  # all rows at once, or an early row would evict in vain
             wanted = [(seq, group.needs(seq, n)) for seq, n in zip(seqs, counts, strict=True)]
             coming = [c for seq, blocks in wanted for c in group.share.coming(seq, blocks)]
@@ -99,7 +102,7 @@ class PagedCache(Copies, Sequences):
         self._decodes = self.can_decode(counts) and not self._looks(seqs)
         if self._decodes:
             for number, group in enumerate(self.groups):
-                group.prepare([extents[number] for extents in step])
+                group.sources.prepare([extents[number] for extents in step])
 
     def _check_step(self, seqs: list[SeqId], counts: list[int]) -> None:
         if self._step is not None:
@@ -120,8 +123,8 @@ class PagedCache(Copies, Sequences):
 
     @property
     def capturable(self) -> bool:
-        """Whether decode steps may be captured: entries are new tensors after each eviction."""
-        return not self.spec.summary.makes
+        """Whether decode steps may be captured."""
+        return all(group.sources.capturable for group in self.groups)
 
     def can_decode(self, counts: list[int]) -> bool:
         """Whether a step of these counts may run through the decode kernel."""
@@ -143,14 +146,15 @@ class PagedCache(Copies, Sequences):
         group = self.groups[number]
         if self._decodes and self._sees_all(window):
             q, k, v = (x[:, :, 0].contiguous() for x in (q, k, v))
-            return group.decode(local, q, k, v, scale)[:, None]
+            extents = [extents[number] for extents in self._step]
+            return group.decode(local, extents, q, k, v, scale)[:, None]
         out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], q.shape[3])
         for row, extents in enumerate(self._running):
             e = extents[number]
             if e.count:
                 new = slice(q.shape[2] - e.count, None)
                 keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
-                part = group.attend(local, e, q[row, :, new], keys, values, scale, window)
+                part = group.attend(Ask(local, e, q[row, :, new], keys, values, scale, window))
                 out[row, new] = part.transpose(0, 1).to(out.dtype)
         return out
 
@@ -162,7 +166,8 @@ class PagedCache(Copies, Sequences):
         """
         number, local = self._place[layer]
         e = self._step[row][number]
-        return look(self.groups[number], local, e, q, k, v, before, scale).transpose(0, 1)
+        ask = Ask(local, e, q, k, v, scale, before=before)
+        return self.groups[number].look(ask).transpose(0, 1)
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Take over k, v [B, H, T, D] of a step without attending: to fill a cache from elsewhere.
@@ -175,7 +180,7 @@ class PagedCache(Copies, Sequences):
             new = slice(k.shape[2] - e.count, None)
             if e.count:
                 keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
-                self.groups[number].store(local, e, keys, values)
+                self.groups[number].store(Ask(local, e, None, keys, values, 1.0))
 
     def _sees_all(self, window: int | None) -> bool:
         return window is None or all(row[0].past < window for row in self._step)
@@ -222,13 +227,23 @@ class PagedCache(Copies, Sequences):
 
     # ---- tokens that are chosen
 
+    def _foresee(self, counts: dict[SeqId, int]) -> None:
+        """Tell the groups what their sequences will have seen after this step, and may hold."""
+        seen = {seq: n + counts.get(seq, 0) for seq, n in self._tokens.items()}
+        for group in self.groups:
+            group.seen, group.keep = seen, self._allowed(seen)
+
     def _kept(self, seqs: Iterable[SeqId]) -> dict[SeqId, int]:
-        """Tokens that each sequence may hold: its part of the budget, by the tokens it has seen."""
-        seen = {seq: self._tokens[seq] for seq in seqs}
+        """Tokens that each of `seqs` may hold now."""
+        keep = self._allowed(self._tokens)
+        return {seq: keep[seq] for seq in seqs}
+
+    def _allowed(self, seen: dict[SeqId, int]) -> dict[SeqId, int]:
+        """Of the tokens seen, those that may be held: a part of the budget in proportion."""
         if self.spec.budget_percent is not None:
             return {seq: int(n * self.spec.budget_percent / 100) for seq, n in seen.items()}
         room = self.spec.capacity_blocks(self.geometry) * self.geometry.block_size
-        total = max(1, sum(self._tokens.values()))
+        total = max(1, sum(seen.values()))
         return {seq: room * n // total if total > room else n for seq, n in seen.items()}
 
     def _looks(self, seqs: list[SeqId]) -> bool:
@@ -271,13 +286,11 @@ class PagedCache(Copies, Sequences):
 
     @property
     def _allocated_bytes(self) -> int:
-        return sum(g.pool.nbytes + g.digests.nbytes + g.summaries.nbytes + g.watch.nbytes
-                   for g in self.groups)
+        return sum(group.sources.nbytes + group.watch.nbytes for group in self.groups)
 
     def stats(self) -> CacheStats:
         """Counts and bytes now; see `CacheStats` for what each byte count means."""
         g, count = self.geometry, len(self.groups)
-        shelves = [group.away.shelf for group in self.groups]
         tokens = sum(self._tokens.values())
         sealed = sum(group.sealed_blocks for group in self.groups)
         open_tokens = sum(group.open_tokens for group in self.groups)
@@ -295,14 +308,13 @@ class PagedCache(Copies, Sequences):
             evictions=sum(group.evictions for group in self.groups),
             nominal_bytes=int(tokens * g.elements_per_token * self.spec.format.payload_bits / 8),
             logical_bytes=logical + entries + origins + scores, allocated_bytes=allocated,
-            host_bytes=sum(shelf.nbytes for shelf in shelves),
+            host_bytes=sum(group.sources.host_nbytes for group in self.groups),
             bits_per_element=8 * (allocated - entries) / max(1, resident * g.elements_per_token),
             prefix_tokens=self.prefix_tokens,
-            workspace_bytes=self.workspace.nbytes + shelves[0].staging_nbytes
-            + sum(shelf.device_nbytes for shelf in shelves)
-            + sum(group.summaries.workspace_bytes for group in self.groups),
-            digest_bytes=sum(group.digests.nbytes for group in self.groups),
-            read_tokens=round(sum(g.choice.read_tokens(g.tables) for g in self.groups) / count),
+            workspace_bytes=self.workspace.nbytes
+            + sum(group.sources.workspace_nbytes for group in self.groups),
+            digest_bytes=sum(group.sources.digest_nbytes for group in self.groups),
+            read_tokens=round(sum(group.read_tokens for group in self.groups) / count),
             peak_allocated_bytes=self.meter.peak, origin_bytes=origins,
             summary_fallbacks=sum(group.summaries.fallbacks for group in self.groups),
         )

@@ -12,12 +12,12 @@ import torch
 from kvlab import axes
 from kvlab.blocks import NoSharing
 from kvlab.cache.making import Copied, made_anew, maker
-from kvlab.cache.summaries import check_summary
 from kvlab.core import BadInput, CacheGeometry
 from kvlab.format import KVFormat
 from kvlab.offload import NoOffload
 from kvlab.policy import EvictionPolicy
 from kvlab.retrieval import NoRetrieval
+from kvlab.source import check_summary
 from kvlab.summary import NoSummary
 from kvlab.window import NoWindow
 

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from kvlab.blocks import SEALED, BlockLedger
 from kvlab.cache import scores
-from kvlab.cache.tables import DecodeTables
 from kvlab.core import BlockId
 from kvlab.kernel.attend_ref import visible
+from kvlab.source import DecodeTables
 
 
 class Watch:

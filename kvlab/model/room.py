@@ -69,7 +69,7 @@ def activation_bytes(config) -> int:
 
     Counted from the code that runs. All along there are the embedded prompt, which the model keeps,
     the layer's input and the same normed; the position, cos and sin. Attention is widest where a
-    piece is folded into the running sum (`cache/sum.py`): queries, keys, values, the place of the
+    piece is folded into the running sum (`source/sum.py`): queries, keys, values, the place of the
     result, the piece's result, the sum in fp32, and the lse of both. The MLP is widest where its
     two inner products are multiplied, with a residual of its own.
     Rotating the queries takes less than attention. What does not grow with the chunk is not in

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from copy import deepcopy
 from functools import cache
 from types import ModuleType
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from kvlab.core import BadInput, CacheGeometry
 from kvlab.format import Dense, Fp8, Int, KVFormat
+from kvlab.kernel.scratch import Scratch
 from kvlab.pool.slabs import LayerPlanes, Meter, SlabStore
 
 SLAB_TOKENS = 1024
@@ -44,10 +46,16 @@ def has_kernels(format: KVFormat, head_dim: int) -> bool:
 
 
 class Workspace:
-    """Two buffers in the compute dtype that dequantized pieces of the past pass through."""
+    """What the pools of one cache share while they read: nothing in it outlives a read.
+
+    Two buffers in the compute dtype that dequantized pieces of the past pass through, the scratch
+    memory of kernels, and what others keep here so that its bytes count once (`shared`).
+    """
 
     def __init__(self):
         self._buffers: tuple[Tensor, Tensor] | None = None
+        self.scratch = Scratch()
+        self._shared: dict[str, object] = {}
 
     def take(self, tokens: int, heads: int, dim: int, dtype, device) -> tuple[Tensor, Tensor]:
         """Two [tokens, heads, dim], overwritten by the next call; grown where too small."""
@@ -57,13 +65,22 @@ class Workspace:
             self._buffers = tuple(torch.empty(size, dtype=dtype, device=device) for _ in range(2))
         return tuple(b[:size].view(tokens, heads, dim) for b in self._buffers)
 
+    def shared(self, name: str, make: Callable[[], object]):
+        """The object of this name, which has `nbytes`; `make` gives it where there is none."""
+        if name not in self._shared:
+            self._shared[name] = make()
+        return self._shared[name]
+
     def __deepcopy__(self, memo: dict) -> Workspace:
-        """Nothing in it outlives a read."""
-        return Workspace()
+        """Without the buffers; what others keep here copies itself."""
+        other = memo[id(self)] = Workspace()
+        other._shared = deepcopy(self._shared, memo)
+        return other
 
     @property
     def nbytes(self) -> int:
-        return sum(b.nbytes for b in self._buffers or ())
+        held = (*(self._buffers or ()), self.scratch, *self._shared.values())
+        return sum(x.nbytes for x in held)
 
 
 class BlockPool:

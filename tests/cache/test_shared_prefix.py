@@ -189,8 +189,8 @@ def store(cache, ids) -> str:
     seq = cache.open(ids, reserve=len(ids))
     count = len(ids) - cache.length(seq)
     cache.begin([seq], [count])
-    x = torch.zeros(count, 1, 8)
-    cache.groups[0].store(0, cache._step[0][0], x, x)
+    x = torch.zeros(1, 1, count, 8)
+    cache.store(0, x, x)
     cache.commit()
     cache.close(seq)
     return cache.audits[seq].codes
