@@ -174,7 +174,7 @@ def load(axis: str, path: str) -> Callable:
     except (ImportError, ValueError) as error:  # of a name without a module, too
         raise BadInput(axis, path, f"cannot be imported: {error}") from error
     except AttributeError as error:
-        raise BadInput(axis, path, f"cannot be imported: {module} has no {attribute}"
+        raise BadInput(axis, path, f"{module} has no {attribute} that could be imported"
                        ) from error
     if not callable(found):
         raise BadInput(axis, path, "cannot be called; name a class, or a function that makes one")
