@@ -26,14 +26,15 @@ from kvlab import format as formats
 from kvlab import policy as policies
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, KvlabError, OutOfBlocks
-from kvlab.model import PagedCache
-from kvlab.model.portrait import model_geometry
+from kvlab.model import PagedCache, model_geometry
 from kvlab.model.prefill import forward_chunk
 from kvlab.offload import HostStore, NoOffload, OutOfHost
 from kvlab.window import NoWindow, SinkWindow
 
 VOCABULARY = 128
 SUMMARIZERS = [n for n in axes.names("summary") if axes.find("summary", n).makes]
+
+TOKENS = [{"evict": "token", "groups": groups} for groups in ("all", "per_layer", "per_head")]
 
 
 def draw(rng: random.Random) -> dict:
@@ -52,7 +53,7 @@ def draw(rng: random.Random) -> dict:
         "format": rng.choice(formats.NAMES), "block_size": size, **budget, "policy": policy,
         "window": draw_window(rng, sinks, recent), "summary": draw_summary(rng),
         "retrieval": draw_retrieval(rng), "offload": draw_offload(rng),
-        "groups": rng.choice(("all", "all", "per_layer")),
+        **rng.choice(({}, {}, {"groups": "per_layer"}, *TOKENS)),
         "workspace_tokens": rng.choice((8, 100, 16384)), "chunk": chunk,
     }  # fmt: skip
 

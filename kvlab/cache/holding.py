@@ -33,7 +33,7 @@ class Holding(Forks):
         self._slid: dict[SeqId, tuple] = {}  # what the window last acted on
         own = None if spec.prefix.shares else pool.shape.window
         self.sliding = Sliding(own, self.block_size)
-        self.watch, self.chooser = choosing(ledger, pool, spec)
+        self.watch, self.chooser = choosing(ledger, pool, spec, inv_freq)
         self.sources = Sources(spec, pool, self.tables, inv_freq)
         self.away, self.summaries = self.sources.host, self.sources.entries
         self.origins = Origins(pool)

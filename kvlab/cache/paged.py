@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockLedger
+from kvlab.cache.choosing import ChoosingGroup
 from kvlab.cache.copies import Copies
 from kvlab.cache.facts import NO_FACTS, ModelFacts
 from kvlab.cache.group import LayerGroup
@@ -69,7 +70,8 @@ class PagedCache(Copies, Sequences):
             g, spec.format, self.device, self.dtype, spec.kernels, self.workspace, self.meter,
             FINE_SLAB_TOKENS if spec.by_token else SLAB_TOKENS,
         )
-        return LayerGroup(ledger, pool, spec, self.inv_freq)
+        kind = ChoosingGroup if spec.by_token else LayerGroup
+        return kind(ledger, pool, spec, self.inv_freq)
 
     # ---- one step
 
@@ -79,6 +81,8 @@ class PagedCache(Copies, Sequences):
         Raises `OutOfBlocks`; lengths and contents are then as before, but for evicted blocks.
         """
         self._check_step(seqs, counts)
+        if self.spec.by_token:
+            self._foresee(dict(zip(seqs, counts)))
         for group in self.groups:  # all rows at once, or an early row would evict in vain
             wanted = [(seq, group.needs(seq, n)) for seq, n in zip(seqs, counts, strict=True)]
             coming = [c for seq, blocks in wanted for c in group.share.coming(seq, blocks)]
@@ -225,15 +229,24 @@ class PagedCache(Copies, Sequences):
 
     # ---- tokens that are chosen
 
+    def _foresee(self, counts: dict[SeqId, int]) -> None:
+        """Tell the groups what their sequences will have seen after this step, and may hold."""
+        seen = {seq: n + counts.get(seq, 0) for seq, n in self._tokens.items()}
+        for group, keep in zip(self.groups, self._allowed(seen)):
+            group.seen, group.keep = seen, keep
+
     def _kept(self, seqs: Iterable[SeqId]) -> list[dict[SeqId, int]]:
-        """Tokens that each sequence may hold, by layer group: its part of the budget, by the tokens
-        it has seen."""
-        seen = {seq: self._tokens[seq] for seq in seqs}
+        """Tokens that each of `seqs` may hold now, by layer group."""
+        return [{seq: keep[seq] for seq in seqs} for keep in self._allowed(self._tokens)]
+
+    def _allowed(self, seen: dict[SeqId, int]) -> list[dict[SeqId, int]]:
+        """Of the tokens seen, those that may be held: a part of the group's budget in proportion.
+        """
         if self.spec.budget_percent is not None:
             count = len(self.groups)
             kept = {seq: self.spec.kept(self._parts, [n] * count) for seq, n in seen.items()}
             return [{seq: int(by[i]) for seq, by in kept.items()} for i in range(count)]
-        total = max(1, sum(self._tokens.values()))
+        total = max(1, sum(seen.values()))
         rooms = [blocks * self.geometry.block_size for blocks in self._capacities]
         return [{seq: room * n // total if total > room else n for seq, n in seen.items()}
                 for room in rooms]  # fmt: skip

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from kvlab.core import BadInput, Measurement, Variant
+from kvlab.model import model_geometry
 from kvlab.model.adapter import PagedCache
 from kvlab.model.device import prepare_device
 from kvlab.model.fuse import fused
 from kvlab.model.peers import dynamic_prefill
-from kvlab.model.portrait import model_geometry
 from kvlab.model.prefill import prefill
 from kvlab.model.room import activation_bytes, standing_bytes, weight_bytes
 

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvlab.core import BadInput, Measurement, Variant
+from kvlab.model import model_geometry
 from kvlab.model.adapter import PagedCache
 from kvlab.model.device import prepare_device
 from kvlab.model.fuse import fused
 from kvlab.model.load import LoadedModel
-from kvlab.model.portrait import model_geometry
 from kvlab.model.prefill import prefill
 
 

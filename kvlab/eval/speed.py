@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from kvlab.core import BadInput, Measurement, Variant
+from kvlab.model import model_geometry, portrait
 from kvlab.model.adapter import PagedCache
 from kvlab.model.decode import Decoder, Driver, check_driver
 from kvlab.model.device import prepare_device
 from kvlab.model.peers import PEERS, Peer
-from kvlab.model.portrait import model_geometry, portrait
 
 FILL_TOKENS = 16384  # of a row, that a cache takes over at a time
 WARM_UP = 3  # steps

@@ -117,7 +117,7 @@ class Pair:
                     )
                     torch.testing.assert_close(out[row, new], want, rtol=0, atol=2e-5)
         cache.commit()
-        keep = cache._kept(self.accounts)
+        (keep,) = cache._kept(self.accounts)
         stepped = dict(zip(seqs, counts))
         for seq, account in self.accounts.items():
             count = stepped.get(seq, 0)
@@ -146,6 +146,23 @@ def test_each_head_holds_what_it_looks_at(groups):
         pair.step([seq], [count])
         assert pair.cache.stats().resident_tokens <= 16 + (count == 1)
     assert pair.cache.length(seq) == 66
+
+
+def test_tova_keeps_what_the_last_token_looks_at():
+    cache = make(**BASE | {"policy": "tova", "budget_blocks": 3, "window": SinkWindow(0, 1)})
+    seq = cache.open()
+    q, (k, v) = torch.randn(1, QUERY_HEADS, 40, DIM), torch.randn(2, 1, HEADS, 40, DIM)
+    cache.begin([seq], [40])
+    for layer in range(LAYERS):
+        cache.attend(layer, q, k, v, scale=SCALE)
+    cache.commit()
+    (group,) = cache.groups
+    found, _ = group.pool.read(0, group.tables[seq].ids)
+    for head in range(HEADS):
+        looks = (q[0, 2 * head : 2 * head + 2, -1] @ k[0, head].T * SCALE).softmax(-1).mean(0)
+        looks[-1] = 1.0
+        stay = looks.topk(12).indices.sort().values
+        assert torch.equal(found[:, head], k[0, head, stay])
 
 
 def test_decoded_tokens_may_exceed_the_budget_by_a_margin():
@@ -297,3 +314,28 @@ def test_a_window_of_the_model_is_refused():
     with pytest.raises(BadInput, match="looks back 8 tokens"):
         cache.attend(0, torch.randn(1, 4, 30, DIM), *torch.randn(2, 1, 2, 30, DIM), scale=SCALE,
                      window=8)
+
+
+def test_a_chunk_takes_room_for_what_stays_only():
+    cache = make(**BASE | {"budget_blocks": None, "budget_percent": 10})
+    seq, random = cache.open(), torch.Generator().manual_seed(0)
+    for _ in range(4):
+        cache.begin([seq], [512])
+        for layer in range(LAYERS):
+            q = torch.randn(1, QUERY_HEADS, 512, DIM, generator=random)
+            cache.attend(layer, q, *torch.randn(2, 1, HEADS, 512, DIM), scale=SCALE)
+        cache.commit()
+    stats = cache.stats()
+    assert stats.peak_allocated_bytes < 2.2 * stats.allocated_bytes
+
+
+def test_tokens_without_queries_leave_room_for_the_newest():
+    cache = make(**BASE)
+    seq = cache.open()
+    k, v = torch.randn(2, 1, HEADS, 30, DIM)
+    cache.begin([seq], [30])
+    for layer in range(LAYERS):
+        cache.store(layer, k, v)
+    cache.commit()
+    cache.check()
+    assert cache.stats().resident_tokens <= 16

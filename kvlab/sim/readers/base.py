@@ -22,7 +22,7 @@ class Row(NamedTuple):
     session: number of the conversation, -1 where the format has none. cached_tokens: what the
     server that was traced said hit. tool: 1 where the answer ends by calling a tool, else 0.
     shared_tokens: of tools and system prompt at its head. scope: number of what it may share with
-    (its model). In each -1: the format does not say.
+    (its model). root: the session that began this one, a sub-agent's. In each -1: not said.
     """
 
     arrival_ms: float
@@ -35,6 +35,7 @@ class Row(NamedTuple):
     tool: int = -1
     shared_tokens: int = -1
     scope: int = -1
+    root: int = -1
 
 
 class Head(NamedTuple):

@@ -45,13 +45,13 @@ class Weka(Reader):
             self._check_scope(where, session)
             found = list(self._requests(where, session, 0.0, number))
             models = sorted({request["model"] for _, _, request, *_ in found})
-            highest, seen = -1, {}
+            highest, seen, root = -1, {}, number
             for place, at, request, *more in found:
                 ids = self._ids(place, request)
                 model = models.index(request["model"])
                 seen.setdefault(model, []).append(ids)
                 named = base + len(models) * ids + model
-                yield place, self._row(at, request, named, *more, scopes[request["model"]])
+                yield place, self._row(at, request, named, *more, scopes[request["model"]], root)
                 highest = max(highest, int(ids.max(initial=-1)))
                 number = max(number, more[0] + 1)
             shared += _asked_by_several(seen)
@@ -59,12 +59,12 @@ class Weka(Reader):
         if shared:
             self.note(f"{shared} ids are asked for by two models of a session; they are kept apart")
 
-    def _row(self, at: float, request: dict, ids, conversation: int, head: int, scope: int) -> Row:
+    def _row(self, at: float, request: dict, ids, conversation: int, head: int, *places) -> Row:
         think = request.get("think_time")
         pause = nan if think is None else 1e3 * think
         small = ids.astype(np.int32) if ids.max(initial=0) < 1 << 31 else ids
         tool = int(request["stop"] == "tool_use") if "stop" in request else -1
-        more = {"tool": tool, "shared_tokens": head, "scope": scope}
+        more = {"tool": tool, "shared_tokens": head, **dict(zip(("scope", "root"), places))}
         return Row(1e3 * at, request["in"], request["out"], small, conversation, pause, **more)
 
     def _ids(self, where: str, request: dict) -> np.ndarray:
