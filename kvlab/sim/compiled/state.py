@@ -39,8 +39,8 @@ class State(NamedTuple):
     """One tier under one policy.
 
     node int32 [N, 8], meta int32 [N, 4]; place int64 [N], the order of a line; key float64 [N],
-    that of `order`, and bits, the same memory as int64; rows before FIRST_BLOCK are the policy's own
-    numbers. heap int32 and bound float64 [2 N], first int32 and first_key int64 [2, N], digits
+    that of `order`, and bits, the same memory as int64; rows before FIRST_BLOCK are the policy's.
+    heap int32 and bound float64 [2 N], first int32 and first_key int64 [2, N], digits
     int64 [256]: the books of `order`. free int32 [N], ids given back. content int32 [C, W]. book
     int64. draws float64, random numbers to be used. costs float64, of computing a block, by depth.
     """
