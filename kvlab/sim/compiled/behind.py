@@ -14,11 +14,11 @@ def holds(host, content):
     return host.content[content, WHERE] > 0
 
 
-def take(s, host, ids, begin, end):
-    """Give up what a request misses on the device, tail first."""
-    for access in range(end - 1, begin - 1, -1):
-        x = host.content[ids[access], WHERE]
-        if x and s.content[ids[access], WHERE] < 0:
+def take(host, ids, unique, block, at):
+    """Give up what a request misses on the device."""
+    for i in range(unique):
+        x = host.content[ids[at[i]], WHERE]
+        if x and not block[i]:
             p.remove(host, x)
             free(host, x, p.ORDERED)
 

@@ -9,7 +9,7 @@ def holds(host, content):
 
 
 @verb
-def take(s, host, ids, begin, end):
+def take(host, ids, unique, block, at):
     pass
 
 

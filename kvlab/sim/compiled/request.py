@@ -30,15 +30,15 @@ def replay(s, host, ids, first, partial, code, gone, gone_at, block, at):
             if partial[request] and end > begin and code[end - 1] >= HIT:
                 code[end - 1] = PARTIAL
             pin(s, unique, block)
-            b.take(s, host, ids, begin, end)
+            b.take(host, ids, unique, block, at)
             short = missing + s.book[HELD] - s.book[CAPACITY]
             if short > 0:
-                evict(s, ids, begin, end, short, gone, left)
+                evict(s, ids, short, gone, left, block, at)
                 b.put(s, host, gone, left, short)
                 for i in range(left, left + short):
                     gone[i], gone_at[i] = s.meta[gone[i], CONTENT], begin
                 left += short
-            publish(s, ids, begin, unique, block, at)
+            publish(s, ids, unique, block, at)
             unpin(s, unique, block)
         s.book[NOW] += 1
         p.tick(s)
@@ -46,8 +46,8 @@ def replay(s, host, ids, first, partial, code, gone, gone_at, block, at):
 
 
 def look_up(s, host, ids, begin, end, code, block, at):
-    """Codes of the accesses; the different contents in order, their blocks (0: missing) and their
-    last access in `block` and `at`. Returns how many contents, and how many are missing."""
+    """Codes of the accesses; of the different contents, in order, their blocks (0: missing) and
+    accesses in `block` and `at`. Returns how many contents, and how many are missing."""
     where = s.content
     unique = missing = 0
     leading = True
@@ -62,13 +62,12 @@ def look_up(s, host, ids, begin, end, code, block, at):
             leading = False
             code[access] = MISS
         if x < 0 or (x > 0 and s.node[x, NOTE]):  # wanted before in this request
-            at[-1 - x if x < 0 else s.node[x, NOTE] - 1] = access
             continue
         if x == 0:
             missing += 1
-            where[content, WHERE] = -1 - unique
+            where[content, WHERE] = -1
         else:
-            s.node[x, NOTE] = unique + 1
+            s.node[x, NOTE] = 1
         block[unique], at[unique] = x, access
         unique += 1
     return unique, missing
@@ -101,33 +100,31 @@ def unpin(s, unique, block):
             s.node[block[i], NOTE] = 0
 
 
-def evict(s, ids, begin, end, short, gone, left):
+def evict(s, ids, short, gone, left, block, at):
     """Blocks that leave, in order, into `gone`; the last of the missing contents, tail first, come
     in their places."""
-    access = begin - 1
+    wanted, missing = -1, 0
     if p.EXPECTS:
-        for _ in range(short):  # where the last of these begin
-            access += 1
-            while s.content[ids[access], WHERE] >= 0:
-                access += 1
+        while missing < short:  # where the last of these begin
+            wanted += 1
+            missing += not block[wanted]
     for i in range(left, left + short):
         if p.EXPECTS:
-            p.expect(s, ids[access])
-            access -= 1
-            while access >= begin and s.content[ids[access], WHERE] >= 0:
-                access -= 1
+            p.expect(s, ids[at[wanted]])
+            wanted -= 1
+            while wanted >= 0 and block[wanted]:
+                wanted -= 1
         x = p.pop(s)
         gone[i] = x
         free(s, x, p.ORDERED)
 
 
-def publish(s, ids, begin, unique, block, at):
+def publish(s, ids, unique, block, at):
     """The prompt's blocks can be found. Metadata changes once, tail first."""
     for i in range(unique):
         if not block[i]:
-            access = at[i]
-            parent = ids[access - 1] if access > begin else 0
-            block[i] = -seal(s, ids[access], parent, access - begin, p.ORDERED)
+            parent = ids[at[i - 1]] if i else 0
+            block[i] = -seal(s, ids[at[i]], parent, i, p.ORDERED)
     for i in range(unique - 1, -1, -1):
         s.book[NOW] += 1
         if block[i] < 0:
