@@ -11,14 +11,15 @@ import numpy as np
 
 from kvlab.core import BadInput
 from kvlab.policy import Belady, EvictionPolicy, by_name
-from kvlab.sim.outcome import Outcome
+from kvlab.sim.outcome import Outcome, Tally
+from kvlab.sim.sizes import ModelShape
 from kvlab.sim.trace import Trace
 
 try:
-    from kvlab.sim.compiled import catalog
+    from kvlab.sim.compiled import catalog, sums
     from kvlab.sim.compiled import runner as loops
 except ModuleNotFoundError:  # numba is an optional extra
-    catalog = loops = None
+    catalog = sums = loops = None
 
 PREFIX = (
     "arc", "belady", "fifo", "gdsf", "hybrid", "leaf_first", "lfu", "lru", "mq", "pgdsf",
@@ -48,6 +49,7 @@ class Compiled:
     ):
         if loops is None:
             raise BadInput("compiled", True, 'needs numba: pip install "kvlab[fast]"')
+        self._prefix = prefix
         device, behind = _made(policy), host and _made(host[0])
         tiers = device, capacity, behind, host[1] if host else 0
         self._runner = loops.Runner(*tiers, prefix, partial_misses, cost, whole)
@@ -58,6 +60,12 @@ class Compiled:
 
     def run(self, piece: Trace) -> Outcome:
         return self._runner.run(piece)
+
+    def tally(self, shape: ModelShape, window_seconds: float | None) -> Tally:
+        """Sums of what `run` returns; call `add` after each piece."""
+        if not self._prefix:
+            return Tally(shape, window_seconds)
+        return sums.CompiledTally(shape, window_seconds, self._runner)
 
     def more(self) -> dict:
         return self._runner.more()

@@ -74,7 +74,8 @@ def simulate(
         ledger = _ledger(policy, capacity_blocks, events)
         _check_asks(ledger.policy, prefix, trace)
         runner = _runner(ledger, trace, prefix, partial_blocks, host, service, shape)
-    tally = Tally(shape, window_seconds)
+    made = runner.tally if compiled else Tally
+    tally = made(shape, window_seconds)
     for piece in trace.pieces():
         outcome = runner.run(piece)
         tally.add(piece, outcome)

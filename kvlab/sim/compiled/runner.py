@@ -34,6 +34,7 @@ def numbered(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
 class Runner:
     """One policy at one capacity, a tier behind it or none.
 
+    last: contents by number of the latest piece, and those that left; contents: how many there are.
     cost: of computing a block, by depth. whole: the only piece is a loaded trace, whose numbers are
     kept for the next run.
     """
@@ -57,6 +58,7 @@ class Runner:
             numbers = self.numbering.number(piece.ids)
             ids = self.numbering.ids
         code, gone, gone_at = self.replay(piece, numbers, len(ids))
+        self.last, self.contents = (numbers, gone), len(ids)
         return Outcome(code, ids[gone], gone_at)
 
     def replay(self, piece: Trace, numbers: np.ndarray, count: int):
