@@ -27,9 +27,9 @@ CONTENT, PARENT, DEPTH, MARKS = range(4)
 WHERE, CHILDREN, LISTS = range(3)
 VALUE = LISTS + 2  # where there is one list only
 # Numbers in `book`
-CAPACITY, HELD, FRESH, FREE, NOW, ENTRIES, DROPPED, LENGTH, HEAD, TAIL = range(10)
-GHOSTS = 10  # how many are remembered in each of three ghost lists
-MINE = 13  # from here on the policy's own
+CAPACITY, HELD, FRESH, FREE, NOW, ENTRIES, DROPPED, LENGTH, HEAD, TAIL, OTHERS, PART = range(12)
+GHOSTS = 12  # how many are remembered in each of three ghost lists
+MINE = 15  # from here on the policy's own
 BOOK = 24
 THRESHOLD, CLOCK, OWN = range(3)  # numbers in `key`, in rows that are no block's
 BINS = 1024  # of the histogram that finds the threshold of `order`
@@ -40,7 +40,7 @@ class State(NamedTuple):
 
     node int32 [N, 8], meta int32 [N, 4]; place int64 [N], the order of a line; key float64 [N],
     that of `order`, and bits, the same memory as int64; rows before FIRST_BLOCK are the policy's.
-    heap int32 and bound float64 [2 N], first int32 and first_key int64 [2, N], digits
+    heap int32 and bound float64 [N], first int32 and first_key int64 [2, N], digits
     int64 [256]: the books of `order`. free int32 [N], ids given back. content int32 [C, W]. book
     int64. draws float64, random numbers to be used. costs float64, of computing a block, by depth.
     """
@@ -77,7 +77,7 @@ def new_state(capacity: int, width: int, rows: int = 0, ordered: bool = False) -
     key[THRESHOLD] = -np.inf
     return State(
         node, np.zeros((count, 4), dtype=np.int32), np.zeros(count, dtype=np.int64), key,
-        key.view(np.int64), np.zeros(2 * entries, dtype=np.int32), np.zeros(2 * entries),
+        key.view(np.int64), np.zeros(entries, dtype=np.int32), np.zeros(entries),
         np.zeros((2, entries), dtype=np.int32), np.zeros((2, entries), dtype=np.int64),
         np.zeros(256, dtype=np.int64), np.zeros(count, dtype=np.int32), _contents(width), book,
         np.zeros(0), np.zeros(0),
