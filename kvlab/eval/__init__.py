@@ -1,5 +1,6 @@
 """Measures: quality paired with the full cache, recall, bytes and time, serving."""
 
+from kvlab.eval.calibrate import Calibrate
 from kvlab.eval.evaluate import Cost, Evaluate
 from kvlab.eval.load import Load
 from kvlab.eval.paired import Paired
@@ -15,6 +16,6 @@ from kvlab.eval.study import Study
 from kvlab.eval.tuning import Tune
 
 __all__ = [
-    "Cost", "DecodeSpeed", "Evaluate", "KernelRoofline", "Load", "Paired", "Pareto", "Parity",
-    "PrefillSpeed", "PrefixHitRate", "PrefixTTFT", "Recall", "Study", "Tune",
+    "Calibrate", "Cost", "DecodeSpeed", "Evaluate", "KernelRoofline", "Load", "Paired", "Pareto",
+    "Parity", "PrefillSpeed", "PrefixHitRate", "PrefixTTFT", "Recall", "Study", "Tune",
 ]  # fmt: skip

@@ -5,11 +5,11 @@ result = simulate(trace, policy="lru", capacity_blocks=10_000)
 capacities, block_hits = hit_curve(trace)
 """
 
+from kvlab.sim.costs import CostModel
 from kvlab.sim.curves import hit_curve, stack_distances, weighted_curve
 from kvlab.sim.definitions import Definitions
 from kvlab.sim.files import TraceStream, load_trace, load_traces, write_trace
 from kvlab.sim.result import SimResult
-from kvlab.sim.service import CostModel
 from kvlab.sim.sessions import Sessions
 from kvlab.sim.simulator import Host, simulate
 from kvlab.sim.trace import Trace, from_requests

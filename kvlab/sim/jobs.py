@@ -12,9 +12,9 @@ from typing import NamedTuple
 from kvlab.core import BadInput, Measurement
 from kvlab.policy import asked, by_name
 from kvlab.sim import bounds
+from kvlab.sim.costs import CostModel
 from kvlab.sim.definitions import Definitions
 from kvlab.sim.result import SimResult
-from kvlab.sim.service import CostModel
 from kvlab.sim.sessions import Sessions
 from kvlab.sim.simulator import Host, simulate
 from kvlab.sim.sizes import blocks_for, shape_by_name, token_bytes

@@ -2,60 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from heapq import heappop, heappush
-from pathlib import Path
 
 import numpy as np
 
 from kvlab.core import BadInput
 from kvlab.policy import Moment
+from kvlab.sim.costs import CostModel
 from kvlab.sim.engine import Engine, Flight
 from kvlab.sim.moments import Moments
 from kvlab.sim.outcome import HIT, REFUSED, Outcome
 from kvlab.sim.sizes import ModelShape
 from kvlab.sim.trace import Trace
-
-
-@dataclass(frozen=True)
-class CostModel:
-    """How long a request holds its blocks: prompt tokens that did not hit at one rate, then output
-    tokens at another, both of one request. Requests do not slow each other down.
-
-    The defaults are round numbers of an 8B model on one H100-class device; take measured ones from
-    a run with `measured`.
-    """
-
-    prefill_tokens_per_second: float = 20_000.0
-    decode_tokens_per_second: float = 50.0
-
-    def __post_init__(self):
-        for name in ("prefill_tokens_per_second", "decode_tokens_per_second"):
-            if not getattr(self, name) > 0:
-                raise BadInput(f"service.{name}", getattr(self, name), "must be more than 0")
-
-    @classmethod
-    def measured(cls, run: str | Path) -> CostModel:
-        """The mean rates that a run folder (or its measurements.jsonl) holds."""
-        path = Path(run)
-        path = path / "measurements.jsonl" if path.is_dir() else path
-        names = ("prefill_tokens_per_second", "decode_tokens_per_second")
-        found: dict[str, list[float]] = {name: [] for name in names}
-        for row in map(json.loads, path.read_text().splitlines()):
-            if row["name"] in found:
-                found[row["name"]].append(row["value"])
-        missing = [name for name in names if not found[name]]
-        if missing:
-            raise BadInput("service", path, f"the run has no measurement {' or '.join(missing)}")
-        return cls(*(float(np.mean(found[name])) for name in names))
-
-    def prefill_ms(self, tokens: int) -> float:
-        return 1e3 * tokens / self.prefill_tokens_per_second
-
-    def decode_ms(self, tokens: int) -> float:
-        return 1e3 * tokens / self.decode_tokens_per_second
 
 
 def recompute_cost(shape: ModelShape, block_size: int) -> Callable[[int], float]:

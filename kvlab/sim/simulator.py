@@ -10,6 +10,7 @@ import numpy as np
 from kvlab.blocks import BlockLedger
 from kvlab.core import BadInput
 from kvlab.policy import EvictionPolicy, asked, by_name
+from kvlab.sim.costs import CostModel
 from kvlab.sim.curves import not_hittable
 from kvlab.sim.engine import Engine, Tier
 from kvlab.sim.fast import Compiled
@@ -18,7 +19,7 @@ from kvlab.sim.flat import Flat
 from kvlab.sim.moments import check_asks
 from kvlab.sim.outcome import Outcome, Tally
 from kvlab.sim.result import SimResult
-from kvlab.sim.service import CostModel, InFlight, OneByOne, recompute_cost
+from kvlab.sim.service import InFlight, OneByOne, recompute_cost
 from kvlab.sim.sizes import ModelShape, shape_by_name
 from kvlab.sim.trace import Trace
 
