@@ -11,11 +11,11 @@ from typing import NamedTuple
 import torch
 from safetensors.torch import load_file, save_file
 
-from kvlab.blocks import OWNER
 from kvlab.cache import manifest as manifests
 from kvlab.cache.manifest import Manifest, StoredBlock, StoredFile, refused
 from kvlab.core import BadInput, BlockId, KvlabError
 
+OWNER = "prefix"  # of blocks that belong to no sequence
 SHARD_BYTES = 1 << 30  # of one data file, so that neither side holds more in host memory
 KINDS = {torch.uint8: "U8", torch.int8: "I8", torch.float16: "F16", torch.bfloat16: "BF16",
          torch.float32: "F32", torch.float8_e4m3fn: "F8_E4M3", torch.int32: "I32"}

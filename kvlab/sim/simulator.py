@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kvlab.blocks import BlockLedger
+from kvlab.blocks import BlockLedger, HostTier, NoTier
 from kvlab.core import BadInput
 from kvlab.policy import EvictionPolicy, asked, by_name
 from kvlab.sim.costs import CostModel
 from kvlab.sim.curves import not_hittable
-from kvlab.sim.engine import Engine, Tier
 from kvlab.sim.fast import Compiled
 from kvlab.sim.files import TraceStream
 from kvlab.sim.flat import Flat
 from kvlab.sim.moments import check_asks
 from kvlab.sim.outcome import Outcome, Tally
+from kvlab.sim.prompts import Prompts
 from kvlab.sim.result import SimResult
 from kvlab.sim.service import InFlight, OneByOne, recompute_cost
 from kvlab.sim.sizes import ModelShape, shape_by_name
@@ -144,7 +144,7 @@ def _check(prefix, partial_blocks, host, service) -> None:
 def _runner(ledger, trace, prefix, partial_blocks, host, service, shape):
     if not prefix:
         return Flat(ledger)
-    second = host and Tier(_ledger(host.policy, host.capacity_blocks))
+    tier = HostTier(_ledger(host.policy, host.capacity_blocks)) if host else NoTier()
     cost = recompute_cost(shape, trace.block_size)
-    engine = Engine(Tier(ledger), second, not_hittable(partial_blocks), cost)
-    return InFlight(engine, service) if service else OneByOne(engine)
+    prompts = Prompts(ledger, tier, not_hittable(partial_blocks), cost)
+    return InFlight(prompts, service) if service else OneByOne(prompts)
