@@ -53,6 +53,10 @@ class Calibration:
         Path(path).write_text(text + "\n", encoding="utf-8")
 
 
+class NoService:
+    """A request is over before the next one comes: hits are counted, times are not."""
+
+
 @dataclass(frozen=True)
 class CostModel:
     """How long a request holds its blocks: prompt tokens that did not hit are computed, then output
