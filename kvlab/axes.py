@@ -171,10 +171,11 @@ def load(axis: str, path: str) -> Callable:
     module, _, attribute = path.rpartition(".")
     try:
         found = getattr(import_module(module), attribute)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:  # of a name without a module, too
         raise BadInput(axis, path, f"cannot be imported: {error}") from error
     except AttributeError as error:
-        raise BadInput(axis, path, f"{module} has no {attribute}") from error
+        raise BadInput(axis, path, f"{module} has no {attribute} that could be imported"
+                       ) from error
     if not callable(found):
         raise BadInput(axis, path, "cannot be called; name a class, or a function that makes one")
     return found

@@ -40,12 +40,14 @@ AXES = {
     "policy": ("kvlab.policy", "pop"),
     "window": ("kvlab.window", "protected"),
     "needle": ("kvlab.eval.needle", "prompt"),
+    "task": ("kvlab.eval", "awaited"),
     "retrieval": ("kvlab.retrieval", "selects"),
     "offload": ("kvlab.offload", "build"),
     "summary": ("kvlab.summary", "makes"),
     "prefix": ("kvlab.blocks", "shares"),
 }
-BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder", "Retrieval", "Summary"}
+BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder", "Retrieval", "Summary",
+         "Asking", "Forced", "StepTask", "TimedTask"}
 
 
 @pytest.fixture(scope="module", autouse=True)

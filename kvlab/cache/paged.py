@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockLedger
+from kvlab.cache.choosing import ChoosingGroup
 from kvlab.cache.copies import Copies
 from kvlab.cache.facts import NO_FACTS, ModelFacts
 from kvlab.cache.group import LayerGroup
@@ -69,7 +70,8 @@ class PagedCache(Copies, Sequences):
             g, spec.format, self.device, self.dtype, spec.kernels, self.workspace, self.meter,
             FINE_SLAB_TOKENS if spec.by_token else SLAB_TOKENS,
         )
-        return LayerGroup(ledger, pool, spec, self.inv_freq)
+        kind = ChoosingGroup if spec.by_token else LayerGroup
+        return kind(ledger, pool, spec, self.inv_freq)
 
     # ---- one step
 
@@ -79,6 +81,8 @@ class PagedCache(Copies, Sequences):
         Raises `OutOfBlocks`; lengths and contents are then as before, but for evicted blocks.
         """
         self._check_step(seqs, counts)
+        if self.spec.by_token:
+            self._foresee(dict(zip(seqs, counts)))
         for group in self.groups:  # all rows at once, or an early row would evict in vain
             wanted = [(seq, group.needs(seq, n)) for seq, n in zip(seqs, counts, strict=True)]
             coming = [c for seq, blocks in wanted for c in group.share.coming(seq, blocks)]
@@ -223,13 +227,23 @@ class PagedCache(Copies, Sequences):
 
     # ---- tokens that are chosen
 
+    def _foresee(self, counts: dict[SeqId, int]) -> None:
+        """Tell the groups what their sequences will have seen after this step, and may hold."""
+        seen = {seq: n + counts.get(seq, 0) for seq, n in self._tokens.items()}
+        for group in self.groups:
+            group.seen, group.keep = seen, self._allowed(seen)
+
     def _kept(self, seqs: Iterable[SeqId]) -> dict[SeqId, int]:
-        """Tokens that each sequence may hold: its part of the budget, by the tokens it has seen."""
-        seen = {seq: self._tokens[seq] for seq in seqs}
+        """Tokens that each of `seqs` may hold now."""
+        keep = self._allowed(self._tokens)
+        return {seq: keep[seq] for seq in seqs}
+
+    def _allowed(self, seen: dict[SeqId, int]) -> dict[SeqId, int]:
+        """Of the tokens seen, those that may be held: a part of the budget in proportion."""
         if self.spec.budget_percent is not None:
             return {seq: int(n * self.spec.budget_percent / 100) for seq, n in seen.items()}
         room = self.spec.capacity_blocks(self.geometry) * self.geometry.block_size
-        total = max(1, sum(self._tokens.values()))
+        total = max(1, sum(seen.values()))
         return {seq: room * n // total if total > room else n for seq, n in seen.items()}
 
     def _looks(self, seqs: list[SeqId]) -> bool:

@@ -52,6 +52,7 @@ class Decoder:
         self._steps = 0
         self._windows = sliding_windows(model)
         self._tables: list | None = None  # of the capture; kept alive as long as the graph is
+        self._scratch: list[Tensor] = []  # the same of what its kernels write in between
         self._masses: list[Tensor | None] = []  # where it leaves what the policies observe
         if driver in ("auto", "graph"):
             self._give_up(obstacle(model, cache))
@@ -146,7 +147,7 @@ class Decoder:
             self._give_up(f"a CUDA graph cannot be captured here: {str(error).splitlines()[0]}")
             return False
         self._masses = [watch.captured() for watch in watches]
-        self._tables = tables
+        self._tables, self._scratch = tables, self.cache.workspace.scratch.tensors
         return True
 
     def _give_up(self, reason: str | None) -> None:

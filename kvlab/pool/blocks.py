@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kvlab.core import BadInput, CacheGeometry
 from kvlab.format import Dense, Fp8, Int, KVFormat
+from kvlab.kernel.scratch import Scratch
 from kvlab.pool.slabs import LayerPlanes, Meter, SlabStore
 
 SLAB_TOKENS = 1024
@@ -47,12 +48,13 @@ def has_kernels(format: KVFormat, head_dim: int) -> bool:
 class Workspace:
     """What the pools of one cache share while they read: nothing in it outlives a read.
 
-    Two buffers in the compute dtype that dequantized pieces of the past pass through, and what
-    others keep here so that its bytes are counted once for a cache (`shared`).
+    Two buffers in the compute dtype that dequantized pieces of the past pass through, the scratch
+    memory of kernels, and what others keep here so that its bytes count once (`shared`).
     """
 
     def __init__(self):
         self._buffers: tuple[Tensor, Tensor] | None = None
+        self.scratch = Scratch()
         self._shared: dict[str, object] = {}
 
     def take(self, tokens: int, heads: int, dim: int, dtype, device) -> tuple[Tensor, Tensor]:
@@ -77,7 +79,8 @@ class Workspace:
 
     @property
     def nbytes(self) -> int:
-        return sum(b.nbytes for b in (*(self._buffers or ()), *self._shared.values()))
+        held = (*(self._buffers or ()), self.scratch, *self._shared.values())
+        return sum(x.nbytes for x in held)
 
 
 class BlockPool:

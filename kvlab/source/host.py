@@ -162,6 +162,7 @@ class Host(Source):
         return Read(*pool.fused.paged_decode(
             ask.q, self.shelf.planes(ask.layer), pool.format, table, n_blocks,
             pool.open.layer(ask.layer), t.open_slot, self._no_tail, scale=ask.scale,
+            scratch=pool.workspace.scratch,
         ))
 
     # ---- accounts

@@ -6,7 +6,8 @@ import pytest
 
 from kvlab.cache import CacheSpec, CacheStats
 from kvlab.core import Measurement, RunFailed
-from kvlab.eval.base import Runner, alive, awaited_last
+from kvlab.eval.rows import awaited_last
+from kvlab.eval.runner import Runner, alive
 
 
 class Cache:
