@@ -19,8 +19,8 @@ from kvlab.eval.text_loss import BudgetLoss, TextLoss
 from kvlab.eval.tuning import Tune
 
 __all__ = [
-    "TASKS", "Asking", "Bench", "BudgetLoss", "Calibrate", "Cost", "DecodeSpeed", "Evaluate", "Forced",
-    "Item", "KernelRoofline", "Load", "Needles", "Paired", "Pareto", "Parity",
-    "PrefillSpeed", "PrefixHitRate", "PrefixTTFT", "Question", "Recall", "StepTask", "Study", "Task", "TextCost",
-    "TextLoss", "TimedTask", "Tune",
+    "TASKS", "Asking", "Bench", "BudgetLoss", "Calibrate", "Cost", "DecodeSpeed", "Evaluate",
+    "Forced", "Item", "KernelRoofline", "Load", "Needles", "Paired", "Pareto", "Parity",
+    "PrefillSpeed", "PrefixHitRate", "PrefixTTFT", "Question", "Recall", "StepTask", "Study",
+    "Task", "TextCost", "TextLoss", "TimedTask", "Tune",
 ]  # fmt: skip
