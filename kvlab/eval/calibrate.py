@@ -13,11 +13,11 @@ from scipy.optimize import nnls
 
 from kvlab.core import BadInput, Measurement, Variant
 from kvlab.eval.speed import fill, synchronize
+from kvlab.model import model_geometry, portrait
 from kvlab.model.adapter import PagedCache
 from kvlab.model.decode import Decoder, Driver, check_driver
 from kvlab.model.device import prepare_device
 from kvlab.model.prefill import prefill
-from kvlab.model.shape import model_geometry
 from kvlab.sim.costs import Calibration
 
 
@@ -68,15 +68,14 @@ class Calibrate:
         device = prepare_device(self.device, self.cap_gb)
         check_driver(self.driver, device)
         loaded = self.model.load(device)
-        geometry = model_geometry(loaded.model.config, variant.spec)
+        geometry = model_geometry(loaded.model, variant.spec)
         variant.spec.checked_for(geometry)
         params = {**loaded.about(), **variant.params, "chunk_tokens": self.chunk_tokens}
         if folder.done(variant.name, params):
             return
         with folder.surviving(variant.name, params):
             found = self._measure(loaded, variant.spec, device)
-            bits = variant.spec.format.bits_per_element(geometry)
-            token_bytes = geometry.elements_per_token * bits / 8
+            token_bytes = variant.spec.format.block_bytes(geometry) / variant.spec.block_size
             about = {"device": _name(device), "variant": variant.name, **params}
             calibration = Calibration(*(tuple(c) for _, _, c in found), token_bytes, about)
             for path in (folder.path / "calibration.json", *([self.write] if self.write else ())):
@@ -115,7 +114,8 @@ class Calibrate:
     def _decode(self, model, spec, rows: int, tokens: int) -> float:
         """ms of a step, of a decoder over a cache filled at random."""
         cache = PagedCache.for_model(model, spec)
-        fill(cache, rows, tokens, partial(_draw, model, rows, cache.dtype))
+        shapes = portrait(model).shapes
+        fill(cache, rows, tokens, partial(_draw, shapes, rows, cache.dtype, model.device))
         decoder = Decoder(model, cache, driver=self.driver)
         ids = torch.ones(rows, dtype=torch.long, device=model.device)
         for _ in range(3):  # compile, capture, warm up
@@ -181,10 +181,10 @@ def _error(found: list[tuple]) -> Measurement:
     return Measurement("fit_error_percent", 100 * worst, "%", "lower", count=len(pairs))
 
 
-def _draw(model, rows: int, dtype, layer: int, tokens: int):
-    config = model.config
-    shape = (rows, config.num_key_value_heads, tokens, config.head_dim)
-    return tuple(torch.randn(shape, dtype=dtype, device=model.device) for _ in range(2))
+def _draw(shapes, rows: int, dtype, device, layer: int, tokens: int):
+    heads, *widths = shapes[layer][:3]
+    sizes = ((rows, heads, tokens, width) for width in widths)
+    return tuple(torch.randn(size, dtype=dtype, device=device) for size in sizes)
 
 
 def _name(device: torch.device) -> str:
