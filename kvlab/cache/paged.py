@@ -258,7 +258,7 @@ class PagedCache(Copies, Sequences):
         """Bring the sequences back to their budget; decoded tokens may exceed it for a while."""
         for group in self.groups:
             for seq, keep in self._kept(group.tables).items():
-                group.chooser.hear(seq, group.tables[seq])
+                group.chooser.hear(seq)
                 over = group.chooser.over(group.tables[seq], keep, slack=singles)
                 if over:
                     group.repack(seq, over, self._tokens[seq])
