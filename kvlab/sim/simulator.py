@@ -79,7 +79,11 @@ def simulate(
         tally.add(piece, outcome)
         if outcomes:
             outcomes(piece, outcome)
-    return SimResult.of(tally, _name(policy), capacity_blocks, trace.block_size, **runner.more())
+    more = runner.more()
+    if compiled and host:  # exclusive: all that leaves the device is written to it
+        dropped = more["host_evictions"]
+        more["tiers"] = {"host_written_blocks": tally.evictions, "host_dropped_blocks": dropped}
+    return SimResult.of(tally, _name(policy), capacity_blocks, trace.block_size, **more)
 
 
 def _name(policy: str | EvictionPolicy) -> str:
