@@ -133,12 +133,13 @@ class PagedCache(Copies, Sequences):
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float,
-        window: int | None = None,
+        window: int | None = None, sinks: Tensor | None = None,
     ) -> Tensor:
         """q [B, Hq, T, Dk], k [B, H, T, Dk] and v [B, H, T, Dv], rows left-padded ->
         [B, T, Hq, Dv] in q's dtype.
 
-        Padding positions of the result are zero.
+        Padding positions of the result are zero. window: the model's own sliding window; sinks:
+        logits [Hq] that every query weighs beside those of the keys.
         """
         if self.spec.by_token and window is not None:
             raise BadInput("cache.evict", "token", f"a layer of this model looks back {window} "
@@ -148,27 +149,32 @@ class PagedCache(Copies, Sequences):
         if self._decodes and self._sees_all(window):
             q, k, v = (x[:, :, 0].contiguous() for x in (q, k, v))
             extents = [extents[number] for extents in self._step]
-            return group.decode(local, extents, q, k, v, scale)[:, None]
+            return group.decode(local, extents, q, k, v, scale, sinks)[:, None]
         out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
         for row, extents in enumerate(self._running):
             e = extents[number]
             if e.count:
                 new = slice(q.shape[2] - e.count, None)
                 keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
-                part = group.attend(Ask(local, e, q[row, :, new], keys, values, scale, window))
+                part = group.attend(Ask(
+                    local, e, q[row, :, new], keys, values, scale, window,
+                    softcap=group.pool.shape.softcap, sinks=sinks,
+                ))
                 out[row, new] = part.transpose(0, 1).to(out.dtype)
         return out
 
     def look(
-        self, layer: int, row: int, q: Tensor, k: Tensor, v: Tensor, before: Tensor, scale: float
+        self, layer: int, row: int, q: Tensor, k: Tensor, v: Tensor, before: Tensor, scale: float,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """What queries q [Hq, P, D] that are not stored see of row `row` of the step: all of its
         past and the first `before` [P] of its new tokens, k and v [n, H, D]. Fp32 [P, Hq, D].
         """
         number, local = self._place[layer]
-        e = self._step[row][number]
-        ask = Ask(local, e, q, k, v, scale, before=before)
-        return self.groups[number].look(ask).transpose(0, 1)
+        e, group = self._step[row][number], self.groups[number]
+        ask = Ask(local, e, q, k, v, scale, before=before, softcap=group.pool.shape.softcap,
+                  sinks=sinks)  # fmt: skip
+        return group.look(ask).transpose(0, 1)
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Take over k, v [B, H, T, D] of a step without attending: to fill a cache from elsewhere.
