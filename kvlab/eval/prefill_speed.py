@@ -64,7 +64,8 @@ class PrefillSpeed:
         shared = {**loaded.about(), "chunk_tokens": self.chunk_tokens}
         with fused(loaded.model):
             for variant in variants:
-                params = shared | variant.params | {"block_size": variant.spec.block_size}
+                params = shared | loaded.about(variant.spec) | variant.params
+                params |= {"block_size": variant.spec.block_size}
                 call = partial(self._ours, loaded.model, variant.spec)
                 self._measure(folder, variant.name, params, call, loaded.model, ids)
             for name in self.peers:

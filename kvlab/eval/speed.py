@@ -73,7 +73,8 @@ class DecodeSpeed:
             for tokens in self.contexts:
                 place = shared | {"tokens": tokens, "batch": rows}
                 for variant in variants:
-                    params = variant.params | place | {"block_size": variant.spec.block_size}
+                    params = variant.params | place | loaded.about(variant.spec)
+                    params |= {"block_size": variant.spec.block_size}
                     call = partial(self._ours, loaded.model, variant.spec, rows, tokens)
                     self._measure(folder, variant.name, params, call)
                 for name in self._peers_at(rows, tokens):

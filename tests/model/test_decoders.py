@@ -11,10 +11,12 @@ from decoders import DECODERS, MIXED, SHAPE, make_decoder
 from transformers import DynamicCache
 
 from kvlab import PagedCache
+from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, KvlabError
 from kvlab.kernel import attend_ref, attend_sdpa
 from kvlab.model import decode, portrait
 from kvlab.model.fuse import fusible
+from kvlab.model.load import LoadedModel
 from kvlab.model.prefill import forward_chunk
 from kvlab.source.sum import Sum
 
@@ -190,3 +192,13 @@ def test_sinks_take_weight_and_give_nothing():
     torch.testing.assert_close(total.result()[1], both.logsumexp(-1))
     nothing = torch.zeros(4, 3, 8), torch.full((4, 3), -torch.inf)
     assert not attend_ref.with_sinks(nothing, sinks)[0].any()
+
+
+def test_a_row_says_what_is_done_the_long_way():
+    def loaded(name):
+        return LoadedModel(make_decoder(name), None, "", True, name, "random")
+
+    assert loaded("gemma2").about()["decoder"] == "the library's forward in 3 of 3 layers"
+    told = loaded("gemma2").about(CacheSpec(kernels="triton"))
+    assert told["kernels"] == "plain torch: logits are softly capped at 2"
+    assert "kernels" not in loaded("gemma2").about(CacheSpec(kernels="torch"))
