@@ -55,6 +55,7 @@ class ChoosingGroup(LayerGroup):
 
     def attend(self, ask: Ask) -> Tensor:
         e = ask.extent
+        self.watch.seq = e.seq
         if e.chosen is None:
             return super().attend(ask)
         total = Sum(self.pool.fused, ask.sinks)

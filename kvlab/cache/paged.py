@@ -269,7 +269,7 @@ class PagedCache(Copies, Sequences):
         """Bring the sequences back to their budget; decoded tokens may exceed it for a while."""
         for group, kept in zip(self.groups, self._kept(self._tokens)):
             for seq, keep in kept.items():
-                group.chooser.hear(seq, group.tables[seq])
+                group.chooser.hear(seq)
                 over = group.chooser.over(group.tables[seq], keep, slack=singles)
                 if over:
                     group.repack(seq, over, self._tokens[seq])

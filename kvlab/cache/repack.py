@@ -102,9 +102,9 @@ class Repack:
         self.watch.looking = self.watch.scorer.decodes and any(due)
         return self.watch.looking
 
-    def hear(self, seq: SeqId, table: BlockTable) -> None:
+    def hear(self, seq: SeqId) -> None:
         """Take over what the step that ended tells of the sealed tokens of `seq`."""
-        self.watch.stand(seq, table.ids[: table.length // self.size])
+        self.watch.stand(seq)
 
     def run(self, seq: SeqId, table: BlockTable, over: int, seen: int) -> list[BlockId]:
         """Keep all but `over` blocks' worth of the sealed tokens; returns the blocks to release.
