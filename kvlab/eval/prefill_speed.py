@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from kvlab.cache import CacheSpec
 from kvlab.core import Measurement, Variant
 from kvlab.eval.clock import fresh_peak, seconds
 from kvlab.eval.sweep import Point, Sweep, at_least, check_peers, check_variants
@@ -75,81 +77,96 @@ class PrefillSpeed(Sweep):
         with fused(loaded.model):
             for name, params, spec in variants:
                 about = shared | params | {"block_size": spec.block_size}
-                arm = Arm(self, loaded.model, name, ids, partial(self._ours, loaded.model, spec))
-                yield from arm.points(about)
+                yield from Arm(self, loaded.model, name, ids, spec).points(about)
             for name in self.peers:
-                call = partial(self._peer, loaded.model, PEERS[name])
-                arm = Arm(self, loaded.model, name, ids, call)
+                arm = PeerArm(self, loaded.model, name, ids)
                 yield from arm.points(shared | {"peer": name, "format": "bf16"})
 
-    def _ours(self, model, spec, ids: Tensor, watch=False) -> tuple[PagedCache, Tensor]:
-        """The filled cache and the last logits; watch: is given the cache, and then the progress.
-        """
-        cache = PagedCache.for_model(model, spec)
-        progress = watch and watch(cache)
-        logits = prefill(model, ids, cache, chunk_tokens=self.chunk_tokens,
-                         progress=progress).logits
-        return cache, logits
 
-    def _peer(self, model, chunked, ids: Tensor, watch=False) -> tuple:
-        return dynamic_prefill(model, self.chunk_tokens if chunked else None, ids), None
-
-
-class Arm:
+class PeerArm:
     """One cache at every length; its kernels are compiled before the first prompt is timed."""
 
-    def __init__(self, job: PrefillSpeed, model, name: str, ids: Tensor, call: Callable):
-        self.job, self.model, self.name, self.ids, self.call = job, model, name, ids, call
-        self.warm = False
+    def __init__(self, job: PrefillSpeed, model, name: str, ids: Tensor):
+        self.job, self.model, self.name, self.ids = job, model, name, ids
+        self.device, self.warm = ids.device, False
 
     def points(self, params: dict) -> Iterator[Point]:
         for tokens in self.job.contexts:
             yield Point(self.name, params | {"tokens": tokens}, partial(self.rows, tokens))
 
     def rows(self, tokens: int) -> Iterator[Measurement]:
-        job, ids, device = self.job, self.ids[:, :tokens], self.ids.device
         if not self.warm:
-            self._warm_up()
-        gc.collect()
-        if device.type == "cuda":
+            self.warm_up(self.ids[:, : 2 * self.job.chunk_tokens + 100])
+            self.warm = True
+        gc.collect()  # a cache and its decoder know each other; their buffers would count as ours
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        fresh_peak(device)
-        standing, peaks = standing_bytes(self.model, device), []
+        fresh_peak(self.device)
+        yield from self.timed(self.ids[:, :tokens])
 
-        def watch(cache: PagedCache) -> Peak:
-            peaks.append(Peak(cache, self.model.config, self.job.folder, self.name, tokens))
-            return peaks[0]
+    def warm_up(self, ids: Tensor) -> None:
+        self._whole_or_chunked(ids)
 
-        took, (cache, logits) = seconds(device, lambda: self.call(ids, watch))
+    def timed(self, ids: Tensor) -> Iterator[Measurement]:
+        yield from self.prefilled(lambda: self._whole_or_chunked(ids), ids.shape[1])
+
+    def prefilled(self, call: Callable, tokens: int) -> Iterator[Measurement]:
+        """Rows that every cache has."""
+        took, _ = seconds(self.device, call)
         yield Measurement("prefill_seconds", took, "s", "lower", count=tokens)
         yield Measurement("prefill_tokens_per_second", tokens / took, "tokens/s", "higher",
                           count=tokens)
-        if peaks:
-            yield from account(self.model, peaks[0], standing)
-        if device.type == "cuda":
-            for name, bytes in (("peak_device_bytes", torch.cuda.max_memory_allocated),
-                                ("peak_reserved_bytes", torch.cuda.max_memory_reserved)):
-                yield Measurement(name, bytes(device), "B", "lower")
-        if peaks:
-            self._keep(tokens, logits)
-            if job.decode_tokens:
-                yield from decode_rows(self.model, cache, ids, job.decode_tokens)
-            cache.check()
+        if self.device.type == "cuda":
+            for name, most in (("peak_device_bytes", torch.cuda.max_memory_allocated),
+                               ("peak_reserved_bytes", torch.cuda.max_memory_reserved)):
+                yield Measurement(name, most(self.device), "B", "lower")
 
-    def _warm_up(self) -> None:
+    def _whole_or_chunked(self, ids: Tensor):
+        return dynamic_prefill(self.model, PEERS[self.name] and self.job.chunk_tokens, ids)
+
+
+class Arm(PeerArm):
+    """A cache of ours, with its account and what is decoded from it."""
+
+    def __init__(self, job: PrefillSpeed, model, name: str, ids: Tensor, spec: CacheSpec):
+        super().__init__(job, model, name, ids)
+        self.spec = spec
+
+    def warm_up(self, ids: Tensor) -> None:
         """Compile kernels, plan attention and spill a little, with a cache that is then dropped."""
-        cache, _ = self.call(self.ids[:, : 2 * self.job.chunk_tokens + 100])
-        if isinstance(cache, PagedCache) and self.job.decode_tokens:
+        cache, count = PagedCache.for_model(self.model, self.spec), self.job.decode_tokens
+        self._fill(cache, ids, False)
+        if count:
             decoder = Decoder(self.model, cache)
-            for at in range(min(self.job.decode_tokens, cache.spec.block_size + 2)):  # a seal too
-                decoder.step(self.ids[:, at % self.ids.shape[1]])
-        self.warm = True
+            for at in range(min(count, self.spec.block_size + 2)):  # a seal compiles too
+                decoder.step(ids[:, at % ids.shape[1]])
+        cache.reset()
 
-    def _keep(self, tokens: int, logits: Tensor) -> None:
+    def timed(self, ids: Tensor) -> Iterator[Measurement]:
+        standing, tokens = standing_bytes(self.model, self.device), ids.shape[1]
+        cache = PagedCache.for_model(self.model, self.spec)
+        if self.spec.offload.keeps:  # pinning is slow, and done once in a server's life
+            took, _ = seconds(self.device, lambda: [g.away.shelf.reserve(tokens)
+                                                    for g in cache.groups])
+            yield Measurement("host_reserve_seconds", took, "s", "lower")
+        peak = Peak(cache, self.model.config, self.job.folder, self.name, tokens)
+        yield from self.prefilled(lambda: self._fill(cache, ids, peak), tokens)
+        self._keep(tokens)
+        yield from account(self.model, peak, standing)
+        if self.job.decode_tokens:
+            yield from decode_rows(self.model, cache, ids, self.job.decode_tokens)
+        cache.check()
+
+    def _fill(self, cache: PagedCache, ids: Tensor, progress) -> None:
+        self.logits = prefill(self.model, ids, cache, chunk_tokens=self.job.chunk_tokens,
+                              progress=progress).logits
+
+    def _keep(self, tokens: int) -> None:
+        """The last logits, of which another run's can be compared with."""
         folder = self.job.folder / "logits"
         folder.mkdir(exist_ok=True)
         slug = "".join(c if c.isalnum() or c in ".=-" else "_" for c in self.name)
-        torch.save(logits[0].float().cpu(), folder / f"{slug}-{tokens}.pt")
+        np.save(folder / f"{slug}-{tokens}.npy", self.logits[0].float().cpu().numpy())
 
 
 class Peak:
