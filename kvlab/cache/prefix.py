@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvlab.blocks import Chain, PrefixHandle
+from kvlab.blocks import Chain
+from kvlab.blocks import PrefixHandle as Handle
 from kvlab.cache import store
 from kvlab.cache.audit import Audit, audited
 from kvlab.cache.changing import Changing
@@ -19,27 +20,13 @@ from kvlab.sim.sizes import ModelShape
 from kvlab.source import Extent
 
 
-class Handle(PrefixHandle):
-    """A prefix kept or found: `ids` (of the first layer group), `tokens`, `pinned`.
-
-    parts: ids for each layer group. identity: under which they were found; when the cache has
-    another, the handle holds nothing any more.
-    """
-
-    __slots__ = ("identity", "parts")
-
-    def __init__(self, parts: list[list[int]], tokens: int, pinned: bool, identity: str):
-        super().__init__(parts[0], tokens, pinned)
-        self.parts, self.identity = parts, identity
-
-
 class Prefixes(Changing):
     """The part of `PagedCache` that finds, keeps, releases and accounts for shared prefixes."""
 
     def _start_sharing(self, facts: ModelFacts) -> None:
         """Give every layer group its way of holding blocks; `self.groups` is made."""
         g, self.facts = self.geometry, facts
-        self.shape = ModelShape(g.layers, g.query_heads, g.kv_heads, g.head_dim, facts.parameters)
+        self.shape = ModelShape.of(g, facts.parameters)
         self.identity = self._named(facts.identity)
         self._chains: dict[SeqId, Chain] = {}
         self._handles: list[Handle] = []

@@ -12,6 +12,7 @@ from torch import Tensor
 from kvlab.core import Measurement, Variant
 from kvlab.eval.clock import copy_ceiling, event_ms, seconds
 from kvlab.eval.sweep import Point, Sweep, at_least, check_peers, check_variants
+from kvlab.model import portrait
 from kvlab.model.adapter import PagedCache
 from kvlab.model.decode import Decoder, Driver, check_driver
 from kvlab.model.peers import PEERS, Peer
@@ -106,14 +107,13 @@ class DecodeSpeed(Sweep):
         yield Measurement("decode_percent_of_copy", 100 * size / took / self.ceiling, "%", "higher")
 
     def _random(self, model, rows: int, dtype) -> Callable[[int, int], tuple[Tensor, Tensor]]:
-        config = model.config
-        heads, dim = config.num_key_value_heads, config.head_dim
+        shapes = portrait(model).shapes
         source = torch.Generator(model.device).manual_seed(self.seed)
 
         def draw(layer: int, tokens: int) -> tuple[Tensor, Tensor]:
-            shape = (rows, heads, tokens, dim)
-            return tuple(torch.randn(shape, dtype=dtype, device=model.device, generator=source)
-                         for _ in range(2))
+            heads, *widths = shapes[layer][:3]
+            return tuple(torch.randn(rows, heads, tokens, width, dtype=dtype, device=model.device,
+                                     generator=source) for width in widths)
 
         return draw
 

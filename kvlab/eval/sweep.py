@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 
 from kvlab.core import BadInput, Measurement, Variant
+from kvlab.model import model_geometry
 from kvlab.model.device import prepare_device
 from kvlab.model.load import LoadedModel
-from kvlab.model.shape import model_geometry
 
 
 class Batch(NamedTuple):
@@ -84,7 +84,7 @@ def needs_cuda(device: torch.device, job: str) -> None:
 def check_variants(loaded: LoadedModel, variants: Sequence[Variant]) -> None:
     """Refuse what does not fit the model's shape before anything is measured."""
     for variant in variants:
-        variant.spec.checked_for(model_geometry(loaded.model.config, variant.spec))
+        variant.spec.checked_for(model_geometry(loaded.model, variant.spec))
 
 
 def at_least(least: int, **settings: int) -> None:

@@ -18,6 +18,7 @@ from kvlab.format import KVFormat
 from kvlab.kernel import tune
 from kvlab.kernel.codes_triton import narrow
 from kvlab.kernel.decode_split_triton import decode_split_kernel
+from kvlab.kernel.scratch import Scratch
 from kvlab.kernel.sides import TYPES, Frame, Side, next_power, offsets, sides
 
 LOG2E = 1.4426950408889634
@@ -91,23 +92,6 @@ def _splits(rows: int, kv_heads: int, resident: int) -> int:
     return max(sorted(tried), key=lambda n: round(busy(n), 2))
 
 
-_scratch: dict[tuple, Tensor] = {}
-
-
-def _buffer(name: str, size: int, device) -> Tensor:
-    """Reused fp32 scratch. Grown by a new tensor: a captured graph keeps the one it was made with,
-    as long as `_kept` does."""
-    key = (name, device)
-    if key not in _scratch or _scratch[key].numel() < size:
-        _kept.append(_scratch.get(key))
-        with torch.inference_mode(False):  # whoever comes later may write to it
-            _scratch[key] = torch.empty(size, dtype=torch.float32, device=device)
-    return _scratch[key]
-
-
-_kept: list = []
-
-
 def setting_key(format: KVFormat, slots: int, dim: int, group: int) -> str:
     """Name of a kernel and shape in the table of measured settings."""
     return f"decode {format.identity} S{slots} D{dim} G{group}"
@@ -143,7 +127,7 @@ def _check(
 def paged_decode(
     q: Tensor, sealed, format: KVFormat, table: Tensor, n_blocks: Tensor, open, open_slot: Tensor,
     open_len: Tensor, *, scale: float, mass: Tensor | None = None, setting=None,
-    after_append: bool = False,
+    after_append: bool = False, scratch: Scratch | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of one query token per row over its sealed blocks and its open tail.
 
@@ -155,6 +139,7 @@ def paged_decode(
     share of attention. setting: launch settings, see `tune`.
     after_append: the kernel launched before this one is `append`, and table, n_blocks and sealed
     blocks were written before it; then they are looked up while it still runs.
+    scratch: where partial results lie until they are merged; None: made for this call.
 
     Returns out [B, Hq, D] in q's dtype and lse fp32 [B, Hq] (natural log; -inf for an empty row).
     Nothing depends on a length on the host, so the call can be captured in a graph (after one call
@@ -179,9 +164,9 @@ def paged_decode(
         chained=gpu.chained, after_append=after_append, open_dtype=TYPES[tail.dtype],
     )
     chain = {"launch_pdl": True} if gpu.chained else {}
-    part_out = _buffer("out", rows * heads * splits * dim, q.device)
-    part_lse = _buffer("lse", rows * heads * splits, q.device)
-    cells = None if mass is None else _buffer("cells", rows * heads * width * per_block, q.device)
+    take, parts = (scratch or Scratch()).take, rows * heads * splits
+    part_out, part_lse = take("out", parts * dim, q.device), take("lse", parts, q.device)
+    cells = None if mass is None else take("cells", rows * heads * width * per_block, q.device)
     out, lse = torch.empty_like(q), torch.empty(rows, heads, dtype=torch.float32, device=q.device)
     decode_split_kernel[(rows * kv_heads, splits)](
         q, part_out, part_lse, cells, sealed.base, table, n_blocks, open.base, open_slot, open_len,

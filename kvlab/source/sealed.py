@@ -114,6 +114,7 @@ class Sealed(Source):
         return Read(*pool.fused.paged_decode(
             ask.q, pool.sealed.layer(ask.layer), pool.format, table, n_blocks,
             pool.open.layer(ask.layer), t.open_slot, t.open_now, scale=ask.scale, mass=mass,
+            scratch=pool.workspace.scratch,
         ), mass)
 
     # ---- accounts

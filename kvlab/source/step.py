@@ -39,6 +39,7 @@ class Extent:
         pieces  how the past is read, for each sliding window that a layer of the model has
         away    the same of what lies in host memory, with keys instead of block ids
         alone   whether no other sequence is read in between, from layer to layer
+        chosen  blocks for the tokens that stay, each head's own; None where all of them do
     """
 
     seq: SeqId
@@ -56,6 +57,8 @@ class Extent:
     pieces: dict[int | None, list[Piece]] = field(default_factory=dict)
     away: dict[int | None, list[Piece]] = field(default_factory=dict)
     alone: bool = False
+    chosen: list[BlockId] | None = None
+    held_ids: Tensor | None = None
 
     @property
     def single(self) -> bool:

@@ -122,3 +122,21 @@ def test_parts_merge_as_one_softmax():
     torch.testing.assert_close(out, logits.softmax(-1) @ values)
     torch.testing.assert_close(lse, logits.logsumexp(-1))
     torch.testing.assert_close(reads[1].mass, logits.softmax(-1)[..., 2:4])
+
+
+def test_scratch_of_the_decode_kernels_is_in_the_account():
+    if torch.cuda.is_available():
+        pytest.skip("kernels run on the CPU only where Triton interprets them")
+    cache = make(1, 4, 2, 32, kernels="triton")
+    seq, other = cache.open(), make(1, 4, 2, 32, kernels="triton")
+    before = cache.stats().workspace_bytes
+    for count in (5, 1):
+        cache.begin([seq], [count])
+        x = torch.randn(1, 2, count, 32)
+        cache.attend(0, torch.randn(1, 4, count, 32), x, x, scale=SCALE)
+        cache.commit()
+    scratch, tables = cache.workspace.scratch, cache.groups[0].sources.sealed.workspace_nbytes
+    assert scratch.nbytes == sum(x.untyped_storage().nbytes() for x in scratch.tensors) > 0
+    assert cache.stats().workspace_bytes == before + scratch.nbytes + tables
+    assert not other.workspace.scratch.nbytes, "nobody else's"
+    assert not copy.deepcopy(cache).workspace.scratch.nbytes
