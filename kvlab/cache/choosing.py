@@ -58,7 +58,7 @@ class ChoosingGroup(LayerGroup):
         self.watch.seq = e.seq
         if e.chosen is None:
             return super().attend(ask)
-        total = Sum(self.pool.fused)
+        total = Sum(self.pool.fused, ask.sinks)
         for source in self.sources.readers:
             for part in source.parts(ask):
                 if part.blocks:

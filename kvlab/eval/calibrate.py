@@ -12,7 +12,8 @@ import torch
 from scipy.optimize import nnls
 
 from kvlab.core import BadInput, Measurement, Variant
-from kvlab.eval.speed import fill, synchronize
+from kvlab.eval.clock import synchronize
+from kvlab.eval.speed import fill
 from kvlab.model import model_geometry, portrait
 from kvlab.model.adapter import PagedCache
 from kvlab.model.decode import Decoder, Driver, check_driver
