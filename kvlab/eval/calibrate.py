@@ -19,7 +19,7 @@ from kvlab.model.adapter import PagedCache
 from kvlab.model.decode import Decoder, Driver, check_driver
 from kvlab.model.device import prepare_device
 from kvlab.model.prefill import prefill
-from kvlab.sim.costs import Calibration
+from kvlab.sim import Calibration
 
 
 class Calibrate:

@@ -44,7 +44,7 @@ class Calibration:
         except (OSError, ValueError, TypeError) as error:
             remedy = f"is no file that job=calibrate wrote ({type(error).__name__})"
             raise BadInput("service.calibration", path, remedy) from None
-        if not sound or not made.prefill[1] + made.prefill[2] > 0:
+        if not sound or not sum(made.prefill) > 0:
             raise BadInput("service.calibration", path, "holds numbers that no machine has")
         return made
 

