@@ -10,21 +10,23 @@ from kvlab.sim.sizes import ModelShape
 from kvlab.sim.trace import Trace
 
 # Codes of an access. Those from HIT on are hits, by tier.
-MISS, BROKEN_CHAIN, PARTIAL, REFUSED, HIT, HOST_HIT = range(6)
+MISS, BROKEN_CHAIN, PARTIAL, REFUSED, HIT, HOST_HIT, DEEP_HIT = range(7)
 SHARE = 1 << 32  # a whole, in the units of `hit_shares`: whole numbers sum alike in any pieces
 
 
 class Outcome(NamedTuple):
     """One piece of a trace, run: code uint8 [A] of each access; evicted block ids int64 [E] in
-    order, and the access of the piece during which each left, int64 [E]."""
+    order, and the access of the piece during which each left, int64 [E]. ran: the piece in the
+    order in which it ran, where that is another one (a closed loop)."""
 
     code: np.ndarray
     evicted: np.ndarray
     evicted_at: np.ndarray
+    ran: Trace | None = None
 
 
 class Told(NamedTuple):
-    """Of one piece, what counts: accesses by code [6], misses of blocks that were never asked for,
+    """Of one piece, what counts: accesses by code [7], misses of blocks that were never asked for,
     requests refused, evictions that were thrash; hits and accesses of each request [R]; and for
     each run of hits its first token and the token behind its last."""
 
@@ -49,7 +51,8 @@ class Tally:
     def __init__(self, shape: ModelShape, window_seconds: float | None = 60.0):
         self.shape, self.window_ms = shape, window_seconds and 1e3 * window_seconds
         self.requests = self.refused = self.accesses = self.tokens = 0
-        self.hits = self.host_hits = self.token_hits = self.evictions = self.thrashed = 0
+        self.hits = self.host_hits = self.deep_hits = self.token_hits = 0
+        self.evictions = self.thrashed = 0
         self.flops = self.flops_saved = 0.0
         self.any_hit = self.hit_shares = 0
         self.misses = dict.fromkeys(
@@ -80,6 +83,7 @@ class Tally:
     def _add_hits(self, told: Told) -> None:
         self.hits += int(told.hits.sum())
         self.host_hits += int(told.codes[HOST_HIT])
+        self.deep_hits += int(told.codes[DEEP_HIT])
         self.any_hit += int(np.count_nonzero(told.hits))
         shares = np.rint(SHARE * told.hits / np.maximum(told.blocks, 1))
         self.hit_shares += int(shares.astype(np.int64).sum())
@@ -105,7 +109,7 @@ class Tally:
         last = hit[np.append(starts[1:], len(hit)) - 1] if len(hit) else hit
         first_seen = self._seen.first(piece)
         return Told(
-            codes=np.bincount(code[mask], minlength=HOST_HIT + 1),
+            codes=np.bincount(code[mask], minlength=DEEP_HIT + 1),
             compulsory=int(np.count_nonzero(first_seen & (code == MISS) & mask)),
             refused=len(np.unique(request[(code == REFUSED) & mask])),
             thrashed=0 if self.window_ms is None else self._thrashed(piece, outcome),

@@ -1,11 +1,11 @@
 """Blocks by rising (`key`, id): `policy.base.PriorityPolicy` on arrays.
 
-Only the first blocks are kept in order: those whose key is not above a threshold. The others are a
-mere list (`place`; CHILD says who is in it). When the first are used up, the threshold rises so that
-a part of the list lies below, which is sorted by radix. So a block filed above the threshold costs
-next to nothing; one below enters a heap. Entries are not taken back: one counts if its block is here
-(SPOT), not held, and still has this key. Where the heap grows large, all begins anew with a lower
-threshold.
+Only the first blocks are kept in order: those whose key is not above a threshold. The others are
+a mere list (`place`; CHILD says who is in it). When the first are used up, the threshold rises so
+that a part of the list lies below, which is sorted by radix. So a block filed above the threshold
+costs next to nothing; one below enters a heap. Entries are not taken back: one counts if its block
+is here (SPOT), not held, and still has this key. Where the heap grows large, all begins anew with a
+lower threshold.
 """
 
 from __future__ import annotations

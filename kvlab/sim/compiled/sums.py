@@ -7,7 +7,7 @@ from numba import njit
 
 from kvlab.sim.compiled.bind import OPTIONS
 from kvlab.sim.compiled.state import FIRST_CONTENT
-from kvlab.sim.outcome import HIT, MISS, REFUSED, Tally, Told
+from kvlab.sim.outcome import DEEP_HIT, HIT, MISS, REFUSED, Tally, Told
 from kvlab.sim.trace import Trace
 
 KNOWN, COMPULSORY, REFUSED_REQUESTS, THRASHED, CODES = range(5)  # of the counters
@@ -24,7 +24,7 @@ class CompiledTally(Tally):
 
     def _count(self, piece: Trace, outcome) -> Told:
         numbers, gone = self._runner.last
-        counters = np.zeros(CODES + 6, dtype=np.int64)
+        counters = np.zeros(CODES + DEEP_HIT + 1, dtype=np.int64)
         counters[KNOWN] = self._known
         window = -1.0 if self.window_ms is None else self.window_ms
         if self.window_ms is not None and len(self._gone_ms) < self._runner.contents:
