@@ -80,11 +80,8 @@ def simulate(
         tally.add(piece, outcome)
         if outcomes:
             outcomes(piece, outcome)
-    more = runner.more()
-    if compiled and host:  # exclusive: all that leaves the device is written to it
-        dropped = more["host_evictions"]
-        more["tiers"] = {"host_written_blocks": tally.evictions, "host_dropped_blocks": dropped}
-    return SimResult.of(tally, _name(policy), capacity_blocks, trace.block_size, **more)
+    named = _name(policy), capacity_blocks, trace.block_size
+    return SimResult.of(tally, *named, **runner.more())
 
 
 def _name(policy: str | EvictionPolicy) -> str:
@@ -139,7 +136,7 @@ def _compiled(policy, capacity, trace, prefix, partial_blocks, host, shape) -> C
     cost = recompute_cost(shape, trace.block_size) if prefix else (lambda depth: 1.0)
     runner = Compiled(
         policy, _capacity(capacity), prefix, not_hittable(partial_blocks), cost=cost,
-        host=host and (host.policy, _capacity(host.capacity_blocks)),
+        host=host and (host.policy, _capacity(host.capacity_blocks), host.mode),
         whole=isinstance(trace, Trace),
     )  # fmt: skip
     if policy == "belady":
@@ -151,8 +148,8 @@ def _compiled(policy, capacity, trace, prefix, partial_blocks, host, shape) -> C
 def _check_compiled(service, events, host) -> None:
     if service or events:
         raise BadInput("compiled", True, "has no service times and no events")
-    if host and (host.mode != "exclusive" or host.behind):
-        raise BadInput("compiled", True, "has one exclusive host tier; the others are not compiled")
+    if host and host.behind:
+        raise BadInput("compiled", True, "has two tiers at most; leave host.behind out")
 
 
 def _check(prefix, partial_blocks, host, service) -> None:

@@ -28,8 +28,9 @@ WHERE, CHILDREN, LISTS = range(3)
 VALUE = LISTS + 2  # where there is one list only
 # Numbers in `book`
 CAPACITY, HELD, FRESH, FREE, NOW, ENTRIES, DROPPED, LENGTH, HEAD, TAIL, OTHERS, PART = range(12)
-GHOSTS = 12  # how many are remembered in each of three ghost lists
-MINE = 15  # from here on the policy's own
+PINNED, WRITTEN = 12, 13  # of a tier behind
+GHOSTS = 14  # how many are remembered in each of three ghost lists
+MINE = 17  # from here on the policy's own
 BOOK = 24
 THRESHOLD, CLOCK, OWN = range(3)  # numbers in `key`, in rows that are no block's
 BINS = 1024  # of the histogram that finds the threshold of `order`
