@@ -108,12 +108,12 @@ def _clairvoyant(
     _check_known_ahead(name, trace, service)
     if not prefix:
         return by_name(name, future=trace.ids.tolist(), by_request=False)
-    keep = _uses(trace, capacity, partial_blocks).tolist()
+    keep = hittable(trace, capacity, partial_blocks).tolist()
     future = (ids[:count] for ids, count in zip(trace.requests(), keep))
     return by_name(name, future=future, by_request=True)
 
 
-def _uses(trace: Trace, capacity: int, partial_blocks: str) -> np.ndarray:
+def hittable(trace: Trace, capacity: int, partial_blocks: str) -> np.ndarray:
     """How many accesses of each request could hit, int64 [R]."""
     trace.check_prefix_chained()
     hides = not_hittable(partial_blocks) & trace.partial
@@ -141,7 +141,7 @@ def _compiled(policy, capacity, trace, prefix, partial_blocks, host, shape) -> C
     )  # fmt: skip
     if policy == "belady":
         _check_known_ahead(policy, trace)
-        runner.foresee(trace, _uses(trace, capacity, partial_blocks) if prefix else None)
+        runner.foresee(trace, hittable(trace, capacity, partial_blocks) if prefix else None)
     return runner
 
 
