@@ -4,9 +4,9 @@
     python experiments/replay_speed/bench.py --stream 94000000 [--policies lru]
     python experiments/replay_speed/bench.py --sweep 94000000 [--jobs 2]
 
-CPU time of this thread, best of `--rounds`. `loop` is the compiled loop alone, `simulate` the call as
-a user makes it, sums of the result included, `bare` an `OrderedDict` LRU over the same accesses in the
-same round, `libcachesim` (PyPI, if there) its own C loop, each block on its own.
+CPU time, best of `--rounds`. `loop` is the compiled loop alone, `simulate` the call as a user makes
+it, sums of the result included, `bare` an `OrderedDict` LRU over the same accesses in the same round,
+`libcachesim` (PyPI, if there) its own C loop, each block on its own.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def table(trace: Trace, policies: list[str], capacity: int, rounds: int, file: P
 
 class Stream:
     """Sessions that grow turn by turn, as those of coding agents do, made piece by piece: 64 at a
-    time, prompts of up to 3,800 blocks of 64 tokens, 96 % of them known from the turn before."""
+    time, prompts of up to 3,800 blocks of 64 tokens, most of them known from the turn before."""
 
     name, block_size = "made", 64
 
