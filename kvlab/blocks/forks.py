@@ -53,6 +53,7 @@ def _copy_tail(holding, tail: BlockId, fill: int) -> BlockId:
 
 def check_crop(holding, seq: SeqId, length: int) -> None:
     """Raises `KvlabError` if the block that `crop` would cut was evicted."""
+    holding.storage.check_crop(seq, length)
     whole, fill = divmod(length, holding.block_size)
     gone = fill and holding.tables[seq].ids[whole] is None
     if gone and not holding.storage.has(seq, whole):

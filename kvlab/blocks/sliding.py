@@ -38,5 +38,5 @@ def _free_unreadable(holding, seq: SeqId, readable: set[BlockId]) -> None:
     gone = [i for i, b in enumerate(table.ids) if b is not None and b not in readable]
     holding.storage.expire(seq, gone, [table.ids[i] for i in gone])
     holding.release(seq, [table.punch(i) for i in reversed(gone)])
-    holding.storage.prune(holding.tables)
+    holding.storage.prune()
     holding.evictions += len(gone)

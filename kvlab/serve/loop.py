@@ -88,7 +88,7 @@ class Loop:
         """Whether a request could not be served even alone, by a cache that gives nothing up."""
         size, group = self.cache.geometry.block_size, self.cache.groups[0]
         needs, capacity = -(-job.most_tokens // size), group.ledger.capacity
-        if capacity is None or needs <= capacity or not group.share.hold:
+        if capacity is None or needs <= capacity or not group.held.hold:
             return ""
         return f"request {job.request.number}: needs {needs} blocks, the budget is {capacity}"
 
