@@ -25,7 +25,8 @@ class Holding(Room):
     of axis prefix (`Shared`, `Serving`) change what is found, kept and made known.
 
     storage: what stands behind the ids. window: what stays pinned and what may be read.
-    record: the kind of `Step` that the storage wants.
+    record: the kind of `Step` that the storage wants. reach: tokens that a query of the model sees,
+    itself included, if it has a window of its own and nobody else begins with what leaves it.
     """
 
     hold = False  # whether running sequences keep their blocks
@@ -34,10 +35,11 @@ class Holding(Room):
 
     def __init__(
         self, ledger: BlockLedger, block_size: int, storage: NoStorage | None = None,
-        window: NoWindow | None = None, record: type[Step] = Step,
+        window: NoWindow | None = None, record: type[Step] = Step, reach: int | None = None,
     ):
         super().__init__(ledger, storage or NoStorage())
         self.block_size, self.window, self.record = block_size, window or NoWindow(), record
+        self.reach = reach
         self.claims: dict[SeqId, Claim] = {}
 
     # ---- a sequence comes
@@ -115,9 +117,12 @@ class Holding(Room):
         new, adopted = self._take(seq, *self._span(seq, count))
         ids = [tail, *new] if fill else new
         rest = ids[full] if rest_count else None
-        step = self.record(
+        return self.backed(self.record(
             seq, past, fill, count, tail, new, ids[:full], rest, rest_count, adopted, ahead
-        )
+        ))
+
+    def backed(self, step: Step) -> Step:
+        """The same with all memory that it needs, or undone."""
         try:
             self.storage.take(step)
         except BaseException:  # the allocator's errors, too
@@ -174,6 +179,7 @@ class Holding(Room):
 
     fork, crop = forks.fork, forks.crop
     check_crop, make_crop_room = forks.check_crop, forks.make_crop_room
+    check_reach = sliding.check_reach
 
     def close(self, seq: SeqId, done: bool = True) -> None:
         """Give back every block, tail first, so that a shared prefix outlives its suffixes.

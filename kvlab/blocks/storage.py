@@ -51,9 +51,6 @@ class NoStorage:
         some of them were given up and others not."""
         return length
 
-    def check_crop(self, seq: SeqId, length: int) -> None:
-        """Raises `KvlabError` if a sequence cannot go back to this length of its table."""
-
     def crop(self, seq: SeqId, whole: int, fill: int) -> None:
         """Only `whole` blocks and `fill` tokens of the next one stay."""
 
@@ -102,6 +99,9 @@ class NoStorage:
 
     def expire(self, seq: SeqId, indices: list[int], blocks: list[BlockId]) -> None:
         """These blocks of a sequence are about to leave for good, by its window."""
+
+    def leave_behind(self, seq: SeqId, blocks: int) -> None:
+        """The first `blocks` blocks of a sequence are never read again, wherever they are."""
 
     def prune(self) -> None:
         """Blocks have left: what belonged to nothing else can go."""

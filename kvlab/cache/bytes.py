@@ -126,5 +126,8 @@ class GroupBytes(NoStorage):
     def expire(self, seq, indices, blocks):
         self.entries.spill(seq, indices, blocks)
 
+    def leave_behind(self, seq, blocks):
+        self.host.let_go(seq, blocks)
+
     def prune(self):
         self.origins.prune(self.tables, self.host)

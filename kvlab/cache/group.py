@@ -23,7 +23,8 @@ class LayerGroup:
     # ---- one step
 
     def attend(self, ask: Ask) -> Tensor:
-        """Attention of the step's queries over all sources, fp32 [Hq, T, D]; stores k and v."""
+        """Attention of the step's queries over all sources, fp32 [Hq, T, Dv]; stores k and v."""
+        self.held.check_reach(ask.extent.seq, ask.extent.past, ask.window)
         total = Sum(self.pool.fused)
         for source in self.sources.readers:
             for part in source.parts(ask):

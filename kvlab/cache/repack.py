@@ -15,10 +15,11 @@ from torch import Tensor
 
 from kvlab.blocks import BlockLedger, BlockTable
 from kvlab.cache.scores import scorer_of
-from kvlab.cache.tokens import TokenWatch
+from kvlab.cache.tokens import Standing, TokenWatch
 from kvlab.cache.watch import Watch
 from kvlab.core import BlockId, KvlabError, SeqId
 from kvlab.pool import BlockPool
+from kvlab.source import Extent
 
 MARGIN = 8  # while decoding, a sequence may exceed its share by an eighth of it, or by 4 blocks
 
@@ -59,6 +60,7 @@ class Repack:
         self.pool, self.ledger, self.watch, self.window = pool, ledger, watch, spec.window
         self.choice, self.size = spec.choice, pool.block_size
         self.past: dict[SeqId, Past] = {}
+        self._coming: dict[SeqId, list[Standing]] = {}  # of the layers of a step that have chosen
 
     # ---- the life of a sequence
 
@@ -123,22 +125,50 @@ class Repack:
         table.ids[: len(old)] = new
         table.length -= over * self.size
         table.changes += 1
-        self.watch.choose(seq, index)
+        self.watch.choose(seq, index, len(old) * self.size)
         self.past[seq] = Past(seen, self.past.get(seq, (0, 0))[1] + over * self.size)
         return old
 
     def _chosen(self, seq: SeqId, blocks: list[BlockId], keep: int, fill: int) -> Tensor:
         """The tokens that stay, int64 [L, H, keep], in the order of the table."""
         score = self.watch.ranked(seq, len(blocks) * self.size)
+        return self._best(score, keep, fill)
+
+    def _best(self, score: Tensor, keep: int, fill: int) -> Tensor:
+        """score: fp32 [L, H, n] of the sealed tokens; fill: tokens behind them that all stay."""
         if self.choice != "head":
             score = score.mean(1, keepdim=True).expand_as(score)
         if self.choice == "all":
             score = score.mean(0, keepdim=True).expand_as(score)
-        score = score.contiguous()
+        score = score.clone()
         for begin, end in self.window.protected(score.shape[-1] + fill):
             score[..., begin:end] = torch.inf
         best = score.argsort(dim=-1, descending=True, stable=True)[..., :keep]
         return best.sort(-1).values
+
+    # ---- within a step
+
+    def stay(
+        self, e: Extent, layer: int, lse: Tensor | None, tokens: int, keep: int
+    ) -> Tensor:
+        """Which `keep` of a layer's first `tokens` stay, int64 [H, keep]; the rest of them all do.
+
+        Called once for each layer in order; `chose` or `undo` ends the step.
+        """
+        row = self.watch.row(e.seq, layer, tokens, lse)
+        index = self._best(row.score, keep, e.rest_count)
+        self._coming.setdefault(e.seq, []).append(row.chosen(index))
+        return index[0]
+
+    def chose(self, e: Extent, gone: int, seen: int) -> None:
+        """All layers have chosen: `gone` tokens less, of the `seen` so far."""
+        rows = self._coming.pop(e.seq)
+        score, steps = (torch.cat([getattr(r, n) for r in rows]) for n in ("score", "steps"))
+        self.watch.set(e.seq, Standing(score, steps, rows[0].most))
+        self.past[e.seq] = Past(seen, self.past.get(e.seq, (0, 0))[1] + gone)
+
+    def undo(self, e: Extent) -> None:
+        self._coming.pop(e.seq, None)
 
     def _gather(self, old: list[BlockId], new: list[BlockId], index: Tensor) -> None:
         """Seal the tokens `index` of the blocks `old` into the blocks `new`, layer by layer."""
@@ -148,12 +178,7 @@ class Repack:
         read, written = self.pool.ids(old), self.pool.ids(new)
         for layer in range(self.pool.geometry.layers):
             pair = self.pool.read(layer, old, read)
-            self.pool.seal(layer, new, *(_by_head(x, index[layer]) for x in pair), written)
-
-
-def _by_head(x: Tensor, index: Tensor) -> Tensor:
-    """Of x [n, H, D] the tokens `index` [H, m] of each head, [m, H, D]."""
-    return x.gather(0, index.T[..., None].expand(-1, -1, x.shape[-1]))
+            self.pool.seal(layer, new, *(by_head(x, index[layer]) for x in pair), written)
 
 
 def choosing(
@@ -168,3 +193,8 @@ def choosing(
     if watch.active:
         watch.scorer.rotary = rotary
     return watch, chooser
+
+
+def by_head(x: Tensor, index: Tensor) -> Tensor:
+    """Of x [n, H, D] the tokens `index` [H, m] of each head, [m, H, D]."""
+    return x.gather(0, index.T[..., None].expand(-1, -1, x.shape[-1]))

@@ -20,10 +20,12 @@ class Standing:
 
     score  fp32 [L, H, n]
     steps  int16 [L, H, n], in how many steps each was scored; 0: never
+    most   the largest of `steps` that there can be
     """
 
     score: Tensor
     steps: Tensor
+    most: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -40,15 +42,27 @@ class Standing:
             return self
         mean = self.score.mean(-1, keepdim=True) if self.tokens else self.score.sum(-1, True)
         score = torch.cat((self.score, mean.expand(-1, -1, new)), -1)
-        return Standing(score, torch.nn.functional.pad(self.steps, (0, new)))
+        return Standing(score, torch.nn.functional.pad(self.steps, (0, new)), self.most)
+
+    def moved(self, scorer: Scorer, new: Tensor, queries: int) -> Standing:
+        """After one more step of so many queries, with its scores `new` [L, H, n]."""
+        weights = [scorer.weight(n, queries) for n in range(self.most + 1)]
+        weight = torch.tensor(weights).to(new.device, non_blocking=True)[self.steps.long()]
+        return Standing(torch.lerp(self.score, new, weight), self.steps + 1, self.most + 1)
+
+    def layer(self, layer: int) -> Standing:
+        """Of one layer, [1, H, n]."""
+        at = slice(layer, layer + 1)
+        return Standing(self.score[at], self.steps[at], self.most)
 
     def chosen(self, index: Tensor) -> Standing:
         """Of the tokens `index` [L, H, m] of each head."""
-        return Standing(self.score.gather(-1, index), self.steps.gather(-1, index))
+        return Standing(self.score.gather(-1, index), self.steps.gather(-1, index), self.most)
 
     def cut(self, tokens: int) -> Standing:
         """Of the first `tokens`."""
-        return Standing(self.score[..., :tokens].clone(), self.steps[..., :tokens].clone())
+        parts = (x[..., :tokens].clone() for x in (self.score, self.steps))
+        return Standing(*parts, self.most)
 
 
 class TokenWatch:
@@ -89,11 +103,9 @@ class TokenWatch:
             self.standing[seq] = self.standing[seq].cut(tokens)
             self._tell()
 
-    def choose(self, seq: SeqId, index: Tensor) -> None:
-        """Only the tokens `index` [L, H, m] are left, in this order."""
-        tokens = int(index.max()) + 1 if index.numel() else 0
-        self.standing[seq] = self._stood(seq).grown(tokens).chosen(index)
-        self._tell()
+    def choose(self, seq: SeqId, index: Tensor, tokens: int) -> None:
+        """Of `tokens` only those of `index` [L, H, m] are left, in this order."""
+        self.set(seq, self._stood(seq).grown(tokens).chosen(index))
 
     def _tell(self) -> None:
         now = self.nbytes
@@ -130,15 +142,32 @@ class TokenWatch:
             seen = visible(last, count, k.shape[0] - last, 0, True, None, k.device)
             self._note(blocks, q[:, -last:], k[:count], v[:count], scale, seen)
 
+    def tokens(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
+        """Note the step's own tokens and the open tail before them, k and v [n, H, D]."""
+        last = min(self.scorer.queries, q.shape[1])
+        seen = visible(last, len(k), len(k) - last, 0, True, None, k.device)
+        self._note([], q[:, -last:], k, v, scale, seen)
+
+    def found(self, lse: Tensor | None) -> Tensor | None:
+        """End a layer: scores fp32 [H, n] of all that was noted; None if nothing was.
+
+        lse: [Hq, T] over everything that its queries saw.
+        """
+        parts, self._parts, self._blocks = self._parts, [], []
+        if not parts:
+            return None
+        found = self.scorer.by_head(parts, lse)
+        if len(found) > 1:  # query heads that share a key/value head speak with one voice
+            found = found.unflatten(0, (self.heads, -1)).mean(1)
+        self._queries = lse.shape[1]
+        return found.expand(self.heads, -1)
+
     def layer(self, lse: Tensor) -> None:
         """See `Watch.layer`."""
-        if self._parts:
-            found = self.scorer.by_head(self._parts, lse)
-            if len(found) > 1:  # query heads that share a key/value head speak with one voice
-                found = found.unflatten(0, (self.heads, -1)).mean(1)
-            self._step.setdefault(tuple(self._blocks), []).append(found.expand(self.heads, -1))
-            self._queries = lse.shape[1]
-        self._blocks, self._parts = [], []
+        key = tuple(self._blocks)
+        found = self.found(lse)
+        if found is not None:
+            self._step.setdefault(key, []).append(found)
 
     # ---- single tokens through the kernels: nothing is looked at there
 
@@ -163,9 +192,20 @@ class TokenWatch:
         """Let the tokens of `blocks`, all sealed ones of `seq`, stand as this step scored them."""
         found = self._step.pop(tuple(blocks), None)
         if found is not None:
-            self.standing[seq] = self._moved(self._stood(seq).grown(found[0].shape[-1]),
-                                             torch.stack(found))
-            self._tell()
+            old = self._stood(seq).grown(found[0].shape[-1])
+            self.set(seq, old.moved(self.scorer, torch.stack(found), self._queries))
+
+    def row(self, seq: SeqId, layer: int, tokens: int, lse: Tensor | None) -> Standing:
+        """How the first `tokens` of a layer stand [1, H, n] once it is scored, within a step."""
+        found, old = self.found(lse), self._stood(seq).layer(layer).grown(tokens)
+        if found is None:
+            return old
+        return old.moved(self.scorer, found[None, :, :tokens], self._queries)
+
+    def set(self, seq: SeqId, standing: Standing) -> None:
+        """Let the sealed tokens of a sequence stand so."""
+        self.standing[seq] = standing
+        self._tell()
 
     def _stood(self, seq: SeqId) -> Standing:
         zero = torch.zeros(self.layers, self.heads, 0, device=self.device)
@@ -174,13 +214,6 @@ class TokenWatch:
     def ranked(self, seq: SeqId, tokens: int) -> Tensor:
         """Scores fp32 [L, H, tokens] of the sealed tokens of `seq`, a copy."""
         return self._stood(seq).grown(tokens).score.clone()
-
-    def _moved(self, old: Standing, new: Tensor) -> Standing:
-        """new: this step's scores [L, H, n]."""
-        weight = torch.ones_like(new)
-        for steps in old.steps.unique().tolist():
-            weight[old.steps == steps] = self.scorer.weight(steps, self._queries)
-        return Standing(torch.lerp(old.score, new, weight), old.steps + 1)
 
     def commit(self, fresh: list[BlockId]) -> None:
         """See `Watch.commit`; `stand` takes what the step was told, sequence by sequence."""

@@ -33,12 +33,15 @@ class Extent(Step):
         pieces  how the past is read, for each sliding window that a layer of the model has
         away    the same of what lies in host memory, with keys instead of block ids
         alone   whether no other sequence is read in between, from layer to layer
+        chosen  blocks for the tokens that stay, each head's own; None where all of them do
     """
 
     sealing_ids: Tensor | None = None
     pieces: dict[int | None, list[Piece]] = field(default_factory=dict)
     away: dict[int | None, list[Piece]] = field(default_factory=dict)
     alone: bool = False
+    chosen: list[BlockId] | None = None
+    held_ids: Tensor | None = None
 
     def without_adopted(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Of the tokens [n*S, H, D] of `sealing`, those of `stored`."""

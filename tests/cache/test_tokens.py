@@ -117,7 +117,7 @@ class Pair:
                     )
                     torch.testing.assert_close(out[row, new], want, rtol=0, atol=2e-5)
         cache.commit()
-        keep = cache._kept(self.accounts)
+        (keep,) = cache._kept(self.accounts)
         stepped = dict(zip(seqs, counts))
         for seq, account in self.accounts.items():
             count = stepped.get(seq, 0)
@@ -314,3 +314,28 @@ def test_a_window_of_the_model_is_refused():
     with pytest.raises(BadInput, match="looks back 8 tokens"):
         cache.attend(0, torch.randn(1, 4, 30, DIM), *torch.randn(2, 1, 2, 30, DIM), scale=SCALE,
                      window=8)
+
+
+def test_a_chunk_takes_room_for_what_stays_only():
+    cache = make(**BASE | {"budget_blocks": None, "budget_percent": 10})
+    seq, random = cache.open(), torch.Generator().manual_seed(0)
+    for _ in range(4):
+        cache.begin([seq], [512])
+        for layer in range(LAYERS):
+            q = torch.randn(1, QUERY_HEADS, 512, DIM, generator=random)
+            cache.attend(layer, q, *torch.randn(2, 1, HEADS, 512, DIM), scale=SCALE)
+        cache.commit()
+    stats = cache.stats()
+    assert stats.peak_allocated_bytes < 2.2 * stats.allocated_bytes
+
+
+def test_tokens_without_queries_leave_room_for_the_newest():
+    cache = make(**BASE)
+    seq = cache.open()
+    k, v = torch.randn(2, 1, HEADS, 30, DIM)
+    cache.begin([seq], [30])
+    for layer in range(LAYERS):
+        cache.store(layer, k, v)
+    cache.commit()
+    cache.check()
+    assert cache.stats().resident_tokens <= 16
