@@ -21,7 +21,7 @@ class GroupBytes(NoStorage):
 
     def __init__(self, ledger: BlockLedger, pool: BlockPool, spec, inv_freq: Tensor | None):
         super().__init__()
-        self.pool, self.watch, self.chooser = pool, *choosing(ledger, pool, spec)
+        self.pool, self.watch, self.chooser = pool, *choosing(ledger, pool, spec, inv_freq)
         self.sources = Sources(spec, pool, self.tables, inv_freq)
         self.host, self.entries = self.sources.host, self.sources.entries
         self.origins, self.fresh = Origins(pool), []

@@ -91,9 +91,10 @@ class ChoosingGroup(LayerGroup):
 
     def attend(self, ask: Ask) -> Tensor:
         e = ask.extent
+        self.watch.seq = e.seq
         if e.chosen is None:
             return super().attend(ask)
-        total = Sum(self.pool.fused)
+        total = Sum(self.pool.fused, ask.sinks)
         for source in self.sources.readers:
             for part in source.parts(ask):
                 if part.blocks:

@@ -25,7 +25,7 @@ class LayerGroup:
     def attend(self, ask: Ask) -> Tensor:
         """Attention of the step's queries over all sources, fp32 [Hq, T, Dv]; stores k and v."""
         self.held.check_reach(ask.extent.seq, ask.extent.past, ask.window)
-        total = Sum(self.pool.fused)
+        total = Sum(self.pool.fused, ask.sinks)
         for source in self.sources.readers:
             for part in source.parts(ask):
                 if part.blocks:
@@ -40,14 +40,14 @@ class LayerGroup:
 
     def look(self, ask: Ask) -> Tensor:
         """The same for queries of padding, `ask.before`: nothing is stored, no policy hears."""
-        total = Sum(None)
+        total = Sum(None, ask.sinks)
         for source in self.sources.readers:
             for part in source.parts(ask):
                 total.add(part.attend(ask))
         return total.result()[0]
 
     def decode(self, layer: int, extents: list[Extent], q: Tensor, k: Tensor, v: Tensor,
-               scale: float) -> Tensor:  # fmt: skip
+               scale: float, sinks: Tensor | None = None) -> Tensor:  # fmt: skip
         """One token per row through the kernels, [B, Hq, D]; `prepare` came before.
 
         q [B, Hq, D], k and v [B, H, D], contiguous. Waits for nothing and depends on nothing but
@@ -59,7 +59,7 @@ class LayerGroup:
         reads: list[Read] = []
         for source in self.sources.decoders:
             reads += source.decode(ask)
-        out, lse = merged(reads, self.sources.observed)
+        out, lse = merged(reads, self.sources.observed, sinks)
         for read in reads:
             self.watch.decoded(tables, read.mass)
         if self.sources.observed:

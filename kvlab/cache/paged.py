@@ -24,7 +24,7 @@ from kvlab.cache.facts import NO_FACTS, ModelFacts
 from kvlab.cache.group import LayerGroup
 from kvlab.cache.requests import Requests
 from kvlab.cache.spec import CacheSpec, compute_dtype
-from kvlab.cache.stats import CacheStats
+from kvlab.cache.stats import CacheStats, counted
 from kvlab.core import BadInput, CacheGeometry, KvlabError, SeqId
 from kvlab.pool import FINE_SLAB_TOKENS, SLAB_TOKENS, BlockPool, Meter, Workspace
 from kvlab.sim.service import recompute_cost
@@ -134,12 +134,13 @@ class PagedCache(Copies, Requests):
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float,
-        window: int | None = None,
+        window: int | None = None, sinks: Tensor | None = None,
     ) -> Tensor:
         """q [B, Hq, T, Dk], k [B, H, T, Dk] and v [B, H, T, Dv], rows left-padded ->
         [B, T, Hq, Dv] in q's dtype.
 
-        Padding positions of the result are zero.
+        Padding positions of the result are zero. window: the model's own sliding window; sinks:
+        logits [Hq] that every query weighs beside those of the keys.
         """
         if self.spec.by_token and window is not None:
             raise BadInput("cache.evict", "token", f"a layer of this model looks back {window} "
@@ -149,27 +150,32 @@ class PagedCache(Copies, Requests):
         if self._decodes and self._sees_all(window):
             q, k, v = (x[:, :, 0].contiguous() for x in (q, k, v))
             extents = [extents[number] for extents in self.sequences.running()]
-            return group.decode(local, extents, q, k, v, scale)[:, None]
+            return group.decode(local, extents, q, k, v, scale, sinks)[:, None]
         out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
         for row, extents in enumerate(self.sequences.running()):
             e = extents[number]
             if e.count:
                 new = slice(q.shape[2] - e.count, None)
                 keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
-                part = group.attend(Ask(local, e, q[row, :, new], keys, values, scale, window))
+                part = group.attend(Ask(
+                    local, e, q[row, :, new], keys, values, scale, window,
+                    softcap=group.pool.shape.softcap, sinks=sinks,
+                ))
                 out[row, new] = part.transpose(0, 1).to(out.dtype)
         return out
 
     def look(
-        self, layer: int, row: int, q: Tensor, k: Tensor, v: Tensor, before: Tensor, scale: float
+        self, layer: int, row: int, q: Tensor, k: Tensor, v: Tensor, before: Tensor, scale: float,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """What queries q [Hq, P, D] that are not stored see of row `row` of the step: all of its
         past and the first `before` [P] of its new tokens, k and v [n, H, D]. Fp32 [P, Hq, D].
         """
         number, local = self._place[layer]
-        e = self.sequences.running()[row][number]
-        ask = Ask(local, e, q, k, v, scale, before=before)
-        return self.groups[number].look(ask).transpose(0, 1)
+        e, group = self.sequences.running()[row][number], self.groups[number]
+        ask = Ask(local, e, q, k, v, scale, before=before, softcap=group.pool.shape.softcap,
+                  sinks=sinks)  # fmt: skip
+        return group.look(ask).transpose(0, 1)
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Take over k, v [B, H, T, D] of a step without attending: to fill a cache from elsewhere.
@@ -252,7 +258,7 @@ class PagedCache(Copies, Requests):
         """Bring the sequences back to their budget; decoded tokens may exceed it for a while."""
         for group, kept in zip(self.groups, self._kept(self.sequences.lengths)):
             for seq, keep in kept.items():
-                group.chooser.hear(seq, group.tables[seq])
+                group.chooser.hear(seq)
                 over = group.chooser.over(group.tables[seq], keep, slack=singles)
                 if over:
                     group.repack(seq, over, self.sequences.lengths[seq])
@@ -278,38 +284,4 @@ class PagedCache(Copies, Requests):
 
     def stats(self) -> CacheStats:
         """Counts and bytes now; see `CacheStats` for what each byte count means."""
-        g, format = self.geometry, self.spec.format
-        tokens = sum(self.sequences.lengths.values())
-        held = [group.sealed_blocks * g.block_size + group.open_tokens for group in self.groups]
-        elements = [group.pool.geometry.elements_per_token for group in self.groups]
-        logical = sum(
-            group.sealed_blocks * format.block_bytes(group.pool.geometry)
-            + group.open_tokens * each * self.dtype.itemsize
-            for group, each in zip(self.groups, elements)
-        )
-        entries = sum(group.summaries.nbytes for group in self.groups)
-        origins = sum(group.origins.nbytes for group in self.groups)
-        scores = sum(group.watch.nbytes for group in self.groups)
-        allocated = self._allocated_bytes
-        return CacheStats(
-            tokens=tokens, resident_tokens=round(self._layer_mean(held)),
-            blocks=sum(group.ledger.held_count for group in self.groups),
-            evictions=sum(group.held.evictions for group in self.groups),
-            nominal_bytes=tokens * format.token_bits(g) // 8,
-            logical_bytes=logical + entries + origins + scores, allocated_bytes=allocated,
-            host_bytes=sum(group.sources.host_nbytes for group in self.groups),
-            bits_per_element=8 * (allocated - entries) / max(
-                1, sum(n * each for n, each in zip(held, elements))),
-            prefix_tokens=self.prefix_tokens,
-            workspace_bytes=self.workspace.nbytes
-            + sum(group.sources.workspace_nbytes for group in self.groups),
-            digest_bytes=sum(group.sources.digest_nbytes for group in self.groups),
-            read_tokens=round(self._layer_mean([group.read_tokens for group in self.groups])),
-            peak_allocated_bytes=self.meter.peak, origin_bytes=origins,
-            summary_fallbacks=sum(group.summaries.fallbacks for group in self.groups),
-        )
-
-    def _layer_mean(self, numbers: list[int]) -> float:
-        """The mean over layers of a number of each layer group."""
-        layers = [group.pool.geometry.layers for group in self.groups]
-        return sum(n * count for n, count in zip(numbers, layers)) / self.geometry.layers
+        return counted(self, self.sequences.lengths.values(), self._allocated_bytes)
