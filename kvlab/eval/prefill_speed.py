@@ -76,7 +76,7 @@ class PrefillSpeed(Sweep):
         shared = {**loaded.about(), "chunk_tokens": self.chunk_tokens}
         with fused(loaded.model):
             for name, params, spec in variants:
-                about = shared | params | {"block_size": spec.block_size}
+                about = shared | loaded.about(spec) | params | {"block_size": spec.block_size}
                 yield from Arm(self, loaded.model, name, ids, spec).points(about)
             for name in self.peers:
                 arm = PeerArm(self, loaded.model, name, ids)

@@ -66,7 +66,7 @@ class DecodeSpeed(Sweep):
             for tokens in self.contexts:
                 place = shared | {"tokens": tokens, "batch": rows}
                 for name, params, spec in variants:
-                    own = params | place | {"block_size": spec.block_size}
+                    own = params | place | loaded.about(spec) | {"block_size": spec.block_size}
                     yield Point(name, own, partial(self._ours, model, spec, rows, tokens))
                 for name in self._peers_at(device, rows, tokens):
                     yield Point(name, place | {"peer": name},
