@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kvlab.core import BadInput, CacheGeometry
-from kvlab.format import Dense, Fp8, Int, KVFormat
+from kvlab.format import Dense, KVFormat
 from kvlab.kernel.scratch import Scratch
 from kvlab.pool.slabs import LayerPlanes, Meter, SlabStore
 
@@ -41,7 +41,7 @@ def fused_kernels(device_type: str, kernels: str = "auto") -> ModuleType | None:
 
 def has_kernels(format: KVFormat, head_dim: int) -> bool:
     """Whether the Triton kernels know the codecs and the head width; else plain torch does it."""
-    known = all(isinstance(codec, (Dense, Fp8, Int)) for codec in (format.key, format.value))
+    known = format.key.has_kernel and format.value.has_kernel
     return known and 32 <= head_dim <= 256 and head_dim & (head_dim - 1) == 0
 
 
