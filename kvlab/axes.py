@@ -123,6 +123,11 @@ TABLE: dict[str, Axis] = {axis.name: axis for axis in (
         "none": ("NoOffload", "an evicted block is gone"),
         "host": ("HostStore", "an evicted block lies in host memory"),
     }),
+    _axis("budget", "equal", "kvlab.budget", {
+        "equal": ("Equal", "every layer may hold as many blocks"),
+        "pyramid": ("Pyramid", "lower layers may hold more than upper ones (PyramidKV)"),
+        "shares": ("Shares", "given shares, one for each layer group"),
+    }),
     _axis("observes", "mass", "kvlab.cache.scores", {
         "mass": ("Mass", "share of attention, a mean over steps"),
         "snapkv": ("SnapKV", "attention of the last queries, pooled over neighbours"),

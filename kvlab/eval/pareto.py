@@ -10,8 +10,8 @@ from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, KvlabError, Variant
 from kvlab.eval.jobs import Evaluate
 from kvlab.eval.runner import Runner, alive
+from kvlab.model import model_geometry
 from kvlab.model.decode import Driver
-from kvlab.model.shape import model_geometry
 from kvlab.window import NoWindow, SinkWindow
 
 OBJECTIVES = {
@@ -45,17 +45,17 @@ class Pareto(Evaluate):
     def __init__(
         self, model, data, space: dict, trials: int = 64, batch: int = 8,
         sampler: Literal["nsga2", "tpe"] = "nsga2", documents: int | None = 2, tokens: int = 4096,
-        decode_tokens: int = 32, chunk_tokens: int | str = 512, baseline: str = "bf16",
+        decode_tokens: int | None = None, chunk_tokens: int | str = 512, baseline: str = "bf16",
         progress: bool = True, device: str = "auto", cap_gb: float | None = None, seed: int = 0,
-        driver: Driver = "auto",
+        driver: Driver = "auto", decode_driver: Driver = "auto",
     ):
         super().__init__(
             model, data, documents, tokens, decode_tokens, chunk_tokens, baseline, False, False,
-            progress, device, cap_gb, seed, driver,
+            progress, device, cap_gb, seed, driver, decode_driver,
         )
         if trials < 1 or not 1 <= batch <= 64:
             raise BadInput("trials", trials, "must be at least 1, and batch 1 to 64")
-        if decode_tokens < 1:
+        if decode_tokens is not None and decode_tokens < 1:
             raise BadInput("eval.decode_tokens", decode_tokens, "must be at least 1: speed counts")
         unknown = [key for key in space if key not in SPACE]
         if unknown or not all(isinstance(c, Sequence) and c for c in space.values()):
@@ -69,6 +69,7 @@ class Pareto(Evaluate):
                            "job.space says from what")
         optuna = _optuna()
         loaded = self.setting.load()
+        self.tasks = [part for task in self.tasks for part in task.parts(loaded)]
         study = self._study(optuna, folder)
         again = _again(study, optuna)
         while (left := self.trials + again + _waiting(study, optuna) - len(study.trials)) > 0:
@@ -118,7 +119,7 @@ class Pareto(Evaluate):
             chosen = {k: trial.suggest_categorical(k, list(c)) for k, c in self.space.items()}
             try:
                 name, settings, spec = composition(chosen)
-                spec.checked_for(model_geometry(loaded.model.config, spec))
+                spec.checked_for(model_geometry(loaded.model, spec))
                 runner = self._runner(loaded, name, settings, spec)
             except KvlabError as error:
                 trial.set_user_attr("refused", str(error))

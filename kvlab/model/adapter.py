@@ -13,17 +13,16 @@ from kvlab import cache as core
 from kvlab.cache import NO_FACTS, CacheSpec
 from kvlab.core import BadInput, KvlabError
 from kvlab.model.columns import Columns, Plan
-from kvlab.model.doors import ATTENTION, PagedLayer
+from kvlab.model.doors import ATTENTION, Logits, PagedLayer
 from kvlab.model.forward import Forward, known_tokens
 from kvlab.model.identity import LiveModel
-from kvlab.model.refusals import refuse_gradients
+from kvlab.model.portrait import model_geometry
+from kvlab.model.refusals import refuse_gradients, refuse_other_cap
 from kvlab.model.room import adaptive_budget
 from kvlab.model.rows import removed_columns, selected_rows
-from kvlab.model.shape import check_shared_rotary, model_geometry, rotary_frequencies
+from kvlab.model.shape import check_shared_rotary, rotary_frequencies
 from kvlab.model.tokens import left_pads, watch_ends, watch_tokens
 from kvlab.model.visibility import window_of
-
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class PagedCache(core.PagedCache, Cache):
@@ -60,18 +59,15 @@ class PagedCache(core.PagedCache, Cache):
 
         axes: the arguments of `CacheSpec` (format="int4", block_size=16, ...), or one `spec`.
         tokenizer: what summary=text reads and writes with.
-        Raises `BadInput` for other architectures than Llama, Mistral, Qwen2 and Qwen3.
+        Raises `BadInput` for a model that cannot run over a PagedCache, with the reason.
         """
         if spec is not None and axes:
             raise BadInput(next(iter(axes)), next(iter(axes.values())), "give spec or axes only")
         spec = spec or CacheSpec(**axes)
-        config = model.config.get_text_config(decoder=True)
-        if config.model_type not in ARCHITECTURES:
-            raise BadInput("model", config.model_type, f"must be one of {', '.join(ARCHITECTURES)}")
+        geometry = model_geometry(model, spec)
         model.set_attn_implementation(ATTENTION)
         if spec.budget_bytes == "adaptive":
             spec = replace(spec, budget_bytes=adaptive_budget(model, spec))
-        geometry = model_geometry(config, spec)
         facts = NO_FACTS
         watch_ends(model)
         if spec.prefix.shares:
@@ -126,7 +122,8 @@ class PagedCache(core.PagedCache, Cache):
         rows, self.rows, self.coming = self.rows, [], None
         for layer in self.layers:
             layer.reset()
-        self.close_all([row for row in rows if row in self._tokens])  # or its opener closed it
+        here = self.sequences.lengths
+        self.close_all([row for row in rows if row in here])  # or its opener closed it
 
     def start(self, ids: Tensor, mask: Tensor | None = None) -> int:
         """Open a row for each prompt in `ids` [B, T], on the known prefix of each.
@@ -186,8 +183,7 @@ class PagedCache(core.PagedCache, Cache):
         chosen = [free.pop(s, None) for s in sources]
         forks = iter(self.fork_all([self.rows[s] for s, c in zip(sources, chosen) if c is None]))
         self._rows = [next(forks) if c is None else c for c in chosen]
-        for gone in free.values():
-            self._drop(gone)
+        self.sequences.close(list(free.values()))
         self.columns.select(sources)
 
     # ---- which tokens they are
@@ -207,7 +203,7 @@ class PagedCache(core.PagedCache, Cache):
 
     # ---- one forward of the model
 
-    def forward(self, layer: PagedLayer, query: Tensor, mask, scale, window, positions=None):
+    def forward(self, layer: PagedLayer, query: Tensor, mask, how: Logits, positions=None):
         """Attention of one layer; the first one opens the step, the last one commits it.
 
         query [B, Hq, T, D] -> [B, T, Hq, D]; mask: what `paged_mask` returned, or a 4D mask of the
@@ -216,22 +212,23 @@ class PagedCache(core.PagedCache, Cache):
         keys, values = layer.pending
         layer.pending = None
         try:
-            out = self._layer(layer.index, query, keys, values, mask, scale, window, positions)
+            out = self._layer(layer.index, query, keys, values, mask, how, positions)
         except BaseException:
             self.abort()
             raise
         return out
 
-    def _layer(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask, scale, window, positions):
-        window = window_of(mask, window)
+    def _layer(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask, how: Logits, positions):
+        window = window_of(mask)
         refuse_gradients(q, k, v)
+        refuse_other_cap(self.geometry.shapes[layer].softcap, how.softcap)
+        self._check_fits(layer, q, k, v)
         if layer == 0:
-            self._check_fits(q, k)
             self._forward = Forward.begun(self, q, mask, positions)
         if self._forward is None:
             raise KvlabError(f"layer {layer} attended first: a PagedCache wants the layers of a "
                              "model in order, each once")
-        out = self._forward.attend(self, layer, mask, q, k, v, scale, window)
+        out = self._forward.attend(self, layer, mask, q, k, v, how, window)
         if layer == len(self.layers) - 1:
             forward, self._forward, self._fresh = self._forward, None, False
             self.begun_by_hook = False
@@ -239,13 +236,14 @@ class PagedCache(core.PagedCache, Cache):
             self.commit()
         return out
 
-    def _check_fits(self, q: Tensor, k: Tensor) -> None:
-        g = self.geometry
-        heads = q.shape[1], k.shape[1], k.shape[3]
-        if heads != (g.query_heads, g.kv_heads, g.head_dim):
-            raise KvlabError(f"this cache was made for {g.query_heads} query heads, {g.kv_heads} "
-                             f"key/value heads and a head width of {g.head_dim}; this model has "
-                             f"{heads[0]}, {heads[1]} and {heads[2]}")
+    def _check_fits(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+        shape, heads = self.geometry.shapes[layer], self.geometry.query_heads
+        made = heads, shape.kv_heads, shape.k_width, shape.v_width
+        found = q.shape[1], k.shape[1], k.shape[3], v.shape[3]
+        if found != made:
+            raise KvlabError(f"this cache was made for {made[0]} query heads, {made[1]} key/value "
+                             f"heads and a head width of {_width(*made[2:])}; this model has "
+                             f"{found[0]}, {found[1]} and {_width(*found[2:])}")
 
     def undo_forward(self) -> int | None:
         """A forward has ended: undo it if it did not reach the last layer.
@@ -293,3 +291,7 @@ class PagedCache(core.PagedCache, Cache):
             if fresh:  # another batch may come first
                 self.finish()
             raise
+
+
+def _width(k: int, v: int) -> str:
+    return f"{k}" if k == v else f"{k} for keys and {v} for values"

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 
 import numpy as np
 
-from kvlab.blocks import BlockLedger, HostTier, NoTier
+from kvlab.blocks import BlockLedger
 from kvlab.core import BadInput
 from kvlab.policy import EvictionPolicy, asked, by_name
+from kvlab.sim.costs import CostModel
 from kvlab.sim.curves import not_hittable
 from kvlab.sim.fast import Compiled
 from kvlab.sim.files import TraceStream
@@ -17,18 +17,13 @@ from kvlab.sim.flat import Flat
 from kvlab.sim.moments import check_asks
 from kvlab.sim.outcome import Outcome, Tally
 from kvlab.sim.prompts import Prompts
+from kvlab.sim.queueing import Link
 from kvlab.sim.result import SimResult
-from kvlab.sim.service import CostModel, InFlight, OneByOne, recompute_cost
-from kvlab.sim.sizes import ModelShape, shape_by_name
+from kvlab.sim.service import InFlight, OneByOne, recompute_cost
+from kvlab.sim.sessions import Sessions
+from kvlab.sim.sizes import ModelShape, shape_by_name, token_bytes
+from kvlab.sim.tiers import Host, tiers_of
 from kvlab.sim.trace import Trace
-
-
-@dataclass(frozen=True)
-class Host:
-    """A tier behind the device: blocks evicted there come here, and a hit here moves back."""
-
-    capacity_blocks: int
-    policy: str | EvictionPolicy = "lru"
 
 
 def simulate(
@@ -39,6 +34,7 @@ def simulate(
     partial_blocks: str = "hit",
     *,
     host: Host | None = None,
+    sessions: Sessions | None = None,
     service: CostModel | None = None,
     shape: str | dict | ModelShape = "llama-3.1-8b",
     window_seconds: float | None = 60.0,
@@ -54,34 +50,40 @@ def simulate(
     metadata is updated once, deeper blocks being older. A resident block behind a gap is a miss
     that keeps its place. prefix=False: each block on its own, in file order.
     partial_blocks "miss": a partial last block takes its place but never hits.
-    service: requests come at their arrival times and hold their blocks while they are served.
+    host: tiers behind the device. service: requests come at their arrival times and hold their
+    blocks while they are served. sessions: what made the trace (`Sessions.apply`); in a closed loop
+    with service a request waits for the answer that it follows.
     shape: of the model whose prefill FLOPs hits save. window_seconds: for thrash; None skips it.
     events: called with each event of the device's ledger, to record the run.
     outcomes: called with each piece of the trace and what became of each of its accesses.
-    compiled: the same results from numba, much faster, for the policies that `sim/fast.py` names.
+    compiled: the same results from numba, much faster, for the policies that `sim/fast.py` names;
+    without service and events.
     """
     _check(prefix, partial_blocks, host, service)
     if isinstance(trace, Trace):
         trace.check_shares()
     shape = shape_by_name(shape)
     if compiled:
-        _check_compiled(policy, host, service, events)
-        trace = _dense(trace)
-        misses = not_hittable(partial_blocks)
-        runner = Compiled(policy, _capacity(capacity_blocks), prefix, misses)
+        _check_compiled(service, events, host)
+        runner = _compiled(policy, capacity_blocks, trace, prefix, partial_blocks, host, shape)
     else:
         if isinstance(policy, str) and asked(policy).foresees:
             policy = _clairvoyant(policy, trace, capacity_blocks, prefix, partial_blocks, service)
         ledger = _ledger(policy, capacity_blocks, events)
         _check_asks(ledger.policy, prefix, trace)
-        runner = _runner(ledger, trace, prefix, partial_blocks, host, service, shape)
+        runner = _runner(ledger, trace, prefix, partial_blocks, host, service, shape, sessions)
     tally = Tally(shape, window_seconds)
     for piece in trace.pieces():
         outcome = runner.run(piece)
+        piece = piece if outcome.ran is None else outcome.ran
         tally.add(piece, outcome)
         if outcomes:
             outcomes(piece, outcome)
-    return SimResult.of(tally, _name(policy), capacity_blocks, trace.block_size, **runner.more())
+    more = runner.more()
+    if compiled and host:  # exclusive: all that leaves the device is written to it
+        dropped = more["host_evictions"]
+        more["tiers"] = {"host_written_blocks": tally.evictions, "host_dropped_blocks": dropped}
+    return SimResult.of(tally, _name(policy), capacity_blocks, trace.block_size, **more)
 
 
 def _name(policy: str | EvictionPolicy) -> str:
@@ -105,16 +107,19 @@ def _clairvoyant(
     name: str, trace, capacity: int, prefix: bool, partial_blocks: str, service
 ) -> EvictionPolicy:
     """A policy that gets this trace's future; what can never hit is no use in it."""
-    if not isinstance(trace, Trace) or service:
-        remedy = "needs a whole trace, known ahead, without service times"
-        raise BadInput("policy", name, remedy)
+    _check_known_ahead(name, trace, service)
     if not prefix:
         return by_name(name, future=trace.ids.tolist(), by_request=False)
+    keep = _uses(trace, capacity, partial_blocks).tolist()
+    future = (ids[:count] for ids, count in zip(trace.requests(), keep))
+    return by_name(name, future=future, by_request=True)
+
+
+def _uses(trace: Trace, capacity: int, partial_blocks: str) -> np.ndarray:
+    """How many accesses of each request could hit, int64 [R]."""
     trace.check_prefix_chained()
     hides = not_hittable(partial_blocks) & trace.partial
-    keep = np.where(np.diff(trace.first) <= capacity, np.diff(trace.first) - hides, 0)
-    future = (ids[:count] for ids, count in zip(trace.requests(), keep.tolist()))
-    return by_name(name, future=future, by_request=True)
+    return np.where(np.diff(trace.first) <= capacity, np.diff(trace.first) - hides, 0)
 
 
 def _capacity(blocks: int) -> int:
@@ -123,27 +128,46 @@ def _capacity(blocks: int) -> int:
     return int(blocks)
 
 
-def _dense(trace: Trace | TraceStream) -> Trace | TraceStream:
-    """Tables are indexed by id: renumber a loaded trace where its ids are far apart."""
-    if not isinstance(trace, Trace) or trace.dense[0] is trace.ids:
-        return trace
-    return replace(trace, ids=trace.dense[0])
+def _check_known_ahead(name: str, trace, service=None) -> None:
+    if not isinstance(trace, Trace) or service:
+        remedy = "needs a whole trace, known ahead, without service times"
+        raise BadInput("policy", name, remedy)
 
 
-def _check_compiled(policy, host, service, events) -> None:
-    if not isinstance(policy, str) or host or service or events:
-        raise BadInput("compiled", True, "takes a policy's name, and no host, service or events")
+def _compiled(policy, capacity, trace, prefix, partial_blocks, host, shape) -> Compiled:
+    cost = recompute_cost(shape, trace.block_size) if prefix else (lambda depth: 1.0)
+    runner = Compiled(
+        policy, _capacity(capacity), prefix, not_hittable(partial_blocks), cost=cost,
+        host=host and (host.policy, _capacity(host.capacity_blocks)),
+        whole=isinstance(trace, Trace),
+    )  # fmt: skip
+    if policy == "belady":
+        _check_known_ahead(policy, trace)
+        runner.foresee(trace, _uses(trace, capacity, partial_blocks) if prefix else None)
+    return runner
+
+
+def _check_compiled(service, events, host) -> None:
+    if service or events:
+        raise BadInput("compiled", True, "has no service times and no events")
+    if host and (host.mode != "exclusive" or host.behind):
+        raise BadInput("compiled", True, "has one exclusive host tier; the others are not compiled")
 
 
 def _check(prefix, partial_blocks, host, service) -> None:
     if not prefix and (host or service or not_hittable(partial_blocks)):
         raise BadInput("prefix", prefix, "host, service and partial_blocks=miss need prefix=True")
+    if host and host.timed and not service:
+        raise BadInput("host", host, "has times, which only a replay with service spends")
 
 
-def _runner(ledger, trace, prefix, partial_blocks, host, service, shape):
+def _runner(ledger, trace, prefix, partial_blocks, host, service, shape, sessions):
     if not prefix:
         return Flat(ledger)
-    tier = HostTier(_ledger(host.policy, host.capacity_blocks)) if host else NoTier()
+    tier = tiers_of(host, _ledger)
     cost = recompute_cost(shape, trace.block_size)
     prompts = Prompts(ledger, tier, not_hittable(partial_blocks), cost)
-    return InFlight(prompts, service) if service else OneByOne(prompts)
+    if not service:
+        return OneByOne(prompts)
+    each = service.measures.token_bytes if service.measures else token_bytes("bf16", shape)
+    return InFlight(prompts, service, Link(host, service, each * trace.block_size), sessions)
