@@ -9,7 +9,7 @@ from transformers.cache_utils import Cache
 from kvlab.cache import ModelFacts
 from kvlab.core import KvlabError
 from kvlab.model.adapter import PagedCache
-from kvlab.model.doors import PagedLayer
+from kvlab.model.doors import Logits, PagedLayer
 from kvlab.model.fuse import fused
 from kvlab.model.library import cache_parameter
 
@@ -46,13 +46,14 @@ class StepCache(Cache):
         return 1, 0  # one query that sees everything: there is no mask
 
     def forward(
-        self, layer: PagedLayer, query: Tensor, mask, scale: float, window: int | None,
-        positions: Tensor | None = None,
+        self, layer: PagedLayer, query: Tensor, mask, how: Logits, positions: Tensor | None = None
     ):
         """Attention of one layer, [B, Hq, 1, D] -> [B, 1, Hq, D]."""
         (keys, values), layer.pending = layer.pending, None
         self.served += 1
-        return self.paged.attend(layer.index, query, keys, values, scale=scale, window=window)
+        window = self.paged.geometry.shapes[layer.index].window
+        return self.paged.attend(layer.index, query, keys, values, scale=how.scale, window=window,
+                                 sinks=how.sinks)  # fmt: skip
 
 
 class Step:
