@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvlab.core import KvlabError
-from kvlab.kernel import layer_ref
+from kvlab.kernel import layer_cuda, layer_ref
 from kvlab.model.library import cache_parameter
 from kvlab.model.shape import sliding_window
 
@@ -38,24 +38,21 @@ def fused(model: nn.Module) -> Iterator[int]:
     Weights are neither copied nor changed, and prefill runs as before but for the RMSNorms.
     """
     undo: list[nn.Module] = []
+    layers = [module for module in model.modules() if fusible(module)]
+    ahead = Ahead()
     try:
-        count = sum(_replace(module, undo) for module in model.modules())
+        for module in model.modules():
+            if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+                _put(module, partial(_norm, module), undo)
+        for layer, following in zip(layers, [*layers[1:], None]):
+            _put(layer, FusedLayer(layer, following, ahead), undo)
         head = model.get_output_embeddings()
         if head is not None and head.bias is None:
             _put(head, partial(_head, head), undo)
-        yield count
+        yield len(layers)
     finally:
         for module in undo:
             del module.forward
-
-
-def _replace(module: nn.Module, undo: list[nn.Module]) -> bool:
-    if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
-        _put(module, partial(_norm, module), undo)
-    elif fusible(module):
-        _put(module, partial(_layer, module, cache_parameter(module)), undo)
-        return True
-    return False
 
 
 def _put(module: nn.Module, forward, undo: list[nn.Module]) -> None:
@@ -84,6 +81,13 @@ def kernels(x: Tensor):
     return layer_triton if usable else layer_ref
 
 
+def chain_for(x: Tensor, finish: layer_ref.Finish, start: layer_ref.Start):
+    """`chain` for rows `x` of a layer with these weights: in one launch where that runs."""
+    if layer_cuda.takes(x, finish, start):
+        return partial(layer_cuda.chain, of=layer_cuda.sizes(x, finish, start))
+    return kernels(x).chain
+
+
 def _norm(module: nn.Module, x: Tensor) -> Tensor:
     return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
 
@@ -95,46 +99,87 @@ def _head(head: nn.Linear, x: Tensor) -> Tensor:
     return kernels(rows).norm_linear(rows, None, 0.0, (head.weight,)).view(*x.shape[:-1], -1)
 
 
-def _layer(layer: nn.Module, parameter: str, hidden_states: Tensor, *args, **given) -> Tensor:
+class Ahead:
+    """What a fused layer computed for the next one: its q, k and v, for just this input."""
+
+    def __init__(self):
+        self._made: tuple | None = None
+
+    def put(self, hidden: Tensor, angles, layer: nn.Module | None, heads) -> None:
+        self._made = (hidden, angles, layer, heads)
+
+    def take(self, hidden: Tensor, angles, layer: nn.Module):
+        """The heads, or None where they were not made, or for other tensors."""
+        made, self._made = self._made, None
+        same = made and made[0] is hidden and made[1] is angles and made[2] is layer
+        return made[3] if same else None
+
+
+class FusedLayer:
     """The forward of a decoder layer, [B, 1, K] -> [B, 1, K]; longer inputs go the usual way.
 
-    parameter: which argument holds the cache; `KvlabError` where one should come and does not.
+    Behind its attention it goes on to the next layer's (`following`, if any): q, k, v wait in
+    `ahead` until that layer is called with the very tensors.
     """
-    if hidden_states.shape[1] != 1 or args:
-        return type(layer).forward(layer, hidden_states, *args, **given)
-    cache, due = given.pop(parameter, None), given.pop("use_cache", None)
-    stray = [name for name, value in given.items() if isinstance(value, Cache)]
-    if stray or (due and cache is None):
-        raise KvlabError(f"{type(layer).__name__} should get its cache as {parameter!r} and got "
-                         f"{f'one as {stray[0]!r}' if stray else 'none'}")
-    x = hidden_states[:, 0].contiguous()
-    ops, mlp, norm = kernels(x), layer.mlp, layer.post_attention_layernorm
-    angles = given.pop("position_embeddings")
-    mixed = _attention(layer, ops, x, angles, cache, given.pop("attention_mask", None), given)
-    x = ops.linear_add(mixed, layer.self_attn.o_proj.weight, x)
-    inner = ops.gated_linear(
-        x, norm.weight, norm.variance_epsilon, mlp.gate_proj.weight, mlp.up_proj.weight
-    )
-    return ops.linear_add(inner, mlp.down_proj.weight, x)[:, None]
+
+    def __init__(self, layer: nn.Module, following: nn.Module | None, ahead: Ahead):
+        self.layer, self.following, self.ahead = layer, following, ahead
+        self.parameter = cache_parameter(layer)  # which argument holds the cache
+        self.start, self.finish = _start(layer), _finish(layer)
+        self.next = None if following is None else _start(following)
+
+    def __call__(self, hidden_states: Tensor, *args, **given) -> Tensor:
+        """Raises `KvlabError` where a cache should come and does not."""
+        layer = self.layer
+        if hidden_states.shape[1] != 1 or args:
+            return type(layer).forward(layer, hidden_states, *args, **given)
+        cache, due = given.pop(self.parameter, None), given.pop("use_cache", None)
+        stray = [name for name, value in given.items() if isinstance(value, Cache)]
+        if stray or (due and cache is None):
+            raise KvlabError(
+                f"{type(layer).__name__} should get its cache as {self.parameter!r} and got "
+                f"{f'one as {stray[0]!r}' if stray else 'none'}")
+        x = hidden_states[:, 0].contiguous()
+        chain, angles = chain_for(x, self.finish, self.start), given.pop("position_embeddings")
+        cos, sin = (t[:, 0].expand(len(x), -1) for t in angles)
+        heads = self.ahead.take(hidden_states, angles, layer)
+        if heads is None:
+            _, heads = chain(x, None, None, self.start, cos, sin)
+        mixed = _attention(layer, heads, cache, given.pop("attention_mask", None), given)
+        x, heads = chain(x, mixed, self.finish, self.next, cos, sin)
+        out = x[:, None]
+        self.ahead.put(out, angles, self.following, heads)
+        return out
 
 
-def _attention(layer, ops, x: Tensor, angles, cache, mask, kwargs) -> Tensor:
-    """[B, K] -> what the output projection takes, [B, Hq * D]."""
+def _start(layer: nn.Module) -> layer_ref.Start:
     a, norm = layer.self_attn, layer.input_layernorm
     linears = (a.q_proj, a.k_proj, a.v_proj)
-    biases = None if a.q_proj.bias is None else tuple(m.bias for m in linears)
-    qkv = ops.norm_linear(
-        x, norm.weight, norm.variance_epsilon, tuple(m.weight for m in linears), biases
-    )
-    heads, kv_heads = (m.weight.shape[0] // a.head_dim for m in linears[:2])
     gains = [getattr(getattr(a, name, None), "weight", None) for name in ("q_norm", "k_norm")]
-    eps = getattr(getattr(a, "q_norm", None), "variance_epsilon", 0.0)
-    cos, sin = (t[:, 0].expand(len(x), -1) for t in angles)
-    q, k, v = (t[:, :, None] for t in ops.rotate(qkv, heads, kv_heads, *gains, eps, cos, sin))
+    return layer_ref.Start(
+        norm.weight, norm.variance_epsilon, tuple(m.weight for m in linears),
+        None if a.q_proj.bias is None else tuple(m.bias for m in linears),
+        *(m.weight.shape[0] // a.head_dim for m in linears[:2]), *gains,
+        getattr(getattr(a, "q_norm", None), "variance_epsilon", 0.0),
+    )
+
+
+def _finish(layer: nn.Module) -> layer_ref.Finish:
+    norm, mlp = layer.post_attention_layernorm, layer.mlp
+    return layer_ref.Finish(
+        layer.self_attn.o_proj.weight, norm.weight, norm.variance_epsilon, mlp.gate_proj.weight,
+        mlp.up_proj.weight, mlp.down_proj.weight,
+    )
+
+
+def _attention(layer: nn.Module, heads, cache, mask, kwargs) -> Tensor:
+    """q [B, Hq, D], k and v [B, H, D] -> what the output projection takes, [B, Hq * D]."""
+    a = layer.self_attn
+    q, k, v = (t[:, :, None] for t in heads)
     if cache is not None:
         k, v = cache.update(k, v, a.layer_idx)
     plain = sys.modules[type(a).__module__].eager_attention_forward
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(a.config._attn_implementation, plain)
     out, _ = attend(a, q, k, v, mask, dropout=0.0, scaling=a.scaling,
                     sliding_window=sliding_window(a), **kwargs)
-    return out.reshape(len(x), -1)
+    return out.reshape(len(q), -1)
