@@ -111,13 +111,13 @@ class LayerGroup(Holding):
         """
         pool, t = self.pool, self.decoding
         tails = pool.open.layer(layer)
-        pool.fused.append(k, v, tails, t.open_slot, t.open_len)
         if self.choice.selects:
+            pool.fused.append(k, v, tails, t.open_slot, t.open_len)
             return self.choice.decode(layer, q, tails, t, scale)
         mass = self.watch.mass(t, q.shape[1])
         out, lse = pool.fused.paged_decode(
             q, pool.sealed.layer(layer), pool.format, t.table, t.n_blocks, tails, t.open_slot,
-            t.open_now, scale=scale, mass=mass,
+            t.open_now, scale=scale, mass=mass, new=(k, v),
         )
         out = self.away.decode(layer, q, out, lse, mass, scale)
         self.watch.decoded(t, mass)

@@ -27,9 +27,9 @@ try:
 except ImportError:  # torch without CUDA, or for an older one
     driver = nvrtc = None
 
-MOST_ROWS = 64
-SLOTS = {8: 8, 16: 8, 32: 8, 64: 8}  # of the ring, 8 weight rows x PIECE columns each
-OUT_HALVES = {8: 1, 16: 1, 32: 2, 64: 2}  # 8 or 16 outputs of a block where there are few
+FEWEST_ROWS, MOST_ROWS = 2, 16  # one row: `layer_triton` is as fast
+SLOTS = {8: 8, 16: 8}  # of the ring, 8 weight rows x PIECE columns each
+OUT_HALVES = {8: 1, 16: 2}  # 8 or 16 outputs of a block where there are few
 THREADS = 288
 
 
@@ -85,7 +85,9 @@ def sizes(x: Tensor, finish: Finish, start: Start) -> Sizes:
 
 def takes(x: Tensor, finish: Finish, start: Start) -> bool:
     """Whether the kernel runs here and takes these rows and shapes."""
-    if driver is None or not x.is_cuda or len(x) > MOST_ROWS or x.dtype.itemsize != 2:
+    if driver is None or not x.is_cuda or x.dtype.itemsize != 2:
+        return False
+    if not FEWEST_ROWS <= len(x) <= MOST_ROWS:
         return False
     return _usable(x.device, sizes(x, finish, start))
 
@@ -112,9 +114,9 @@ def _tiles(count: int, processors: int, choices: tuple[int, ...]) -> int:
 
 
 def _macros(of: Sizes, rows: int, processors: int) -> dict[str, int]:
-    padded = next(n for n in (8, 16, 32, 64) if rows <= n)
+    padded = next(n for n in (8, 16) if rows <= n)
     per_head = of.DIM // 16
-    few = tuple(n for n in (1, 2, 4) if per_head % n == 0)
+    few = tuple(n for n in (1, 2, 4) if per_head % n == 0 and per_head <= 8 * n * n)
     return {name: int(value) for name, value in of._asdict().items()} | {
         "ROWS": padded, "PIECE": _piece(of), "SLOTS": SLOTS[padded],
         "OUT_HALVES": OUT_HALVES[padded],
@@ -190,7 +192,7 @@ def chain(
 ) -> tuple[Tensor, Heads | None]:
     """As `layer_ref.chain`; of: the model's `sizes`."""
     rows, device = len(x), x.device
-    kernel = _kernel(device, of, next(n for n in (8, 16, 32, 64) if rows <= n))
+    kernel = _kernel(device, of, next(n for n in (8, 16) if rows <= n))
     a = Args(rows=rows, finishes=finish is not None, starts=start is not None)
     given = {"x": x, "mid": kernel.mid, "inner": kernel.inner, "sync": kernel.sync,
              "squares": kernel.squares}

@@ -25,9 +25,9 @@ from kvlab.model.library import cache_parameter
 from kvlab.model.shape import sliding_window
 
 try:
-    from kvlab.kernel import layer_triton
+    from kvlab.kernel import layer_blas_triton, layer_triton
 except ImportError:  # no Triton on this platform
-    layer_triton = None
+    layer_blas_triton = layer_triton = None
 
 
 @contextmanager
@@ -76,9 +76,10 @@ def fusible(layer: nn.Module) -> bool:
 
 
 def kernels(x: Tensor):
-    """The module that computes rows `x`: Triton's where it is on CUDA and takes them."""
-    usable = layer_triton is not None and x.is_cuda and layer_triton.takes(x)
-    return layer_triton if usable else layer_ref
+    """The module that computes rows `x`, the first of those on CUDA that take them."""
+    if layer_triton is None or not x.is_cuda:
+        return layer_ref
+    return next((ops for ops in (layer_triton, layer_blas_triton) if ops.takes(x)), layer_ref)
 
 
 def chain_for(x: Tensor, finish: layer_ref.Finish, start: layer_ref.Start):
@@ -94,9 +95,9 @@ def _norm(module: nn.Module, x: Tensor) -> Tensor:
 
 def _head(head: nn.Linear, x: Tensor) -> Tensor:
     rows = x.flatten(0, -2)
-    if len(rows) > 16 or kernels(rows) is layer_ref:
+    if kernels(rows) is not layer_triton:
         return F.linear(x, head.weight)
-    return kernels(rows).norm_linear(rows, None, 0.0, (head.weight,)).view(*x.shape[:-1], -1)
+    return layer_triton.norm_linear(rows, None, 0.0, (head.weight,)).view(*x.shape[:-1], -1)
 
 
 class Ahead:

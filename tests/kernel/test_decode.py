@@ -11,15 +11,17 @@ from kvlab.format.base import Codec
 from kvlab.kernel import blocks_ref
 
 decode = pytest.importorskip("kvlab.kernel.decode_triton")
+seal_triton = pytest.importorskip("kvlab.kernel.seal_triton")
 
 
-def run(p, q, *, mass=None, setting=None, scale=None):
+def run(p, q, *, mass=None, setting=None, scale=None, new=None):
     for buffer in decode._scratch.values():
-        buffer.fill_(float("nan"))
+        if buffer.is_floating_point():
+            buffer.fill_(float("nan"))
     table, counts, slots, tails = p.args
     return decode.paged_decode(
         q, p.sealed.layer(1), p.format, table, counts, p.open.layer(1), slots, tails,
-        scale=scale or q.shape[2] ** -0.5, mass=mass, setting=setting,
+        scale=scale or q.shape[2] ** -0.5, mass=mass, setting=setting, new=new,
     )
 
 
@@ -148,6 +150,24 @@ def test_agrees_with_the_reference(name, per_head, device):
     assert relative(out, want.float()) < 1e-3
     torch.testing.assert_close(lse, want_lse, atol=1e-3, rtol=0)
     torch.testing.assert_close(*masses, atol=5e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name, S", [("bf16", 16), ("int4", 64)])
+def test_puts_the_newest_token_into_its_block(name, S, device):
+    """As `append` and then attention, to the bit; rows with an empty, a half and a full block."""
+    p = past(by_name(name), [100, S, 9, S - 1], S=S, device=device)
+    q, k, v = (torch.randn(4, n, 64, device=device, dtype=torch.float16) for n in (6, 3, 3))
+    p = past(by_name(name), [100, S, 9, S - 1], S=S, H=3, device=device)
+    grown = p._replace(args=(*p.args[:3], p.args[3] + 1))
+    got = run(grown, q, new=(k, v))
+    written = [slab.clone() for slab in p.open.slabs.values()]
+    fresh = past(by_name(name), [100, S, 9, S - 1], S=S, H=3, device=device)
+    for slab, other in zip(fresh.open.slabs.values(), p.open.slabs.values()):
+        assert slab.shape == other.shape
+    seal_triton.append(k, v, p.open.layer(1), p.args[2], p.args[3])
+    assert all(torch.equal(a, b) for a, b in zip(written, p.open.slabs.values()))
+    want = run(grown, q)
+    assert all(torch.equal(a, b) for a, b in zip(got, want))
 
 
 @pytest.mark.gpu
