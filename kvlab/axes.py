@@ -65,6 +65,8 @@ TABLE: dict[str, Axis] = {axis.name: axis for axis in (
     Axis("format", "bf16", _FORMATS),
     _axis("policy", "none", "kvlab.policy", {
         "adaptive": ("Adaptive", "experts weighted by what their evictions cost"),
+        "admit_cost": ("AdmitCost", "another policy, short prompts wait at its door"),
+        "admit_reuse": ("AdmitReuse", "another policy, what was asked for once waits at its door"),
         "arc": ("ARC", "recency and frequency, balanced by ghost hits"),
         "attention_mass": ("AttentionMass", "least attention over the steps leaves (H2O)"),
         "belady": ("Belady", "farthest next use leaves; needs the future"),
@@ -72,8 +74,10 @@ TABLE: dict[str, Axis] = {axis.name: axis for axis in (
         "fifo": ("FIFO", "oldest leaves"),
         "gdsf": ("GDSF", "least frequency times cost over size leaves"),
         "hybrid": ("Hybrid", "a weighted sum of recency, frequency and attention"),
+        "keep_until_return": ("KeepUntilReturn", "LRU, but what waits for a tool stays"),
         "key_norm": ("KeyNorm", "largest keys leave"),
         "leaf_first": ("LeafFirst", "another policy, leaves of the prefix tree first"),
+        "learned": ("Learned", "least likely to be used soon leaves; learned from the future"),
         "lfu": ("LFU", "least used leaves"),
         "lru": ("LRU", "least recently used leaves"),
         "mq": ("MQ", "queues by frequency, with lifetimes"),
@@ -81,11 +85,15 @@ TABLE: dict[str, Axis] = {axis.name: axis for axis in (
         "pgdsf": ("PGDSF", "GDSF by leaves, at the cost of computing on a prefix"),
         "priority": ("Priority", "lowest level given by the user leaves"),
         "random": ("Random", "any may leave: a control"),
+        "request_arc": ("RequestARC", "ARC that counts a request once"),
+        "request_lfu": ("RequestLFU", "used by the fewest requests leaves"),
         "s3fifo": ("S3FIFO", "a small queue filters a main one"),
         "shuffled": ("Shuffled", "another policy, scores dealt to other blocks: a control"),
         "sieve": ("SIEVE", "a hand passes over what was used"),
         "snapkv": ("SnapKV", "least attention of the last queries leaves"),
         "tova": ("TOVA", "least attention of the newest token leaves"),
+        "ttl": ("TTL", "LRU, and what was not used for some minutes is gone"),
+        "wa_lru": ("WALRU", "age, chance of reuse and size, weighed together (SAGA)"),
     }),
     _axis("window", "none", "kvlab.window", {
         "none": ("NoWindow", "everything may be read"),
@@ -113,11 +121,17 @@ TABLE: dict[str, Axis] = {axis.name: axis for axis in (
         "none": ("NoOffload", "an evicted block is gone"),
         "host": ("HostStore", "an evicted block lies in host memory"),
     }),
+    _axis("budget", "equal", "kvlab.budget", {
+        "equal": ("Equal", "every layer may hold as many blocks"),
+        "pyramid": ("Pyramid", "lower layers may hold more than upper ones (PyramidKV)"),
+        "shares": ("Shares", "given shares, one for each layer group"),
+    }),
     _axis("observes", "mass", "kvlab.cache.scores", {
         "mass": ("Mass", "share of attention, a mean over steps"),
         "snapkv": ("SnapKV", "attention of the last queries, pooled over neighbours"),
         "expected_attention": ("ExpectedAttention", "attention to be expected, times values"),
         "key_norm": ("KeyNorm", "the inverse of the keys' norm"),
+        "random": ("RandomScore", "drawn by chance: a control"),
         "tova": ("TOVA", "attention of the last token"),
     }, conf=False),
 )}  # fmt: skip
@@ -162,10 +176,11 @@ def load(axis: str, path: str) -> Callable:
     module, _, attribute = path.rpartition(".")
     try:
         found = getattr(import_module(module), attribute)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:  # of a name without a module, too
         raise BadInput(axis, path, f"cannot be imported: {error}") from error
     except AttributeError as error:
-        raise BadInput(axis, path, f"{module} has no {attribute}") from error
+        raise BadInput(axis, path, f"{module} has no {attribute} that could be imported"
+                       ) from error
     if not callable(found):
         raise BadInput(axis, path, "cannot be called; name a class, or a function that makes one")
     return found

@@ -26,14 +26,15 @@ from kvlab import format as formats
 from kvlab import policy as policies
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, KvlabError, OutOfBlocks
-from kvlab.model import PagedCache
+from kvlab.model import PagedCache, model_geometry
 from kvlab.model.prefill import forward_chunk
-from kvlab.model.shape import model_geometry
 from kvlab.offload import HostStore, NoOffload, OutOfHost
 from kvlab.window import NoWindow, SinkWindow
 
 VOCABULARY = 128
 SUMMARIZERS = [n for n in axes.names("summary") if axes.find("summary", n).makes]
+
+TOKENS = [{"evict": "token", "groups": groups} for groups in ("all", "per_layer", "per_head")]
 
 
 def draw(rng: random.Random) -> dict:
@@ -44,14 +45,15 @@ def draw(rng: random.Random) -> dict:
     budget = rng.choice(({}, {"budget_percent": rng.choice((3.0, 20.0, 50.0, 100.0))},
                          {"budget_blocks": 2 * rng.randint(need, 3 * need)},
                          {"budget_bytes": rng.choice((20_000, 200_000, 1 << 22))}))  # fmt: skip
-    policy = rng.choice([n for n in policies.names() if n not in ("belady", "none")])
+    policy = rng.choice([n for n in policies.names() if n != "none" and
+                         not policies.asked(n).foresees and not policies.asked(n).asks])
     if rng.random() < 0.25:
         policy, budget = "none", {}
     return {
         "format": rng.choice(formats.NAMES), "block_size": size, **budget, "policy": policy,
         "window": draw_window(rng, sinks, recent), "summary": draw_summary(rng),
         "retrieval": draw_retrieval(rng), "offload": draw_offload(rng),
-        "groups": rng.choice(("all", "all", "per_layer")),
+        **rng.choice(({}, {}, {"groups": "per_layer"}, *TOKENS)),
         "workspace_tokens": rng.choice((8, 100, 16384)), "chunk": chunk,
     }  # fmt: skip
 
@@ -96,7 +98,7 @@ def composed(rng: random.Random, model) -> tuple[dict, CacheSpec, int]:
         settings = draw(rng)
         try:
             spec = CacheSpec(**{k: v for k, v in settings.items() if k != "chunk"})
-            spec.checked_for(model_geometry(model.config, spec))
+            spec.checked_for(model_geometry(model, spec))
             return settings, spec, refused
         except BadInput:
             refused += 1
@@ -105,12 +107,16 @@ def composed(rng: random.Random, model) -> tuple[dict, CacheSpec, int]:
 def storages(cache: PagedCache) -> int:
     """Device bytes counted from the storages, not from the cache's own arithmetic."""
     stores = [s for g in cache.groups for s in (g.pool.sealed, g.pool.open)]
-    stores += [g.digests.store for g in cache.groups if cache.spec.retrieval.selects]
+    stores += [g.sources.digests.store for g in cache.groups if cache.spec.retrieval.selects]
     slabs = [t for s in stores for t in s.slabs.values()]
     slabs += [s._base for s in stores if s._base is not None]
     stories = [s for g in cache.groups for s in g.summaries.stories.values()]
     parts = [entries for s in stories for entries in s.entries.values()]
     told = {x.data_ptr(): x.nbytes for part in parts for x in part}
+    if cache.spec.by_token:
+        scores = [x for g in cache.groups for s in g.watch.standing.values()
+                  for x in (s.score, s.steps)]
+        told |= {x.data_ptr(): x.untyped_storage().nbytes() for x in scores if x.numel()}
     return sum(t.untyped_storage().nbytes() for t in slabs) + sum(told.values())
 
 

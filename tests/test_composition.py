@@ -14,13 +14,15 @@ from kvlab.format import NAMES
 from kvlab.model import PagedCache, prefill
 from kvlab.model.prefill import forward_chunk
 from kvlab.offload import HostStore, NoOffload
+from kvlab.policy import asked
 from kvlab.policy import names as policy_names
 from kvlab.retrieval import MeanKey, NoRetrieval, Quest, RandomChoice
 from kvlab.summary import Fitted, Merged, MergeMean, NoSummary, RandomTokens
 from kvlab.window import NoWindow, SinkWindow
 
 PROMPT, STEPS = 75, 6
-OFFLINE = {"belady"}  # reads the future of a trace; a live run has none
+# What reads the future of a trace, or what requests say of themselves: a live run has neither.
+OFFLINE = {n for n in policy_names() if asked(n).foresees or asked(n).asks}
 AXES = {
     "format": NAMES,
     "block_size": (1, 7, 16, 64),
@@ -109,7 +111,7 @@ def spec_of(row) -> CacheSpec:
 
 def held(cache) -> int:
     stores = [s for g in cache.groups for s in (g.pool.sealed, g.pool.open)]
-    stores += [g.digests.store for g in cache.groups if g.choice.selects]
+    stores += [g.sources.digests.store for g in cache.groups if cache.spec.retrieval.selects]
     slabs = sum(t.untyped_storage().nbytes() for s in stores for t in s.slabs.values())
     return slabs + sum(g.summaries.nbytes for g in cache.groups)
 

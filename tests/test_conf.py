@@ -40,12 +40,14 @@ AXES = {
     "policy": ("kvlab.policy", "pop"),
     "window": ("kvlab.window", "protected"),
     "needle": ("kvlab.eval.needle", "prompt"),
+    "task": ("kvlab.eval", "awaited"),
     "retrieval": ("kvlab.retrieval", "selects"),
     "offload": ("kvlab.offload", "build"),
     "summary": ("kvlab.summary", "makes"),
     "prefix": ("kvlab.blocks", "shares"),
 }
-BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder", "Retrieval", "Summary"}
+BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder", "Retrieval", "Summary",
+         "Asking", "Forced", "StepTask", "TimedTask"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -77,8 +79,8 @@ def test_every_yaml_composes_and_builds(option):
     tree = OmegaConf.to_container(config, resolve=False)
     resolved = OmegaConf.to_container(config[group], resolve=True)
     check(tree, resolved, group)
-    if option == "policy=belady":
-        with pytest.raises(BadInput, match="needs the future of a trace"):
+    if option in ("policy=belady", "policy=learned"):
+        with pytest.raises(BadInput, match="only replays have"):
             build(tree, resolved, group)
     elif "_target_" in resolved:
         assert build(tree, resolved, group) is not None

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from kvlab.__main__ import main
-from kvlab.eval.base import Runner
+from kvlab.eval.cost import TextCost
+from kvlab.eval.runner import Runner
 from kvlab.report import build
 
 CONF = str(Path(__file__).parent / "conf")
@@ -110,18 +111,16 @@ def test_wherever_it_raises_the_resumed_run_equals_an_unbroken_one(
 
 
 def test_what_fails_in_costing_keeps_its_quality(tmp_path, monkeypatch, unbroken):
-    from kvlab.eval import evaluate
-
     line = [*TINY, f"hydra.run.dir={tmp_path / 'run'}"]
     with monkeypatch.context() as patch:
-        sound = evaluate.cost
+        sound = TextCost.measure
 
-        def faulty(loaded, ids, runner, *args):
+        def faulty(self, runner, item):
             if runner.name == "int8":
                 raise ValueError("no clock")
-            return sound(loaded, ids, runner, *args)
+            return sound(self, runner, item)
 
-        patch.setattr(evaluate, "cost", faulty)
+        patch.setattr(TextCost, "measure", faulty)
         assert main(line) == 1
     assert named(tmp_path / "run", "int8") >= {"perplexity", "failed"}
     assert "prefill_seconds" in named(tmp_path / "run", "int4")
@@ -170,8 +169,8 @@ def test_an_interrupt_in_the_third_document_keeps_two(tmp_path, monkeypatch, unb
     assert {r["step"] for r in rows(tmp_path / "run")} == {1, 2}
     starts = []
     sound = Runner.start
-    monkeypatch.setattr(Runner, "start", lambda self, loaded: starts.append(self.name) or
-                        sound(self, loaded))  # fmt: skip
+    monkeypatch.setattr(Runner, "start", lambda self: starts.append(self.name) or
+                        sound(self))  # fmt: skip
     assert main([*line, "resume=true"]) == 0
     assert starts.count("noise floor") == 1, "only the third document is computed again"
     assert results(tmp_path / "run") == results(unbroken)
@@ -195,8 +194,8 @@ def test_scores_of_other_tokens_do_not_count(tmp_path, unbroken):
                and r["variant"] == "int8"]  # fmt: skip
     runner = Runner("int8", about, None)
     ids = np.random.default_rng(7).integers(1, 128, 96)
-    assert Scores(Folder).take(runner, 0, ids, runner.columns) and len(runner.kl[0]) == 95
-    assert not Scores(Folder).take(runner, 0, ids + 1, runner.columns)
+    assert Scores(Folder).take(runner, 0, ids) and len(runner.column("kl")[0]) == 95
+    assert not Scores(Folder).take(runner, 0, ids + 1)
 
 
 # -- several runs at once

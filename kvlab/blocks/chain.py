@@ -98,3 +98,22 @@ class Chain:
         names, step = self.names(stop), self.block_size * TOKEN.itemsize
         whole = bytes(self._raw[: len(names) * step])
         return zip(names, (whole[at : at + step] for at in range(0, len(whole), step)))
+
+
+class CutOff(Chain):
+    """The tokens of a sequence that may not be known to others: none are, ever.
+
+    outdated: since it began under another identity.
+    """
+
+    __slots__ = ("outdated",)
+
+    def __init__(self, block_size: int, outdated: bool = False):
+        super().__init__("", block_size)
+        self.outdated = outdated
+
+    def copy(self):
+        return CutOff(self.block_size, self.outdated)
+
+    def tell(self, at, token_ids):
+        """What two models or unknown inputs computed is the prefix of no other."""

@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heappop, heappush
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 
 from kvlab.blocks.states import FREE, LEAVING, OPEN, SEALED, BlockStateError, check_books
 from kvlab.core import BadInput, BlockId, OutOfBlocks
-from kvlab.policy import BlockMeta, EvictionPolicy, NoEviction
+from kvlab.policy import BlockMeta, EvictionPolicy, Moment, NoEviction
 
 
 class BlockLedger:
@@ -90,19 +90,17 @@ class BlockLedger:
         """Open `count` blocks, lowest free ids first. Raises OutOfBlocks; never evicts."""
         if self.capacity is not None and count > self.capacity - self.held_count:
             raise OutOfBlocks(count, self.free_count, self.capacity)
-        ids = [self._take(owner).id for _ in range(count)]
+        metas, freed = self._metas, self._freed
+        ids = [heappop(freed) for _ in range(min(count, len(freed)))]
+        for id in range(len(metas), len(metas) + count - len(ids)):
+            metas.append(BlockMeta(id))
+            ids.append(id)
+        for id in ids:
+            meta = metas[id]
+            meta.state, meta.owner = OPEN, owner
         if self.events:
             self.events(("allocate", ids, owner))
         return ids
-
-    def _take(self, owner) -> BlockMeta:
-        if self._freed:
-            meta = self._metas[heappop(self._freed)]
-        else:
-            meta = BlockMeta(len(self._metas))
-            self._metas.append(meta)
-        meta.state, meta.owner = OPEN, owner
-        return meta
 
     def seal(
         self,
@@ -115,26 +113,27 @@ class BlockLedger:
         parent: Iterable[int | None] = repeat(None),
     ) -> None:
         """Make open blocks read-only and known to the policy, with one value per block of each."""
+        metas, add, now = self._metas, self.policy.add, self.now
+        known = len(metas)
         for id in ids:
-            if self.state(id) != OPEN:
+            if not 0 <= id < known or metas[id].state != OPEN:
                 raise BlockStateError("seal", self._find(id), id)
         self._described = True
-        rows = list(zip(ids, content, depth, level, cost, size, parent))
+        rows = zip(ids, content, depth, level, cost, size, parent)
+        rows = list(rows) if self.events else rows
         for id, *facts in rows:
-            meta = self._metas[id]
-            self.now += 1
-            self._describe(meta, *facts)
-            self.policy.add(meta)
+            meta = metas[id]
+            now += 1
+            meta.content, meta.depth, meta.level, meta.cost, meta.size, meta.parent = facts
+            meta.state = SEALED
+            meta.born = meta.last = now
+            meta.hits, meta.score = 0, 0.0
+            add(meta)
             if meta.pins:
                 self.policy.hold(meta)
+        self.now = now
         if self.events:
             self.events(("seal", rows))
-
-    def _describe(self, meta, content, depth, level, cost, size, parent):
-        meta.state, meta.content, meta.parent = SEALED, content, parent
-        meta.depth, meta.level, meta.cost, meta.size = depth, level, cost, size
-        meta.born = meta.last = self.now
-        meta.hits, meta.score = 0, 0.0
 
     def reclaim(self, count: int, coming: Iterable[int | None] = ()) -> list[BlockId]:
         """Let the policy choose `count` victims, first to leave first; they are LEAVING.
@@ -144,36 +143,40 @@ class BlockLedger:
         """
         if count > len(self.policy):
             raise OutOfBlocks(count, len(self.policy), self.capacity)
-        coming = list(coming)
-        victims = []
-        for _, content in zip(range(count), chain(coming, repeat(None))):
+        coming, metas, pop, victims = list(coming), self._metas, self.policy.pop, []
+        for content in islice(chain(coming, repeat(None)), count):
             if self._expect and content is not None:
                 self._expect(content)
-            victims.append(self.policy.pop())
-            self._metas[victims[-1]].state = LEAVING
+            id = pop()
+            metas[id].state = LEAVING
+            victims.append(id)
         if self.events:
             self.events(("reclaim", count, coming, victims))
         return victims
 
-    def free(self, ids: Iterable[BlockId]) -> None:
-        """Give blocks back from any state; a pinned one loses its owner and waits for `unpin`."""
-        ids = list(ids)
+    def free(self, ids: Iterable[BlockId]) -> list[BlockId]:
+        """Give blocks back from any state; a pinned one loses its owner and waits for `unpin`.
+
+        Returns those that are free now.
+        """
+        ids, metas, freed, gone = list(ids), self._metas, self._freed, []
+        known, remove = len(metas), self.policy.remove
         for id in ids:
-            meta = self._find(id)
+            meta = metas[id] if 0 <= id < known else None
             if meta is None or meta.state == FREE or meta.doomed:
                 raise BlockStateError("free", meta, id)
+            meta.owner = None
             if meta.pins:
-                meta.doomed, meta.owner = True, None
-            else:
-                self._release(meta)
+                meta.doomed = True
+                continue
+            if meta.state == SEALED:
+                remove(meta)
+            meta.state = FREE
+            heappush(freed, id)
+            gone.append(id)
         if self.events:
             self.events(("free", ids))
-
-    def _release(self, meta):
-        if meta.state == SEALED:
-            self.policy.remove(meta)
-        meta.state, meta.owner, meta.doomed = FREE, None, False
-        heappush(self._freed, meta.id)
+        return gone
 
     def admit(self, contents: Sequence[int]) -> tuple[list[BlockId], list[int]]:
         """Seal one block for each content, evicting one at a time where no block is free.
@@ -186,13 +189,11 @@ class BlockLedger:
         room = len(contents) if self.capacity is None else self.free_count
         if room < len(contents) and not room and not len(self.policy):
             raise OutOfBlocks(len(contents), 0, self.capacity)
-        ids, gone = [], []
-        for content in contents[:room]:
-            meta = self._take(None)
-            self.now += 1
-            self._describe(meta, content, 0, 0, 1.0, 1, None)
-            self.policy.add(meta)
-            ids.append(meta.id)
+        events, described, gone = self.events, self._described, []
+        self.events = None
+        ids = self.allocate(min(room, len(contents)))
+        self.seal(ids, contents)
+        self.events, self._described = events, described
         self._replace(contents[room:], ids, gone)
         if self.events:
             self.events(("admit", contents, ids))
@@ -219,37 +220,54 @@ class BlockLedger:
 
     # -- use ---------------------------------------------------------------------------------
 
+    def begin(self, moment: Moment) -> list[BlockId]:
+        """Tell a policy that asks which request comes; what it gives up for its age is LEAVING."""
+        dead = list(self.policy.begin(moment)) if self.policy.asks else []
+        for id in dead:
+            self._metas[id].state = LEAVING
+        if self.events and self.policy.asks:
+            self.events(("begin", moment, dead))
+        return dead
+
     def pin(self, ids: Iterable[BlockId]) -> None:
         """Keep blocks, in any state but FREE, until as many `unpin`."""
-        ids = list(ids)
+        ids, metas, hold = list(ids), self._metas, self.policy.hold
+        known = len(metas)
         for id in ids:
-            meta = self._find(id)
+            meta = metas[id] if 0 <= id < known else None
             if meta is None or meta.state == FREE:
                 raise BlockStateError("pin", meta, id)
             meta.pins += 1
             if meta.pins == 1 and meta.state == SEALED:
-                self.policy.hold(meta)
+                hold(meta)
         if self.events:
             self.events(("pin", ids))
 
-    def unpin(self, ids: Iterable[BlockId]) -> None:
-        """Take one pin off each; at the last, a block is evictable again, or free if freed."""
-        ids = list(ids)
+    def unpin(self, ids: Iterable[BlockId]) -> list[BlockId]:
+        """Take one pin off each; at the last, a block is evictable again, or free if freed.
+
+        Returns those that are free now.
+        """
+        ids, metas, release, gone = list(ids), self._metas, self.policy.release, []
+        known = len(metas)
         for id in ids:
-            meta = self._find(id)
+            meta = metas[id] if 0 <= id < known else None
             if meta is None or not meta.pins:
                 raise BlockStateError("unpin", meta, id)
             meta.pins -= 1
-            if not meta.pins:
-                self._unheld(meta)
+            if meta.pins:
+                continue
+            if meta.doomed:
+                if meta.state == SEALED:
+                    self.policy.remove(meta)
+                meta.state, meta.doomed = FREE, False
+                heappush(self._freed, id)
+                gone.append(id)
+            elif meta.state == SEALED:
+                release(meta)
         if self.events:
             self.events(("unpin", ids))
-
-    def _unheld(self, meta):
-        if meta.doomed:
-            self._release(meta)
-        elif meta.state == SEALED:
-            self.policy.release(meta)
+        return gone
 
     def touch(self, ids: Sequence[BlockId]) -> None:
         """Tell the policy that sealed blocks were used, in this order (a prefix: tail first)."""

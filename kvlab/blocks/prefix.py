@@ -10,27 +10,17 @@ its tokens attended to.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, KeysView, Sequence
 
 from xxhash import xxh3_64_intdigest
 
-from kvlab.blocks.chain import TOKEN, Chain, as_bytes, origin
+from kvlab.blocks.chain import Chain, origin
 from kvlab.core import BadInput, BlockId
 
 
 def chained_hashes(identity: str, block_size: int, token_ids: Sequence[int]) -> list[int]:
     """Content of each whole block of a sequence: what `BlockLedger.seal` wants as `content`."""
-    return [name for name, _ in _chain(origin(identity, block_size), block_size, token_ids)]
-
-
-def _chain(name: int, block_size: int, token_ids) -> Iterable[tuple[int, bytes]]:
-    """Name and token bytes of each whole block, lazily: a match may stop early."""
-    raw = as_bytes(token_ids)
-    step = block_size * TOKEN.itemsize
-    for start in range(0, len(raw) - step + 1, step):
-        tokens = raw[start : start + step]
-        name = xxh3_64_intdigest(tokens, name)
-        yield name, tokens
+    return Chain(identity, block_size, token_ids).names()
 
 
 class _Node:
@@ -43,45 +33,7 @@ class _Node:
         self.children, self.id = 0, None
 
 
-class NoPrefix:
-    """No sharing: every sequence computes all its blocks."""
-
-    name = "none"
-
-    def __init__(self, identity: str = "", block_size: int = 16):
-        if block_size < 1:
-            raise BadInput("cache.block_size", block_size, "must be at least 1 token")
-        self.identity, self.block_size = identity, block_size
-        self._origin = origin(identity, block_size)
-
-    def contents(self, token_ids: Sequence[int]) -> list[int]:
-        """Chained hash of each whole block, for `BlockLedger.seal`; ghost lists remember it."""
-        return [name for name, _ in _chain(self._origin, self.block_size, token_ids)]
-
-    def match(self, token_ids: Sequence[int]) -> list[BlockId]:
-        """Blocks that hold the longest run of whole blocks from the first token on."""
-        return []
-
-    def insert(self, token_ids: Sequence[int], ids: Sequence[BlockId]) -> list[BlockId]:
-        """Make known that sealed block `ids[i]` holds the i-th whole block of the sequence.
-
-        Returns for each the block under which that content is known: an earlier one stays, and
-        the caller may use it and free its own. A None (hole) raises BadInput.
-        """
-        return list(ids)
-
-    def forget(self, id: BlockId) -> None:
-        """Drop a block that is about to be reused; one that is not known is no error."""
-
-    def __len__(self) -> int:
-        """Blocks known."""
-        return 0
-
-    def __contains__(self, id: BlockId) -> bool:
-        return False
-
-
-class PrefixIndex(NoPrefix):
+class PrefixIndex:
     """Hash table of chained hashes, as in vLLM; O(1) a block.
 
     identity: model, format and whatever else decides what the bytes of a block are.
@@ -89,13 +41,15 @@ class PrefixIndex(NoPrefix):
     parent comes back.
     """
 
-    name = "hash"
-
     def __init__(self, identity: str = "", block_size: int = 16):
-        super().__init__(identity, block_size)
+        if block_size < 1:
+            raise BadInput("cache.block_size", block_size, "must be at least 1 token")
+        self.identity, self.block_size = identity, block_size
+        self._origin = origin(identity, block_size)
         self._nodes: dict[int, list[_Node]] = {}  # name -> nodes; more than one is a collision
         self._held: dict[BlockId, _Node] = {}
         self.changes = 0  # so that whoever keeps a `lookup` knows when it is stale
+        self.added = 0  # contents made known so far
 
     def lookup(self, chain: Chain) -> list[BlockId | None]:
         """Block of each whole block of a chain, None where it is not held.
@@ -113,20 +67,22 @@ class PrefixIndex(NoPrefix):
             ids.append(node.id)
         return ids + [None] * (len(chain) - len(ids))
 
-    def add(self, chain: Chain, ids: dict[int, BlockId]) -> None:
-        """Make known that block `ids[i]` holds the i-th whole block; nothing may be known there."""
-        node = None
-        for index, (name, tokens) in enumerate(chain.items(1 + max(ids, default=-1))):
+    def add(self, chain: Chain, logical: Sequence[int], ids: Sequence[BlockId]) -> None:
+        """Make known that `ids[n]` holds whole block `logical[n]`; nothing may be known there."""
+        node, place = None, dict(zip(logical, ids))
+        for index, (name, tokens) in enumerate(chain.items(1 + max(logical, default=-1))):
             node = self._find(name, tokens, node) or self._add(name, tokens, node)
-            if index in ids:
+            if index in place:
                 if node.id is not None:
-                    raise BadInput("ids", ids[index], f"block {node.id} holds this content already")
-                self._hold(node, ids[index])
+                    raise BadInput(
+                        "ids", place[index], f"block {node.id} holds this content already"
+                    )
+                self._hold(node, place[index])
 
     @property
-    def blocks(self) -> set[BlockId]:
-        """All known blocks."""
-        return set(self._held)
+    def blocks(self) -> KeysView[BlockId]:
+        """All known blocks; changes with the index."""
+        return self._held.keys()
 
     def content(self, id: BlockId) -> tuple[int, bytes]:
         """Name and token bytes of a known block."""
@@ -165,15 +121,6 @@ class PrefixIndex(NoPrefix):
         """Name of a block of these tokens behind the block of name `parent` (None: the first)."""
         return xxh3_64_intdigest(tokens, self._origin if parent is None else parent)
 
-    def match(self, token_ids):
-        ids, node = [], None
-        for name, tokens in _chain(self._origin, self.block_size, token_ids):
-            node = self._find(name, tokens, node)
-            if node is None or node.id is None:
-                break
-            ids.append(node.id)
-        return ids
-
     def _find(self, name, tokens, parent):
         """The node of these very tokens behind this very parent."""
         for node in self._nodes.get(name, ()):
@@ -181,25 +128,13 @@ class PrefixIndex(NoPrefix):
                 return node
         return None
 
-    def insert(self, token_ids, ids):
-        if None in ids:
-            raise BadInput("ids", list(ids), "a block behind a hole cannot be shared")
-        if len(ids) > len(token_ids) // self.block_size:
-            raise BadInput("ids", len(ids), f"{len(token_ids)} tokens fill fewer blocks")
-        known, node = [], None
-        for id, (name, tokens) in zip(ids, _chain(self._origin, self.block_size, token_ids)):
-            node = self._find(name, tokens, node) or self._add(name, tokens, node)
-            if node.id is None:
-                self._hold(node, id)
-            known.append(node.id)
-        return known
-
     def _hold(self, node, id):
         if id in self._held:
             raise BadInput("ids", id, "this block holds another content; forget it first")
         node.id = id
         self._held[id] = node
         self.changes += 1
+        self.added += 1
 
     def _add(self, name, tokens, parent):
         node = _Node(name, tokens, parent)
@@ -208,12 +143,14 @@ class PrefixIndex(NoPrefix):
             parent.children += 1
         return node
 
-    def forget(self, id):
-        node = self._held.pop(id, None)
-        if node is not None:
+    def drop(self, ids: Iterable[BlockId]) -> list[int]:
+        """Forget blocks; the names of those that were known, in order."""
+        nodes = [self._held.pop(id) for id in ids if id in self._held]
+        for node in nodes:
             node.id = None
-            self.changes += 1
             self._prune(node)
+        self.changes += len(nodes)
+        return [node.name for node in nodes]
 
     def _prune(self, node):
         """Remove a node that nothing needs, and then its ancestors."""

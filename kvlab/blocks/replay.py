@@ -26,7 +26,7 @@ class Difference(NamedTuple):
 
 def victims(events: Iterable[tuple]) -> list[BlockId]:
     """All blocks that the policy chose in a recording, in order."""
-    return [id for event in events if event[0] == "reclaim" for id in event[-1]]
+    return [id for event in events if event[0] in ("reclaim", "begin") for id in event[-1]]
 
 
 def replay(events: Iterable[tuple], ledger: BlockLedger) -> Difference | None:
@@ -49,6 +49,9 @@ def _repeat(ledger, verb, arguments):
     if verb == "reclaim":
         count, coming, ids = arguments
         return ids, ledger.reclaim(count, coming)
+    if verb == "begin":
+        moment, ids = arguments
+        return ids, ledger.begin(moment)
     if verb == "admit":
         contents, ids = arguments
         return ids, ledger.admit(contents)[0]

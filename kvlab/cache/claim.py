@@ -5,8 +5,8 @@ from __future__ import annotations
 import weakref
 
 from kvlab.blocks import Chain
-from kvlab.cache.step import Extent
 from kvlab.core import BlockId, SeqId
+from kvlab.source import Extent
 
 
 class Claim:

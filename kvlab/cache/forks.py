@@ -29,8 +29,8 @@ class Forks:
         source, table = self.tables[parent], self.tables[child]
         fill = source.length % self.block_size
         self.share.fork(parent, child, chain)
-        self.away.fork(parent, child)
-        self.digests.fork(parent, child)
+        self.sliding.fork(parent, child)
+        self.sources.fork(parent, child)
         shared = source.ids[:-1] if fill else list(source.ids)
         held = [b for b in shared if b is not None]
         self.ledger.pin(held)
@@ -40,6 +40,7 @@ class Forks:
             table.append([self._copy_tail(source.ids[-1], fill)])
         table.length = source.length  # the last block is full or a copy of the same tail
         self.origins.fork(parent, child)
+        self.chooser.fork(parent, child)
 
     def _copy_tail(self, tail: BlockId, fill: int) -> BlockId:
         (block,) = self.allocate(None, 1)

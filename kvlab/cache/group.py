@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from kvlab.blocks import SEALED
 from kvlab.cache.holding import Holding
-from kvlab.cache.step import Extent
-from kvlab.cache.sum import Sum
-from kvlab.cache.tables import DecodeTables, room_for
 from kvlab.core import BlockId, SeqId
-from kvlab.kernel import attend_sdpa
+from kvlab.source import Ask, Extent, Read, Sum, Token, merged
 
 
 class LayerGroup(Holding):
@@ -53,74 +49,54 @@ class LayerGroup(Holding):
         self.pool.sealed.commit(e.stored)
         if e.sealing and not e.single:
             e.sealing_ids = self.pool.ids(e.stored)
-        self.digests.begin(e, self.tables[e.seq])
+        self.sources.begin(e)
 
-    def prepare(self, extents: list[Extent]) -> None:
-        """Bring the device tables up to date for a step of one token in every row."""
-        rows = len(extents)
-        longest = max((e.past // self.block_size for e in extents), default=0)
-        if self.decoding is None or not self.decoding.fits(rows, longest):
-            self.decoding = DecodeTables(rows, room_for(longest), self.pool.device)
-        open_rows = [self.pool.open_row(e.writing) for e in extents]
-        self.decoding.refresh(extents, self.tables, open_rows)
-        self.away.prepare(extents)
-        self.choice.prepare(extents, self.tables)
-
-    def in_place(self) -> list:
-        """What `prepare` overwrites for the kernels; a captured step ends with any of them."""
-        return [self.decoding, self.away.decoding, self.choice.candidates]
-
-    def attend(
-        self, layer: int, e: Extent, q: Tensor, k: Tensor, v: Tensor, scale: float,
-        window: int | None,
-    ) -> Tensor:
-        """Attention of the step's queries over past and step, fp32 [Hq, T, D]; stores k and v.
-
-        q [Hq, T, D], k and v [T, H, D]; window: the model's own sliding window in tokens.
-        """
+    def attend(self, ask: Ask) -> Tensor:
+        """Attention of the step's queries over all sources, fp32 [Hq, T, Dv]; stores k and v."""
+        self.sliding.check_reach(ask.extent.seq, ask.extent.past, ask.window)
         total = Sum(self.pool.fused)
-        reader = self.choice if self.choice.applies(e, window) else self.past
-        reader.attend(layer, e, self.tables[e.seq], q, scale, window, total)
-        self.summaries.attend(layer, e.seq, q, scale, window, total)
-        span = {"scale": scale, "window": window, "q_start": e.past}
-        first, keys, values = e.past, k, v
-        if e.fill:
-            tail = self.pool.read_open(layer, e.tail, e.fill)
-            if e.single:  # one query sees tail and itself: one segment instead of two
-                first, keys, values = e.past - e.fill, *map(torch.cat, zip(tail, (k, v)))
-            else:
-                start = e.past - e.fill
-                total.add(attend_sdpa.attend(q, *tail, k_start=start, **span))
-        total.add(attend_sdpa.attend(q, keys, values, causal=not e.single, k_start=first, **span))
-        if e.sealing and not e.single:
-            whole = tuple(map(torch.cat, zip(tail, (k, v)))) if e.fill else (k, v)
-            self.watch.sealing(e.sealing, q, *whole, scale)
-            self._seal(layer, e, *whole)
-        else:
-            self.pool.write(layer, e.writing if e.single else e.rest, e.fill, k, v)
+        for source in self.sources.readers:
+            for part in source.parts(ask):
+                if part.blocks:
+                    q = ask.q if part.queries is None else part.queries
+                    self.watch.segment(part.blocks, q, part.keys, part.values, ask.scale)
+                total.add(part.attend(ask))
+        self.store(ask)
         out, lse = total.result()
         self.watch.layer(lse)
-        self.summaries.observe(layer, e.seq, q, lse, scale)
+        self.sources.observe(ask, lse)
         return out
 
-    def decode(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    def look(self, ask: Ask) -> Tensor:
+        """The same for queries of padding, `ask.before`: nothing is stored, no policy hears."""
+        total = Sum(None)
+        for source in self.sources.readers:
+            for part in source.parts(ask):
+                total.add(part.attend(ask))
+        return total.result()[0]
+
+    def decode(self, layer: int, extents: list[Extent], q: Tensor, k: Tensor, v: Tensor,
+               scale: float) -> Tensor:  # fmt: skip
         """One token per row through the kernels, [B, Hq, D]; `prepare` came before.
 
         q [B, Hq, D], k and v [B, H, D], contiguous. Waits for nothing and depends on nothing but
-        tensors that stay in place, so it may be captured.
+        tensors that stay in place, so it may be captured if all sources may.
         """
-        pool, t = self.pool, self.decoding
-        tails = pool.open.layer(layer)
-        if self.choice.selects:
-            pool.fused.append(k, v, tails, t.open_slot, t.open_len)
-            return self.choice.decode(layer, q, tails, t, scale)
-        mass = self.watch.mass(t, q.shape[1])
-        out, lse = pool.fused.paged_decode(
-            q, pool.sealed.layer(layer), pool.format, t.table, t.n_blocks, tails, t.open_slot,
-            t.open_now, scale=scale, mass=mass, new=(k, v),
-        )
-        out = self.away.decode(layer, q, out, lse, mass, scale)
-        self.watch.decoded(t, mass)
+        tables, new = self.sources.sealed.decoding, (k, v)
+        if self.sources.past is not self.sources.sealed:
+            self.sources.tail.append(layer, k, v, tables)
+            new = None
+        watch = self.watch if self.watch.active else None
+        ask = Token(layer, extents, q, scale, tables, watch, new)
+        reads: list[Read] = []
+        for source in self.sources.decoders:
+            reads += source.decode(ask)
+        out, lse = merged(reads, self.sources.observed)
+        for read in reads:
+            self.watch.decoded(tables, read.mass)
+        if self.sources.observed:
+            for row in range(len(extents)):
+                self.sources.observe(ask.row(row), lse[row, :, None])
         return out
 
     def commit(self, e: Extent) -> None:
@@ -128,7 +104,7 @@ class LayerGroup(Holding):
         table = self.tables[e.seq]
         table.append(e.new, e.count)
         table.changes += bool(e.sealing)
-        self.digests.commit(e, table)
+        self.sources.commit(e)
         if e.single:
             self.pool.seal_open(e.sealing)
         elif e.tail is not None and e.sealing:
@@ -140,33 +116,35 @@ class LayerGroup(Holding):
     def end_step(self) -> None:
         """After all sequences of a step: what was attended to, and the policy's clock."""
         fresh, self.fresh = self.fresh, []
-        self._bring(self.choice.tell(self.watch, self.tables))
+        self._bring(self.sources.tell(self.watch))
         self.watch.commit([b for b in fresh if self.ledger.state(b) == SEALED])
         self.share.end_step()
 
     def abort(self, e: Extent) -> None:
         """Undo `begin`, but for evictions: the old tail was never overwritten below its fill."""
         self.watch.abort()
-        self.choice.abort()
-        self.digests.abort(e)
+        self.sources.abort(e)
         own = [b for b in e.new if b not in e.adopted]
         self.pool.drop(own)
         self.share.give_back(e.seq, own)
         if e.tail is not None and e.sealing:
             self.pool.sealed.drop([e.tail])
 
-    def store(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> None:
-        """Keep the keys and values [T, H, D] of a chunk without attending."""
-        if e.sealing and not e.single:
-            tail = self.pool.read_open(layer, e.tail, e.fill) if e.fill else ()
-            self._seal(layer, e, *(map(torch.cat, zip(tail, (k, v))) if e.fill else (k, v)))
-        else:
-            self.pool.write(layer, e.writing if e.single else e.rest, e.fill, k, v)
+    def store(self, ask: Ask) -> None:
+        """Keep the step's own tokens: full blocks of a chunk are sealed, the rest stays open."""
+        layer, e = ask.layer, ask.extent
+        if not e.sealing or e.single:
+            self.pool.write(layer, e.writing if e.single else e.rest, e.fill, ask.k, ask.v)
+            return
+        k, v = self.sources.tail.joined(layer, e, ask.k, ask.v)
+        if ask.q is not None:
+            self.watch.sealing(e.sealing, ask.q, k, v, ask.scale)
+        self._seal(layer, e, k, v)
 
     def _seal(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> None:
         """Seal what a chunk fills and keep the rest; k, v [n, H, D]: open tail and new tokens."""
         cut = len(e.sealing) * self.block_size
-        self.digests.seal(layer, e, k[:cut])
+        self.sources.sealing(layer, e, k[:cut])
         if e.stored:
             new = e.without_adopted(k[:cut], v[:cut])
             self.pool.seal(layer, e.stored, *new, e.sealing_ids)
@@ -183,7 +161,8 @@ class LayerGroup(Holding):
         """
         table = self.tables[seq]
         protected, readable = (
-            of(table.length) for of in (self.window.protected, self.window.readable)
+            self.sliding.within(of(table.length), table.length)
+            for of in (self.window.protected, self.window.readable)
         )
         spans = table.spans(protected), table.spans(readable)
         if self._slid.get(seq) == (table.changes, spans):
@@ -191,6 +170,7 @@ class LayerGroup(Holding):
         self._pin(seq, table.touched(protected))
         if readable != [(0, table.length)]:
             self._free_unreadable(seq, table.touched(readable))
+            self.sources.host.let_go(seq, self.sliding.slid(seq, table.length))
         self._slid[seq] = table.changes, spans
 
     def _pin(self, seq: SeqId, safe: set[BlockId]) -> None:

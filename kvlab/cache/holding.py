@@ -7,20 +7,16 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from kvlab.blocks import FREE, BlockLedger, BlockTable, Chain
-from kvlab.cache.away import Away
-from kvlab.cache.choice import choice_for
 from kvlab.cache.claim import Alone
 from kvlab.cache.copies import rebuilt
-from kvlab.cache.digests import digests_for
 from kvlab.cache.forks import Forks
 from kvlab.cache.origins import Origins
-from kvlab.cache.past import Past
-from kvlab.cache.summaries import Summaries
-from kvlab.cache.tables import DecodeTables
-from kvlab.cache.watch import Watch
+from kvlab.cache.repack import choosing
+from kvlab.cache.sliding import Sliding
 from kvlab.core import BlockId, KvlabError, OutOfBlocks, SeqId
 from kvlab.offload import OutOfHost
 from kvlab.pool import BlockPool
+from kvlab.source import Sources
 
 
 class Holding(Forks):
@@ -35,15 +31,12 @@ class Holding(Forks):
         self.borrowed: dict[SeqId, set[BlockId]] = {}
         self.pinned: dict[SeqId, set[BlockId]] = {}
         self._slid: dict[SeqId, tuple] = {}  # what the window last acted on
-        self.watch = Watch(ledger, pool.geometry.layers, self.block_size)
-        self.summaries = Summaries(spec.summary, pool)
-        segment = max(1, spec.workspace_tokens // self.block_size)
-        self.away = Away(spec.offload.build(pool), pool, self.summaries)
-        self.past = Past(pool, spec.window, self.watch, segment, inv_freq, self.away)
-        self.decoding: DecodeTables | None = None
+        own = None if spec.prefix.shares else pool.shape.window
+        self.sliding = Sliding(own, self.block_size)
+        self.watch, self.chooser = choosing(ledger, pool, spec, inv_freq)
+        self.sources = Sources(spec, pool, self.tables, inv_freq)
+        self.away, self.summaries = self.sources.host, self.sources.entries
         self.origins = Origins(pool)
-        self.digests = digests_for(spec.retrieval, pool, self.away)
-        self.choice = choice_for(self.digests)
         self.fresh: list[BlockId] = []  # sealed since the last step ended
         self.evictions = 0
         self.share = Alone(self)
@@ -56,10 +49,10 @@ class Holding(Forks):
     def open(self, seq: SeqId, chain: Chain | None = None, hit: int = 0) -> None:
         """A sequence that starts with the first `hit` whole blocks of `chain`, which are held."""
         self.tables[seq] = BlockTable(self.block_size)
-        self.away.open(seq)
+        self.sources.open(seq)
         self.origins.open(seq)
+        self.sliding.open(seq)
         self.borrowed[seq], self.pinned[seq] = set(), set()
-        self.digests.open(seq)
         self.tables[seq].append(self.share.open(seq, chain, hit), hit * self.block_size)
 
     def close(self, seq: SeqId, done: bool = True) -> None:
@@ -72,16 +65,19 @@ class Holding(Forks):
         held = [b for b in reversed(self.tables[seq].ids) if b is not None]
         self._release(seq, held)
         self.share.close(seq)
-        self.away.close(seq)
+        self.sources.close(seq)
         self.origins.close(seq)
         del self.tables[seq], self.borrowed[seq], self.pinned[seq]
+        self.chooser.close(seq)
         self._slid.pop(seq, None)
-        self.digests.close(seq)
+        self.sliding.close(seq)
         if done:
             self.share.ended()
 
     def check_crop(self, seq: SeqId, length: int) -> None:
-        """Raises `KvlabError` if the block that `crop` would cut was evicted."""
+        """Raises `KvlabError` if the block that `crop` would cut was evicted, or what the next
+        token sees behind it has left the model's own window."""
+        self.sliding.check_crop(seq, length)
         whole, fill = divmod(length, self.block_size)
         gone = fill and self.tables[seq].ids[whole] is None
         if gone and self.away.key(seq, whole) is None:
@@ -103,12 +99,17 @@ class Holding(Forks):
         del table.ids[-(-length // size) :]
         table.length = length
         table.changes += 1
-        self.digests.crop(seq, whole)
         self.origins.crop(seq, whole, fill)
+        self.chooser.crop(seq, length)
         self._release(seq, [b for b in reversed(dropped) if b is not None])
-        self.away.crop(seq, -(-length // size))
+        self.sources.crop(seq, length)
         if fill and not was_open:
             self._reopen(seq, whole, cut, fill)
+
+    def repack(self, seq: SeqId, over: int, seen: int) -> None:
+        """Give up `over` blocks' worth of the sealed tokens of `seq`, of the `seen` so far."""
+        self._release(seq, self.chooser.run(seq, self.tables[seq], over, seen)[::-1])
+        self.evictions += over
 
     # ---- counts
 
@@ -120,6 +121,11 @@ class Holding(Forks):
     def sealed_blocks(self) -> int:
         tails = sum(bool(t.length % self.block_size) for t in self.tables.values())
         return self.ledger.held_count - tails - self.share.reserved_count
+
+    @property
+    def read_tokens(self) -> int:
+        """Tokens that a head reads for the next token of every sequence."""
+        return sum(map(self.sources.past.reads, self.tables.values()))
 
     def whole(self, seq: SeqId, count: int) -> bool:
         """Whether none of the first `count` blocks is gone: away in host memory is not."""

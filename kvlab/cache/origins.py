@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockTable
-from kvlab.cache.away import Away
 from kvlab.core import KvlabError, SeqId
 from kvlab.pool import BlockPool
+from kvlab.source import Host
 
 MOST = 4  # of one sequence; the block that was reopened longest ago loses its origin
 
@@ -65,7 +65,7 @@ class Origins:
             id, tokens = held[whole]
             held[whole] = Origin(id, min(tokens, fill))
 
-    def prune(self, tables: dict[SeqId, BlockTable], away: Away) -> None:
+    def prune(self, tables: dict[SeqId, BlockTable], away: Host) -> None:
         """Drop those of blocks that are gone from device and host: they can never be cut again."""
         for seq, held in self.held.items() if self._users else ():
             for index in list(held):

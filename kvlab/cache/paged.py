@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockLedger
+from kvlab.cache.choosing import ChoosingGroup
 from kvlab.cache.copies import Copies
 from kvlab.cache.facts import NO_FACTS, ModelFacts
 from kvlab.cache.group import LayerGroup
-from kvlab.cache.look import look
 from kvlab.cache.sequences import Sequences
 from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.cache.stats import CacheStats
-from kvlab.cache.step import Extent
 from kvlab.core import BadInput, CacheGeometry, KvlabError, SeqId
-from kvlab.pool import BlockPool, Meter, Workspace
+from kvlab.pool import FINE_SLAB_TOKENS, SLAB_TOKENS, BlockPool, Meter, Workspace
+from kvlab.source import Ask, Extent
 
 
 class PagedCache(Copies, Sequences):
@@ -54,18 +54,24 @@ class PagedCache(Copies, Sequences):
 
     def _layer_groups(self) -> tuple[list[LayerGroup], list[tuple[int, int]]]:
         """The groups, and for each layer the number of its group and its place in there."""
-        layers, alone = self.geometry.layers, self.spec.groups == "per_layer"
-        sizes = [1] * layers if alone else [layers]
-        groups = [self._group(dataclasses.replace(self.geometry, layers=n)) for n in sizes]
-        return groups, [(number, i) for number, n in enumerate(sizes) for i in range(n)]
+        g, parts = self.geometry, self.spec.layer_groups(self.geometry)
+        self._parts, self._capacities = parts, self.spec.capacities(g)
+        groups = [self._group(g.part(part), n) for part, n in zip(parts, self._capacities)]
+        place = {layer: (number, i) for number, part in enumerate(parts)
+                 for i, layer in enumerate(part)}  # fmt: skip
+        return groups, [place[layer] for layer in range(g.layers)]
 
-    def _group(self, g: CacheGeometry) -> LayerGroup:
+    def _group(self, g: CacheGeometry, capacity: int | None) -> LayerGroup:
         spec = self.spec
-        ledger = BlockLedger(spec.capacity_blocks(self.geometry), spec.policy())
+        # Where tokens are chosen, it is after the step: the ledger has room for the step itself.
+        capacity = None if spec.by_token else capacity
+        ledger = BlockLedger(capacity, spec.policy())
         pool = BlockPool(
-            g, spec.format, self.device, self.dtype, spec.kernels, self.workspace, self.meter
+            g, spec.format, self.device, self.dtype, spec.kernels, self.workspace, self.meter,
+            FINE_SLAB_TOKENS if spec.by_token else SLAB_TOKENS,
         )
-        return LayerGroup(ledger, pool, spec, self.inv_freq)
+        kind = ChoosingGroup if spec.by_token else LayerGroup
+        return kind(ledger, pool, spec, self.inv_freq)
 
     # ---- one step
 
@@ -75,6 +81,8 @@ class PagedCache(Copies, Sequences):
         Raises `OutOfBlocks`; lengths and contents are then as before, but for evicted blocks.
         """
         self._check_step(seqs, counts)
+        if self.spec.by_token:
+            self._foresee(dict(zip(seqs, counts)))
         for group in self.groups:  # all rows at once, or an early row would evict in vain
             wanted = [(seq, group.needs(seq, n)) for seq, n in zip(seqs, counts, strict=True)]
             coming = [c for seq, blocks in wanted for c in group.share.coming(seq, blocks)]
@@ -91,10 +99,10 @@ class PagedCache(Copies, Sequences):
         for e in (e for extents in step for e in extents):
             e.alone = len(seqs) == 1
         self._step = step
-        self._decodes = self.can_decode(counts)
+        self._decodes = self.can_decode(counts) and not self._looks(seqs)
         if self._decodes:
             for number, group in enumerate(self.groups):
-                group.prepare([extents[number] for extents in step])
+                group.sources.prepare([extents[number] for extents in step])
 
     def _check_step(self, seqs: list[SeqId], counts: list[int]) -> None:
         if self._step is not None:
@@ -115,34 +123,39 @@ class PagedCache(Copies, Sequences):
 
     @property
     def capturable(self) -> bool:
-        """Whether decode steps may be captured: entries are new tensors after each eviction."""
-        return not self.spec.summary.makes
+        """Whether decode steps may be captured."""
+        return all(group.sources.capturable for group in self.groups)
 
     def can_decode(self, counts: list[int]) -> bool:
         """Whether a step of these counts may run through the decode kernel."""
-        fused = self.groups[0].pool.fused is not None
+        fused = all(group.pool.fused is not None for group in self.groups)
         return fused and not self.spec.window.rerotate and all(n == 1 for n in counts)
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float,
         window: int | None = None,
     ) -> Tensor:
-        """q [B, Hq, T, D], k and v [B, H, T, D], rows left-padded -> [B, T, Hq, D] in q's dtype.
+        """q [B, Hq, T, Dk], k [B, H, T, Dk] and v [B, H, T, Dv], rows left-padded ->
+        [B, T, Hq, Dv] in q's dtype.
 
         Padding positions of the result are zero.
         """
+        if self.spec.by_token and window is not None:
+            raise BadInput("cache.evict", "token", f"a layer of this model looks back {window} "
+                           "tokens, and a head's own tokens stand side by side; cache.evict=block")
         number, local = self._place[layer]
         group = self.groups[number]
         if self._decodes and self._sees_all(window):
             q, k, v = (x[:, :, 0].contiguous() for x in (q, k, v))
-            return group.decode(local, q, k, v, scale)[:, None]
-        out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], q.shape[3])
+            extents = [extents[number] for extents in self._step]
+            return group.decode(local, extents, q, k, v, scale)[:, None]
+        out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
         for row, extents in enumerate(self._running):
             e = extents[number]
             if e.count:
                 new = slice(q.shape[2] - e.count, None)
                 keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
-                part = group.attend(local, e, q[row, :, new], keys, values, scale, window)
+                part = group.attend(Ask(local, e, q[row, :, new], keys, values, scale, window))
                 out[row, new] = part.transpose(0, 1).to(out.dtype)
         return out
 
@@ -154,7 +167,8 @@ class PagedCache(Copies, Sequences):
         """
         number, local = self._place[layer]
         e = self._step[row][number]
-        return look(self.groups[number], local, e, q, k, v, before, scale).transpose(0, 1)
+        ask = Ask(local, e, q, k, v, scale, before=before)
+        return self.groups[number].look(ask).transpose(0, 1)
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Take over k, v [B, H, T, D] of a step without attending: to fill a cache from elsewhere.
@@ -167,7 +181,7 @@ class PagedCache(Copies, Sequences):
             new = slice(k.shape[2] - e.count, None)
             if e.count:
                 keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
-                self.groups[number].store(local, e, keys, values)
+                self.groups[number].store(Ask(local, e, None, keys, values, 1.0))
 
     def _sees_all(self, window: int | None) -> bool:
         return window is None or all(row[0].past < window for row in self._step)
@@ -181,8 +195,12 @@ class PagedCache(Copies, Sequences):
             self._tokens[extents[0].seq] += extents[0].count
         for group in self.groups:
             group.end_step()
+        singles = all(extents[0].single for extents in self._step)
         self._step = None
-        self._trim()
+        if self.spec.by_token:
+            self._repack(singles)
+        else:
+            self._trim()
 
     def abort(self) -> None:
         """Undo a step that did not reach `commit`; the cache is as before `begin`."""
@@ -199,14 +217,57 @@ class PagedCache(Copies, Sequences):
         """Bring a cache with a relative budget back to its share of the tokens seen."""
         if self.spec.budget_percent is None:
             return
-        seen = sum(-(-n // self.geometry.block_size) for n in self._tokens.values())
-        share = seen * self.spec.budget_percent / 100
-        for group in self.groups:
+        size = self.geometry.block_size
+        seen = [sum(-(-group.pool.shape.seen(n) // size) for n in self._tokens.values())
+                for group in self.groups]  # fmt: skip
+        for group, share in zip(self.groups, self.spec.kept(self._parts, seen)):
             keep = max(1, int(share - group.summaries.blocks))
             short = (group.ledger.held_count - keep) / group.summaries.gain
             over = min(math.ceil(short), group.ledger.evictable_count)
             if over > 0:
                 group.evict(over)
+
+    # ---- tokens that are chosen
+
+    def _foresee(self, counts: dict[SeqId, int]) -> None:
+        """Tell the groups what their sequences will have seen after this step, and may hold."""
+        seen = {seq: n + counts.get(seq, 0) for seq, n in self._tokens.items()}
+        for group, keep in zip(self.groups, self._allowed(seen)):
+            group.seen, group.keep = seen, keep
+
+    def _kept(self, seqs: Iterable[SeqId]) -> list[dict[SeqId, int]]:
+        """Tokens that each of `seqs` may hold now, by layer group."""
+        return [{seq: keep[seq] for seq in seqs} for keep in self._allowed(self._tokens)]
+
+    def _allowed(self, seen: dict[SeqId, int]) -> list[dict[SeqId, int]]:
+        """Of the tokens seen, those that may be held: a part of the group's budget in proportion.
+        """
+        if self.spec.budget_percent is not None:
+            count = len(self.groups)
+            kept = {seq: self.spec.kept(self._parts, [n] * count) for seq, n in seen.items()}
+            return [{seq: int(by[i]) for seq, by in kept.items()} for i in range(count)]
+        total = max(1, sum(seen.values()))
+        rooms = [blocks * self.geometry.block_size for blocks in self._capacities]
+        return [{seq: room * n // total if total > room else n for seq, n in seen.items()}
+                for room in rooms]  # fmt: skip
+
+    def _looks(self, seqs: list[SeqId]) -> bool:
+        """Whether this step of single tokens is scored: then it is read piece by piece."""
+        if not self.spec.by_token:
+            return False
+        looks = [group.chooser.look(group.tables, keep)
+                 for group, keep in zip(self.groups, self._kept(seqs))]  # all hear of it
+        return any(looks)
+
+    def _repack(self, singles: bool) -> None:
+        """Bring the sequences back to their budget; decoded tokens may exceed it for a while."""
+        for group, kept in zip(self.groups, self._kept(self._tokens)):
+            for seq, keep in kept.items():
+                group.chooser.hear(seq)
+                over = group.chooser.over(group.tables[seq], keep, slack=singles)
+                if over:
+                    group.repack(seq, over, self._tokens[seq])
+            group.watch.abort()
 
     # ---- accounts
 
@@ -230,36 +291,42 @@ class PagedCache(Copies, Sequences):
 
     @property
     def _allocated_bytes(self) -> int:
-        return sum(g.pool.nbytes + g.digests.nbytes + g.summaries.nbytes for g in self.groups)
+        return sum(group.sources.nbytes + group.watch.nbytes for group in self.groups)
 
     def stats(self) -> CacheStats:
         """Counts and bytes now; see `CacheStats` for what each byte count means."""
-        g, count = self.geometry, len(self.groups)
-        shelves = [group.away.shelf for group in self.groups]
+        g, format = self.geometry, self.spec.format
         tokens = sum(self._tokens.values())
-        sealed = sum(group.sealed_blocks for group in self.groups)
-        open_tokens = sum(group.open_tokens for group in self.groups)
-        resident = (sealed * g.block_size + open_tokens) / count  # a mean over layer groups
-        logical = sealed * self.spec.format.block_bytes(g) // count + (
-            open_tokens * g.elements_per_token * self.dtype.itemsize // count
+        held = [group.sealed_blocks * g.block_size + group.open_tokens for group in self.groups]
+        elements = [group.pool.geometry.elements_per_token for group in self.groups]
+        logical = sum(
+            group.sealed_blocks * format.block_bytes(group.pool.geometry)
+            + group.open_tokens * each * self.dtype.itemsize
+            for group, each in zip(self.groups, elements)
         )
         entries = sum(group.summaries.nbytes for group in self.groups)
         origins = sum(group.origins.nbytes for group in self.groups)
+        scores = sum(group.watch.nbytes for group in self.groups)
         allocated = self._allocated_bytes
         return CacheStats(
-            tokens=tokens, resident_tokens=round(resident),
+            tokens=tokens, resident_tokens=round(self._layer_mean(held)),
             blocks=sum(group.ledger.held_count for group in self.groups),
             evictions=sum(group.evictions for group in self.groups),
-            nominal_bytes=int(tokens * g.elements_per_token * self.spec.format.payload_bits / 8),
-            logical_bytes=logical + entries + origins, allocated_bytes=allocated,
-            host_bytes=sum(shelf.nbytes for shelf in shelves),
-            bits_per_element=8 * (allocated - entries) / max(1, resident * g.elements_per_token),
+            nominal_bytes=tokens * format.token_bits(g) // 8,
+            logical_bytes=logical + entries + origins + scores, allocated_bytes=allocated,
+            host_bytes=sum(group.sources.host_nbytes for group in self.groups),
+            bits_per_element=8 * (allocated - entries) / max(
+                1, sum(n * each for n, each in zip(held, elements))),
             prefix_tokens=self.prefix_tokens,
-            workspace_bytes=self.workspace.nbytes + shelves[0].staging_nbytes
-            + sum(shelf.device_nbytes for shelf in shelves)
-            + sum(group.summaries.workspace_bytes for group in self.groups),
-            digest_bytes=sum(group.digests.nbytes for group in self.groups),
-            read_tokens=round(sum(g.choice.read_tokens(g.tables) for g in self.groups) / count),
+            workspace_bytes=self.workspace.nbytes
+            + sum(group.sources.workspace_nbytes for group in self.groups),
+            digest_bytes=sum(group.sources.digest_nbytes for group in self.groups),
+            read_tokens=round(self._layer_mean([group.read_tokens for group in self.groups])),
             peak_allocated_bytes=self.meter.peak, origin_bytes=origins,
             summary_fallbacks=sum(group.summaries.fallbacks for group in self.groups),
         )
+
+    def _layer_mean(self, numbers: list[int]) -> float:
+        """The mean over layers of a number of each layer group."""
+        layers = [group.pool.geometry.layers for group in self.groups]
+        return sum(n * count for n, count in zip(numbers, layers)) / self.geometry.layers

@@ -5,32 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvlab.blocks import Chain, PrefixHandle
+from kvlab.blocks import Chain
+from kvlab.blocks import PrefixHandle as Handle
 from kvlab.cache import store
 from kvlab.cache.audit import Audit, audited
 from kvlab.cache.changing import Changing
 from kvlab.cache.claim import Alone
 from kvlab.cache.facts import ModelFacts
 from kvlab.cache.share import Serving, Shared
-from kvlab.cache.step import Extent
 from kvlab.cache.store import Stored
 from kvlab.core import BadInput, KvlabError, SeqId
 from kvlab.sim.service import recompute_cost
 from kvlab.sim.sizes import ModelShape
-
-
-class Handle(PrefixHandle):
-    """A prefix kept or found: `ids` (of the first layer group), `tokens`, `pinned`.
-
-    parts: ids for each layer group. identity: under which they were found; when the cache has
-    another, the handle holds nothing any more.
-    """
-
-    __slots__ = ("identity", "parts")
-
-    def __init__(self, parts: list[list[int]], tokens: int, pinned: bool, identity: str):
-        super().__init__(parts[0], tokens, pinned)
-        self.parts, self.identity = parts, identity
+from kvlab.source import Extent
 
 
 class Prefixes(Changing):
@@ -39,7 +26,7 @@ class Prefixes(Changing):
     def _start_sharing(self, facts: ModelFacts) -> None:
         """Give every layer group its way of holding blocks; `self.groups` is made."""
         g, self.facts = self.geometry, facts
-        self.shape = ModelShape(g.layers, g.query_heads, g.kv_heads, g.head_dim, facts.parameters)
+        self.shape = ModelShape.of(g, facts.parameters)
         self.identity = self._named(facts.identity)
         self._chains: dict[SeqId, Chain] = {}
         self._handles: list[Handle] = []

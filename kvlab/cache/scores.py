@@ -8,6 +8,7 @@ a block, higher meaning stay; `weight` says how much a step's number counts agai
 from __future__ import annotations
 
 import copy
+import sys
 from functools import partial
 
 import torch
@@ -26,6 +27,7 @@ class Scorer:
     name = ""
     queries = OBSERVED_QUERIES
     decodes = False  # whether a single token's shares of attention are its scores too
+    rotary: Tensor | None = None  # the model's frequencies [D / 2], where positions are plain
 
     def part(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, block_size: int,
@@ -34,13 +36,20 @@ class Scorer:
         """What is kept of one segment: q [Hq, T, D] of the whole step, k and v [N*S, H, D].
 
         seen: bool [T, N*S] where not every query may see every key: the step's own blocks.
-        The last dim of the result is N.
+        The last dim of the result is N. With block_size=1 a block is a token.
         """
         raise NotImplementedError
 
     def scores(self, parts: list[Tensor], lse: Tensor) -> Tensor:
         """fp32 [N of all parts]; `lse` [Hq, T] is over everything that the queries saw."""
-        raise NotImplementedError
+        return self.by_head(parts, lse).mean(0)
+
+    def by_head(self, parts: list[Tensor], lse: Tensor) -> Tensor:
+        """The same for each head, [Hq or H, N]; one row where all heads choose alike.
+
+        A subclass writes one of the two.
+        """
+        return self.scores(parts, lse)[None]
 
     def weight(self, steps: int, queries: int) -> float:
         """Share of a step of `queries` tokens in the score of a block scored `steps` times before.
@@ -64,20 +73,20 @@ class Mass(Scorer):
     def part(self, q, k, v, *, scale, block_size, seen=None):
         return in_blocks(logits(q, k, scale, seen, self.queries), block_size).logsumexp(-1)
 
-    def scores(self, parts, lse):
+    def by_head(self, parts, lse):
         joined = torch.cat(parts, -1)
         total = lse[:, -joined.shape[1] :, None]
-        return torch.exp(joined - total).mean((0, 1))
+        return torch.exp(joined - total).mean(1)
 
     def weight(self, steps, queries):
         return 1.0 / (steps + 1)
 
 
 class SnapKV(Mass):
-    """Attention that the last 32 queries give to a block and to its nearest neighbours.
+    """Attention that the last 64 queries give to a block and to its nearest neighbours.
 
-    SnapKV (Li et al. 2024, https://arxiv.org/abs/2404.14469).
-    pool: "max" or "mean" over `kernel` tokens (7), so that what surrounds a find stays too.
+    SnapKV (Li et al. 2024, https://arxiv.org/abs/2404.14469), with the defaults of its code.
+    pool: "mean" or "max" over `kernel` tokens (5), so that what surrounds a find stays too.
     Differs: pooled for each query before the mean over queries, since a segment does not know the
     softmax's total yet; a pool ends where a segment ends; one choice for all heads of a group.
     """
@@ -85,7 +94,9 @@ class SnapKV(Mass):
     name = "snapkv"
     decodes = False
 
-    def __init__(self, pool: str = "max", kernel: int = 7):
+    queries = 64
+
+    def __init__(self, pool: str = "mean", kernel: int = 5):
         if pool not in ("max", "mean"):
             raise BadInput("pool", pool, "must be max or mean")
         if kernel < 1 or kernel % 2 == 0:
@@ -108,29 +119,60 @@ class SnapKV(Mass):
 
 
 class ExpectedAttention(Scorer):
-    """Attention that a token can expect from queries like the last ones, times its value's norm.
+    """Attention that a token can expect from the queries to come, times its value's norm.
 
     Expected Attention (Devoto et al. 2025, https://arxiv.org/abs/2510.00636, NVIDIA's kvpress): for
     queries drawn from N(mu, Sigma) the mean of exp(q.k) is exp(mu.k + k' Sigma k / 2), normalized
-    over the tokens there are, averaged over heads, and multiplied by |v|.
-    Differs: mu and Sigma come from the last 32 queries after RoPE, where kvpress takes all queries
-    before RoPE and rotates them to the 512 positions to come; the new tokens' own keys do not
-    enter the normalization. Sigma itself is never built: its form at k is the logits' variance.
+    over the tokens there are and multiplied by |v|. mu and Sigma are those of the step's queries,
+    turned to the mean of the next 512 positions. The first 4 queries of a chunk do not count: a
+    sink's is like no other. Where rotary positions are not plain (`rotary` is None), they are
+    those of the last 32 queries as they are.
+    Differs: the new tokens' own keys do not enter the normalization of the past in chunks.
     """
 
     name = "expected_attention"
+    queries = sys.maxsize
+    future = 512  # positions to come
 
     def part(self, q, k, v, *, scale, block_size, seen=None):
-        x = logits(q, k, scale, None, self.queries)  # future queries see every key
-        expected = x.mean(1) + x.var(1, correction=0) / 2
+        mean, spread = self._to_come(q)
+        keys = k.float()
+        shape = (k.shape[1], -1)
+        x = torch.einsum("hgd,nhd->hgn", mean.unflatten(0, shape), keys) * scale
+        x += torch.einsum("hgde,nhd,nhe->hgn", spread.unflatten(0, shape), keys, keys) * (
+            scale * scale / 2)
+        x = x.flatten(0, 1)  # queries to come see every key
         norms = v.float().norm(dim=-1).clamp_min(1e-20).log().T  # [H, n]
-        norms = norms.repeat_interleave(q.shape[0] // k.shape[1], 0)
-        both = torch.stack([expected + norms, expected])
+        both = torch.stack([x + norms.repeat_interleave(q.shape[0] // k.shape[1], 0), x])
         return in_blocks(both, block_size).logsumexp(-1)
 
-    def scores(self, parts, lse):
+    def _to_come(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean [Hq, D] and covariance [Hq, D, D] of the queries to expect after q [Hq, T, D]."""
+        drawn = self._turned(q.float())
+        mean = drawn.mean(1)
+        off = drawn - mean[:, None]
+        return mean, off.transpose(1, 2) @ off / drawn.shape[1]
+
+    def _turned(self, q: Tensor) -> Tensor:
+        """Each query as it would be at the mean of the positions to come."""
+        if self.rotary is None or 2 * len(self.rotary) != q.shape[-1]:
+            return q[:, -OBSERVED_QUERIES:]
+        q = q[:, 4:] if q.shape[1] > 64 else q
+        steps = torch.arange(1, self.future + 1, device=q.device)
+        back = torch.arange(q.shape[1] - 1, -1, -1, device=q.device)
+        turn = self.rotary.to(q.device, torch.float32)
+        to_come = torch.polar(torch.ones(1, device=q.device), steps[:, None] * turn).mean(0)
+        turns = to_come * torch.polar(torch.ones(1, device=q.device), back[:, None] * turn)
+        first, second = q.chunk(2, -1)
+        moved = torch.complex(first.contiguous(), second.contiguous()) * turns
+        return torch.cat((moved.real, moved.imag), -1)
+
+    def by_head(self, parts, lse):
         valued, plain = torch.cat(parts, -1)
-        return torch.exp(valued - plain.logsumexp(-1, keepdim=True)).mean(0)
+        return torch.exp(valued - plain.logsumexp(-1, keepdim=True))
+
+    def weight(self, steps, queries):
+        return min(1.0, queries / OBSERVED_QUERIES) if steps else 1.0
 
 
 class KeyNorm(Scorer):
@@ -144,11 +186,13 @@ class KeyNorm(Scorer):
     name = "key_norm"
 
     def part(self, q, k, v, *, scale, block_size, seen=None):
-        norms = k.float().norm(dim=-1).mean(-1)
-        return 1.0 / norms.unflatten(0, (-1, block_size)).mean(-1).clamp_min(1e-20)
+        return in_blocks(k.float().norm(dim=-1).T, block_size).mean(-1)
+
+    def by_head(self, parts, lse):
+        return 1.0 / torch.cat(parts, -1).clamp_min(1e-20)
 
     def scores(self, parts, lse):
-        return torch.cat(parts)
+        return 1.0 / torch.cat(parts, -1).mean(0).clamp_min(1e-20)
 
 
 class TOVA(Mass):
@@ -162,6 +206,30 @@ class TOVA(Mass):
     name = "tova"
     queries = 1
     weight = Scorer.weight
+
+
+class RandomScore(Scorer):
+    """A number drawn for each token and head: what any scorer has to beat.
+
+    seed: of the draws, on the CPU, so that a run repeats on any device.
+    """
+
+    name = "random"
+    queries = 1
+
+    def __init__(self, seed: int = 0):
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def part(self, q, k, v, *, scale, block_size, seen=None):
+        drawn = torch.rand(k.shape[1], k.shape[0] // block_size, generator=self._generator)
+        return drawn.to(k.device)
+
+    def by_head(self, parts, lse):
+        return torch.cat(parts, -1)
+
+    def weight(self, steps, queries):
+        """Once drawn, a number stays: else what is old would have had to win many times."""
+        return 0.0 if steps else 1.0
 
 
 by_name = partial(axes.by_name, "observes")

@@ -122,11 +122,12 @@ class Sequences(Prefixes):
             if not 0 <= length <= self.length(seq):
                 raise KvlabError(f"cannot crop {self._tokens[seq]} tokens to {length}")
         self._catch_up()
-        pairs = [(group, *item) for group in self.groups for item in lengths.items()]
+        pairs = [(group, seq, group.chooser.place(seq, length))
+                 for group in self.groups for seq, length in lengths.items()]
         for group, seq, length in pairs:
             group.check_crop(seq, length)
         for group in self.groups:
-            group.make_crop_room(lengths)
+            group.make_crop_room({seq: at for of, seq, at in pairs if of is group})
         for group, seq, length in pairs:
             group.crop(seq, length)
         self._tokens.update(lengths)

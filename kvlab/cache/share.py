@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from itertools import groupby
 
-from kvlab.blocks import OPEN, OWNER, SEALED
+from kvlab.blocks import OPEN, SEALED
 from kvlab.cache.claim import Claim
 from kvlab.cache.host import HostPrefixes
 from kvlab.cache.renewal import Renewable
-from kvlab.cache.step import Extent
 from kvlab.core import BlockId, SeqId
+from kvlab.source import Extent
 
+OWNER = "prefix"
 REMEMBERED = 1 << 20  # contents that left, kept to say why a block missed
 
 
@@ -157,7 +158,7 @@ class Shared(Renewable):
         self.ledger.seal(
             ids, [names[i] for i in logical], logical, cost=map(self.cost, logical), parent=parents
         )
-        self.index.add(chain, dict(zip(logical, ids)))
+        self.index.add(chain, logical, ids)
         for block in ids:
             self.ledger.meta(block).owner = OWNER
 
@@ -166,7 +167,7 @@ class Shared(Renewable):
         claim, table = self.claims[seq], self.group.tables[seq]
         found, stop = self.found(claim.chain), min(self._shareable(claim), self._whole(seq))
         late = {i: table.ids[i] for i in range(stop) if found[i] is None}
-        self.index.add(claim.chain, late)
+        self.index.add(claim.chain, list(late), list(late.values()))
         for block in late.values():
             self.ledger.meta(block).owner = OWNER
 
@@ -187,8 +188,7 @@ class Shared(Renewable):
     def gone(self, victims):
         super().gone(victims)
         self._leaving = {b: self.index.content(b) for b in victims if b in self.index}
-        for block in victims:
-            self.index.forget(block)
+        self.index.drop(victims)
         remember(self.left, [name for name, _ in self._leaving.values()])
 
     def make_host_room(self, count):

@@ -11,13 +11,14 @@ import torch
 
 from kvlab import axes
 from kvlab.blocks import NoSharing
+from kvlab.budget import Equal, blocks_in, blocks_of, parts_of
 from kvlab.cache.making import Copied, made_anew, maker
-from kvlab.cache.summaries import check_summary
 from kvlab.core import BadInput, CacheGeometry
 from kvlab.format import KVFormat
 from kvlab.offload import NoOffload
 from kvlab.policy import EvictionPolicy
 from kvlab.retrieval import NoRetrieval
+from kvlab.source import check_summary
 from kvlab.summary import NoSummary
 from kvlab.window import NoWindow
 
@@ -35,11 +36,14 @@ class CacheSpec:
     summary: what stands for evicted blocks.
     retrieval: which blocks a decoded token reads.
     offload: where evicted blocks go.
+    budget: how a budget is divided among layer groups.
     block_size: tokens in a block, 1 to 256.
     budget_blocks, budget_bytes, budget_percent: at most one; blocks held by all sequences
         together, bytes of sealed blocks ("adaptive": what is free on the device when the cache is
         made for a model, less what else is needed there), or a share of the tokens seen.
-    groups: "all" layers share block ids and evict together, or "per_layer".
+    groups: "all" layers choose together what is evicted, or "per_layer", or, of tokens, "per_head":
+        each key/value head of each layer for itself.
+    evict: what is chosen: a "block", or a "token": those that stay are gathered and sealed anew.
     workspace_tokens: tokens of the past that are dequantized at a time.
     kernels: "auto", "torch" or "triton", see `pool.fused_kernels`.
     """
@@ -51,11 +55,13 @@ class CacheSpec:
     summary: NoSummary | str = field(default_factory=NoSummary)
     retrieval: NoRetrieval | str = field(default_factory=NoRetrieval)
     offload: NoOffload | str = field(default_factory=NoOffload)
+    budget: Equal | str = field(default_factory=Equal)
     block_size: int = 64
     budget_blocks: int | None = None
     budget_bytes: int | Literal["adaptive"] | None = None
     budget_percent: float | None = None
     groups: str = "all"
+    evict: str = "block"
     workspace_tokens: int = 16384
     kernels: str = "auto"
 
@@ -66,8 +72,10 @@ class CacheSpec:
             raise BadInput("cache.block_size", self.block_size, "must be 1 to 256 tokens")
         if self.workspace_tokens < 1:
             raise BadInput("cache.workspace_tokens", self.workspace_tokens, "must be at least 1")
-        if self.groups not in ("all", "per_layer"):
-            raise BadInput("cache.groups", self.groups, "must be all or per_layer")
+        if self.groups not in CHOICES:
+            raise BadInput("cache.groups", self.groups, f"must be {', '.join(CHOICES)}")
+        if self.evict not in ("block", "token"):
+            raise BadInput("cache.evict", self.evict, "must be block or token")
         self._check_budget()
         self._check_combination()
 
@@ -87,6 +95,15 @@ class CacheSpec:
     def _check_combination(self) -> None:
         """Refuse what would be accepted and do nothing."""
         evicts = self.member.evicts
+        if self.member.asks:
+            told = ", ".join(self.member.asks)
+            raise BadInput("policy", self.member.name, f"goes by what a request says ({told}), "
+                           "which a live cache does not hear; replay a trace, or policy=lru")
+        if self.by_token:
+            self._check_tokens()
+        elif self.groups == "per_head":
+            raise BadInput("cache.groups", "per_head", "a block holds tokens of all heads; "
+                           "cache.evict=token chooses for each head")
         if self.budget_percent is not None and not evicts:
             raise BadInput("cache.budget_percent", self.budget_percent,
                            "needs an eviction policy that brings the cache down to it; policy=lru")
@@ -97,6 +114,34 @@ class CacheSpec:
             if self.window.rerotate:
                 raise BadInput("window.rerotate", True, "retrieval scores keys at the positions "
                                "they were stored with; window.rerotate=false")
+
+    @property
+    def by_token(self) -> bool:
+        """Whether tokens are chosen, not blocks."""
+        return self.evict == "token"
+
+    @property
+    def choice(self) -> str:
+        """Who chooses tokens for itself: "head", "layer" or "all"."""
+        return CHOICES[self.groups]
+
+    def _check_tokens(self) -> None:
+        """Refuse what needs each token in the place where it was stored."""
+        policy = self.member
+        if policy.by_token is None:
+            raise BadInput("cache.evict", "token", f"policy={policy.name} ranks blocks and no "
+                           "tokens; cache.evict=block, or a policy that scores: policy=snapkv")
+        if self.window.rerotate or not self.window.middle:
+            raise BadInput("window", self.window.name, "decides itself which tokens stay; "
+                           "cache.evict=block, or window.middle=true")
+        for axis, acts, why in (
+            ("prefix", self.prefix.shares, "shares blocks, and here each head has its own tokens"),
+            ("offload", self.offload.keeps, "takes blocks, and tokens are given up here"),
+            ("summary", self.summary.stands, "stands for blocks, and tokens are given up here"),
+            ("retrieval", self.retrieval.selects, "chooses blocks by what they held when sealed"),
+        ):
+            if acts:
+                raise BadInput(axis, getattr(self, axis).name, f"{why}; cache.evict=block")
 
     def _check_sharing(self, evicts: bool) -> None:
         if self.bounded and not evicts:
@@ -129,13 +174,24 @@ class CacheSpec:
     def geometry(
         self, layers: int, query_heads: int, kv_heads: int, head_dim: int
     ) -> CacheGeometry:
-        """The model's shape with this block size."""
+        """The shape of a model of equal layers, with this block size."""
         return CacheGeometry(layers, query_heads, kv_heads, head_dim, self.block_size)
 
-    def capacity_blocks(self, g: CacheGeometry) -> int | None:
-        """Blocks the ledger may hold; None without a budget. Raises `BadInput` below one block."""
+    def layer_groups(self, g: CacheGeometry) -> list[tuple[int, ...]]:
+        """Numbers of the layers that share block ids, group by group."""
+        alone = self.groups != "all" and (self.budget.divides or not self.by_token)
+        return [(layer,) for layer in range(g.layers)] if alone else g.shape_groups
+
+    def capacities(self, g: CacheGeometry) -> list[int | None]:
+        """Blocks that each layer group may hold; None without a budget.
+
+        Raises `BadInput` below one block.
+        """
+        groups = self.layer_groups(g)
+        if self.budget_blocks is not None:
+            return blocks_of(self.budget, self.budget_blocks, groups)
         if self.budget_bytes is None:
-            return self.budget_blocks
+            return [None] * len(groups)
         block = self.format.block_bytes(g)
         if self.budget_bytes == "adaptive":
             raise BadInput("cache.budget_bytes", "adaptive", "asks what a model leaves free: make "
@@ -143,15 +199,27 @@ class CacheSpec:
         if self.budget_bytes < block:
             raise BadInput("cache.budget_bytes", self.budget_bytes,
                            f"is less than one block of this model, which takes {block} bytes")
-        return self.budget_bytes // block
+        sizes = [self.format.block_bytes(g.part(layers)) for layers in groups]
+        return blocks_in(self.budget, self.budget_bytes, groups, sizes)
+
+    def kept(self, groups: list[tuple[int, ...]], seen: list[int]) -> list[float]:
+        """What each layer group may keep under a relative budget, of the `seen` it has."""
+        parts = [n * self.budget_percent / 100 for n in seen]
+        return parts_of(self.budget, parts, seen, groups)
 
     def checked_for(self, g: CacheGeometry) -> CacheSpec:
         """Self, after every refusal that needs the model's shape."""
-        self.format.planes(g)
+        for layers in g.shape_groups:
+            self.format.planes(g.part(layers))
         if self.budget_bytes != "adaptive":  # decided when the cache is made
-            self.capacity_blocks(g)
+            self.capacities(g)
         self._check_effect()
+        if self.budget.divides and len(self.layer_groups(g)) == 1:
+            raise BadInput("budget", self.budget.name, "divides among layer groups and there "
+                           "is only one; cache.groups=per_layer")
+        self.budget.weights(self.layer_groups(g))
         check_summary(self, g)
+        self._check_sliding(g)
         return self
 
     def _check_effect(self) -> None:
@@ -163,8 +231,28 @@ class CacheSpec:
         if self.window.protected(1) and self.window.middle and not policy.evicts:
             raise BadInput("window", self.window.name, "protects tokens from an eviction policy and"
                            " there is none; choose one, or window.middle=false to free the rest")
+        if self.budget.divides and not bounded:
+            raise BadInput("budget", self.budget.name, "divides a budget and there is "
+                           "none: give cache.budget_percent, cache.budget_blocks or "
+                           "cache.budget_bytes")
         if self.offload.keeps:
             self._check_offload(evicts=bounded and policy.evicts)
+
+    def _check_sliding(self, g: CacheGeometry) -> None:
+        """Refuse what the model's own sliding windows leave no room for."""
+        windows = {shape.window for shape in g.shapes}
+        if windows == {None}:
+            return
+        own = f"the model's own sliding window of {min(windows - {None})} tokens"
+        if self.by_token:
+            raise BadInput("cache.evict", "token", "lets each head's tokens stand side by side, "
+                           f"and {own} counts them where they stood; cache.evict=block")
+        if self.window.rerotate:
+            raise BadInput("window.rerotate", True, f"moves tokens together, and {own} counts them "
+                           "where they stood; window.rerotate=false")
+        if self.retrieval.selects and None not in windows:
+            raise BadInput("retrieval", self.retrieval.name, f"has nothing to choose: {own} is all "
+                           "that any layer reads; retrieval=none")
 
     def _check_offload(self, evicts: bool) -> None:
         name = self.offload.name
@@ -187,6 +275,9 @@ class CacheSpec:
         """Raises `BadInput` where the window needs rotary frequencies that nobody gave."""
         if self.window.rerotate and inv_freq is None:
             raise BadInput("window.rerotate", True, "needs a model with plain rotary positions")
+
+
+CHOICES = {"all": "all", "per_layer": "layer", "per_head": "head"}
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

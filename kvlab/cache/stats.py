@@ -15,8 +15,9 @@ class CacheStats(NamedTuple):
     peak_allocated_bytes: the most that was at one time since the cache was made, or since
         `PagedCache.reset_peak`; in the middle of a step it is more than before and after.
     host_bytes: bytes of the past kept in host memory (0 without offload).
-    workspace_bytes: buffers that pieces of the past pass through, and the last queries of each
-        sequence where summaries are fitted to them; bounded, whatever the number of tokens.
+    workspace_bytes: buffers that pieces of the past pass through, scratch memory and block tables
+        of the decode kernels, and the last queries of each sequence where summaries are fitted to
+        them; bounded but for the tables (4 bytes a block), whatever the number of tokens.
     prefix_tokens: tokens of blocks that further sequences may start with (prefix=hash).
     digest_bytes: of the allocated ones, what retrieval chooses by.
     origin_bytes: of the allocated ones, what the kept tokens of cut blocks read at first.

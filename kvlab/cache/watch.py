@@ -7,9 +7,9 @@ from torch import Tensor
 
 from kvlab.blocks import SEALED, BlockLedger
 from kvlab.cache import scores
-from kvlab.cache.tables import DecodeTables
 from kvlab.core import BlockId
 from kvlab.kernel.attend_ref import visible
+from kvlab.source import DecodeTables
 
 
 class Watch:
@@ -159,6 +159,8 @@ class Watch:
         self._step = {}
         self._blocks, self._parts = [], []
         self._mass, self._rows, self._told = None, [], {}
+
+    nbytes = 0  # of what is kept of single tokens
 
     def forget(self, blocks: list[BlockId]) -> None:
         """Blocks that left: their ids will mean other contents."""

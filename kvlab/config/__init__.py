@@ -1,6 +1,6 @@
 """Hydra's side of the house: compose, refuse, expand variants. No other room imports Hydra."""
 
-from kvlab.config.explain import explain
+from kvlab.config.explain import complaint, explain
 from kvlab.config.overrides import first_of_sweep, quote
 from kvlab.config.paths import add_config_dir, conf_dir
 from kvlab.config.plan import Plan, make_plan
@@ -9,6 +9,7 @@ __all__ = [
     "Plan",
     "add_config_dir",
     "conf_dir",
+    "complaint",
     "explain",
     "first_of_sweep",
     "make_plan",

@@ -1,20 +1,25 @@
-"""Measures: quality paired with the full cache, recall, bytes and time, serving."""
+"""Measures: tasks through every cache, paired with the full one; speed, serving, kernels."""
 
-from kvlab.eval.evaluate import Cost, Evaluate
+from kvlab.eval.asking import Asking, Forced
+from kvlab.eval.bench import TASKS, Bench
+from kvlab.eval.cost import TextCost
+from kvlab.eval.jobs import Cost, Evaluate, Paired, Recall, Study
 from kvlab.eval.load import Load
-from kvlab.eval.paired import Paired
 from kvlab.eval.pareto import Pareto
 from kvlab.eval.parity import Parity
 from kvlab.eval.prefill_speed import PrefillSpeed
 from kvlab.eval.prefix_ttft import PrefixTTFT
-from kvlab.eval.recall import Recall
+from kvlab.eval.recall import Needles
 from kvlab.eval.roofline import KernelRoofline
 from kvlab.eval.serving import PrefixHitRate
 from kvlab.eval.speed import DecodeSpeed
-from kvlab.eval.study import Study
+from kvlab.eval.task import Item, Question, StepTask, Task, TimedTask
+from kvlab.eval.text_loss import BudgetLoss, TextLoss
 from kvlab.eval.tuning import Tune
 
 __all__ = [
-    "Cost", "DecodeSpeed", "Evaluate", "KernelRoofline", "Load", "Paired", "Pareto", "Parity",
-    "PrefillSpeed", "PrefixHitRate", "PrefixTTFT", "Recall", "Study", "Tune",
+    "TASKS", "Asking", "Bench", "BudgetLoss", "Cost", "DecodeSpeed", "Evaluate", "Forced", "Item",
+    "KernelRoofline", "Load", "Needles", "Paired", "Pareto", "Parity", "PrefillSpeed",
+    "PrefixHitRate", "PrefixTTFT", "Question", "Recall", "StepTask", "Study", "Task", "TextCost",
+    "TextLoss", "TimedTask", "Tune",
 ]  # fmt: skip

@@ -1,65 +1,78 @@
-"""What a cache costs: seconds of prefill, decoded tokens a second, peak bytes of the device."""
+"""Task: what a cache costs: seconds of prefill, decoded tokens a second, bytes."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 
 from kvlab.core import Measurement
-from kvlab.eval.base import Runner
-from kvlab.model.decode import Decoder, Driver
-from kvlab.model.load import LoadedModel
+from kvlab.eval.clock import fresh_peak, seconds
+from kvlab.eval.rows import memory
+from kvlab.eval.runner import Runner
+from kvlab.eval.task import Item, TimedTask
+from kvlab.eval.text_loss import check_lengths
+from kvlab.model.decode import Decoder, Driver, check_driver
 from kvlab.model.prefill import prefill
 
 
-def cost(
-    loaded: LoadedModel, ids: torch.Tensor, runner: Runner, chunk_tokens: int, decode_tokens: int,
-    driver: Driver = "auto",
-) -> Iterator[Measurement]:
-    """One document, `ids` [T], through this cache alone: chunked prefill, then decode.
+class TextCost(TimedTask):
+    """One document through each cache alone: chunked prefill, then decode.
 
-    The last `decode_tokens` tokens are fed one at a time through the decode driver; the first of
-    them, which compiles and captures, is not timed if there is another. Wall time with the device
-    synchronized.
+    tokens: of the document. decode_tokens: of them, the last ones are fed one at a time through the
+        decode driver; the first of them, which compiles and captures, is not timed if there is
+        another. Wall time with the device synchronized.
+    driver: see `model.decode.Decoder`.
+    account: also rows of the cache's bytes, which tasks of quality have already.
     """
-    device = ids.device
-    split = max(1, len(ids) - decode_tokens)
-    runner.start(loaded)
-    _sync(device, reset=True)
-    done = prefill(loaded.model, ids[None, :split], runner.cache, chunk_tokens=chunk_tokens)
-    _sync(device)
-    yield Measurement("prefill_seconds", done.seconds, "s", "lower", count=split)
-    rate = split / done.seconds
-    yield Measurement("prefill_tokens_per_second", rate, "tokens/s", "higher", count=split)
-    if decode_tokens:
-        rate, count = decode_rate(loaded, ids[split:], runner, driver)
-        yield Measurement("decode_tokens_per_second", rate, "tokens/s", "higher", count=count)
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-        yield Measurement("peak_device_bytes", peak, "B", "lower", count=len(ids))
-    runner.finish()
+
+    name = "text_cost"
+    awaited = "prefill_seconds"
+
+    def __init__(
+        self, tokens: int = 4096, decode_tokens: int = 32, driver: Driver = "auto",
+        account: bool = True,
+    ):
+        check_lengths(tokens, decode_tokens)
+        check_driver(driver)
+        self.tokens, self.decode_tokens = tokens, decode_tokens
+        self.driver, self.account = driver, account
+
+    def params(self) -> dict:
+        return {"tokens": self.tokens, "decode_tokens": self.decode_tokens}
+
+    def items(self, model, data, seed: int) -> list[Item]:
+        check_driver(self.driver, model.model.device)
+        [document] = data.documents(model.tokenizer, 1, self.tokens)
+        return [Item(document.id, np.asarray(document.ids))]
+
+    def measure(self, runner: Runner, item: Item) -> Iterator[Measurement]:
+        ids = runner.on_device(item.context)
+        device, split = ids.device, max(1, len(ids) - self.decode_tokens)
+        runner.start()
+        fresh_peak(device)
+        took = prefill(runner.loaded.model, ids[None, :split], runner.cache,
+                       chunk_tokens=runner.chunk_tokens).seconds
+        yield Measurement("prefill_seconds", took, "s", "lower", count=split)
+        yield Measurement("prefill_tokens_per_second", split / took, "tokens/s", "higher",
+                          count=split)
+        if self.decode_tokens:
+            rate, count = decode_rate(runner, ids[split:], self.driver)
+            yield Measurement("decode_tokens_per_second", rate, "tokens/s", "higher", count=count)
+        if device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(device)
+            yield Measurement("peak_device_bytes", peak, "B", "lower", count=len(ids))
+        runner.finish()
+        if self.account:
+            yield from memory(runner)
 
 
-def decode_rate(
-    loaded: LoadedModel, ids: torch.Tensor, runner: Runner, driver: Driver
-) -> tuple[float, int]:
+def decode_rate(runner: Runner, ids: torch.Tensor, driver: Driver) -> tuple[float, int]:
     """Tokens a second over the `ids` [T] that were timed, and their number."""
-    decoder = Decoder(loaded.model, runner.cache, driver=driver)
+    decoder = Decoder(runner.loaded.model, runner.cache, driver=driver)
     timed = ids[1:] if len(ids) > 1 else ids
     if len(timed) < len(ids):
         decoder.step(ids[:1])
-    _sync(ids.device)
-    started = time.perf_counter()
-    for token in timed:
-        decoder.step(token[None])
-    _sync(ids.device)
-    return len(timed) / (time.perf_counter() - started), len(timed)
-
-
-def _sync(device: torch.device, reset: bool = False) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        if reset:
-            torch.cuda.reset_peak_memory_stats(device)
+    took, _ = seconds(ids.device, lambda: [decoder.step(token[None]) for token in timed])
+    return len(timed) / took, len(timed)

@@ -13,6 +13,7 @@ from torch import Tensor
 from kvlab.core import CacheGeometry
 from kvlab.format import Dense, KVFormat
 from kvlab.kernel import attend_sdpa
+from kvlab.kernel.scratch import Scratch
 from kvlab.pool import SLAB_TOKENS, SlabStore
 
 
@@ -87,7 +88,7 @@ class Decode(NamedTuple):
         return partial(
             paged_decode, q, self.store.layer(0), self.format,
             order.int().view(self.rows, self.blocks), counts, self.tail.layer(0), slot, tail_len,
-            scale=shape.head_dim**-0.5, setting=setting,
+            scale=shape.head_dim**-0.5, setting=setting, scratch=Scratch(),
         )
 
 

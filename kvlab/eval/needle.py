@@ -9,12 +9,12 @@ answer is right if greedy decoding gives exactly the code. Nobody has to judge f
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from kvlab.core import BadInput
 from kvlab.eval.data import Document
+from kvlab.eval.task import Item, Question
 
 _NOUNS = (
     "river garden winter silver mountain letter window castle forest bridge candle harbor island "
@@ -25,27 +25,6 @@ _NOUNS = (
 )
 WORDS = tuple(_NOUNS.split())
 SENTENCE_TOKENS = 48  # a fact goes behind the last sentence that ended within so many tokens
-
-
-class Question(NamedTuple):
-    """`ids` [Q] ask for the code that was put at `depth_percent`; `answer` [A] is the code."""
-
-    depth_percent: float
-    ids: np.ndarray
-    answer: np.ndarray
-
-
-class Prompt(NamedTuple):
-    """`context` [T]: the document with its facts; no question is in it."""
-
-    document: str
-    context: np.ndarray
-    questions: list[Question]
-
-    def tokens(self) -> np.ndarray:
-        """All of it in a row, questions and answers too."""
-        asked = [part for q in self.questions for part in (q.ids, q.answer)]
-        return np.concatenate([self.context, *asked])
 
 
 class SecretNumber:
@@ -77,7 +56,7 @@ class SecretNumber:
     def prompt(
         self, tokenizer: Callable, document: Document, length: int, depths: Sequence[float],
         rng: np.random.Generator,
-    ) -> Prompt:
+    ) -> Item:
         """A context of exactly `length` tokens with one fact at each of `depths` (percent).
 
         The text is a piece of `document` at a place that `rng` draws. Raises `BadInput` where the
@@ -98,12 +77,13 @@ class SecretNumber:
         context = [*head, *insert(tokenizer, text[start : start + room], facts, depths)]
         questions = [
             Question(
-                depth, np.array(encode(tokenizer, self.question(tokenizer, thing))),
-                np.array(encode(tokenizer, self.answer(code))),
+                np.array(encode(tokenizer, self.question(tokenizer, thing))),
+                np.array(encode(tokenizer, self.answer(code))), texts=(code,),
+                tags={"depth_percent": depth},
             )
             for depth, thing, code in zip(depths, things, codes)
         ]
-        return Prompt(document.id, np.array(context, dtype=np.int64), questions)
+        return Item(document.id, np.array(context, dtype=np.int64), tuple(questions))
 
     def _draw(self, count: int, rng: np.random.Generator) -> tuple[list[str], list[str]]:
         """Names of two words and codes; no word and no code comes twice in a prompt."""

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-import numpy as np
-import torch
-
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, KvlabError, Variant
-from kvlab.eval.base import Runner, alive
-from kvlab.eval.evaluate import Evaluate
-from kvlab.model.decode import Driver, check_driver
-from kvlab.model.shape import model_geometry
+from kvlab.eval.jobs import Evaluate
+from kvlab.eval.runner import Runner, alive
+from kvlab.model import model_geometry
+from kvlab.model.decode import Driver
 from kvlab.window import NoWindow, SinkWindow
 
 OBJECTIVES = {
@@ -77,17 +74,12 @@ class Pareto(Evaluate):
                            "job.space says from what")
         optuna = _optuna()
         loaded = self.setting.load()
-        self.chunk_tokens = self.setting.chunk_tokens
-        documents = self.data.documents(loaded.tokenizer, self.documents, self.tokens)
-        device = loaded.model.device
-        check_driver(self.driver, device)
-        texts = [torch.from_numpy(np.asarray(d.ids)).long().to(device) for d in documents]
         study = self._study(optuna, folder)
         again = _again(study, optuna)
         while (left := self.trials + again + _waiting(study, optuna) - len(study.trials)) > 0:
             asked = [study.ask() for _ in range(min(self.batch, left))]
             runners = self._composed(loaded, study, asked, optuna)
-            self._measure(folder, loaded, texts, list(runners.values()))
+            self._measure(folder, loaded, list(runners.values()))
             values = _values(folder)
             for number, runner in runners.items():
                 if runner.name in values:
@@ -132,7 +124,7 @@ class Pareto(Evaluate):
             chosen = {k: trial.suggest_categorical(k, list(c)) for k, c in self.space.items()}
             try:
                 name, settings, spec = composition(chosen)
-                spec.checked_for(model_geometry(loaded.model.config, spec))
+                spec.checked_for(model_geometry(loaded.model, spec))
                 runner = self._runner(loaded, name, settings, spec)
             except KvlabError as error:
                 trial.set_user_attr("refused", str(error))
@@ -142,22 +134,20 @@ class Pareto(Evaluate):
         return found
 
     def _runner(self, loaded, name: str, settings: dict, spec: CacheSpec) -> Runner:
-        own = {"tokens": self.tokens, "decode_tokens": self.decode_tokens}
-        params = self.setting.params(settings, loaded, spec) | own | {"search": self.sampler}
-        return Runner(name, params, spec)
+        params = self.tasks[0].params() | {"search": self.sampler}
+        return self.setting.runner(loaded, name, settings, spec, params)
 
-    def _measure(self, folder, loaded, texts, runners: list[Runner]) -> None:
-        """Quality in lockstep with the full cache, then each one's speed; each name once."""
+    def _measure(self, folder, loaded, runners: list[Runner]) -> None:
+        """Quality in step with the full cache, then each one's speed; each name once."""
         known = _values(folder)
         todo = {r.name: r for r in runners if r.name not in known}
         if not todo:
             return
-        [full] = self.setting.runners(
-            loaded, [], {"tokens": self.tokens, "decode_tokens": self.decode_tokens}
-        )
-        self._quality(folder, loaded, texts, [full, *todo.values()])
+        loss, cost = self.tasks
+        [full] = self.setting.runners(loaded, [], loss.params())
+        self.pair(folder, loss, [full, *todo.values()], loaded)
         alone = [full] if full.name not in known else []
-        self._cost(folder, loaded, texts[0], alive([*alone, *todo.values()]))
+        self.time(folder, cost, alive([*alone, *todo.values()]), loaded)
 
 
 def composition(chosen: dict) -> tuple[str, dict, CacheSpec]:

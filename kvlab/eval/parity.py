@@ -104,12 +104,12 @@ class Parity:
 
 def is_served(policy) -> bool:
     """Whether a policy is something without attention, which a server's cache does not watch."""
-    return policy.evicts and not policy.scored
+    return policy.evicts and not policy.scored and not policy.asks
 
 
 def is_read(policy) -> bool:
     """Whether a policy is something in one text, which it is not told ahead."""
-    return policy.evicts and not policy.foresees
+    return policy.evicts and not policy.foresees and not policy.asks
 
 
 def prompts_only():

@@ -1,4 +1,4 @@
-"""Scores on disk: what a runner measured on a document, so that a killed run goes on behind it."""
+"""Scores on disk: what a runner measured on an item, so that a killed run goes on behind it."""
 
 from __future__ import annotations
 
@@ -10,51 +10,41 @@ from pathlib import Path
 import numpy as np
 
 from kvlab.cache import CacheStats
-from kvlab.eval.base import Runner
+from kvlab.core import BadInput
+from kvlab.eval.runner import Runner
 from kvlab.track.folder import save_whole
 from kvlab.track.rows import canonical
 
 FOLDER = "scores"
+ACCOUNT = ("stats", "peak_bytes", "tokens")  # beside the arrays of a task
 
 
 class Scores:
-    """One file for each runner and document in the run folder, written whole or not at all.
+    """One file for each runner and item in the run folder, written whole or not at all.
 
-    columns: name -> the list that has one array per document. With them go the cache's account and
-    its peak. A file is of the tokens that it was measured on: for others it does not count.
+    It holds the arrays of `runner.raws`, the cache's account and its peak. A file is of the tokens
+    that it was measured on: for others it does not count.
     """
 
     def __init__(self, folder):
         self.path = Path(folder.path) / FOLDER
 
-    def take(
-        self, runner: Runner, number: int, ids: np.ndarray, columns: dict[str, list]
-    ) -> bool:
-        """Append what is on disk for document `number`, of tokens `ids`; whether there is any."""
+    def take(self, runner: Runner, number: int, ids: np.ndarray) -> bool:
+        """Give `runner` what is on disk of item `number`, of tokens `ids`; whether there is any."""
         held = self._read(self._file(runner, number), fingerprint(ids))
         if held is None:
             return False
-        for name in columns.keys() & held.keys():  # a full cache has no `kl`
-            columns[name].append(held[name])
+        runner.raws[number] = {k: v for k, v in held.items() if k not in ACCOUNT}
         runner.stats += [CacheStats(*row) for row in held["stats"].tolist()]
         runner.peak_bytes = max(runner.peak_bytes, int(held["peak_bytes"]))
         return True
 
-    def holds(self, runner: Runner, documents: list[np.ndarray]) -> bool:
-        """Whether `take` would find every document."""
-        return all(
-            self._read(self._file(runner, number), fingerprint(ids)) is not None
-            for number, ids in enumerate(documents)
-        )
-
-    def keep(
-        self, runner: Runner, number: int, ids: np.ndarray, columns: dict[str, list],
-        accounts: int = 1,
-    ) -> None:
-        """Write the last array of each column, and the last `accounts` of the cache."""
-        arrays = {name: column[-1] for name, column in columns.items() if column}
+    def keep(self, runner: Runner, number: int, ids: np.ndarray, accounts: int = 1) -> None:
+        """Write what the runner has of the item, and the last `accounts` of the cache."""
+        if taken := [name for name in ACCOUNT if name in runner.raws[number]]:
+            raise BadInput("task", taken[0], f"names an array that is kept beside {ACCOUNT}")
         save_whole(self._file(runner, number), {
-            **arrays, "stats": np.array(runner.stats[-accounts:], dtype=np.float64),
+            **runner.raws[number], "stats": np.array(runner.stats[-accounts:], dtype=np.float64),
             "peak_bytes": np.int64(runner.peak_bytes), "tokens": np.int64(fingerprint(ids)),
         })
 

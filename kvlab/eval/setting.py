@@ -1,4 +1,4 @@
-"""What the quality jobs have in common: a model on a device, and who runs beside the variants."""
+"""A model on a device, and who runs on it: the variants, the full cache, their controls."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from dataclasses import dataclass
 from kvlab import axes
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, Variant
-from kvlab.eval.base import Runner
 from kvlab.eval.controls import controls
+from kvlab.eval.runner import Runner
+from kvlab.model import model_geometry
 from kvlab.model.device import prepare_device
 from kvlab.model.load import LoadedModel
 from kvlab.model.room import adaptive_chunk
-from kvlab.model.shape import model_geometry
 
 
 @dataclass
 class Setting:
-    """Arguments that every quality job takes; see `Evaluate` for what they mean."""
+    """Arguments of every bench; see `Bench` for what they mean. Raises `BadInput` for a chunk of
+    no tokens."""
 
     model: object
     chunk_tokens: int | str
@@ -25,6 +26,11 @@ class Setting:
     controls: bool
     device: str
     cap_gb: float | None
+
+    def __post_init__(self):
+        size = self.chunk_tokens
+        if size != "adaptive" and (isinstance(size, str) or size < 1):
+            raise BadInput("chunk_tokens", size, "must be at least 1, or adaptive")
 
     def load(self) -> LoadedModel:
         """The model on its device; an adaptive chunk becomes a number of tokens."""
@@ -36,12 +42,9 @@ class Setting:
 
     def plain(self, loaded: LoadedModel, variants: list[Variant], params: dict) -> list[Runner]:
         """The variants alone; every refusal that needs the model's shape happens here."""
-        runs = [
-            Runner(v.name, self.params(v.params, loaded, v.spec) | params, v.spec) for v in variants
-        ]
-        for runner in runs:
-            runner.spec.checked_for(model_geometry(loaded.model.config, runner.spec))
-        return runs
+        for variant in variants:
+            variant.spec.checked_for(model_geometry(loaded.model, variant.spec))
+        return [self.runner(loaded, v.name, v.params, v.spec, params) for v in variants]
 
     def runners(self, loaded: LoadedModel, variants: list[Variant], params: dict) -> list[Runner]:
         """The full cache first, then the variants and their controls.
@@ -60,15 +63,19 @@ class Setting:
         extra = controls(variants, self.chunk_tokens) if self.controls else []
         runs = self.plain(loaded, [*variants, *extra], params)
         block = runs[0].spec.block_size if runs else CacheSpec().block_size
-        full = CacheSpec(format=self.baseline, block_size=block)
-        rest = [r for r in runs if not is_same(r.spec, full)]
-        named = next((r.name for r in runs if is_same(r.spec, full)), "full")
-        about = self.params({"format": self.baseline}, loaded, full) | params | {"baseline": True}
-        return [Runner(named, about, full), *rest]
+        spec = CacheSpec(format=self.baseline, block_size=block)
+        same = [r.name for r in runs if is_same(r.spec, spec)]
+        full = self.runner(loaded, *same[:1] or ["full"], {"format": self.baseline}, spec, params)
+        full.params["baseline"] = True
+        return [full, *(r for r in runs if not is_same(r.spec, spec))]
 
-    def params(self, settings: dict, loaded: LoadedModel, spec: CacheSpec) -> dict:
+    def runner(
+        self, loaded: LoadedModel, name: str, settings: dict, spec: CacheSpec, params: dict
+    ) -> Runner:
+        """settings: of the variant; params: of the task."""
         own = {"format": spec.format.name, "block_size": spec.block_size}
-        return own | settings | loaded.about() | {"chunk_tokens": self.chunk_tokens}
+        about = own | settings | loaded.about() | {"chunk_tokens": self.chunk_tokens} | params
+        return Runner(name, about, spec, loaded=loaded, chunk_tokens=self.chunk_tokens)
 
 
 def is_same(spec: CacheSpec, full: CacheSpec) -> bool:
@@ -79,10 +86,3 @@ def is_same(spec: CacheSpec, full: CacheSpec) -> bool:
         and spec.block_size == full.block_size and spec.format.identity == full.format.identity
         and spec.kernels == full.kernels
     )
-
-
-def noise_floor(full: Runner) -> Runner:
-    """The full cache against itself, with chunks of half the size."""
-    told = f"{full.name} against itself, chunks of half the size"
-    params = full.params | {"baseline": False, "control": told}
-    return Runner("noise floor", params, full.spec, pieces=2)

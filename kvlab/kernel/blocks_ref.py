@@ -46,7 +46,7 @@ def seal_open(open, sealed, format, rows: Tensor, blocks: Tensor, layers: int) -
 def paged_decode(
     q: Tensor, sealed, format, table: Tensor, n_blocks: Tensor, open, open_slot: Tensor,
     open_len: Tensor, *, scale: float, mass: Tensor | None = None, setting=None,
-    new: tuple[Tensor, Tensor] | None = None,
+    new: tuple[Tensor, Tensor] | None = None, scratch=None,
 ) -> tuple[Tensor, Tensor]:
     """As `decode_triton.paged_decode`, in fp32; its launch settings have no meaning here."""
     for b, count in enumerate(open_len.tolist() if new else ()):

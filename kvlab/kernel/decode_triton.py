@@ -17,6 +17,7 @@ from kvlab.format import KVFormat
 from kvlab.kernel import tune
 from kvlab.kernel.decode_join_triton import combine_kernel, mass_kernel
 from kvlab.kernel.decode_split_triton import decode_split_kernel
+from kvlab.kernel.scratch import Scratch
 from kvlab.kernel.sides import TYPES, Frame, Side, next_power, offsets, sides
 
 LOG2E = 1.4426950408889634
@@ -54,23 +55,6 @@ def _tails(pairs: int, slots: int, gpu: tune.Device) -> int:
     return -(-slots // 32) if pairs <= gpu.processors else 1
 
 
-_scratch: dict[tuple, Tensor] = {}
-
-
-def _buffer(name: str, size: int, device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Reused scratch, zeros at first. Grown by a new tensor: a captured graph keeps the one it was
-    made with, as long as `_kept` does."""
-    key = (name, device)
-    if key not in _scratch or _scratch[key].numel() < size:
-        _kept.append(_scratch.get(key))
-        with torch.inference_mode(False):  # whoever comes later may write to it
-            _scratch[key] = torch.zeros(size, dtype=dtype, device=device)
-    return _scratch[key]
-
-
-_kept: list = []
-
-
 def setting_key(format: KVFormat, slots: int, dim: int, group: int) -> str:
     """Name of a kernel and shape in the table of measured settings."""
     return f"decode {format.identity} S{slots} D{dim} G{group}"
@@ -106,7 +90,7 @@ def _check(
 def paged_decode(
     q: Tensor, sealed, format: KVFormat, table: Tensor, n_blocks: Tensor, open, open_slot: Tensor,
     open_len: Tensor, *, scale: float, mass: Tensor | None = None, setting=None,
-    new: tuple[Tensor, Tensor] | None = None,
+    new: tuple[Tensor, Tensor] | None = None, scratch: Scratch | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of one query token per row over its sealed blocks and its open tail.
 
@@ -120,6 +104,7 @@ def paged_decode(
         open blocks lack: they are put there, as by `append`, and attended to. Then tables, lengths
         and stored tokens must not come from the kernel launched before this one: they are looked
         up while it still runs.
+    scratch: where partial results lie until they are merged; None: made for this call.
 
     Returns out [B, Hq, D] in q's dtype and lse fp32 [B, Hq] (natural log; -inf for an empty row).
     Nothing depends on a length on the host, so the call can be captured in a graph (after one call
@@ -149,10 +134,10 @@ def paged_decode(
     chain = {"launch_pdl": True} if gpu.chained else {}
     parts = splits + frame.tails
     join = parts <= JOINED and rows * kv_heads > gpu.processors
-    part_out = _buffer("out", rows * heads * parts * dim, q.device)
-    part_lse = _buffer("lse", rows * heads * parts, q.device)
-    arrivals = _buffer("arrivals", rows * kv_heads, q.device, torch.int32)
-    cells = None if mass is None else _buffer("cells", rows * heads * width * per_block, q.device)
+    scratch, lines = scratch or Scratch(), rows * heads * parts
+    take, arrivals = scratch.take, scratch.counters("arrivals", rows * kv_heads, q.device)
+    part_out, part_lse = take("out", lines * dim, q.device), take("lse", lines, q.device)
+    cells = None if mass is None else take("cells", rows * heads * width * per_block, q.device)
     out, lse = torch.empty_like(q), torch.empty(rows, heads, dtype=torch.float32, device=q.device)
     k_new, v_new = new or (q, q)
     decode_split_kernel[(rows * kv_heads, parts)](

@@ -16,14 +16,13 @@ from kvlab.model.columns import Columns, Plan
 from kvlab.model.doors import ATTENTION, PagedLayer
 from kvlab.model.forward import Forward, known_tokens
 from kvlab.model.identity import LiveModel
+from kvlab.model.portrait import model_geometry
 from kvlab.model.refusals import refuse_gradients
 from kvlab.model.room import adaptive_budget
 from kvlab.model.rows import removed_columns, selected_rows
-from kvlab.model.shape import check_shared_rotary, model_geometry, rotary_frequencies
+from kvlab.model.shape import check_shared_rotary, rotary_frequencies
 from kvlab.model.tokens import left_pads, watch_ends, watch_tokens
 from kvlab.model.visibility import window_of
-
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class PagedCache(core.PagedCache, Cache):
@@ -60,18 +59,15 @@ class PagedCache(core.PagedCache, Cache):
 
         axes: the arguments of `CacheSpec` (format="int4", block_size=16, ...), or one `spec`.
         tokenizer: what summary=text reads and writes with.
-        Raises `BadInput` for other architectures than Llama, Mistral, Qwen2 and Qwen3.
+        Raises `BadInput` for a model that cannot run over a PagedCache, with the reason.
         """
         if spec is not None and axes:
             raise BadInput(next(iter(axes)), next(iter(axes.values())), "give spec or axes only")
         spec = spec or CacheSpec(**axes)
-        config = model.config.get_text_config(decoder=True)
-        if config.model_type not in ARCHITECTURES:
-            raise BadInput("model", config.model_type, f"must be one of {', '.join(ARCHITECTURES)}")
+        geometry = model_geometry(model, spec)
         model.set_attn_implementation(ATTENTION)
         if spec.budget_bytes == "adaptive":
             spec = replace(spec, budget_bytes=adaptive_budget(model, spec))
-        geometry = model_geometry(config, spec)
         facts = NO_FACTS
         watch_ends(model)
         if spec.prefix.shares:
@@ -223,10 +219,10 @@ class PagedCache(core.PagedCache, Cache):
         return out
 
     def _layer(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask, scale, window, positions):
-        window = window_of(mask, window)
+        window = window_of(mask)
         refuse_gradients(q, k, v)
+        self._check_fits(layer, q, k, v)
         if layer == 0:
-            self._check_fits(q, k)
             self._forward = Forward.begun(self, q, mask, positions)
         if self._forward is None:
             raise KvlabError(f"layer {layer} attended first: a PagedCache wants the layers of a "
@@ -239,13 +235,14 @@ class PagedCache(core.PagedCache, Cache):
             self.commit()
         return out
 
-    def _check_fits(self, q: Tensor, k: Tensor) -> None:
-        g = self.geometry
-        heads = q.shape[1], k.shape[1], k.shape[3]
-        if heads != (g.query_heads, g.kv_heads, g.head_dim):
-            raise KvlabError(f"this cache was made for {g.query_heads} query heads, {g.kv_heads} "
-                             f"key/value heads and a head width of {g.head_dim}; this model has "
-                             f"{heads[0]}, {heads[1]} and {heads[2]}")
+    def _check_fits(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
+        shape, heads = self.geometry.shapes[layer], self.geometry.query_heads
+        made = heads, shape.kv_heads, shape.k_width, shape.v_width
+        found = q.shape[1], k.shape[1], k.shape[3], v.shape[3]
+        if found != made:
+            raise KvlabError(f"this cache was made for {made[0]} query heads, {made[1]} key/value "
+                             f"heads and a head width of {_width(*made[2:])}; this model has "
+                             f"{found[0]}, {found[1]} and {_width(*found[2:])}")
 
     def undo_forward(self) -> int | None:
         """A forward has ended: undo it if it did not reach the last layer.
@@ -293,3 +290,7 @@ class PagedCache(core.PagedCache, Cache):
             if fresh:  # another batch may come first
                 self.finish()
             raise
+
+
+def _width(k: int, v: int) -> str:
+    return f"{k}" if k == v else f"{k} for keys and {v} for values"

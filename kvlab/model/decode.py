@@ -22,7 +22,7 @@ from kvlab.model.columns import Plan
 from kvlab.model.ends import EndTokens, check_new_tokens, end_tokens
 from kvlab.model.forward import check_window, padded_span
 from kvlab.model.prefill import forward_chunk, prefill
-from kvlab.model.shape import sliding_windows
+from kvlab.model.shape import rope_types, sliding_windows
 from kvlab.model.step import Step, StepCache
 
 Driver = Literal["auto", "eager", "graph", "static"]
@@ -52,6 +52,7 @@ class Decoder:
         self._steps = 0
         self._windows = sliding_windows(model)
         self._tables: list | None = None  # of the capture; kept alive as long as the graph is
+        self._scratch: list[Tensor] = []  # the same of what its kernels write in between
         self._masses: list[Tensor | None] = []  # where it leaves what the policies observe
         if driver in ("auto", "graph"):
             self._give_up(obstacle(model, cache))
@@ -122,13 +123,13 @@ class Decoder:
         if self.driver == "static":
             step.run()
             return step.logits
-        tables = [table for group in self.cache.groups for table in group.in_place()]
+        tables = [table for group in self.cache.groups for table in group.sources.in_place()]
         stale = self._tables is None or any(a is not b for a, b in zip(tables, self._tables))
         if (stale or not self.captured) and not self._capture(tables):
             return None
         step.replay()
         for group, mass in zip(self.cache.groups, self._masses):
-            group.watch.replayed(group.decoding, mass)
+            group.watch.replayed(group.sources.sealed.decoding, mass)
         return step.logits
 
     def _capture(self, tables: list) -> bool:
@@ -146,7 +147,7 @@ class Decoder:
             self._give_up(f"a CUDA graph cannot be captured here: {str(error).splitlines()[0]}")
             return False
         self._masses = [watch.captured() for watch in watches]
-        self._tables = tables
+        self._tables, self._scratch = tables, self.cache.workspace.scratch.tensors
         return True
 
     def _give_up(self, reason: str | None) -> None:
@@ -178,14 +179,15 @@ def obstacle(model, cache: PagedCache) -> str | None:
         return f"CUDA graphs need a CUDA device, and the cache lives on {cache.device}"
     if not cache.can_decode([1] * len(cache.rows)):
         return "this cache has axes that the decode kernel does not read"
-    if not cache.capturable:
-        return f"summary={cache.spec.summary.name} makes new entries whenever blocks leave"
+    reasons = [group.sources.obstacle for group in cache.groups if not group.sources.capturable]
+    if reasons:
+        return reasons[0]
     windows = sliding_windows(model)
     if windows:
         return f"the model's own sliding window of {windows.pop()} tokens needs masks"
-    kind = getattr(getattr(model.get_decoder(), "rotary_emb", None), "rope_type", "default")
-    if kind in ("dynamic", "longrope"):
-        return f"rotary positions of type {kind} look at lengths on the host"
+    moving = rope_types(model) & {"dynamic", "longrope"}
+    if moving:
+        return f"rotary positions of type {moving.pop()} look at lengths on the host"
     return None
 
 

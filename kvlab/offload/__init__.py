@@ -3,7 +3,8 @@
 from functools import partial
 
 from kvlab import axes
-from kvlab.offload.base import NoOffload, NoShelf, OutOfHost
+from kvlab.core import OutOfHost
+from kvlab.offload.base import NoOffload, NoShelf
 from kvlab.offload.shelf import HostStore, Shelf
 
 __all__ = ["HostStore", "NoOffload", "NoShelf", "OutOfHost", "Shelf", "by_name"]

@@ -1,26 +1,13 @@
-"""The null member of axis `offload`, and what a full host says."""
+"""The null member of axis `offload`."""
 
 from __future__ import annotations
-
-from kvlab.core import KvlabError
-
-
-class OutOfHost(KvlabError):
-    """Host memory has no place for blocks that would have to leave the device."""
-
-    def __init__(self, asked: int, held: int, limit: int):
-        self.asked, self.held, self.limit = asked, held, limit
-        super().__init__(
-            f"out of host memory: {asked} more bytes asked, {held} held, at most {limit} allowed; "
-            "raise offload.cap_gb, store fewer bits (format=int4) or close a sequence"
-        )
 
 
 class NoShelf:
     """Takes nothing: what was evicted has no key."""
 
     keeps = False
-    nbytes = device_nbytes = staging_nbytes = live = 0
+    nbytes = device_nbytes = live = 0
 
     def require(self, count: int) -> None:
         """There is always room for nothing."""

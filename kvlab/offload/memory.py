@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from kvlab.offload.base import OutOfHost
+from kvlab.core import OutOfHost
 
 HUGE_PAGE = 2 << 20  # bytes
 AHEAD = 4  # slabs made ready in the background

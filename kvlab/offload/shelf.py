@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from functools import partial
 from heapq import heappop, heappush, nsmallest
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from kvlab.offload.base import NoOffload
 from kvlab.offload.memory import HostMemory
 from kvlab.offload.slabs import HostSlabs, rows_of
 from kvlab.offload.stage import Seat, Stage, ids_on
-from kvlab.pool import BlockPool, LayerPlanes, Workspace
+from kvlab.pool import BlockPool, LayerPlanes
 
 
 class HostStore(NoOffload):
@@ -42,15 +42,14 @@ class HostStore(NoOffload):
             raise BadInput("offload.slab_tokens", slab_tokens, "must be a whole number, at least 1")
         self.cap_gb, self.slab_tokens = cap_gb, slab_tokens
         self.memory = HostMemory(None if cap_gb is None else int(cap_gb * 1e9))
-        self._stages: WeakKeyDictionary[Workspace, Stage] = WeakKeyDictionary()
 
     def build(self, pool: BlockPool) -> Shelf:
-        """The host half of one pool; the pools of one cache share their way to the device."""
-        if pool.workspace not in self._stages:
-            move = None if pool.fused is None else pool.fused.move
-            self._stages[pool.workspace] = Stage(pool.device, move)
+        """The host half of one pool; pools of one cache and shape share their way to the device."""
+        move = None if pool.fused is None else pool.fused.move
+        name = f"stage {pool.shape._replace(window=None)}"
+        stage = pool.workspace.shared(name, partial(Stage, pool.device, move))
         rows = max(1, self.slab_tokens // pool.geometry.block_size)
-        return Shelf(pool, rows, self.memory, self._stages[pool.workspace])
+        return Shelf(pool, rows, self.memory, stage)
 
 
 class Shelf:
@@ -160,11 +159,6 @@ class Shelf:
     def device_nbytes(self) -> int:
         """Device bytes of the table of slab addresses."""
         return 0 if self.store._base is None else self.store._base.nbytes
-
-    @property
-    def staging_nbytes(self) -> int:
-        """Device bytes of the buffers on the way; the shelves of one cache share them."""
-        return self.stage.nbytes
 
     @property
     def live(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from kvlab.policy.adaptive import Adaptive
+from kvlab.policy.admission import AdmitCost, AdmitReuse
 from kvlab.policy.attention_mass import AttentionMass
 from kvlab.policy.base import (
     BlockMeta,
@@ -14,18 +15,23 @@ from kvlab.policy.base import (
     names,
 )
 from kvlab.policy.belady import Belady
+from kvlab.policy.classes import WALRU, Learned
 from kvlab.policy.classic import FIFO, LFU, LRU, Random
 from kvlab.policy.fifo_queues import S3FIFO, SIEVE
 from kvlab.policy.greedy_dual import GDSF
 from kvlab.policy.leaves import PGDSF, LeafFirst
 from kvlab.policy.lru_queues import ARC, MQ
+from kvlab.policy.moment import Moment
 from kvlab.policy.priority import Hybrid, Priority
+from kvlab.policy.requests import RequestARC, RequestLFU
 from kvlab.policy.scored import TOVA, ExpectedAttention, KeyNorm, SnapKV
 from kvlab.policy.shuffled import Shuffled
+from kvlab.policy.timed import TTL, KeepUntilReturn
 
 __all__ = [
-    "ARC", "Adaptive", "AttentionMass", "Belady", "BlockMeta", "EvictionPolicy",
-    "ExpectedAttention", "FIFO", "GDSF", "Hybrid", "KeyNorm", "LFU", "LRU", "LeafFirst", "MQ",
-    "NoEviction", "PGDSF", "Priority", "PriorityPolicy", "Random", "S3FIFO", "SIEVE", "Shuffled",
-    "SnapKV", "TOVA", "asked", "by_name", "names",
+    "ARC", "Adaptive", "AdmitCost", "AdmitReuse", "AttentionMass", "Belady", "BlockMeta",
+    "EvictionPolicy", "ExpectedAttention", "FIFO", "GDSF", "Hybrid", "KeepUntilReturn", "KeyNorm",
+    "LFU", "LRU", "LeafFirst", "Learned", "MQ", "Moment", "NoEviction", "PGDSF", "Priority",
+    "PriorityPolicy", "Random", "RequestARC", "RequestLFU", "S3FIFO", "SIEVE", "Shuffled", "SnapKV",
+    "TOVA", "TTL", "WALRU", "asked", "by_name", "names",
 ]  # fmt: skip

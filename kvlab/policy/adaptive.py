@@ -7,6 +7,7 @@ from collections.abc import Hashable, Sequence
 
 from kvlab.core import BadInput, BlockId
 from kvlab.policy.base import BlockMeta, EvictionPolicy, by_name, nothing
+from kvlab.policy.moment import refuse_expiring
 
 
 class Shadow:
@@ -87,6 +88,9 @@ class Adaptive(EvictionPolicy):
             raise BadInput("policy.members", list(members), "name at least one, and memory >= 1")
         self.memory = memory
         made = [by_name(m) if isinstance(m, str) else m for m in members]
+        for member in made:
+            refuse_expiring("policy.members", member)
+        self.asks = tuple(dict.fromkeys(field for member in made for field in member.asks))
         self._shadows = [Shadow(policy) for policy in made]
         self._strangers: list[OrderedDict[BlockId, None]] = [OrderedDict() for _ in made]
         self._key: dict[BlockId, Hashable] = {}  # of known blocks, held ones included
@@ -187,6 +191,11 @@ class Adaptive(EvictionPolicy):
             if id is not None and id not in self._held:
                 return id
         return min(id for id in self._key if id not in self._held)
+
+    def begin(self, moment):
+        for shadow in self._shadows:
+            shadow.policy.begin(moment)
+        return ()
 
     def tick(self, step):
         for shadow in self._shadows:

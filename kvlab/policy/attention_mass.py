@@ -17,6 +17,7 @@ class AttentionMass(PriorityPolicy):
 
     name = "attention_mass"
     scored = True
+    by_token = "mass"
 
     def priority(self, meta):
         return meta.score, meta.last

@@ -4,6 +4,7 @@ A policy is an ordered bag of blocks. `BlockLedger` owns one and is the only cal
 object serves the pool on the device and a replayed trace. A policy sees `BlockMeta`, never
 tensors, and no clock: time is the ledger's count of steps (one per block sealed or touched,
 one per `tick`). No two blocks share a stamp, and what ties all the same ends at the block id.
+One that goes by requests, sessions or seconds says so in `asks` and hears a `Moment` of each.
 
 Life of a block in a policy:
 
@@ -14,10 +15,12 @@ Life of a block in a policy:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 
 from kvlab import axes
 from kvlab.core import BlockId
+from kvlab.policy.moment import Moment
 
 
 class BlockMeta:
@@ -80,9 +83,14 @@ class EvictionPolicy:
     scored = False  # whether its order depends on `meta.score`
     control = False  # whether it is itself what other policies have to beat
     foresees = False  # whether it is made with the future of a trace
+    asks: tuple[str, ...] = ()  # fields of `Moment` without which it cannot work
+    expires = False  # whether `begin` may give blocks up
     # What the live cache makes scores and touches of: a scorer's name, dotted path, class or
     # instance (kvlab/cache/scores.py); None: spare the work.
     observes: object = "mass"
+    # The scorer by which the same method chooses single tokens (cache.evict=token); None: it ranks
+    # blocks only.
+    by_token: object = None
     capacity: int | None = None  # blocks of the ledger it serves
 
     def __init_subclass__(cls, **rest):
@@ -121,6 +129,13 @@ class EvictionPolicy:
     def release(self, meta: BlockMeta) -> None:
         """Offer a held block again, in the place that it would have without the pin."""
         self.add(meta)
+
+    def begin(self, moment: Moment) -> Sequence[BlockId]:
+        """Hear which request comes: adds and touches up to the next one are its doing.
+
+        Returns the blocks whose time is over, which are forgotten here (`expires`).
+        """
+        return ()
 
     def expect(self, content: int) -> None:
         """Hear what will take the place of the next victim, where the caller knows it."""

@@ -81,12 +81,16 @@ class LFU(EvictionPolicy):
 
     def _stand(self, meta):
         """Put a block at the end of the line of its hits."""
-        hits = meta.uses = meta.hits
-        meta.place = meta.last
+        hits, meta.place = self._rank(meta)
+        meta.uses = hits
         line = self._lines.get(hits)
         if line is None:
             line = self._open(hits)
         line.push(meta)
+
+    def _rank(self, meta) -> tuple[int, int]:
+        """Uses, and the step of the last one."""
+        return meta.hits, meta.last
 
     def _open(self, hits):
         line = self._lines[hits] = Line()
@@ -139,11 +143,16 @@ class Random(EvictionPolicy):
     name = "random"
     control = True
     observes = None
+    by_token = "random"
 
     def __init__(self, seed: int = 0):
         self._generator = Generator(seed)
         self._ids: list[BlockId] = []
         self._at: dict[BlockId, int] = {}
+
+    def generator_state(self) -> tuple[int, ...]:
+        """The Mersenne Twister behind the draws: 624 words, and how many of them are used up."""
+        return self._generator.getstate()[1]
 
     def add(self, meta: BlockMeta):
         self._at[meta.id] = len(self._ids)

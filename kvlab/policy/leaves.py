@@ -5,6 +5,7 @@ from __future__ import annotations
 from kvlab.core import BlockId
 from kvlab.policy.base import BlockMeta, EvictionPolicy, by_name, nothing
 from kvlab.policy.greedy_dual import CostGDSF
+from kvlab.policy.moment import refuse_expiring
 
 
 class LeafFirst(EvictionPolicy):
@@ -21,7 +22,9 @@ class LeafFirst(EvictionPolicy):
 
     def __init__(self, member: str | EvictionPolicy = "lru"):
         self.member = by_name(member) if isinstance(member, str) else member
+        refuse_expiring("policy.member", self.member)
         self.observes, self.scored = self.member.observes, self.member.scored
+        self.asks = self.member.asks
         self._known: dict[BlockId, BlockMeta] = {}
         self._of: dict[int, BlockMeta] = {}  # by content
         self._children: dict[int, int] = {}  # content -> known blocks that continue it
@@ -85,6 +88,9 @@ class LeafFirst(EvictionPolicy):
 
     def rescore(self, meta):
         self.member.rescore(meta)
+
+    def begin(self, moment):
+        return self.member.begin(moment)
 
     def expect(self, content):
         self.member.expect(content)

@@ -41,12 +41,16 @@ class ARC(QueuePolicy):
         """Where a content is remembered; the target moves towards that list."""
         once, again = len(self._once_ghosts), len(self._again_ghosts)
         if self._once_ghosts.recall(content):
-            self._target = min(self._target + max(again / once, 1), self._blocks)
+            self._learn(max(again / once, 1))
             return ONCE
         if self._again_ghosts.recall(content):
-            self._target = max(self._target - max(once / again, 1), 0)
+            self._learn(-max(once / again, 1))
             return AGAIN
         return PLAIN
+
+    def _learn(self, change: float) -> None:
+        """Move the target, within the cache's size."""
+        self._target = min(max(self._target + change, 0), self._blocks)
 
     def add(self, meta):
         if meta.content is not None and meta.content == self._new:

@@ -20,7 +20,7 @@ class Scored(PriorityPolicy):
 
 
 class SnapKV(Scored):
-    """The block that the last 32 queries of the prompt look at least leaves.
+    """The block that the last 64 queries of the prompt look at least leaves.
 
     SnapKV (Li et al. 2024, https://arxiv.org/abs/2404.14469): votes of an observation window,
     pooled over neighbouring tokens. No parameters; the window itself is kept by `window=sink`.
@@ -29,7 +29,7 @@ class SnapKV(Scored):
     """
 
     name = "snapkv"
-    observes = "snapkv"
+    observes = by_token = "snapkv"
 
 
 class ExpectedAttention(Scored):
@@ -37,12 +37,12 @@ class ExpectedAttention(Scored):
 
     Expected Attention (Devoto et al. 2025, https://arxiv.org/abs/2510.00636; NVIDIA's kvpress): the
     mean attention of queries from a normal distribution fitted to those seen. No parameters.
-    Differs: fitted to the last 32 queries after RoPE; whole blocks, the same for all heads of a
-    layer group, all layers alike.
+    Differs by block: the same for all heads of a layer group, all layers alike; tokens by head with
+    cache.evict=token.
     """
 
     name = "expected_attention"
-    observes = "expected_attention"
+    observes = by_token = "expected_attention"
 
 
 class KeyNorm(Scored):
@@ -53,7 +53,7 @@ class KeyNorm(Scored):
     """
 
     name = "key_norm"
-    observes = "key_norm"
+    observes = by_token = "key_norm"
 
 
 class TOVA(Scored):
@@ -64,4 +64,4 @@ class TOVA(Scored):
     """
 
     name = "tova"
-    observes = "tova"
+    observes = by_token = "tova"

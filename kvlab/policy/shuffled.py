@@ -6,6 +6,7 @@ from random import Random as Generator
 
 from kvlab.core import BlockId
 from kvlab.policy.base import BlockMeta, EvictionPolicy, by_name
+from kvlab.policy.moment import refuse_expiring
 
 
 class Shuffled(EvictionPolicy):
@@ -25,6 +26,10 @@ class Shuffled(EvictionPolicy):
 
     def __init__(self, member: str | EvictionPolicy = "attention_mass", seed: int = 0):
         self.member = by_name(member) if isinstance(member, str) else member
+        refuse_expiring("policy.member", self.member)
+        self.asks = self.member.asks
+        # Scores that are only compared, dealt for good, are an order drawn at random.
+        self.by_token = self.member.by_token and "random"
         self.observes = self.member.observes  # not `scored`: a server watches nothing for a control
         self._draw = Generator(seed).randrange
         self._metas: dict[BlockId, BlockMeta] = {}
@@ -91,6 +96,9 @@ class Shuffled(EvictionPolicy):
 
     def rescore(self, meta):
         self.member.rescore(meta)
+
+    def begin(self, moment):
+        return self.member.begin(moment)
 
     def expect(self, content):
         self.member.expect(content)

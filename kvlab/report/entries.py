@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from kvlab.report.names import order
 from kvlab.report.source import Run
-from kvlab.track.rows import FAILED
+from kvlab.track import FAILED
 
 DENSE = ("full", "baseline", "bf16", "fp16", "fp32")  # names a baseline goes by, first found wins
 BYTES = "cache_allocated_bytes"

@@ -11,8 +11,7 @@ import numpy as np
 import yaml
 
 from kvlab.core import BadInput
-from kvlab.track import read_rows
-from kvlab.track.rows import standing
+from kvlab.track import read_rows, standing
 
 OF_RUN = ("run", "commit", "device")  # what results.jsonl adds to params
 CURVE = "per_position"

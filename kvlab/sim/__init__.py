@@ -10,11 +10,12 @@ from kvlab.sim.definitions import Definitions
 from kvlab.sim.files import TraceStream, load_trace, load_traces, write_trace
 from kvlab.sim.result import SimResult
 from kvlab.sim.service import CostModel
+from kvlab.sim.sessions import Sessions
 from kvlab.sim.simulator import Host, simulate
 from kvlab.sim.trace import Trace, from_requests
 
 __all__ = [
-    "CostModel", "Definitions", "Host", "SimResult", "Trace", "TraceStream", "from_requests",
-    "hit_curve", "load_trace", "load_traces", "simulate", "stack_distances", "weighted_curve",
-    "write_trace",
+    "CostModel", "Definitions", "Host", "Sessions", "SimResult", "Trace", "TraceStream",
+    "from_requests", "hit_curve", "load_trace", "load_traces", "simulate", "stack_distances",
+    "weighted_curve", "write_trace",
 ]  # fmt: skip

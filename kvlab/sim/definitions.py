@@ -18,6 +18,7 @@ _CHOICES = {
     "partial_blocks": ("hit", "miss", "drop"),
     "outputs": ("dropped", "kept"),
     "first_requests": ("counted", "skipped"),
+    "common_head": ("counted", "skipped"),
 }
 
 
@@ -32,12 +33,15 @@ class Definitions:
     outputs: "kept" leaves the blocks that an answer fills in the cache, where the next request of
     its session may find them; they count in no rate. Needs sessions and whole blocks.
     first_requests: "skipped" leaves the first request of each session out of the rates.
+    common_head: "skipped" leaves out the blocks that all requests begin with, which hit in any
+    cache and add the same points at each capacity.
     """
 
     partial_blocks: str = "hit"
     measured: Sequence[float] = (0.0, 1.0)
     outputs: str = "dropped"
     first_requests: str = "counted"
+    common_head: str = "counted"
 
     def __post_init__(self):
         for name, known in _CHOICES.items():
@@ -57,7 +61,8 @@ class Definitions:
 
     @property
     def counts_all(self) -> bool:
-        return self.measured == (0.0, 1.0) and self.first_requests == "counted"
+        choices = self.first_requests, self.common_head
+        return self.measured == (0.0, 1.0) and choices == ("counted", "counted")
 
     def params(self) -> dict:
         """All of them, for the parameters of a row."""
@@ -78,7 +83,10 @@ class Definitions:
             counted &= ~first_of_session(trace)
         if not counted.any():
             raise BadInput("measured", list(self.measured), f"no request of {trace.name} is left")
-        return replace(trace, columns={**trace.columns, "counted": counted})
+        columns = {**trace.columns, "counted": counted}
+        if self.common_head == "skipped":
+            columns["skipped_blocks"] = np.full(len(trace), common_head(trace))
+        return replace(trace, columns=columns)
 
 
 def without_partial_blocks(trace: Trace) -> Trace:
@@ -88,6 +96,15 @@ def without_partial_blocks(trace: Trace) -> Trace:
     kept = ~(last & trace.partial[trace.request_of])
     first = np.concatenate([[0], np.cumsum(length - trace.partial)])
     return replace(trace, ids=trace.ids[kept], first=first, whole_blocks=True)
+
+
+def common_head(trace: Trace) -> int:
+    """How many blocks all requests begin with."""
+    if len(trace) < 2:
+        return 0
+    first, shortest = trace.first[:-1], int(np.diff(trace.first).min())
+    alike = (len(np.unique(trace.ids[first + depth])) == 1 for depth in range(shortest))
+    return next((depth for depth, same in enumerate(alike) if not same), shortest)
 
 
 def first_of_session(trace: Trace) -> np.ndarray:

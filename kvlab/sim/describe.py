@@ -15,6 +15,7 @@ from kvlab.sim.files import write_trace
 from kvlab.sim.jobs import about, listed, refuse_variants
 from kvlab.sim.outcome import HIT, MISS, PARTIAL, Outcome, Tally
 from kvlab.sim.result import SimResult
+from kvlab.sim.sessions import Sessions
 from kvlab.sim.sizes import shape_by_name
 from kvlab.sim.trace import Trace
 
@@ -48,8 +49,10 @@ def from_other_sessions(trace: Trace) -> float | None:
 class TraceFacts:
     """Prints what each trace is and writes it as rows; no policy, no capacity.
 
-    partial_blocks, measured, outputs, first_requests: as in `Definitions`. window_seconds: of the
-    working set. write: a file to write the (one) trace to in Mooncake's form, for other tools.
+    partial_blocks, measured, outputs, first_requests, common_head: as in `Definitions`.
+    window_seconds: of the working set. write: a file to write the (one) trace to in Mooncake's
+    form, for other tools.
+    sessions: as in `Sessions`; null: as recorded. It is written as they make it.
     """
 
     def __init__(
@@ -61,9 +64,16 @@ class TraceFacts:
         first_requests: str = "counted",
         window_seconds: float = 60.0,
         write: str | None = None,
+        sessions: Sessions | None = None,
+        common_head: str = "counted",
     ):
-        self.definitions = Definitions(partial_blocks, measured, outputs, first_requests)
-        self.plain, self.window_seconds, self.write = listed(traces), window_seconds, write
+        sessions = sessions or Sessions()
+        self.definitions = Definitions(
+            partial_blocks, measured, outputs, first_requests, common_head
+        )
+        self.plain = [sessions.apply(trace) for trace in listed(traces)]
+        self.window_seconds, self.write = window_seconds, write
+        self._fixed = {**self.definitions.params(), **sessions.params()}
         self.traces = [self.definitions.apply(t) if t.shares else t for t in self.plain]
         if write is not None and len(self.plain) != 1:
             raise BadInput("write", write, f"takes one trace, not {len(self.plain)}")
@@ -73,7 +83,7 @@ class TraceFacts:
     def run(self, folder, variants: Sequence = ()) -> None:
         refuse_variants(variants)
         for plain, trace in zip(self.plain, self.traces):
-            params = {**about(trace), "format": trace.format, **self.definitions.params()}
+            params = {**about(trace), "format": trace.format, **self._fixed}
             params["window_seconds"] = self.window_seconds
             with folder.surviving("trace", params):
                 self._tell(folder, plain, trace, params)
@@ -127,7 +137,7 @@ class TraceFacts:
         if trace.shares:
             _, blocks = working_set(trace, self.window_seconds)
             yield f"  working set over time, {self.window_seconds:g} s: {bars(blocks)}"
-            counts = ", ".join(f"{k}={v}" for k, v in self.definitions.params().items())
+            counts = ", ".join(f"{k}={v}" for k, v in self._fixed.items())
             yield f"  counted: {counts}"
         for sentence in trace.notes:
             yield f"  assumed: {sentence}"

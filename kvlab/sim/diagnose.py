@@ -14,6 +14,7 @@ from kvlab.sim.bounds import bound, smallest_ideal_capacity
 from kvlab.sim.curves import hit_curve, partial_access, stack_distances, weighted_curve
 from kvlab.sim.definitions import Definitions
 from kvlab.sim.jobs import about, listed, refuse_variants
+from kvlab.sim.sessions import Sessions
 from kvlab.sim.trace import Trace
 
 
@@ -51,7 +52,8 @@ class HitCurve:
     multiples: block sizes to ask about, in blocks of the trace (coarser ones follow exactly).
     points: capacities, evenly spaced on a log scale, at which rows are written; the whole curve is
     in the run's arrays. window_seconds: of the working set. partial_blocks, measured, outputs,
-    first_requests: as in `Definitions`; the bound is left out where not all requests count.
+    first_requests, common_head: as in `Definitions`; the bound is left out where not all count.
+    sessions: as in `Sessions`; null: as recorded.
     """
 
     def __init__(
@@ -64,10 +66,17 @@ class HitCurve:
         measured: Sequence[float] = (0.0, 1.0),
         outputs: str = "dropped",
         first_requests: str = "counted",
+        sessions: Sessions | None = None,
+        common_head: str = "counted",
     ):
-        self.traces, self.multiples, self.points = listed(traces), list(multiples), points
-        self.definitions = Definitions(partial_blocks, measured, outputs, first_requests)
+        sessions = sessions or Sessions()
+        self.traces = [sessions.apply(trace) for trace in listed(traces)]
+        self.multiples, self.points = list(multiples), points
+        self.definitions = Definitions(
+            partial_blocks, measured, outputs, first_requests, common_head
+        )
         self.window_seconds = window_seconds
+        self._fixed = {**self.definitions.params(), **sessions.params()}
 
     def run(self, folder, variants: Sequence = ()) -> None:
         refuse_variants(variants)
@@ -84,7 +93,7 @@ class HitCurve:
         accesses, asked = counted_totals(trace)
         name = f"curve_{trace.name}_{trace.block_size}"
         folder.arrays(file_name(name), capacities=capacities, block_hits=hits)
-        fixed = {**about(trace), **self.definitions.params()}
+        fixed = {**about(trace), **self._fixed}
         folder.add("lru", fixed, [Measurement("curve_seconds", seconds, "s", "lower")])
         at = np.geomspace(capacities[0], capacities[-1], self.points).astype(int)
         for capacity in sorted(set(at.tolist())):
@@ -114,7 +123,7 @@ class HitCurve:
             facts["reuse_age_median_seconds"] = (age / 1e3, "s")
         rows = [Measurement(name, float(value), unit) for name, (value, unit) in facts.items()]
         params = about(trace) | {"window_seconds": self.window_seconds}
-        folder.add("trace", params | self.definitions.params(), rows)
+        folder.add("trace", params | self._fixed, rows)
 
     def _unbounded(self, trace: Trace) -> float:
         hits = trace.previous >= 0
@@ -126,9 +135,8 @@ class HitCurve:
 
 def counted_totals(trace: Trace) -> tuple[int, int]:
     """(block accesses, prompt tokens) that rates are of."""
-    counted = trace.columns.get("counted", np.ones(len(trace), dtype=bool))
     accesses = trace.accesses if trace.counted is None else np.count_nonzero(trace.counted)
-    return int(accesses), int(trace.input_tokens[counted].sum())
+    return int(accesses), int(sum(part.sum() for part in trace.counted_tokens))
 
 
 def _percents(shares: tuple[float, float]) -> list[Measurement]:

@@ -179,7 +179,7 @@ class _Columns:
     def __init__(self):
         self.arrival, self.ids = array("d"), array("q")
         self.inputs, self.outputs, self.lengths = array("q"), array("q"), array("q")
-        self.more = array("q"), array("d"), array("q")  # as in Row, from `session` on
+        self.more = array("q"), array("d"), *(array("q") for _ in range(5))  # Row, from `session`
 
     def add(self, request: Row) -> None:
         at, inputs, outputs, ids, *more = request

@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from kvlab.core import BadInput, Measurement
-from kvlab.policy import by_name
+from kvlab.policy import asked, by_name
 from kvlab.sim import bounds
 from kvlab.sim.definitions import Definitions
 from kvlab.sim.result import SimResult
 from kvlab.sim.service import CostModel
+from kvlab.sim.sessions import Sessions
 from kvlab.sim.simulator import Host, simulate
 from kvlab.sim.sizes import blocks_for, shape_by_name, token_bytes
 from kvlab.sim.trace import Trace
@@ -60,7 +61,7 @@ class HitRate:
     own blocks. budgets_gib x formats x budget_policies: a budget holds as many blocks as the format
     lets it, for the model `shape` quantized in blocks of `block_size` tokens.
     prefix, window_seconds, host, service: as in `simulate`. partial_blocks, measured, outputs,
-    first_requests: as in `Definitions`.
+    first_requests, common_head: as in `Definitions`. sessions: as in `Sessions`; null: as recorded.
     """
 
     def __init__(
@@ -81,9 +82,12 @@ class HitRate:
         measured: Sequence[float] = (0.0, 1.0),
         outputs: str = "dropped",
         first_requests: str = "counted",
+        sessions: Sessions | None = None,
+        common_head: str = "counted",
     ):
-        definitions = Definitions(partial_blocks, measured, outputs, first_requests)
-        self.traces = [definitions.apply(trace) for trace in listed(traces)]
+        definitions = Definitions(partial_blocks, measured, outputs, first_requests, common_head)
+        sessions = sessions or Sessions()
+        self.traces = [definitions.apply(sessions.apply(trace)) for trace in listed(traces)]
         self.policies, self.capacity_blocks = known(policies), list(capacity_blocks)
         self.budgets_gib, self.formats = list(budgets_gib), list(formats)
         self.budget_policies = known(budget_policies)
@@ -92,7 +96,7 @@ class HitRate:
         known_shape = shape_by_name(shape)
         rules = prefix, definitions.replayed
         self.replay = Replay(*rules, tiers, shape=known_shape, window_seconds=window_seconds)
-        self._fixed = {"prefix": prefix, **definitions.params()}
+        self._fixed = {"prefix": prefix, **definitions.params(), **sessions.params()}
         self._fixed |= {name: str(value) for name, value in self.replay.tiers.items()}
         if self.replay.tiers and "belady" in [*self.policies, *self.budget_policies]:
             remedy = "bounds one tier and one request at a time; leave it or host and service out"
@@ -203,7 +207,7 @@ def about(trace: Trace) -> dict:
 def known(policies: Sequence[str]) -> list[str]:
     """The names, after a check that each one makes a policy."""
     for name in policies:
-        if name != "belady":  # made with the future of each trace
+        if not asked(name).foresees:  # else made with the future of each trace
             by_name(name)
     return list(policies)
 

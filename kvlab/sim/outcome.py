@@ -47,8 +47,10 @@ class Tally:
     def add(self, piece: Trace, outcome: Outcome) -> None:
         counted = piece.columns.get("counted", np.ones(len(piece), dtype=bool))
         self.requests += int(np.count_nonzero(counted))
-        self.tokens += int(piece.input_tokens[counted].sum())
-        self.flops += float(self.shape.prefill_flops(piece.input_tokens[counted]).sum())
+        ends, heads = piece.counted_tokens
+        self.tokens += int(ends.sum() + heads.sum())
+        flops = self.shape.prefill_flops
+        self.flops += float((flops(ends) - flops(-heads)).sum())
         self.evictions += len(outcome.evicted)
         if len(piece):
             self.first_ms = piece.arrival_ms[0] if self.first_ms is None else self.first_ms

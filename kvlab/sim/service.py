@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from kvlab.core import BadInput
-from kvlab.sim.engine import Engine, Flight
+from kvlab.policy import Moment
+from kvlab.sim.moments import Moments
 from kvlab.sim.outcome import HIT, REFUSED, Outcome
+from kvlab.sim.prompts import Flight, Prompts
 from kvlab.sim.sizes import ModelShape
 from kvlab.sim.trace import Trace
 
@@ -67,24 +69,25 @@ def recompute_cost(shape: ModelShape, block_size: int) -> Callable[[int], float]
 class OneByOne:
     """Accounting without service times: a request is over before the next one comes."""
 
-    def __init__(self, engine: Engine):
-        self.engine = engine
+    def __init__(self, prompts: Prompts):
+        self.prompts, self.moments = prompts, Moments()
 
     def run(self, piece: Trace) -> Outcome:
-        engine, log = self.engine, _Log()
-        for contents, partial, _ in _requests(piece):
-            flight = engine.admit(contents, partial)
+        prompts, log = self.prompts, _Log()
+        for (contents, partial, _), moment in zip(_requests(piece), self.moments.of(piece)):
+            log.expired(prompts.hear(moment))
+            flight = prompts.admit(contents, partial)
             if flight is None:
                 log.refuse(contents)
-                engine.device.ledger.tick()
+                prompts.ledger.tick()
                 continue
-            engine.publish(flight, hold=False)
-            engine.finish(flight)
+            prompts.compute(flight, publish=False)
+            prompts.finish(flight)
             log.add(flight)
         return log.outcome(piece)
 
     def more(self) -> dict:
-        return {"orphans": self.engine.orphans(), "host_evictions": self.engine.host_evictions}
+        return self.prompts.more()
 
 
 @dataclass
@@ -94,7 +97,7 @@ class InFlight:
     finds too little unpinned room waits, and all behind it: a stall. One that can never fit is
     refused."""
 
-    engine: Engine
+    prompts: Prompts
     cost: CostModel
     now: float = 0.0
     waits_ms: list[float] = field(default_factory=list)
@@ -104,30 +107,32 @@ class InFlight:
     _due: list[tuple] = field(default_factory=list)  # heap of (ms, order, flight or decode ms, ...)
     _order: int = 0
     _running: int = 0
+    _moments: Moments = field(default_factory=Moments)
 
     def run(self, piece: Trace) -> Outcome:
         log = _Log()
-        ledger, size = self.engine.device.ledger, piece.block_size
+        ledger, size = self.prompts.ledger, piece.block_size
         arrivals, inputs = piece.arrival_ms.tolist(), piece.input_tokens.tolist()
         outputs = piece.output_tokens.tolist()
-        for contents, partial, at in _requests(piece):
+        for (contents, partial, at), moment in zip(_requests(piece), self._moments.of(piece)):
             if arrivals[at] < (arrivals[at - 1] if at else 0.0):
                 raise BadInput("trace", piece.name, f"request {at} arrives before the one ahead")
             extra = -(-(inputs[at] + outputs[at]) // size) - len(contents)
             if len(set(contents)) + extra > ledger.capacity:
                 log.refuse(contents)
                 continue
-            flight = self._start(contents, partial, extra, arrivals[at])
+            flight = self._start(contents, partial, extra, moment, log)
             log.add(flight)
             hit = min(sum(code >= HIT for code in flight.code) * size, inputs[at] - 1)
             self._serve(flight, arrivals[at], inputs[at] - hit, outputs[at])
         return log.outcome(piece)
 
-    def _start(self, contents, partial, extra, arrival: float) -> Flight:
-        self.now = max(self.now, arrival)
+    def _start(self, contents, partial, extra, moment: Moment, log: _Log) -> Flight:
+        self.now = max(self.now, moment.ms)
         while self._due and self._due[0][0] <= self.now:
             self._next()
-        while (flight := self.engine.admit(contents, partial, extra)) is None:
+        log.expired(self.prompts.hear(moment._replace(ms=self.now)))
+        while (flight := self.prompts.admit(contents, partial, extra)) is None:
             self._next()
         return flight
 
@@ -137,7 +142,7 @@ class InFlight:
         self._push(first_token, flight, self.cost.decode_ms(output))
         self.waits_ms.append(self.now - arrival)
         self.first_token_ms.append(first_token - arrival)
-        ledger = self.engine.device.ledger
+        ledger = self.prompts.ledger
         self._running += 1
         self.peak_in_flight = max(self.peak_in_flight, self._running)
         self.peak_pinned = max(self.peak_pinned, ledger.held_count - ledger.evictable_count)
@@ -151,10 +156,10 @@ class InFlight:
         at, _, flight, decode_ms = heappop(self._due)
         self.now = max(self.now, at)
         if decode_ms is None:
-            self.engine.finish(flight)
+            self.prompts.finish(flight)
             self._running -= 1
         else:
-            self.engine.publish(flight, hold=True)
+            self.prompts.compute(flight)
             self._push(at + decode_ms, flight, None)
 
     def more(self) -> dict:
@@ -170,8 +175,7 @@ class InFlight:
             "peak_in_flight_requests": self.peak_in_flight,
             "peak_pinned_blocks": self.peak_pinned,
         }
-        orphans, evictions = self.engine.orphans(), self.engine.host_evictions
-        return {"orphans": orphans, "host_evictions": evictions, "service": service}
+        return self.prompts.more() | {"service": service}
 
 
 def _requests(piece: Trace) -> Iterator[tuple[list[int], bool, int]]:
@@ -191,6 +195,10 @@ class _Log:
         self.evicted += flight.evicted
         self.evicted_at += [len(self.code)] * len(flight.evicted)
         self.code += flight.code
+
+    def expired(self, contents: list[int]) -> None:
+        self.evicted += contents
+        self.evicted_at += [len(self.code)] * len(contents)
 
     def refuse(self, contents: list[int]) -> None:
         self.code += [REFUSED] * len(contents)

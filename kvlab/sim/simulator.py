@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from kvlab.blocks import BlockLedger
+from kvlab.blocks import BlockLedger, HostTier, NoTier
 from kvlab.core import BadInput
-from kvlab.policy import Belady, EvictionPolicy, by_name
+from kvlab.policy import EvictionPolicy, asked, by_name
 from kvlab.sim.curves import not_hittable
-from kvlab.sim.engine import Engine, Tier
 from kvlab.sim.fast import Compiled
 from kvlab.sim.files import TraceStream
 from kvlab.sim.flat import Flat
+from kvlab.sim.moments import check_asks
 from kvlab.sim.outcome import Outcome, Tally
+from kvlab.sim.prompts import Prompts
 from kvlab.sim.result import SimResult
 from kvlab.sim.service import CostModel, InFlight, OneByOne, recompute_cost
 from kvlab.sim.sizes import ModelShape, shape_by_name
@@ -57,24 +58,21 @@ def simulate(
     shape: of the model whose prefill FLOPs hits save. window_seconds: for thrash; None skips it.
     events: called with each event of the device's ledger, to record the run.
     outcomes: called with each piece of the trace and what became of each of its accesses.
-    compiled: the same results from numba, much faster, for the policies that `sim/fast.py` names.
+    compiled: the same results from numba, much faster, for the policies that `sim/fast.py` names;
+    without service and events.
     """
     _check(prefix, partial_blocks, host, service)
     if isinstance(trace, Trace):
         trace.check_shares()
     shape = shape_by_name(shape)
     if compiled:
-        _check_compiled(policy, host, service, events)
-        trace = _dense(trace)
-        misses = not_hittable(partial_blocks)
-        runner = Compiled(policy, _capacity(capacity_blocks), prefix, misses)
+        _check_compiled(service, events)
+        runner = _compiled(policy, capacity_blocks, trace, prefix, partial_blocks, host, shape)
     else:
-        chosen = (
-            _clairvoyant(trace, capacity_blocks, prefix, partial_blocks, service)
-            if policy == "belady"
-            else policy
-        )
-        ledger = _ledger(chosen, capacity_blocks, events)
+        if isinstance(policy, str) and asked(policy).foresees:
+            policy = _clairvoyant(policy, trace, capacity_blocks, prefix, partial_blocks, service)
+        ledger = _ledger(policy, capacity_blocks, events)
+        _check_asks(ledger.policy, prefix, trace)
         runner = _runner(ledger, trace, prefix, partial_blocks, host, service, shape)
     tally = Tally(shape, window_seconds)
     for piece in trace.pieces():
@@ -94,19 +92,31 @@ def _ledger(policy: str | EvictionPolicy, capacity: int, events=None) -> BlockLe
     return BlockLedger(_capacity(capacity), policy, events)
 
 
-def _clairvoyant(trace, capacity: int, prefix: bool, partial_blocks: str, service) -> Belady:
-    """Belady's policy with this trace's future; what can never hit is no use in it."""
-    if not isinstance(trace, Trace) or service:
-        raise BadInput(
-            "policy", "belady", "needs a whole trace, known ahead, without service times"
-        )
+def _check_asks(policy: EvictionPolicy, prefix: bool, trace: Trace | TraceStream) -> None:
+    """Refuse a policy that would not hear what it goes by."""
+    if policy.asks and not prefix:
+        raise BadInput("prefix", prefix, f"{policy.name} goes by requests; it needs prefix=True")
+    if isinstance(trace, Trace):
+        check_asks(policy.name, policy.asks, trace)
+
+
+def _clairvoyant(
+    name: str, trace, capacity: int, prefix: bool, partial_blocks: str, service
+) -> EvictionPolicy:
+    """A policy that gets this trace's future; what can never hit is no use in it."""
+    _check_known_ahead(name, trace, service)
     if not prefix:
-        return Belady(trace.ids.tolist())
+        return by_name(name, future=trace.ids.tolist(), by_request=False)
+    keep = _uses(trace, capacity, partial_blocks).tolist()
+    future = (ids[:count] for ids, count in zip(trace.requests(), keep))
+    return by_name(name, future=future, by_request=True)
+
+
+def _uses(trace: Trace, capacity: int, partial_blocks: str) -> np.ndarray:
+    """How many accesses of each request could hit, int64 [R]."""
     trace.check_prefix_chained()
     hides = not_hittable(partial_blocks) & trace.partial
-    keep = np.where(np.diff(trace.first) <= capacity, np.diff(trace.first) - hides, 0)
-    future = (ids[:count] for ids, count in zip(trace.requests(), keep.tolist()))
-    return Belady(future, by_request=True)
+    return np.where(np.diff(trace.first) <= capacity, np.diff(trace.first) - hides, 0)
 
 
 def _capacity(blocks: int) -> int:
@@ -115,16 +125,28 @@ def _capacity(blocks: int) -> int:
     return int(blocks)
 
 
-def _dense(trace: Trace | TraceStream) -> Trace | TraceStream:
-    """Tables are indexed by id: renumber a loaded trace where its ids are far apart."""
-    if not isinstance(trace, Trace) or trace.dense[0] is trace.ids:
-        return trace
-    return replace(trace, ids=trace.dense[0])
+def _check_known_ahead(name: str, trace, service=None) -> None:
+    if not isinstance(trace, Trace) or service:
+        remedy = "needs a whole trace, known ahead, without service times"
+        raise BadInput("policy", name, remedy)
 
 
-def _check_compiled(policy, host, service, events) -> None:
-    if not isinstance(policy, str) or host or service or events:
-        raise BadInput("compiled", True, "takes a policy's name, and no host, service or events")
+def _compiled(policy, capacity, trace, prefix, partial_blocks, host, shape) -> Compiled:
+    cost = recompute_cost(shape, trace.block_size) if prefix else (lambda depth: 1.0)
+    runner = Compiled(
+        policy, _capacity(capacity), prefix, not_hittable(partial_blocks), cost=cost,
+        host=host and (host.policy, _capacity(host.capacity_blocks)),
+        whole=isinstance(trace, Trace),
+    )  # fmt: skip
+    if policy == "belady":
+        _check_known_ahead(policy, trace)
+        runner.foresee(trace, _uses(trace, capacity, partial_blocks) if prefix else None)
+    return runner
+
+
+def _check_compiled(service, events) -> None:
+    if service or events:
+        raise BadInput("compiled", True, "has no service times and no events")
 
 
 def _check(prefix, partial_blocks, host, service) -> None:
@@ -135,7 +157,7 @@ def _check(prefix, partial_blocks, host, service) -> None:
 def _runner(ledger, trace, prefix, partial_blocks, host, service, shape):
     if not prefix:
         return Flat(ledger)
-    second = host and Tier(_ledger(host.policy, host.capacity_blocks))
+    tier = HostTier(_ledger(host.policy, host.capacity_blocks)) if host else NoTier()
     cost = recompute_cost(shape, trace.block_size)
-    engine = Engine(Tier(ledger), second, not_hittable(partial_blocks), cost)
-    return InFlight(engine, service) if service else OneByOne(engine)
+    prompts = Prompts(ledger, tier, not_hittable(partial_blocks), cost)
+    return InFlight(prompts, service) if service else OneByOne(prompts)

@@ -26,8 +26,9 @@ class Trace:
     whole_blocks: only whole blocks have ids, the rest of a prompt has none; else the last id may
     be of a partial block. shares: False where ids say nothing of equal prefixes (lengths only).
     columns: what else is known of each request, arrays [R]: `session` int64; `think_ms` float64,
-    the pause before it; `cached_tokens` int64, what the server said hit, -1 unknown; and what
-    `Definitions` adds. format: the reader's name. notes: sentences on what the reader assumed.
+    the pause before it; `cached_tokens`, `tool`, `shared_tokens`, `scope`, `root` int64
+    as in `readers.base.Row`, -1 unknown; and what `Definitions` and `Sessions` add.
+    format: the reader's name. notes: sentences on what the reader assumed.
     """
 
     name: str
@@ -97,7 +98,18 @@ class Trace:
         if counted is None and prompt is None:
             return None
         mask = np.ones(self.accesses, dtype=bool) if counted is None else counted[self.request_of]
+        if (skipped := self.columns.get("skipped_blocks")) is not None:
+            mask &= self.depth >= skipped[self.request_of]
         return mask if prompt is None else mask & (self.depth < prompt[self.request_of])
+
+    @cached_property
+    def counted_tokens(self) -> tuple[np.ndarray, np.ndarray]:
+        """Prompt tokens that rates are of, as (ends, minus begins), int64 each, of the requests
+        that count: a skipped head is left out."""
+        counted = self.columns.get("counted", np.ones(len(self), dtype=bool))
+        ends = self.input_tokens[counted]
+        heads = self.columns.get("skipped_blocks", np.zeros(len(self), dtype=np.int64))[counted]
+        return ends, -np.minimum(heads * self.block_size, ends)
 
     @cached_property
     def block_tokens(self) -> np.ndarray:
@@ -142,15 +154,18 @@ class Trace:
             )
 
     def select(self, keep: np.ndarray) -> Trace:
-        """The requests of a mask [R], with their blocks."""
+        """The requests of a mask [R], or of indices in this order, with their blocks."""
         length = np.diff(self.first)[keep]
+        starts = np.repeat(self.first[:-1][keep], length)
+        first = np.concatenate([[0], np.cumsum(length)])
+        within = np.arange(first[-1]) - np.repeat(first[:-1], length)
         return replace(
             self,
             arrival_ms=self.arrival_ms[keep],
             input_tokens=self.input_tokens[keep],
             output_tokens=self.output_tokens[keep],
-            first=np.concatenate([[0], np.cumsum(length)]),
-            ids=self.ids[keep[self.request_of]],
+            first=first,
+            ids=self.ids[starts + within],
             columns={name: column[keep] for name, column in self.columns.items()},
         )
 

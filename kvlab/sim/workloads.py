@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,8 +16,9 @@ from kvlab.core import BadInput
 from kvlab.sim.chain import Chain
 from kvlab.sim.trace import Trace, from_requests
 
-# A request before ids: the pieces of its prompt as (name, tokens), and the tokens it generates.
-Prompt = tuple[list[tuple[object, int]], int]
+# A request before ids: the pieces of its prompt as (name, tokens), and the tokens it generates; of
+# a session also its number, and whether the answer calls a tool (-1: the workload has none).
+Prompt = tuple[list[tuple[object, int]], int] | tuple[list[tuple[object, int]], int, int, int]
 
 
 def system_prompts(
@@ -47,14 +49,15 @@ def chats(
     draw = random.Random(seed)
 
     def turns_of_all() -> Iterator[Prompt]:
-        live = [_Chat(i, system_tokens) for i in range(open_chats)]
+        live = [_Chat(i, system_tokens, i) for i in range(open_chats)]
         for i in range(requests):
             slot = draw.randrange(open_chats)
             chat = live[slot]
             answer = _about(draw, output_tokens)
-            yield chat.turn(("user", i), _about(draw, user_tokens), answer)
+            turn = chat.turn(("user", i), _about(draw, user_tokens), answer)
+            yield *turn, chat.session, -1
             if draw.random() < 1.0 / turns:
-                live[slot] = _Chat(open_chats + i, system_tokens)
+                live[slot] = _Chat(open_chats + i, system_tokens, open_chats + i)
 
     return _trace("chats", turns_of_all(), block_size, rate, draw)
 
@@ -65,16 +68,19 @@ def agents(
     seed: int = 0,
 ) -> Trace:  # fmt: skip
     """Agents: `agents` run side by side in turn, each with its own long system prompt; a task is
-    `steps` steps, each adding a tool result, then the agent starts over from its prompt."""
+    `steps` steps, each adding a tool result, then the agent starts over from its prompt. A task is
+    a session, and all its answers but the last call a tool."""
     draw = random.Random(seed)
 
     def all_steps() -> Iterator[Prompt]:
-        live = [_Chat(("agent", a), system_tokens) for a in range(agents)]
+        live = [_Chat(("agent", a), system_tokens, a) for a in range(agents)]
         for i in range(requests):
             a, step = i % agents, i // agents
             if step % steps == 0:
-                live[a] = _Chat(("agent", a), system_tokens)
-            yield live[a].turn(("tool", i), _about(draw, tool_tokens), _about(draw, output_tokens))
+                live[a] = _Chat(("agent", a), system_tokens, step // steps * agents + a)
+            lengths = _about(draw, tool_tokens), _about(draw, output_tokens)
+            calls = int((step + 1) % steps != 0)
+            yield *live[a].turn(("tool", i), *lengths), live[a].session, calls
 
     return _trace("agents", all_steps(), block_size, rate, draw)
 
@@ -106,7 +112,8 @@ def scans(
 class _Chat:
     """A conversation whose prompt grows by what was said."""
 
-    def __init__(self, name: object, system_tokens: int):
+    def __init__(self, name: object, system_tokens: int, session: int):
+        self.session = session
         self.parts: list[tuple[object, int]] = [(("system", name), system_tokens)]
 
     def turn(self, name: object, user_tokens: int, answer_tokens: int) -> Prompt:
@@ -125,12 +132,15 @@ def _trace(
     name: str, prompts: Iterable[Prompt], block_size: int, rate: float, draw: random.Random
 ) -> Trace:
     ids: dict[tuple, int] = {}
-    now, rows = 0.0, []
-    for parts, output in prompts:
+    now, rows, known = 0.0, [], []
+    for parts, output, *more in prompts:
+        known.append(more or [-1, -1])
         tokens = sum(length for _, length in parts)
         chain = Chain(ids, block_size)
         for piece, length in parts:
             chain.add(piece, length)
         rows.append((round(now, 3), tokens, output, chain.ids()))
         now += 1e3 * draw.expovariate(rate)
-    return from_requests(rows, block_size, name)
+    columns = dict(zip(("session", "tool"), np.array(known, dtype=np.int64).reshape(-1, 2).T))
+    columns = {key: column for key, column in columns.items() if (column >= 0).any()}
+    return replace(from_requests(rows, block_size, name), columns=columns)

@@ -8,11 +8,11 @@ import torch
 from cache.driver import SCALE, Driver, held_bytes, make
 
 from kvlab.cache import CacheSpec
-from kvlab.cache.choice import swaps
 from kvlab.core import BadInput
 from kvlab.kernel.select_ref import HOLE
 from kvlab.offload import OutOfHost
 from kvlab.retrieval import MeanKey, Quest, RandomChoice
+from kvlab.source.chosen import swaps
 from kvlab.window import SinkWindow
 
 SMALL = {"budget_tokens": 16, "sinks": 4, "recent": 4}  # 4 blocks of 4
@@ -129,7 +129,7 @@ def test_fewer_tokens_are_read_and_bytes_are_counted():
 
 def test_digests_live_and_die_with_their_blocks():
     driver, first = filled(retrieval=Quest(**SMALL))
-    digests = driver.cache.groups[0].digests
+    digests = driver.cache.groups[0].sources.digests
     second = driver.fork(first)
     assert digests.rows[first] == digests.rows[second]
     driver.step([second], [10])
@@ -144,7 +144,7 @@ def test_digests_live_and_die_with_their_blocks():
 
 def test_an_aborted_step_leaves_no_digest():
     driver, seq = filled(retrieval=Quest(**SMALL))
-    digests = driver.cache.groups[0].digests
+    digests = driver.cache.groups[0].sources.digests
     before = list(digests.rows[seq]), digests.store.live_rows
     driver.step([seq], [30], layers=1)
     driver.cache.abort()
@@ -159,13 +159,13 @@ def test_an_evicted_block_loses_its_digest_and_is_never_chosen():
     group = driver.cache.groups[0]
     holes = group.tables[seq].holes
     assert len(holes) > 5
-    assert all(group.digests.rows[seq][i] is None for i in holes if i < 18)
-    assert group.digests.store.live_rows <= 12
+    assert all(group.sources.digests.rows[seq][i] is None for i in holes if i < 18)
+    assert group.sources.digests.store.live_rows <= 12
 
 
 def test_a_block_without_a_digest_gets_it_from_its_stored_keys():
     driver, seq = filled(retrieval=Quest(digests="fp32", **SMALL))
-    digests = driver.cache.groups[0].digests
+    digests = driver.cache.groups[0].sources.digests
     rows = list(digests.rows[seq])
     want = [digests.store.read(layer, rows)["digest"] for layer in range(2)]
     digests.crop(seq, 3)  # as after attaching a prefix that came with its blocks alone

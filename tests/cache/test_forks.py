@@ -8,11 +8,10 @@ from driver import Driver, make
 from test_copies import opened, state
 
 from kvlab.blocks import BlockLedger
-from kvlab.cache.digests import Digests
-from kvlab.cache.summaries import Summaries
 from kvlab.core import BadInput, KvlabError, OutOfBlocks
 from kvlab.offload import OutOfHost, Shelf
 from kvlab.pool import BlockPool, SlabStore
+from kvlab.source import Digests, Summaries
 
 AXES = [
     {},

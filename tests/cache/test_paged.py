@@ -128,7 +128,7 @@ def test_sliding_window_bounds_what_is_read(window):
     driver.cache.begin([seq], [1])
     (extent,) = driver.cache._step[0]
     group = driver.cache.groups[0]
-    pieces = group.past.pieces(extent, group.tables[seq], window)
+    pieces = group.sources.sealed.pieces(extent, window)
     assert sum(len(piece.blocks) for piece in pieces) <= -(-window // 4) + 1
     driver.cache.abort()
 
@@ -139,7 +139,7 @@ def test_segments_are_bounded_by_the_workspace():
     driver.step([seq], [50])
     driver.cache.begin([seq], [1])
     group = driver.cache.groups[0]
-    pieces = group.past.pieces(driver.cache._step[0][0], group.tables[seq])
+    pieces = group.sources.sealed.pieces(driver.cache._step[0][0])
     assert [len(piece.blocks) for piece in pieces] == [3, 3, 3, 3]
     assert [piece.start for piece in pieces] == [0, 12, 24, 36]
 

@@ -19,7 +19,10 @@ from kvlab.sim import Host, from_requests, simulate
 from kvlab.window import SinkWindow
 
 SIZE = 8
-POLICIES = sorted(set(policies.names()) - {"belady", "none"})
+POLICIES = [
+    n for n in policies.names()
+    if n != "none" and not policies.asked(n).foresees and not policies.asked(n).asks
+]  # fmt: skip
 # New blocks are pinned until a request ends, in the simulator not at all where requests come one
 # by one; these notice: by the order in which pins go, and by what its shadows may drop.
 PINS_MATTER = {"random", "shuffled", "adaptive"}
@@ -186,8 +189,8 @@ def store(cache, ids) -> str:
     seq = cache.open(ids, reserve=len(ids))
     count = len(ids) - cache.length(seq)
     cache.begin([seq], [count])
-    x = torch.zeros(count, 1, 8)
-    cache.groups[0].store(0, cache._step[0][0], x, x)
+    x = torch.zeros(1, 1, count, 8)
+    cache.store(0, x, x)
     cache.commit()
     cache.close(seq)
     return cache.audits[seq].codes

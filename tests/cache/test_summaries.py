@@ -6,8 +6,8 @@ import pytest
 import torch
 from driver import make
 
-from kvlab.cache.summaries import OBSERVED_QUERIES
 from kvlab.core import BadInput, KvlabError
+from kvlab.source.entries import OBSERVED_QUERIES
 from kvlab.summary import Fitted, Merged, MergeMean, RandomTokens
 from kvlab.window import SinkWindow
 

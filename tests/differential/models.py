@@ -91,6 +91,8 @@ def paged_cache(setup, model) -> PagedCache:
     """The null-policy composition that `setup` names, on `model`."""
     axes = {"format": "fp32", "block_size": setup.block, "groups": setup.groups,
             "workspace_tokens": setup.workspace, "kernels": setup.kernels}
-    if setup.prefix == "hash":
+    if setup.groups == "per_head":  # tokens are chosen, and all of them stay
+        axes |= {"evict": "token", "policy": "snapkv", "budget_percent": 100.0}
+    elif setup.prefix == "hash":
         axes |= {"prefix": "hash", "policy": "lru", "budget_blocks": 2048 // setup.block}
     return PagedCache.for_model(model, **axes)

@@ -146,7 +146,7 @@ def draw_setup(rng: random.Random, kernels: str) -> Setup:
     attention = rng.choice(("sdpa", "sdpa", "sdpa", "eager")) if cache == "paged" else "sdpa"
     return Setup(
         model=rng.choice(tuple(MODELS)), cache=cache,
-        block=rng.choice((1, 4, 8, 16)), groups=rng.choice(("all", "all", "per_layer")),
+        block=rng.choice((1, 4, 8, 16)), groups=rng.choice(("all", "all", "per_layer", "per_head")),
         prefix=rng.choice(("none", "none", "hash")), workspace=rng.choice((16384, 16384, 8)),
         kernels=kernels, attention=attention, old_name=rng.random() < 0.15,
     )

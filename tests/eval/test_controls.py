@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from kvlab.cache import CacheSpec
 from kvlab.core import Variant
-from kvlab.eval.base import Runner
 from kvlab.eval.controls import companions, controls
+from kvlab.eval.runner import Runner
 from kvlab.retrieval import Quest
 from kvlab.window import SinkWindow
 

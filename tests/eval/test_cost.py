@@ -6,25 +6,25 @@ import pytest
 import torch
 
 from kvlab.cache import CacheSpec
-from kvlab.eval import cost
-from kvlab.eval.base import Runner
+from kvlab.eval import clock, cost
+from kvlab.eval.runner import Runner
 
 
 @pytest.fixture
 def steps(monkeypatch):
     """A decoder whose first step takes 100 s and each other 2 s; the tokens it was given."""
-    given, clock = [], [0.0]
+    given, now = [], [0.0]
 
     class Decoder:
         def __init__(self, model, cache, driver):
             assert driver == "eager"
 
         def step(self, tokens):
-            clock[0] += 2.0 if given else 100.0
+            now[0] += 2.0 if given else 100.0
             given.append(tokens.tolist())
 
     monkeypatch.setattr(cost, "Decoder", Decoder)
-    monkeypatch.setattr(cost.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(clock.time, "perf_counter", lambda: now[0])
     return given
 
 
@@ -34,7 +34,7 @@ class Loaded:
 
 def rate(count: int) -> tuple[float, int]:
     ids = torch.arange(3, 3 + count)
-    return cost.decode_rate(Loaded, ids, Runner("int4", {}, CacheSpec()), "eager")
+    return cost.decode_rate(Runner("int4", {}, CacheSpec(), loaded=Loaded), ids, "eager")
 
 
 def test_the_first_token_is_fed_but_not_timed(steps):

@@ -8,9 +8,9 @@ import pytest
 from kvlab.cache import CacheSpec
 from kvlab.core import Variant
 from kvlab.eval import Evaluate, Study
-from kvlab.eval.base import Runner
 from kvlab.eval.data import Books
-from kvlab.eval.quality import decoded
+from kvlab.eval.runner import Runner
+from kvlab.eval.text_loss import decoded
 from kvlab.model.load import ReferenceModel
 from kvlab.track import RunFolder
 
@@ -68,9 +68,9 @@ def test_controls_can_be_left_out_and_a_study_runs_its_parts(tmp_path):
 def test_decoded_tokens_are_the_last_scores_of_each_document():
     full, mine = (Runner(name, {"decode_tokens": 3}, CacheSpec()) for name in ("full", "mine"))
     for length in (5, 7):  # the last of the three has no successor, so two are scored
-        full.nll.append(np.zeros(length))
-        mine.nll.append(np.r_[np.full(length - 2, 9.0), 0.1, 0.3])
-        mine.kl.append(np.r_[np.full(length - 2, 9.0), 1.0, 3.0])
+        full.raws[length] = {"nll": np.zeros(length)}
+        mine.raws[length] = {"nll": np.r_[np.full(length - 2, 9.0), 0.1, 0.3],
+                             "kl": np.r_[np.full(length - 2, 9.0), 1.0, 3.0]}  # fmt: skip
     found = {row.name: row for row in decoded(mine, full, 0)}
     assert found["kl_decoded_mean_nats"].value == pytest.approx(2.0)
     assert found["kl_decoded_mean_nats"].count == 4

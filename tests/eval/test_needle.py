@@ -45,7 +45,7 @@ def test_each_code_stands_once_near_its_depth_and_in_no_question(tokenizer, book
     prompt = made(SecretNumber(), tokenizer, book)
     for question in prompt.questions:
         [place] = where(prompt.context, question.answer)
-        assert abs(100 * place / 600 - question.depth_percent) < 12
+        assert abs(100 * place / 600 - question.tags["depth_percent"]) < 12
         text = tokenizer.decode(question.ids)
         assert tokenizer.decode(question.answer).strip(" .") not in text
     names = {tokenizer.decode(q.ids) for q in prompt.questions}

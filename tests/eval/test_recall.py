@@ -10,10 +10,10 @@ import pytest
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, Variant
 from kvlab.eval import Recall
-from kvlab.eval.base import Runner
 from kvlab.eval.data import Books
 from kvlab.eval.needle import SecretNumber
-from kvlab.eval.recall import paired, share
+from kvlab.eval.rows import paired, share
+from kvlab.eval.runner import Runner
 from kvlab.model.load import RandomModel, ReferenceModel
 from kvlab.track import RunFolder
 from kvlab.track.rows import canonical
@@ -101,11 +101,11 @@ def test_a_variant_that_raises_loses_one_prompt_and_a_stop_none(
 ):
     folder, sound, starts = tmp_path / "run", Runner.start, []
 
-    def faulty(self, loaded):
+    def faulty(self):
         starts.append(self.name)
         if self.name == "fp32" and starts.count("fp32") == 3:
             raise error
-        sound(self, loaded)
+        sound(self)
 
     monkeypatch.setattr(Runner, "start", faulty)
     if isinstance(error, KeyboardInterrupt):

@@ -9,19 +9,21 @@ from kvlab.core import BadInput
 from kvlab.format import NAMES, Dense, Fp8, Int, KVFormat, by_name
 from kvlab.format.base import Codec
 from kvlab.kernel import blocks_ref
+from kvlab.kernel.scratch import Scratch
 
 decode = pytest.importorskip("kvlab.kernel.decode_triton")
 seal_triton = pytest.importorskip("kvlab.kernel.seal_triton")
+SCRATCH = Scratch()  # whose contents no call may depend on
 
 
 def run(p, q, *, mass=None, setting=None, scale=None, new=None):
-    for buffer in decode._scratch.values():
+    for buffer in SCRATCH.tensors:
         if buffer.is_floating_point():
             buffer.fill_(float("nan"))
     table, counts, slots, tails = p.args
     return decode.paged_decode(
-        q, p.sealed.layer(1), p.format, table, counts, p.open.layer(1), slots, tails,
-        scale=scale or q.shape[2] ** -0.5, mass=mass, setting=setting, new=new,
+        q, p.sealed.layer(1), p.format, table, counts, p.open.layer(1), slots, tails, new=new,
+        scale=scale or q.shape[2] ** -0.5, mass=mass, setting=setting, scratch=SCRATCH,
     )
 
 
@@ -209,7 +211,7 @@ def test_replays_follow_lengths_on_the_device(name, device):
     with torch.cuda.graph(graph):
         out, lse = decode.paged_decode(
             q, p.sealed.layer(1), p.format, p.args[0], p.args[1], p.open.layer(1), p.args[2],
-            p.args[3], scale=128**-0.5,
+            p.args[3], scale=128**-0.5, scratch=SCRATCH,
         )
     for counts in ([10, 4], [3, 1], [0, 2]):
         p.args[1].copy_(torch.tensor(counts))

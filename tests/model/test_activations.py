@@ -12,13 +12,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kvlab.cache import group
-from kvlab.cache.sum import Sum
 from kvlab.kernel import attend_sdpa
 from kvlab.model import PagedCache, fuse
 from kvlab.model.fuse import fused
 from kvlab.model.load import RandomModel
 from kvlab.model.prefill import prefill
 from kvlab.model.room import activation_bytes, standing_bytes, weight_bytes
+from kvlab.source import Sum
 
 SHAPE = {"hidden_size": 256, "layers": 3, "kv_heads": 2, "head_dim": 128, "vocabulary": 8192}
 

@@ -197,7 +197,7 @@ def test_no_eviction_says_so():
 
 def test_names_make_policies():
     assert isinstance(policy.by_name("s3fifo", small=0.2), policy.S3FIFO)
-    with pytest.raises(BadInput, match="known: adaptive, arc"):
+    with pytest.raises(BadInput, match="known: adaptive, admit_cost"):
         policy.by_name("lrru")
 
 

@@ -12,8 +12,7 @@ import yaml
 from kvlab import axes, policy
 
 CONF = Path(__file__).parents[2] / "conf"
-POLICIES = {name: type(policy.by_name(name)) for name in policy.names() if name != "belady"}
-POLICIES["belady"] = policy.Belady
+POLICIES = {name: axes.find("policy", name) for name in policy.names()}
 CASES = [("policy", *pair) for pair in POLICIES.items()]
 CASES += [("window", *pair) for pair in ((n, axes.find("window", n)) for n in axes.names("window"))]
 
@@ -40,7 +39,7 @@ def test_no_yaml_without_a_class(group):
 
 
 def test_every_public_policy_has_a_name():
-    bases = {policy.EvictionPolicy, policy.PriorityPolicy, policy.BlockMeta}
+    bases = {policy.EvictionPolicy, policy.PriorityPolicy, policy.BlockMeta, policy.Moment}
     exported = {getattr(policy, name) for name in policy.__all__}
     classes = {cls for cls in exported if isinstance(cls, type)} - bases
     assert classes == set(POLICIES.values())

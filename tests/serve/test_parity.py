@@ -11,16 +11,16 @@ from kvlab.blocks import HashSharing, victims
 from kvlab.cache import CacheSpec
 from kvlab.eval.recording import differing, record, record_text, replayed, simulated
 from kvlab.model.load import RandomModel
-from kvlab.policy import names
+from kvlab.policy import asked, names
 from kvlab.serve import Limits, TraceRequests
 from kvlab.sim import workloads
 
-EVERY = [n for n in names() if n != "none"]
+EVERY = [n for n in names() if n != "none" and not asked(n).asks]
 ATTENTIVE = {"attention_mass", "snapkv", "expected_attention", "key_norm", "tova"}
 SERVED = [n for n in EVERY if n not in ATTENTIVE]
 LIKE_LRU = {"leaf_first", "priority"}  # with their defaults, when prefixes are touched tail first
 OF_TEXTS = {*ATTENTIVE, "fifo", "lru", "lfu", "random"}  # the others need contents to differ
-READ = [n for n in EVERY if n != "belady"]
+READ = [n for n in EVERY if not asked(n).foresees]
 
 
 @pytest.fixture(scope="module")

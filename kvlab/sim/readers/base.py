@@ -20,7 +20,9 @@ class Row(NamedTuple):
     """One request: arrival and pause in ms, lengths in tokens, chained block ids of the input.
 
     session: number of the conversation, -1 where the format has none. cached_tokens: what the
-    server that was traced said hit, -1 where it said nothing.
+    server that was traced said hit. tool: 1 where the answer ends by calling a tool, else 0.
+    shared_tokens: of tools and system prompt at its head. scope: number of what it may share with
+    (its model). root: the session that began this one, a sub-agent's. In each -1: not said.
     """
 
     arrival_ms: float
@@ -30,6 +32,10 @@ class Row(NamedTuple):
     session: int = -1
     think_ms: float = nan
     cached_tokens: int = -1
+    tool: int = -1
+    shared_tokens: int = -1
+    scope: int = -1
+    root: int = -1
 
 
 class Head(NamedTuple):

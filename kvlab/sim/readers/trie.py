@@ -36,13 +36,13 @@ class AppliedCompute(Reader):
             chain, at, pause = Chain(table, self.block_size), 0.0, float("nan")
             chain.add((session, "prompt"), row["input_prompt_length"])
             for turn, (answer, result, latency) in enumerate(turns):
-                yield where, Row(at, chain.tokens, answer, chain.ids(), session, pause)
+                yield where, Row(at, chain.tokens, answer, chain.ids(), session, pause, tool=1)
                 chain.add((session, turn, "answer"), answer)
                 chain.add((session, turn, "tool"), result)
                 pause = 1e3 * latency
                 at += pause
             last = row["final_assistant_response_length"]
-            yield where, Row(at, chain.tokens, last, chain.ids(), session, pause)
+            yield where, Row(at, chain.tokens, last, chain.ids(), session, pause, tool=0)
 
     def _turns(self, where: str, row: dict) -> list[list]:
         lists = [row[name] for name in _TURNS]

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from kvlab.core import BadInput
-from kvlab.sim.readers.base import Reader, Row, in_order
+from kvlab.sim.readers.base import Numbers, Reader, Row, check_lengths, in_order
 from kvlab.sim.readers.lines import lines, parse, whole_json
 
 _REQUEST = ("t", "model", "in", "out", "hash_ids")
@@ -37,32 +37,35 @@ class Weka(Reader):
         return iter(in_order(self._rows()))
 
     def _rows(self) -> Iterator[tuple[str, Row]]:
-        base, number, shared = 0, 0, 0
+        base, number, shared, scopes = 0, 0, 0, Numbers()
         for where, session in self._sessions():
             if session["block_size"] != self.block_size:
                 remedy = f"blocks of {session['block_size']}, earlier ones of {self.block_size}"
                 raise BadInput("trace.path", where, remedy)
             self._check_scope(where, session)
-            found = list(self._requests(where, session["requests"], 0.0, number))
-            models = sorted({request["model"] for _, _, request, _ in found})
-            highest, seen = -1, {}
-            for place, at, request, conversation in found:
+            found = list(self._requests(where, session, 0.0, number))
+            models = sorted({request["model"] for _, _, request, *_ in found})
+            highest, seen, root = -1, {}, number
+            for place, at, request, *more in found:
                 ids = self._ids(place, request)
                 model = models.index(request["model"])
                 seen.setdefault(model, []).append(ids)
-                yield place, self._row(at, request, base + len(models) * ids + model, conversation)
+                named = base + len(models) * ids + model
+                yield place, self._row(at, request, named, *more, scopes[request["model"]], root)
                 highest = max(highest, int(ids.max(initial=-1)))
-                number = max(number, conversation + 1)
+                number = max(number, more[0] + 1)
             shared += _asked_by_several(seen)
             base += len(models) * (highest + 1)
         if shared:
             self.note(f"{shared} ids are asked for by two models of a session; they are kept apart")
 
-    def _row(self, at: float, request: dict, ids: np.ndarray, conversation: int) -> Row:
+    def _row(self, at: float, request: dict, ids, conversation: int, head: int, *places) -> Row:
         think = request.get("think_time")
         pause = nan if think is None else 1e3 * think
         small = ids.astype(np.int32) if ids.max(initial=0) < 1 << 31 else ids
-        return Row(1e3 * at, request["in"], request["out"], small, conversation, pause)
+        tool = int(request["stop"] == "tool_use") if "stop" in request else -1
+        more = {"tool": tool, "shared_tokens": head, **dict(zip(("scope", "root"), places))}
+        return Row(1e3 * at, request["in"], request["out"], small, conversation, pause, **more)
 
     def _ids(self, where: str, request: dict) -> np.ndarray:
         try:
@@ -79,15 +82,16 @@ class Weka(Reader):
             remedy = f"hash_id_scope {session['hash_id_scope']!r} is not known; only local is"
             raise BadInput("trace.path", where, remedy)
 
-    def _requests(self, where: str, entries: list, start: float, conversation: int):
-        """(place, seconds, request, number of its conversation); a sub-agent is one of its own."""
-        following = conversation + 1
-        for at, entry in enumerate(entries):
+    def _requests(self, where: str, session: dict, start: float, conversation: int):
+        """(place, seconds, request, number of its conversation, tokens of tools and system prompt);
+        a sub-agent is a conversation of its own."""
+        following, head = conversation + 1, self._head(where, session)
+        for at, entry in enumerate(session["requests"]):
             place = f"{where}, request {at}"
             if entry.get("type") == "subagent":
                 inner = entry["requests"]
                 begin = self._begin(entry, inner)
-                yield from self._requests(place, inner, start + begin, following)
+                yield from self._requests(place, entry, start + begin, following)
                 following += 1
                 continue
             missing = [name for name in _REQUEST if name not in entry]
@@ -96,7 +100,15 @@ class Weka(Reader):
             if type(entry["t"]) not in (int, float) or entry["t"] + start < 0:
                 remedy = f"t must be seconds of at least 0, not {entry['t']!r}"
                 raise BadInput("trace.path", place, remedy)
-            yield place, start + entry["t"], entry, conversation
+            yield place, start + entry["t"], entry, conversation, head
+
+    def _head(self, where: str, session: dict) -> int:
+        """Tokens of tools and system prompt, -1 where the file does not say."""
+        parts = [session.get(name) for name in ("tool_tokens", "system_tokens")]
+        if None in parts:
+            return -1
+        check_lengths(where, tool_tokens=parts[0], system_tokens=parts[1])
+        return sum(parts)
 
     def _begin(self, entry: dict, inner: list) -> float:
         """What a sub-agent's times count from: its own start, or its session's where they are not

@@ -1,0 +1,200 @@
+"""Tokens chosen by layer and key/value head, gathered and sealed anew into dense blocks.
+
+A block id names the same place in every layer and head, but after a repack not the same tokens:
+slot j of a block holds in each head the token that this head kept as its j-th. All keep equally
+many, so one table serves all of them, and every byte beyond the budget is given back at once.
+Keys keep their original positions, as with any eviction.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kvlab.blocks import BlockLedger, BlockTable
+from kvlab.cache.scores import scorer_of
+from kvlab.cache.tokens import Standing, TokenWatch
+from kvlab.cache.watch import Watch
+from kvlab.core import BlockId, KvlabError, SeqId
+from kvlab.pool import BlockPool
+from kvlab.source import Extent
+
+MARGIN = 8  # while decoding, a sequence may exceed its share by an eighth of it, or by 4 blocks
+
+
+class NoRepack:
+    """Blocks are chosen, if anything is."""
+
+    def fork(self, parent: SeqId, child: SeqId) -> None:
+        """`child` has what its parent has."""
+
+    def close(self, seq: SeqId) -> None:
+        """Forget a sequence."""
+
+    def crop(self, seq: SeqId, length: int) -> None:
+        """The table of a sequence ends at `length` now."""
+
+    def place(self, seq: SeqId, length: int) -> int:
+        """Where in the table the first `length` tokens of a sequence end. Raises `KvlabError` where
+        some of them were given up and others not."""
+        return length
+
+
+class Past(NamedTuple):
+    """What a sequence gave up: `seen` tokens at its last repack, `gone` of them."""
+
+    seen: int
+    gone: int
+
+
+class Repack:
+    """The choice of tokens for the sequences of one layer group, and its execution.
+
+    watch: the scores; window: what is always kept. choice: "head" chooses for each layer and
+    key/value head, "layer" for each layer, "all" once for all.
+    """
+
+    def __init__(self, pool: BlockPool, ledger: BlockLedger, watch: TokenWatch, spec):
+        self.pool, self.ledger, self.watch, self.window = pool, ledger, watch, spec.window
+        self.choice, self.size = spec.choice, pool.block_size
+        self.past: dict[SeqId, Past] = {}
+        self._coming: dict[SeqId, list[Standing]] = {}  # of the layers of a step that have chosen
+
+    # ---- the life of a sequence
+
+    def fork(self, parent: SeqId, child: SeqId) -> None:
+        self.watch.fork(parent, child)
+        if parent in self.past:
+            self.past[child] = self.past[parent]
+
+    def close(self, seq: SeqId) -> None:
+        self.watch.close(seq)
+        self.past.pop(seq, None)
+
+    def crop(self, seq: SeqId, length: int) -> None:
+        """Forget how tokens of the table from `length` on stand."""
+        self.watch.cut(seq, length // self.size * self.size)
+        if not length:
+            self.past.pop(seq, None)
+
+    def place(self, seq: SeqId, length: int) -> int:
+        """See `NoRepack.place`."""
+        seen, gone = self.past.get(seq, (0, 0))
+        if 0 < length < seen:
+            raise KvlabError(f"cannot crop to {length} tokens: some of the first {seen} were given "
+                             f"up, by each head its own; crop to at least {seen}, or to 0")
+        return max(0, length - gone)
+
+    # ---- a step
+
+    def over(self, table: BlockTable, keep: int, slack: bool) -> int:
+        """Blocks to give up for `keep` tokens to stay; 0 within the `slack` of decoding."""
+        sealed, fill = divmod(table.length, self.size)
+        excess = sealed - max(0, keep - fill) // self.size
+        allowed = max(4, keep // self.size // MARGIN) if slack else 0
+        return excess if excess > allowed else 0
+
+    def look(self, tables: dict[SeqId, BlockTable], keep: dict[SeqId, int]) -> bool:
+        """Whether this step of single tokens is scored, for a repack will follow it."""
+        due = (self.over(tables[seq], n - 1, slack=True) for seq, n in keep.items())
+        self.watch.looking = self.watch.scorer.decodes and any(due)
+        return self.watch.looking
+
+    def hear(self, seq: SeqId) -> None:
+        """Take over what the step that ended tells of the sealed tokens of `seq`."""
+        self.watch.stand(seq)
+
+    def run(self, seq: SeqId, table: BlockTable, over: int, seen: int) -> list[BlockId]:
+        """Keep all but `over` blocks' worth of the sealed tokens; returns the blocks to release.
+
+        seen: tokens of the sequence, the given up ones included. An error of the allocator leaves
+        everything as it was.
+        """
+        old = table.ids[: table.length // self.size]
+        index = self._chosen(seq, old, (len(old) - over) * self.size, table.length % self.size)
+        new = self.ledger.allocate(len(old) - over, owner=seq)
+        try:
+            self._gather(old, new, index)
+        except BaseException:
+            self.ledger.free(new)
+            self.pool.drop(new)
+            raise
+        self.ledger.seal(new, depth=range(len(new)))
+        table.ids[: len(old)] = new
+        table.length -= over * self.size
+        table.changes += 1
+        self.watch.choose(seq, index, len(old) * self.size)
+        self.past[seq] = Past(seen, self.past.get(seq, (0, 0))[1] + over * self.size)
+        return old
+
+    def _chosen(self, seq: SeqId, blocks: list[BlockId], keep: int, fill: int) -> Tensor:
+        """The tokens that stay, int64 [L, H, keep], in the order of the table."""
+        score = self.watch.ranked(seq, len(blocks) * self.size)
+        return self._best(score, keep, fill)
+
+    def _best(self, score: Tensor, keep: int, fill: int) -> Tensor:
+        """score: fp32 [L, H, n] of the sealed tokens; fill: tokens behind them that all stay."""
+        if self.choice != "head":
+            score = score.mean(1, keepdim=True).expand_as(score)
+        if self.choice == "all":
+            score = score.mean(0, keepdim=True).expand_as(score)
+        score = score.clone()
+        for begin, end in self.window.protected(score.shape[-1] + fill):
+            score[..., begin:end] = torch.inf
+        best = score.argsort(dim=-1, descending=True, stable=True)[..., :keep]
+        return best.sort(-1).values
+
+    # ---- within a step
+
+    def stay(
+        self, e: Extent, layer: int, lse: Tensor | None, tokens: int, keep: int
+    ) -> Tensor:
+        """Which `keep` of a layer's first `tokens` stay, int64 [H, keep]; the rest of them all do.
+
+        Called once for each layer in order; `chose` or `undo` ends the step.
+        """
+        row = self.watch.row(e.seq, layer, tokens, lse)
+        index = self._best(row.score, keep, e.rest_count)
+        self._coming.setdefault(e.seq, []).append(row.chosen(index))
+        return index[0]
+
+    def chose(self, e: Extent, gone: int, seen: int) -> None:
+        """All layers have chosen: `gone` tokens less, of the `seen` so far."""
+        rows = self._coming.pop(e.seq)
+        score, steps = (torch.cat([getattr(r, n) for r in rows]) for n in ("score", "steps"))
+        self.watch.set(e.seq, Standing(score, steps, rows[0].most))
+        self.past[e.seq] = Past(seen, self.past.get(e.seq, (0, 0))[1] + gone)
+
+    def undo(self, e: Extent) -> None:
+        self._coming.pop(e.seq, None)
+
+    def _gather(self, old: list[BlockId], new: list[BlockId], index: Tensor) -> None:
+        """Seal the tokens `index` of the blocks `old` into the blocks `new`, layer by layer."""
+        if not new:
+            return
+        self.pool.sealed.commit(new)
+        read, written = self.pool.ids(old), self.pool.ids(new)
+        for layer in range(self.pool.geometry.layers):
+            pair = self.pool.read(layer, old, read)
+            self.pool.seal(layer, new, *(by_head(x, index[layer]) for x in pair), written)
+
+
+def choosing(
+    ledger: BlockLedger, pool: BlockPool, spec, rotary: Tensor | None = None
+) -> tuple[Watch | TokenWatch, NoRepack]:
+    """Who hears of attention in a layer group, and who chooses tokens by it."""
+    if spec.by_token:
+        watch = TokenWatch(scorer_of(ledger.policy.by_token), pool)
+        chooser = Repack(pool, ledger, watch, spec)
+    else:
+        watch, chooser = Watch(ledger, pool.geometry.layers, pool.block_size), NoRepack()
+    if watch.active:
+        watch.scorer.rotary = rotary
+    return watch, chooser
+
+
+def by_head(x: Tensor, index: Tensor) -> Tensor:
+    """Of x [n, H, D] the tokens `index` [H, m] of each head, [m, H, D]."""
+    return x.gather(0, index.T[..., None].expand(-1, -1, x.shape[-1]))

@@ -1,0 +1,188 @@
+"""Who is measured: one cache design on its way through the items of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kvlab.cache import CacheSpec
+from kvlab.core import KvlabError, RunFailed
+from kvlab.model import PagedCache
+from kvlab.model.decode import Decoder, Driver
+from kvlab.model.load import LoadedModel
+from kvlab.model.prefill import forward_chunk
+from kvlab.track.failure import Failure
+
+
+@dataclass
+class Runner:
+    """A task's `run` sends tokens through it: `start`, then `fill` or `read`, then `decode`.
+
+    pieces: into how many parts it cuts each chunk; 2 makes the noise floor. driver: of `decode`.
+    raws: item number -> what the task measured. stats, peak_bytes: the account of the cache at the
+    end of each context, and the most that it held on the way.
+    failure: what it raised; it is left out from there on.
+    """
+
+    name: str
+    params: dict
+    spec: CacheSpec
+    pieces: int = 1
+    loaded: LoadedModel | None = None
+    chunk_tokens: int = 512
+    driver: Driver = "eager"
+    raws: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
+    stats: list = field(default_factory=list)
+    peak_bytes: int = 0
+    cache: PagedCache | None = None
+    failure: Failure | None = None
+    place: str = ""  # where in the item it is, for messages
+    _decoder: Decoder | None = None
+
+    def column(self, name: str) -> list[np.ndarray]:
+        """What was measured under `name`, an array for each item; empty where it never is."""
+        return [raw[name] for _, raw in sorted(self.raws.items()) if name in raw]
+
+    @property
+    def is_control(self) -> bool:
+        return bool(self.params.get("control"))
+
+    # -- tokens
+
+    def start(self) -> None:
+        """An empty cache; one that was held is given back."""
+        if self.cache is not None:
+            self.release()
+        self.place = "at its start"
+        self.cache = PagedCache.for_model(
+            self.loaded.model, self.spec, tokenizer=self.loaded.tokenizer
+        )
+
+    def fill(self, ids) -> None:
+        """A context, tokens [T], in prefill chunks; then the account is taken."""
+        for start in range(0, len(ids), self.chunk_tokens):
+            self.read(ids[start : start + self.chunk_tokens], last=True)
+        self.account()
+
+    def forward(self, ids: Tensor, last: bool = False) -> Tensor:
+        """Logits [T, V] of a chunk, `ids` [T] on the device; `last`: of the last token only."""
+        held = self.cache.get_seq_length()
+        self.place = f"tokens {held} to {held + len(ids)}"
+        parts = ids[None].tensor_split(min(self.pieces, len(ids)), dim=1)
+        model = self.loaded.model
+        logits = [forward_chunk(model, part, self.cache, last=last)[0] for part in parts]
+        return logits[-1] if last or len(logits) == 1 else torch.cat(logits)
+
+    def read(self, ids, last: bool = False) -> Tensor:
+        """As `forward`, of tokens [T] wherever they lie."""
+        return self.forward(self.on_device(ids), last)
+
+    def decode(self, ids) -> Tensor:
+        """Logits [T, V] of `ids` [T], one token at a time through the decode path.
+
+        The one door to it: `driver` says whether steps are eager, captured or static.
+        """
+        ids = self.on_device(ids)
+        return torch.cat([self._step(ids[i : i + 1]) for i in range(len(ids))])
+
+    def _step(self, token: Tensor) -> Tensor:
+        if self.driver == "eager":
+            return self.forward(token)
+        self.place = f"token {self.cache.get_seq_length()}"
+        if self._decoder is None or self._decoder.cache is not self.cache:
+            self._decoder = Decoder(self.loaded.model, self.cache, driver=self.driver)
+        return self._decoder.step(token).clone()  # the next step writes over it
+
+    def generate(
+        self, logits: Tensor, count: int, ended: Callable[[list[int]], bool] = lambda out: False
+    ) -> list[int]:
+        """The likeliest tokens from `logits` [V] on: `count`, or until the answer has `ended`."""
+        out = [int(logits.argmax(-1))]
+        while len(out) < count and not ended(out):
+            out.append(int(self.decode(out[-1:])[-1].argmax(-1)))
+        return out
+
+    def back_to(self, length: int) -> bool:
+        """Forget what came behind `length` tokens; False where what shares a block is gone."""
+        try:
+            self.cache.crop(length - self.cache.get_seq_length())
+        except KvlabError:
+            return False
+        return True
+
+    def on_device(self, ids) -> Tensor:
+        return torch.as_tensor(np.asarray(ids) if not torch.is_tensor(ids) else ids).to(
+            self.loaded.model.device, torch.long)
+
+    # -- the account
+
+    def account(self) -> None:
+        self.stats.append(self.cache.stats())
+
+    def finish(self) -> None:
+        """The end of an item that nobody asks about any more."""
+        self.place = "at its end"
+        self.account()
+        self.release()
+
+    def release(self) -> None:
+        """Give all bytes back; what was held at most is noted."""
+        self.peak_bytes = max(self.peak_bytes, self.cache.stats().peak_allocated_bytes)
+        self.cache.check()
+        self.cache.reset()
+        self._decoder = None
+
+    # -- failure
+
+    @contextmanager
+    def surviving(self, where: str) -> Iterator[None]:
+        """What raises inside is this runner's failure, not the run's; its cache is given up."""
+        try:
+            yield
+        except Exception as error:
+            self.failure = Failure.of(error, ", ".join(filter(None, (where, self.place))))
+            self.abandon()
+
+    @contextmanager
+    def leading(self, where: str) -> Iterator[None]:
+        """What raises inside ends the run: everything is compared with this runner."""
+        with self.surviving(where):
+            yield
+        if self.failure is not None:
+            raise RunFailed(f"{self.name}, the full cache that all variants are compared with, "
+                            f"failed: {self.failure.reason}")
+
+    def abandon(self) -> None:
+        """Give the bytes back of a cache that may be in any state."""
+        cache, self.cache, self._decoder = self.cache, None, None
+        with suppress(Exception):
+            cache.reset()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def alive(runners: Iterable[Runner]) -> list[Runner]:
+    """Those that have not failed, as they are at this moment."""
+    return [runner for runner in runners if runner.failure is None]
+
+
+def done(folder, runner: Runner, name: str) -> bool:
+    """Whether a killed run got as far as `name` for this runner."""
+    return folder.done(runner.name, runner.params, [name])
+
+
+@contextmanager
+def failing(folder, awaited: str, *runners: Runner) -> Iterator[None]:
+    """Notes in `folder` which of `runners` fail inside; `awaited`: what they so do not measure."""
+    before = alive(runners)
+    try:
+        yield
+    finally:
+        for runner in before:
+            if runner.failure is not None:
+                folder.fail(runner.name, runner.params, runner.failure, missing=awaited)

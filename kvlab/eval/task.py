@@ -1,0 +1,171 @@
+"""What a bench measures. A task has items, a run of one item through one cache, and rows.
+
+    class Mine(Asking):
+        name = "mine"
+
+        def items(self, model, data, seed):
+            yield Item("first", context, (Question(ids, texts=("blue",)),))
+
+That is a whole task: `Asking` reads the context, asks, scores what is generated; this module pairs
+the scores by item with those of the full cache and of negative controls. `TextLoss` is a task
+whose runners go in step, `TimedTask` one that is measured for each cache alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+
+from kvlab.core import BadInput, Measurement
+from kvlab.eval import rows
+from kvlab.eval.runner import Runner
+from kvlab.model.load import LoadedModel
+
+Raw = dict[str, np.ndarray]  # what a run of one item leaves; kept on disk under these names
+NOTHING: Mapping = MappingProxyType({})
+NO_TOKENS = np.zeros(0, dtype=np.int64)
+
+
+class Question(NamedTuple):
+    """One question behind a context, and what is right.
+
+    ids: tokens [Q] that ask; the answer follows the last one. answer: tokens [A] to be fed and
+    judged, where a task does so. texts: right answers, for a scorer of generated text; options:
+    among which it chooses. tags: a cell of the report each, such as `depth_percent`.
+    """
+
+    ids: np.ndarray
+    answer: np.ndarray = NO_TOKENS
+    texts: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
+    tags: Mapping = NOTHING
+
+
+class Item(NamedTuple):
+    """name: for messages. context: tokens [T] that go through the cache before any question.
+
+    params: what the rows of a timed item say of it.
+    """
+
+    name: str
+    context: np.ndarray
+    questions: tuple[Question, ...] = ()
+    params: Mapping = NOTHING
+
+    def tokens(self) -> np.ndarray:
+        """All of it in a row: what was measured on other tokens is not taken from disk."""
+        asked = [part for q in self.questions for part in (q.ids, q.answer)]
+        return np.concatenate([self.context, *asked])
+
+
+class Task:
+    """The base of tasks; itself the null member, which has nothing to measure.
+
+    name: of rows (`NAME_percent`) and in params. quality: whether random weights mean nothing.
+    lockstep: whether all caches go through an item side by side (`StepTask`). timed: whether each
+    is measured for itself (`TimedTask`). score: the array of `run` that rows are made of, a number
+    from 0 to 1 for each question. history: arrays whose means a tracker is told after each item.
+    pairs_all: whether `versus` pairs with any other runner, whose turn may come late.
+    """
+
+    name = "none"
+    quality = True
+    lockstep = False
+    timed = False
+    score = "score"
+    history: tuple[str, ...] = ()
+    pairs_all = False
+
+    # -- what a task says
+
+    def items(self, model: LoadedModel, data, seed: int) -> Iterable[Item]:
+        """The same for every cache and every start: from the arguments alone."""
+        raise BadInput("task", "none", "measures nothing; choose task=... or give tasks=[...]")
+
+    def run(self, runner: Runner, item: Item) -> Raw:
+        """One item through one cache; arrays with one number for each question."""
+        raise NotImplementedError
+
+    def params(self) -> dict:
+        """The settings that rows carry, and by which a resumed run knows them."""
+        return {"task": self.name}
+
+    def parts(self) -> list[Task]:
+        """The task at each of its settings, such as lengths; rows of each are apart."""
+        return [self]
+
+    def beside(self, full: Runner) -> list[Runner]:
+        """Runners besides the variants and their controls, such as a noise floor."""
+        return []
+
+    # -- what becomes of it; one column of scores unless a task says otherwise
+
+    @property
+    def awaited(self) -> str:
+        """The row that a runner has who is through all items."""
+        return f"{self.name}_percent"
+
+    def rows(self, mine: Runner, full: Runner, seed: int) -> Iterator[Measurement]:
+        """Over all items: the score, the full cache's, and the paired difference.
+
+        Questions are what is resampled: each stands for itself.
+        """
+        own, theirs = mine.column(self.score), full.column(self.score)
+        yield rows.share(f"{self.name}_percent", own, seed)
+        yield rows.share(f"{self.name}_full_percent", theirs, seed)
+        yield rows.points(f"{self.name}_delta_points", own, theirs, seed)
+
+    def against(self, mine: Runner, kind: str, other: Runner, seed: int) -> Iterable[Measurement]:
+        """The difference to a negative control; kind: random, shuffled, window or chance."""
+        own, theirs = mine.column(self.score), other.column(self.score)
+        yield rows.points(f"{self.name}_minus_{kind}_points", own, theirs, seed)
+
+    def versus(self, mine: Runner, other: Runner, seed: int) -> Iterable[Measurement]:
+        """Rows of `mine` paired with any other runner of the run, a variant say."""
+        return ()
+
+    def item_rows(self, mine: Runner, number: int) -> Iterable[Measurement]:
+        """Known at once of item `number`; without intervals, under names of their own."""
+        return ()
+
+    def details(self, folder, mine: Runner, full: Runner, items: list[Item], seed: int) -> None:
+        """What a report draws: a row for each cell of tags."""
+        cells: dict[tuple, list[np.ndarray]] = {}
+        for item, scores in zip(items, mine.column(self.score)):
+            for place, question in enumerate(item.questions):
+                if question.tags:
+                    key = tuple(question.tags.items())
+                    cells.setdefault(key, []).append(scores[place : place + 1])
+        for tags, found in cells.items():
+            row = rows.share(f"{self.name}_at_percent", found, seed)
+            folder.add(mine.name, mine.params | dict(tags), [row])
+
+
+class StepTask(Task):
+    """A task that shows the full cache's logits to every other cache, step by step, so that
+    nothing but one step's logits has to be held."""
+
+    lockstep = True
+
+    def steps(self, item: Item, chunk_tokens: int) -> Iterable[tuple[int, int]]:
+        """From and to which token of the context each step goes."""
+        raise NotImplementedError
+
+    def step(self, runner: Runner, item: Item, span: tuple[int, int], full=None):
+        """Logits of a step, and its scores (name -> [T]), against `full`, the full cache's logits
+        (None: this is the full cache)."""
+        raise NotImplementedError
+
+
+class TimedTask(Task):
+    """A task measured for each cache alone, never for a control; nothing is paired."""
+
+    quality = False
+    timed = True
+
+    def measure(self, runner: Runner, item: Item) -> Iterator[Measurement]:
+        """Rows of one item, `awaited` among them."""
+        raise NotImplementedError

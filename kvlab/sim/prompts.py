@@ -1,0 +1,114 @@
+"""Prompts of a trace through the request protocol, and the outcome of each of their blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from kvlab.blocks import BlockLedger, NameIndex, Names, NoTier, Opened, Sequences, Serving, leading
+from kvlab.core import OutOfBlocks, SeqId
+from kvlab.policy import Moment
+from kvlab.sim.outcome import BROKEN_CHAIN, HIT, HOST_HIT, MISS, PARTIAL
+
+UNTOLD = 0  # contents that left are counted, not remembered
+
+
+class Flight(NamedTuple):
+    """A request in flight: its sequence, whole blocks, codes of its accesses, what left for it."""
+
+    seq: SeqId
+    blocks: int
+    code: list[int]
+    evicted: list[int]
+
+
+class Prompts:
+    """`Serving`, as in a live cache, with nothing behind the ids: a token is a block, and the ids
+    of the trace are its contents.
+
+    A block hits only if all earlier blocks of its request do, on the device or in `tier`.
+    partial_misses: whether a last block that is not full counts as a miss. cost: depth -> what
+    recomputing a block there takes.
+    """
+
+    def __init__(
+        self, ledger: BlockLedger, tier: NoTier, partial_misses: bool, cost: Callable[[int], float]
+    ):
+        self.ledger, self.tier, self.partial_misses = ledger, tier, partial_misses
+        self.index = NameIndex()
+        self.holding = Serving(
+            ledger, 1, index=self.index, tier=tier, cost=cost, remembered=UNTOLD
+        )
+        self.sequences = Sequences([self.holding])
+
+    def hear(self, moment: Moment) -> list[int]:
+        """A request comes; the contents that a policy gives up for their age. They do not spill."""
+        return self.holding.hear(moment)
+
+    def admit(self, contents: list[int], last_partial: bool, extra: int = 0) -> Flight | None:
+        """Look up, pin and make room for a prompt and `extra` output blocks.
+
+        None when the blocks of running requests leave too little room; nothing has changed then.
+        """
+        unique = list(dict.fromkeys(contents))
+        try:
+            seq, opened = self.sequences.open(Names(unique, 1), reserve=len(unique) + extra)
+        except OutOfBlocks:
+            return None
+        code = _codes(opened)
+        if len(unique) < len(contents):
+            code = _repeated(opened, unique, contents)
+        if last_partial and self.partial_misses and code[-1] >= HIT:
+            code[-1] = PARTIAL
+        return Flight(seq, len(unique), code, opened.evicted)
+
+    def compute(self, flight: Flight, publish: bool = True) -> None:
+        """The prompt is computed; `publish`: its blocks can be found from now on, not at its end.
+        """
+        rest = flight.blocks - self.sequences.length(flight.seq)
+        self.sequences.begin([flight.seq], [rest])
+        self.sequences.commit(publish)
+
+    def finish(self, flight: Flight) -> None:
+        """The request is done: its blocks are known, pins go, and so do output blocks."""
+        self.sequences.close([flight.seq])
+
+    def orphans(self) -> int | None:
+        """Blocks on the device that cannot hit because an ancestor is gone; None with a host tier,
+        whose blocks may fill the gap."""
+        if self.tier.keeps:
+            return None
+        parent = {m.content: m.parent for m in map(self.ledger.meta, self.index.blocks)}
+        reachable = {None: True}
+        for content in parent:
+            line = []
+            while content not in reachable and content in parent:
+                line.append(content)
+                reachable[content] = False  # until its head is found; ends a cycle, too
+                content = parent[content]
+            reachable.update(dict.fromkeys(line, reachable.get(content, False)))
+        return sum(not reachable[content] for content in parent)
+
+    def more(self) -> dict:
+        return {"orphans": self.orphans(), "host_evictions": self.tier.evictions}
+
+
+def _codes(opened: Opened) -> list[int]:
+    """Outcome of each block: the leading run over both tiers hits."""
+    found, away = opened.found, set(opened.away)
+    run = leading(found)
+    code = [HIT] * run
+    while run < len(found) and (found[run] is not None or run in away):
+        code.append(HOST_HIT if found[run] is None else HIT)
+        run += 1
+    return code + [MISS if block is None else BROKEN_CHAIN for block in found[run:]]
+
+
+def _repeated(opened: Opened, unique: list[int], contents: list[int]) -> list[int]:
+    """The same where a block is named twice: it is one block, and found again wherever it was
+    found first."""
+    place = {content: index for index, content in enumerate(unique)}
+    away = set(opened.away)
+    every = [place[content] for content in contents]
+    return _codes(Opened(0, 0, [opened.found[i] for i in every],
+                         [n for n, i in enumerate(every) if i in away], []))

@@ -1,0 +1,196 @@
+"""Blocks that left for host memory: which of each sequence, and how a step reads them there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from kvlab.blocks import BlockTable
+from kvlab.core import BlockId, SeqId
+from kvlab.offload import NoShelf
+from kvlab.pool import BlockPool
+from kvlab.source.base import Ask, Part, Read, Source, Token
+from kvlab.source.entries import Summaries
+from kvlab.source.sealed import Sealed
+from kvlab.source.step import Extent, Piece
+from kvlab.source.tables import DecodeTables, room_for
+
+
+class Host(Source):
+    """A second table for each sequence: host keys where its first table has holes.
+
+    Without offload no table ever gets a key, and nothing here is read. summaries: what else may
+    stand for blocks that leave.
+    """
+
+    obstacle = ""
+
+    def __init__(self, shelf: NoShelf, pool: BlockPool, sealed: Sealed, summaries: Summaries):
+        self.shelf, self.pool, self.size = shelf, pool, pool.geometry.block_size
+        self.sealed, self.summaries = sealed, summaries
+        self.tables: dict[SeqId, BlockTable] = {}
+        self.decoding: DecodeTables | None = None
+        self._no_tail: Tensor | None = None
+
+    # ---- the life of a sequence
+
+    def open(self, seq: SeqId) -> None:
+        self.tables[seq] = BlockTable(self.size)
+
+    def close(self, seq: SeqId) -> None:
+        self.shelf.drop(held(self.tables.pop(seq)))
+
+    def fork(self, parent: SeqId, child: SeqId) -> None:
+        """`child` holds what its parent holds; nothing is copied."""
+        self.shelf.share(held(self.tables[parent]))
+        self.tables[child].append(self.tables[parent].ids)
+
+    def crop(self, seq: SeqId, length: int) -> None:
+        table, blocks = self.tables[seq], -(-length // self.size)
+        gone = [key for key in table.ids[blocks:] if key is not None]
+        del table.ids[blocks:]
+        table.changes += 1
+        self.shelf.drop(gone)
+
+    # ---- blocks leave and come back
+
+    def forget(self, seq: SeqId, index: int) -> None:
+        """Block `index` of `seq` is on the device again."""
+        self.shelf.drop([self.tables[seq].punch(index)])
+
+    def let_go(self, seq: SeqId, blocks: int) -> None:
+        """Forget the first `blocks` blocks of `seq`: nobody reads them again."""
+        for index in range(min(blocks, len(self.tables[seq].ids))):
+            if self.tables[seq].ids[index] is not None:
+                self.forget(seq, index)
+
+    def fetch(self, wanted: list[tuple[SeqId, int]], blocks: list[BlockId]) -> None:
+        """Copy blocks (sequence, index) to the device; they are no longer away."""
+        if wanted:
+            self.shelf.fetch([self.tables[seq].ids[index] for seq, index in wanted], blocks)
+            for place in wanted:
+                self.forget(*place)
+
+    def key(self, seq: SeqId, index: int) -> int | None:
+        ids = self.tables[seq].ids
+        return ids[index] if index < len(ids) else None
+
+    def places(self, seq: SeqId, table: BlockTable, count: int) -> list[int]:
+        """Where the first `count` blocks lie: device block, -2 - host key, or -1 if nowhere."""
+        found = [-1 if block is None else block for block in table.ids[:count]]
+        for index, key in enumerate(self.tables[seq].ids[:count]):
+            if key is not None:
+                found[index] = -2 - key
+        return found
+
+    def source(self, seq: SeqId, index: int):
+        """The function that reads block `index` of `seq`, and the id it takes."""
+        return self.shelf.read, self.tables[seq].ids[index]
+
+    def leave(
+        self, victims: list[BlockId], tables: dict[SeqId, BlockTable],
+        keep: Callable[[dict[BlockId, int]], None],
+    ) -> None:
+        """LEAVING blocks become holes in `tables`, and keys here if host memory takes them.
+
+        keep: is told the keys before those go that no table holds.
+        """
+        leaving = set(victims)
+        keys = dict(zip(victims, self.shelf.spill(victims)))
+        for seq, table in tables.items():
+            gone = [index for index, block in enumerate(table.ids) if block in leaving]
+            self.summaries.spill(seq, gone, [table.ids[index] for index in gone])
+            for index in gone:
+                block = table.punch(index)
+                if keys:
+                    self._note(seq, index, keys[block])
+        keep(keys)
+        self.shelf.drop(list(keys.values()))
+
+    def _note(self, seq: SeqId, index: int, key: int) -> None:
+        table = self.tables[seq]
+        table.ids.extend([None] * (index + 1 - len(table.ids)))
+        table.ids[index] = key
+        table.changes += 1
+        self.shelf.share([key])
+
+    # ---- a chunk
+
+    def parts(self, ask: Ask) -> Iterator[Part]:
+        """While one piece is attended to, the next is copied; after the last one, with no other
+        sequence in between, the first of the next layer."""
+        layer, e = ask.layer, ask.extent
+        pieces = self.pieces(e, ask.window)
+        for number, piece in enumerate(pieces):
+            pair = self.shelf.read(layer, piece.blocks)
+            if number + 1 < len(pieces):
+                self.shelf.prefetch(layer, pieces[number + 1].blocks)
+            elif e.alone and ask.before is None and layer + 1 < self.pool.geometry.layers:
+                self.shelf.prefetch(layer + 1, pieces[0].blocks)
+            yield Part(*pair, piece.start)
+
+    def pieces(self, e: Extent, window: int | None) -> list[Piece]:
+        """Bounded pieces of what lies in host memory.
+
+        In the order of the keys, not of the tokens, where positions do not matter: whatever order
+        the policy chose to evict in, neighbours there are copied together.
+        """
+        if window not in e.away:
+            table, many = self.tables[e.seq], self.sealed.segment_blocks
+            keys = sorted(held(table))
+            e.away[window] = (
+                [Piece(0, keys[i : i + many]) for i in range(0, len(keys), many)] if window is None
+                else [Piece(*found) for found in self.sealed.split(e, table, window)]
+            )
+        return e.away[window]
+
+    # ---- one token in every row
+
+    def prepare(self, extents: list[Extent]) -> None:
+        rows = len(extents)
+        longest = max((len(self.tables[e.seq]) for e in extents), default=0)
+        if self.decoding is None or not self.decoding.fits(rows, longest):
+            self.decoding = DecodeTables(rows, room_for(longest), self.pool.device)
+            self._no_tail = torch.zeros(rows, dtype=torch.int32, device=self.pool.device)
+        self.decoding.refresh(extents, self.tables, [0] * rows)
+
+    def in_place(self) -> list:
+        return [self.decoding]
+
+    def decode(self, ask: Token) -> list[Read]:
+        return [self.decode_over(ask, self.decoding.table, self.decoding.n_blocks)]
+
+    def decode_over(self, ask: Token, table: Tensor, n_blocks: Tensor) -> Read:
+        """Over the keys of `table`, see `paged_decode`, read in place over the bus."""
+        pool, t = self.pool, self.decoding
+        return Read(*pool.fused.paged_decode(
+            ask.q, self.shelf.planes(ask.layer), pool.format, table, n_blocks,
+            pool.open.layer(ask.layer), t.open_slot, self._no_tail, scale=ask.scale,
+            scratch=pool.workspace.scratch,
+        ))
+
+    # ---- accounts
+
+    @property
+    def blocks(self) -> int:
+        return self.shelf.live
+
+    @property
+    def host_nbytes(self) -> int:
+        return self.shelf.nbytes
+
+    @property
+    def workspace_nbytes(self) -> int:
+        """Tables of keys and of slab addresses."""
+        return self.shelf.device_nbytes + (0 if self.decoding is None else self.decoding.nbytes)
+
+    def check(self, waiting: list[int]) -> None:
+        """Raise AssertionError unless tables and `waiting` hold exactly the keys that live."""
+        self.shelf.check(waiting + [k for table in self.tables.values() for k in held(table)])
+
+
+def held(table: BlockTable) -> list[int]:
+    """What is not a hole."""
+    return [id for id in table.ids if id is not None]

@@ -1,0 +1,135 @@
+"""Sealed blocks on the device, read piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from kvlab.blocks import BlockTable
+from kvlab.core import SeqId
+from kvlab.pool import BlockPool
+from kvlab.source.base import Ask, Part, Read, Source, Token
+from kvlab.source.step import Extent, Piece
+from kvlab.source.tables import DecodeTables, room_for
+from kvlab.window import NoWindow
+
+
+class Sealed(Source):
+    """The sealed past of one layer group, as far as it is on the device.
+
+    tables: which blocks, by sequence. segment_blocks: blocks dequantized at a time. inv_freq: the
+    model's rotary frequencies [D / 2], for windows that rotate keys to new positions.
+    """
+
+    obstacle = ""
+
+    def __init__(
+        self, pool: BlockPool, tables: dict[SeqId, BlockTable], window: NoWindow,
+        segment_blocks: int, inv_freq: Tensor | None = None,
+    ):
+        self.pool, self.tables, self.window = pool, tables, window
+        self.segment_blocks, self.inv_freq = segment_blocks, inv_freq
+        self.block_size = pool.geometry.block_size
+        self.decoding: DecodeTables | None = None
+
+    # ---- a chunk
+
+    def parts(self, ask: Ask) -> Iterator[Part]:
+        for piece in self.pieces(ask.extent, ask.window):
+            pair = self.pool.read(ask.layer, piece.blocks, piece.ids)
+            queries = self.turned(ask.q, piece)
+            yield Part(*pair, piece.start, queries=queries, blocks=piece.blocks)
+
+    def pieces(self, e: Extent, window: int | None = None) -> list[Piece]:
+        """Bounded pieces of the readable past; the same objects for every layer of a step."""
+        if window not in e.pieces:
+            found = self.split(e, self.tables[e.seq], window)
+            e.pieces[window] = [Piece(*piece, self.pool.ids(piece[1])) for piece in found]
+        return e.pieces[window]
+
+    def split(
+        self, e: Extent, table: BlockTable, window: int | None
+    ) -> list[tuple[int, list[int], int]]:
+        """(position, ids, tokens missing behind it) of pieces of `table`.
+
+        Positions matter under the model's own sliding window and where keys are rotated anew;
+        there a piece also ends at a hole.
+        """
+        size, horizon = self.block_size, 0 if window is None else e.past - window + 1
+        exact = window is not None or self.window.rerotate
+        whole = table.ids[: e.past // size]
+        pieces: list[tuple[int, list[int], int]] = []
+        previous, missing = None, whole.count(None)
+        for index, block in enumerate(whole):
+            if block is None:
+                missing -= 1
+                continue
+            if (index + 1) * size <= horizon:
+                continue
+            gap = exact and previous != index - 1
+            if not pieces or gap or len(pieces[-1][1]) == self.segment_blocks:
+                pieces.append((index * size, [], missing * size))
+            pieces[-1][1].append(block)
+            previous = index
+        return pieces
+
+    def turned(self, q: Tensor, piece: Piece) -> Tensor:
+        """Queries as they meet a piece: moved back over the gap where the window closes it.
+
+        Rotating a query by -gap is rotating the keys by +gap, without touching a sealed block.
+        """
+        if not (self.window.rerotate and piece.gap):
+            return q
+        angle = piece.gap * self.inv_freq.to(q.device, torch.float32)
+        cos, sin = angle.cos(), angle.sin()
+        first, second = q.float().chunk(2, -1)
+        turned = torch.cat((first * cos + second * sin, second * cos - first * sin), -1)
+        return turned.to(q.dtype)
+
+    # ---- one token in every row
+
+    def prepare(self, extents: list[Extent]) -> None:
+        rows = len(extents)
+        longest = max((e.past // self.block_size for e in extents), default=0)
+        if self.decoding is None or not self.decoding.fits(rows, longest):
+            self.decoding = DecodeTables(rows, room_for(longest), self.pool.device)
+        open_rows = [self.pool.open_row(e.writing) for e in extents]
+        self.decoding.refresh(extents, self.tables, open_rows)
+
+    def in_place(self) -> list:
+        return [self.decoding]
+
+    def decode(self, ask: Token) -> list[Read]:
+        t = ask.tables
+        mass = None if ask.watch is None else ask.watch.mass(t, ask.q.shape[1])
+        return [self.decode_over(ask, t.table, t.n_blocks, mass)]
+
+    def decode_over(
+        self, ask: Token, table: Tensor, n_blocks: Tensor, mass: Tensor | None = None
+    ) -> Read:
+        """Over the blocks of `table`, see `paged_decode`, and over the open tail, which takes
+        `ask.new`."""
+        pool, t = self.pool, ask.tables
+        return Read(*pool.fused.paged_decode(
+            ask.q, pool.sealed.layer(ask.layer), pool.format, table, n_blocks,
+            pool.open.layer(ask.layer), t.open_slot, t.open_now, scale=ask.scale, mass=mass,
+            scratch=pool.workspace.scratch, new=ask.new,
+        ), mass)
+
+    # ---- accounts
+
+    @property
+    def nbytes(self) -> int:
+        return self.pool.sealed.nbytes
+
+    @property
+    def workspace_nbytes(self) -> int:
+        return 0 if self.decoding is None else self.decoding.nbytes
+
+    def reads(self, table: BlockTable) -> int:
+        """Tokens that a head reads here and in the open tail for the next token."""
+        sealed, fill = divmod(table.length, self.block_size)
+        held = sealed - table.ids[:sealed].count(None)
+        return held * self.block_size + fill

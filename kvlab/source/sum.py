@@ -1,0 +1,60 @@
+"""The running result of attention over one part after another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from kvlab.kernel import attend_sdpa
+from kvlab.kernel.attend_ref import Partial
+
+
+class Sum:
+    """Running attention result over disjoint keys, in fp32."""
+
+    def __init__(self, fused: ModuleType | None):
+        self.fused = fused
+        self._parts: list[Partial] = []  # with kernels one, which the others are folded into
+
+    def add(self, part: Partial) -> None:
+        """out [Hq, T, D] of any float dtype, lse fp32 [Hq, T]; or several at once, [n, ...]."""
+        out, lse = part
+        if self.fused is not None:
+            self._fold(out, lse)
+        elif out.dim() == 4:
+            self._parts += zip(out, lse)
+        else:
+            self._parts.append(part)
+
+    def _fold(self, out: Tensor, lse: Tensor) -> None:
+        fresh = not self._parts
+        if fresh:
+            running = out.new_empty(out.shape[-3:], dtype=torch.float32)
+            self._parts = [(running, lse.new_empty(lse.shape[-2:]))]
+        self.fused.merge_into(*self._parts[0], out, lse.contiguous(), fresh)
+
+    def result(self) -> Partial:
+        return attend_sdpa.merge(self._parts)
+
+
+def merged(reads: Sequence, wants_lse: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Parts of a decode step (`Read`) -> out [B, Hq, D] over all of them, and its lse [B, Hq].
+
+    Masses become shares of all, in place. Without `wants_lse` the last sum is left out, and the
+    lse is that of all parts but one.
+    """
+    out, lse, mass = reads[0]
+    masses = [] if mass is None else [mass]
+    for number, (part, part_lse, part_mass) in enumerate(reads[1:], 2):
+        share = torch.sigmoid(part_lse - lse)[..., None]  # of the new part
+        for old in masses:
+            old.mul_(1.0 - share)
+        if part_mass is not None:
+            masses.append(part_mass.mul_(share))
+        out = torch.lerp(out.float(), part.float(), share).to(part.dtype)
+        if wants_lse or number < len(reads):
+            lse = torch.logaddexp(lse, part_lse)
+    return out, lse

@@ -1,0 +1,79 @@
+"""Block tables on the device, for decode steps: written in place, so captured graphs stay valid."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from kvlab.blocks import BlockTable
+from kvlab.core import BlockId
+from kvlab.source.step import Extent
+
+
+class DecodeTables:
+    """What the decode kernel reads of a batch of `rows` sequences of one layer group.
+
+    table      int32 [B, max_blocks], sealed blocks without holes; the first n_blocks[b] count
+    n_blocks   int32 [B]
+    open_slot  int32 [B], row of the open store that takes this step's token
+    open_len   int32 [B], tokens there before the step; open_now: with this step's token
+    blocks     the same ids on the host, a list for each row
+
+    `refresh` overwrites them between steps. A row grown too long makes new tensors (`max_blocks`
+    tells): whoever captured the old ones captures again.
+    """
+
+    def __init__(self, rows: int, max_blocks: int, device):
+        self.device = torch.device(device)
+        with torch.inference_mode(False):  # else nobody may write to them outside of that mode
+            self.table = torch.zeros(rows, max_blocks, dtype=torch.int32, device=device)
+            self._numbers = torch.zeros(4, rows, dtype=torch.int32, device=device)
+            self.n_blocks, self.open_slot, self.open_len, self.open_now = self._numbers
+        self.blocks: list[list[BlockId]] = [[] for _ in range(rows)]
+        self._seen: list[tuple | None] = [None] * rows
+
+    @property
+    def max_blocks(self) -> int:
+        return self.table.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        return self.table.nbytes + self._numbers.nbytes
+
+    def fits(self, rows: int, max_blocks: int) -> bool:
+        return self.table.shape[0] == rows and max_blocks <= self.max_blocks
+
+    def refresh(
+        self, extents: list[Extent], tables: dict[int, BlockTable], open_rows: list[int]
+    ) -> None:
+        """Take over the state before a step of one token per row; uploads what has changed."""
+        for row, e in enumerate(extents):
+            table = tables[e.seq]
+            state = (e.seq, table.changes)
+            if self._seen[row] != state:
+                self._rewrite(row, table, e.past)
+                self._seen[row] = state
+        numbers = np.array(
+            [[len(b) for b in self.blocks], open_rows, [e.fill for e in extents],
+             [e.fill + 1 for e in extents]], dtype=np.int32,
+        )
+        upload(numbers, self._numbers)
+
+    def _rewrite(self, row: int, table: BlockTable, past: int) -> None:
+        held = [b for b in table.ids[: past // table.block_size] if b is not None]
+        known = self.blocks[row]
+        same = len(known) if held[: len(known)] == known else 0  # mostly, one block is added
+        if len(held) > same:
+            new = np.array(held[same:], dtype=np.int32)
+            upload(new, self.table[row, same : len(held)])
+        self.blocks[row] = held
+
+
+def upload(host: np.ndarray, device: torch.Tensor) -> None:
+    """Without waiting: pageable memory is staged before the call returns, so it may be reused."""
+    device.copy_(torch.from_numpy(host), non_blocking=True)
+
+
+def room_for(blocks: int) -> int:
+    """Columns for a table of so many blocks, with room to grow before it must be made anew."""
+    return max(64, 1 << (blocks + blocks // 8).bit_length())
