@@ -7,6 +7,7 @@ from torch import Tensor
 from kvlab.blocks import SEALED
 from kvlab.cache.holding import Holding
 from kvlab.core import BlockId, SeqId
+from kvlab.kernel.step_ref import Past
 from kvlab.source import Ask, Extent, Read, Sum, Token, merged
 
 
@@ -98,6 +99,18 @@ class LayerGroup(Holding):
             for row in range(len(extents)):
                 self.sources.observe(ask.row(row), lse[row, :, None])
         return out
+
+    def past(self, scale: float) -> Past | None:
+        """What a kernel over all layers reads of a step of single tokens, after `prepare`; None
+        where attention reads more than blocks and tails, or somebody listens to it."""
+        sources, pool = self.sources, self.pool
+        listens = self.watch.active and self.watch.scorer.decodes
+        if sources.decoders != [sources.sealed] or sources.observed or listens:
+            return None
+        planes = ([store.layer(i) for i in range(pool.geometry.layers)]
+                  for store in (pool.sealed, pool.open))
+        t = sources.sealed.decoding
+        return Past(*planes, pool.format, t.table, t.n_blocks, t.open_slot, t.open_now, scale)
 
     def commit(self, e: Extent) -> None:
         """Make the step's blocks part of the sequence."""

@@ -2,9 +2,8 @@
 
 A product of one row reads some megabytes, and a launch's ramp and drain take as long as they do.
 Here one block per multiprocessor stays for four products, with barriers over the grid between
-them, while a warp of its own streams the weights on (`chain.cu`). Needs Hopper and the packages
-`cuda-bindings` and NVRTC, which torch for CUDA 13 brings along; where `takes` says no, the kernels
-of `layer_triton` compute the same.
+them, while a warp of its own streams the weights on (`chain.cu`). Where `takes` says no, the
+kernels of `layer_triton` compute the same.
 
 One launch at a time: blocks wait for each other, so two streams must not run this at once.
 """
@@ -13,19 +12,13 @@ from __future__ import annotations
 
 import ctypes
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from kvlab.core import KvlabError
+from kvlab.kernel import nvrtc
 from kvlab.kernel.layer_ref import Finish, Heads, Start
-
-try:
-    from cuda.bindings import driver, nvrtc
-except ImportError:  # torch without CUDA, or for an older one
-    driver = nvrtc = None
 
 FEWEST_ROWS, MOST_ROWS = 2, 16  # one row: `layer_triton` is as fast
 SLOTS = {8: 8, 16: 8}  # of the ring, 8 weight rows x PIECE columns each
@@ -85,7 +78,7 @@ def sizes(x: Tensor, finish: Finish, start: Start) -> Sizes:
 
 def takes(x: Tensor, finish: Finish, start: Start) -> bool:
     """Whether the kernel runs here and takes these rows and shapes."""
-    if driver is None or not x.is_cuda or x.dtype.itemsize != 2:
+    if x.dtype.itemsize != 2 or not nvrtc.usable(x.device):
         return False
     if not FEWEST_ROWS <= len(x) <= MOST_ROWS:
         return False
@@ -94,8 +87,6 @@ def takes(x: Tensor, finish: Finish, start: Start) -> bool:
 
 @lru_cache(maxsize=64)
 def _usable(device: torch.device, of: Sizes) -> bool:
-    if torch.cuda.get_device_capability(device)[0] != 9:
-        return False
     tiles = of.DIM // 16
     return (_piece(of) > 0 and of.DIM % 16 == 0 and tiles & (tiles - 1) == 0
             and of.HIDDEN % 16 == 0 and of.INNER % 8 == 0)
@@ -125,30 +116,6 @@ def _macros(of: Sizes, rows: int, processors: int) -> dict[str, int]:
     }
 
 
-def source() -> str:
-    """The whole program: NVRTC looks for no files."""
-    here = Path(__file__).parent
-    name = "chain_phases.cuh"
-    return (here / "chain.cu").read_text().replace(f'#include "{name}"', (here / name).read_text())
-
-
-def compiled(macros: dict[str, int]) -> bytes:
-    """Machine code for Hopper. Raises `KvlabError` with the compiler's words."""
-    _, program = nvrtc.nvrtcCreateProgram(source().encode(), b"chain.cu", 0, [], [])
-    options = [b"-arch=sm_90a", b"--std=c++17", b"--use_fast_math",
-               *(f"-D{name}={value}".encode() for name, value in macros.items())]
-    (result,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    if result != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-        _, size = nvrtc.nvrtcGetProgramLogSize(program)
-        log = b" " * size
-        nvrtc.nvrtcGetProgramLog(program, log)
-        raise KvlabError(f"chain.cu does not compile: {log.decode()}")
-    _, size = nvrtc.nvrtcGetCUBINSize(program)
-    code = b" " * size
-    nvrtc.nvrtcGetCUBIN(program, code)
-    return code
-
-
 def shared_bytes(m: dict[str, int]) -> int:
     """Shared memory of a block: the ring, then struct `Shared`."""
     split = 8 // (4 if m["ROWS"] > 32 else 2 if m["ROWS"] > 16 else 1)
@@ -157,22 +124,12 @@ def shared_bytes(m: dict[str, int]) -> int:
     return m["SLOTS"] * slot + 4 * (part + split * m["ROWS"]) + 16 * m["SLOTS"] + 8
 
 
-def _checked(answer: tuple):
-    error, *rest = answer
-    if error != driver.CUresult.CUDA_SUCCESS:
-        raise KvlabError(f"the CUDA driver says {error.name}")
-    return rest[0] if rest else None
-
-
 @lru_cache(maxsize=32)
 def _kernel(device: torch.device, of: Sizes, padded: int) -> Kernel:
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     m = _macros(of, padded, processors)
-    module = _checked(driver.cuModuleLoadData(compiled(m)))
-    function = _checked(driver.cuModuleGetFunction(module, b"chain"))
     shared = shared_bytes(m)
-    most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-    _checked(driver.cuFuncSetAttribute(function, most, shared))
+    function = nvrtc.function("chain.cu", "chain", m, shared)
     heads = (of.HEADS + 2 * of.KV) * of.DIM // 16 // m["QKV_TILES"]
     units = (of.HIDDEN // 8 // m["OUT_HALVES"], of.INNER // 8 // m["GATE_TILES"], heads)
     dtype = torch.float16 if of.TYPE_F16 else torch.bfloat16
@@ -214,20 +171,6 @@ def chain(
             given |= {"q_gain": start.q_gain, "k_gain": start.k_gain}
     for name, tensor in given.items():
         setattr(a, name, tensor.data_ptr())
-    _launch(kernel, a, device)
+    nvrtc.launch(kernel.function, a, grid=kernel.grid, threads=THREADS, shared=kernel.shared,
+                 device=device)
     return out, heads
-
-
-def _launch(kernel: Kernel, args: Args, device: torch.device) -> None:
-    config = driver.CUlaunchConfig()
-    config.gridDimX, config.gridDimY, config.gridDimZ = kernel.grid, 1, 1
-    config.blockDimX, config.blockDimY, config.blockDimZ = THREADS, 1, 1
-    config.sharedMemBytes = kernel.shared
-    config.hStream = torch.cuda.current_stream(device).cuda_stream
-    early, value = driver.CUlaunchAttribute(), driver.CUlaunchAttributeValue()
-    early.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
-    value.programmaticStreamSerializationAllowed = 1
-    early.value = value
-    config.attrs, config.numAttrs = [early], 1
-    pointers = (ctypes.c_void_p * 1)(ctypes.addressof(args))
-    _checked(driver.cuLaunchKernelEx(config, kernel.function, ctypes.addressof(pointers), 0))

@@ -20,14 +20,17 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvlab.core import KvlabError
-from kvlab.kernel import layer_cuda, layer_ref
+from kvlab.kernel import layer_cuda, layer_ref, step_cuda
 from kvlab.model.library import cache_parameter
 from kvlab.model.shape import sliding_window
 
 try:
-    from kvlab.kernel import layer_blas_triton, layer_triton
+    from kvlab.kernel import angles_triton, layer_blas_triton, layer_triton
 except ImportError:  # no Triton on this platform
-    layer_blas_triton = layer_triton = None
+    angles_triton = layer_blas_triton = layer_triton = None
+
+
+STATIC_ROPE = ("default", "linear", "llama3", "yarn")  # frequencies that no length changes
 
 
 @contextmanager
@@ -44,8 +47,12 @@ def fused(model: nn.Module) -> Iterator[int]:
         for module in model.modules():
             if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
                 _put(module, partial(_norm, module), undo)
-        for layer, following in zip(layers, [*layers[1:], None]):
-            _put(layer, FusedLayer(layer, following, ahead), undo)
+        weights = [(_start(layer), _finish(layer)) for layer in layers]
+        for number, layer in enumerate(layers):
+            _put(layer, FusedLayer(number, layers, weights, ahead), undo)
+        rotary = getattr(model.get_decoder(), "rotary_emb", None)
+        if getattr(rotary, "rope_type", None) in STATIC_ROPE:
+            _put(rotary, partial(_angles, rotary), undo)
         head = model.get_output_embeddings()
         if head is not None and head.bias is None:
             _put(head, partial(_head, head), undo)
@@ -93,6 +100,13 @@ def _norm(module: nn.Module, x: Tensor) -> Tensor:
     return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
 
 
+def _angles(rotary: nn.Module, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    if angles_triton is None or not x.is_cuda or position_ids.shape[1:] != (1,):
+        return type(rotary).forward(rotary, x, position_ids)
+    positions = position_ids.contiguous()
+    return angles_triton.angles(positions, rotary.inv_freq, rotary.attention_scaling, x.dtype)
+
+
 def _head(head: nn.Linear, x: Tensor) -> Tensor:
     rows = x.flatten(0, -2)
     if kernels(rows) is not layer_triton:
@@ -101,37 +115,48 @@ def _head(head: nn.Linear, x: Tensor) -> Tensor:
 
 
 class Ahead:
-    """What a fused layer computed for the next one: its q, k and v, for just this input."""
+    """What a fused layer computed for those behind it: the next one's q, k and v, for just this
+    input, or all that they would."""
 
     def __init__(self):
         self._made: tuple | None = None
+        self._done: Tensor | None = None
 
-    def put(self, hidden: Tensor, angles, layer: nn.Module | None, heads) -> None:
-        self._made = (hidden, angles, layer, heads)
+    def put(self, hidden: Tensor, angles, heads) -> None:
+        self._made, self._done = (hidden, angles, heads), None
 
-    def take(self, hidden: Tensor, angles, layer: nn.Module):
+    def take(self, hidden: Tensor, angles):
         """The heads, or None where they were not made, or for other tensors."""
         made, self._made = self._made, None
-        same = made and made[0] is hidden and made[1] is angles and made[2] is layer
-        return made[3] if same else None
+        return made[2] if made and made[0] is hidden and made[1] is angles else None
+
+    def finish(self, hidden: Tensor) -> None:
+        """`hidden` has been through all layers."""
+        self._made, self._done = None, hidden
+
+    def finished(self, hidden: Tensor) -> bool:
+        return hidden is self._done
 
 
 class FusedLayer:
-    """The forward of a decoder layer, [B, 1, K] -> [B, 1, K]; longer inputs go the usual way.
+    """The forward of decoder layer `number`, [B, 1, K] -> [B, 1, K]; longer inputs go as usual.
 
-    Behind its attention it goes on to the next layer's (`following`, if any): q, k, v wait in
-    `ahead` until that layer is called with the very tensors.
+    Behind its attention it goes on to the next layer's: q, k, v wait in `ahead` until that layer is
+    called with the very tensors. The first one computes all of them where one launch can.
     """
 
-    def __init__(self, layer: nn.Module, following: nn.Module | None, ahead: Ahead):
-        self.layer, self.following, self.ahead = layer, following, ahead
-        self.parameter = cache_parameter(layer)  # which argument holds the cache
-        self.start, self.finish = _start(layer), _finish(layer)
-        self.next = None if following is None else _start(following)
+    def __init__(self, number: int, layers: list[nn.Module], weights: list, ahead: Ahead):
+        self.number, self.layer, self.layers = number, layers[number], layers
+        self.weights, self.ahead = weights, ahead
+        self.parameter = cache_parameter(self.layer)  # which argument holds the cache
+        self.start, self.finish = weights[number]
+        self.next = weights[number + 1][0] if number + 1 < len(layers) else None
 
     def __call__(self, hidden_states: Tensor, *args, **given) -> Tensor:
         """Raises `KvlabError` where a cache should come and does not."""
         layer = self.layer
+        if self.ahead.finished(hidden_states):
+            return hidden_states
         if hidden_states.shape[1] != 1 or args:
             return type(layer).forward(layer, hidden_states, *args, **given)
         cache, due = given.pop(self.parameter, None), given.pop("use_cache", None)
@@ -140,17 +165,33 @@ class FusedLayer:
             raise KvlabError(
                 f"{type(layer).__name__} should get its cache as {self.parameter!r} and got "
                 f"{f'one as {stray[0]!r}' if stray else 'none'}")
-        x = hidden_states[:, 0].contiguous()
-        chain, angles = chain_for(x, self.finish, self.start), given.pop("position_embeddings")
+        x, angles = hidden_states[:, 0].contiguous(), given.pop("position_embeddings")
         cos, sin = (t[:, 0].expand(len(x), -1) for t in angles)
-        heads = self.ahead.take(hidden_states, angles, layer)
+        if self.number == 0 and (out := self._all(x, cos, sin, cache)) is not None:
+            self.ahead.finish(out)
+            return out
+        chain, heads = chain_for(x, self.finish, self.start), self.ahead.take(hidden_states, angles)
         if heads is None:
             _, heads = chain(x, None, None, self.start, cos, sin)
         mixed = _attention(layer, heads, cache, given.pop("attention_mask", None), given)
         x, heads = chain(x, mixed, self.finish, self.next, cos, sin)
         out = x[:, None]
-        self.ahead.put(out, angles, self.following, heads)
+        self.ahead.put(out, angles, heads)
         return out
+
+    def _all(self, x: Tensor, cos: Tensor, sin: Tensor, cache) -> Tensor | None:
+        """All layers at once, [1, 1, K], where cache and device allow that."""
+        scales = {layer.self_attn.scaling for layer in self.layers}
+        windows = {sliding_window(layer.self_attn) for layer in self.layers}
+        past = getattr(cache, "past", None)
+        if past is None or len(scales) > 1 or windows != {None}:
+            return None
+        past = past(*scales)
+        if past is None or not step_cuda.takes(x, self.weights, past):
+            return None
+        out = step_cuda.decode_layers(x, self.weights, cos, sin, past)
+        cache.served += len(self.layers)
+        return out[:, None]
 
 
 def _start(layer: nn.Module) -> layer_ref.Start:
