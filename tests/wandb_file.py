@@ -1,7 +1,7 @@
 """Reads a run-*.wandb file as W&B's offline mode leaves it; for tests only.
 
 The framing is LevelDB's log format (32 KiB blocks, records with CRC, length and kind), the records
-are the library's protobuf _messages().
+are the library's protobuf messages.
 """
 
 import json

@@ -49,14 +49,16 @@ class Bench:
     ):
         self.data, self.progress, self.seed = data, progress, seed
         self.tasks = [find(task) for task in listed(tasks)]
-        if not self.tasks:
-            raise BadInput("tasks", "[]", f"names nothing to measure; known: {', '.join(TASKS)}")
+        if not self.tasks or any(type(task) is Task for task in self.tasks):
+            told = "none" if self.tasks else "[]"
+            raise BadInput("tasks", told, "has nothing to measure; choose task=NAME, or tasks=[...]"
+                           f" of {', '.join(TASKS)} and of your own classes by dotted path")
         self.setting = Setting(model, chunk_tokens, baseline, controls, device, cap_gb)
 
     def run(self, folder, variants: list[Variant]) -> None:
         """Measure what `folder` does not hold yet."""
         loaded = self.setting.load()
-        parts = [part for task in self.tasks for part in task.parts()]
+        parts = [part for task in self.tasks for part in task.parts(loaded)]
         # every refusal comes before anything is written
         failed, everyone = set(), [self.runners(loaded, part, variants) for part in parts]
         for part, runners in zip(parts, everyone):

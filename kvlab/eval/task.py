@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kvlab.core import BadInput, Measurement
+from kvlab.core import Measurement
 from kvlab.eval import rows
 from kvlab.eval.runner import Runner
 from kvlab.model.load import LoadedModel
@@ -83,7 +83,7 @@ class Task:
 
     def items(self, model: LoadedModel, data, seed: int) -> Iterable[Item]:
         """The same for every cache and every start: from the arguments alone."""
-        raise BadInput("task", "none", "measures nothing; choose task=... or give tasks=[...]")
+        raise NotImplementedError
 
     def run(self, runner: Runner, item: Item) -> Raw:
         """One item through one cache; arrays with one number for each question."""
@@ -93,8 +93,9 @@ class Task:
         """The settings that rows carry, and by which a resumed run knows them."""
         return {"task": self.name}
 
-    def parts(self) -> list[Task]:
-        """The task at each of its settings, such as lengths; rows of each are apart."""
+    def parts(self, model: LoadedModel) -> list[Task]:
+        """The task at each of its settings, such as lengths; rows of each are apart. What a setting
+        leaves to the device is decided here."""
         return [self]
 
     def beside(self, full: Runner) -> list[Runner]:

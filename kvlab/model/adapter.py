@@ -13,11 +13,11 @@ from kvlab import cache as core
 from kvlab.cache import NO_FACTS, CacheSpec
 from kvlab.core import BadInput, KvlabError
 from kvlab.model.columns import Columns, Plan
-from kvlab.model.doors import ATTENTION, PagedLayer
+from kvlab.model.doors import ATTENTION, Logits, PagedLayer
 from kvlab.model.forward import Forward, known_tokens
 from kvlab.model.identity import LiveModel
 from kvlab.model.portrait import model_geometry
-from kvlab.model.refusals import refuse_gradients
+from kvlab.model.refusals import refuse_gradients, refuse_other_cap
 from kvlab.model.room import adaptive_budget
 from kvlab.model.rows import removed_columns, selected_rows
 from kvlab.model.shape import check_shared_rotary, rotary_frequencies
@@ -122,7 +122,8 @@ class PagedCache(core.PagedCache, Cache):
         rows, self.rows, self.coming = self.rows, [], None
         for layer in self.layers:
             layer.reset()
-        self.close_all([row for row in rows if row in self._tokens])  # or its opener closed it
+        here = self.sequences.lengths
+        self.close_all([row for row in rows if row in here])  # or its opener closed it
 
     def start(self, ids: Tensor, mask: Tensor | None = None) -> int:
         """Open a row for each prompt in `ids` [B, T], on the known prefix of each.
@@ -182,8 +183,7 @@ class PagedCache(core.PagedCache, Cache):
         chosen = [free.pop(s, None) for s in sources]
         forks = iter(self.fork_all([self.rows[s] for s, c in zip(sources, chosen) if c is None]))
         self._rows = [next(forks) if c is None else c for c in chosen]
-        for gone in free.values():
-            self._drop(gone)
+        self.sequences.close(list(free.values()))
         self.columns.select(sources)
 
     # ---- which tokens they are
@@ -203,7 +203,7 @@ class PagedCache(core.PagedCache, Cache):
 
     # ---- one forward of the model
 
-    def forward(self, layer: PagedLayer, query: Tensor, mask, scale, window, positions=None):
+    def forward(self, layer: PagedLayer, query: Tensor, mask, how: Logits, positions=None):
         """Attention of one layer; the first one opens the step, the last one commits it.
 
         query [B, Hq, T, D] -> [B, T, Hq, D]; mask: what `paged_mask` returned, or a 4D mask of the
@@ -212,22 +212,23 @@ class PagedCache(core.PagedCache, Cache):
         keys, values = layer.pending
         layer.pending = None
         try:
-            out = self._layer(layer.index, query, keys, values, mask, scale, window, positions)
+            out = self._layer(layer.index, query, keys, values, mask, how, positions)
         except BaseException:
             self.abort()
             raise
         return out
 
-    def _layer(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask, scale, window, positions):
+    def _layer(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask, how: Logits, positions):
         window = window_of(mask)
         refuse_gradients(q, k, v)
+        refuse_other_cap(self.geometry.shapes[layer].softcap, how.softcap)
         self._check_fits(layer, q, k, v)
         if layer == 0:
             self._forward = Forward.begun(self, q, mask, positions)
         if self._forward is None:
             raise KvlabError(f"layer {layer} attended first: a PagedCache wants the layers of a "
                              "model in order, each once")
-        out = self._forward.attend(self, layer, mask, q, k, v, scale, window)
+        out = self._forward.attend(self, layer, mask, q, k, v, how, window)
         if layer == len(self.layers) - 1:
             forward, self._forward, self._fresh = self._forward, None, False
             self.begun_by_hook = False

@@ -8,6 +8,7 @@ itself; the attention function finds cache, queries and new tokens in one place.
 from __future__ import annotations
 
 import weakref
+from typing import NamedTuple
 
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -19,6 +20,19 @@ from kvlab.model.refusals import refuse_other_depth, refuse_unknown
 from kvlab.model.visibility import KeyColumns, paged_mask
 
 ATTENTION = "kvlab_paged"
+
+
+class Untouchable(KvlabError):
+    """A model looked at what `update` gave back, instead of handing it to attention."""
+
+
+class Logits(NamedTuple):
+    """How a layer's products of queries and keys become weights: times `scale`, then softly capped
+    at `softcap`, beside the logits `sinks` [Hq], which take weight and give nothing."""
+
+    scale: float
+    softcap: float | None = None
+    sinks: Tensor | None = None
 
 
 class PagedLayer(CacheLayerMixin):
@@ -44,7 +58,7 @@ class PagedLayer(CacheLayerMixin):
 
     def __getattr__(self, name: str):
         if name in ("shape", "transpose", "size", "dtype"):
-            raise KvlabError(
+            raise Untouchable(
                 f"PagedCache needs the {ATTENTION} attention: make it with "
                 "PagedCache.for_model(model), or call model.set_attn_implementation"
                 f"({ATTENTION!r}) again"
@@ -77,7 +91,7 @@ class PagedLayer(CacheLayerMixin):
 
 def paged_attention(
     module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None,
-    position_ids=None, **told,
+    position_ids=None, softcap=None, s_aux=None, **told,
 ):
     """The registered attention: [B, Hq, T, D] -> [B, T, Hq, D]; `key`: a PagedLayer or a tensor.
 
@@ -87,15 +101,16 @@ def paged_attention(
     if not isinstance(key, PagedLayer):
         return dense_attention(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout,
-            sliding_window=sliding_window, position_ids=position_ids, **told,
+            sliding_window=sliding_window, position_ids=position_ids, softcap=softcap, s_aux=s_aux,
+            **told,
         )
     refuse_unknown(module, dropout, told)
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    how = Logits(scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, s_aux)
     cache = key.cache
     if key.index == 0:
         cache.facts.check(module)
         refuse_other_depth(len(cache.layers), module)
-    return cache.forward(key, query, attention_mask, scale, sliding_window, position_ids), None
+    return cache.forward(key, query, attention_mask, how, position_ids), None
 
 
 AttentionInterface.register(ATTENTION, paged_attention)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvlab.core import KvlabError, SeqId
 from kvlab.model.columns import Columns, Look, Plan
+from kvlab.model.doors import Logits
 from kvlab.model.visibility import Visibility, tokens_of
 
 
@@ -32,7 +33,7 @@ class Forward:
         return cls(plan, mask, padded_span(columns, plan))
 
     def attend(
-        self, cache, layer: int, mask, q: Tensor, k: Tensor, v: Tensor, scale: float,
+        self, cache, layer: int, mask, q: Tensor, k: Tensor, v: Tensor, how: Logits,
         window: int | None,
     ) -> Tensor:
         """As `PagedCache.attend`, with tokens wherever the plan has them; q [B, Hq, T, D] ->
@@ -44,24 +45,26 @@ class Forward:
         self._same(mask)
         check_window(self.span, window)
         plan = self.plan
-        found = [(look, self._look(cache, layer, look, q, k, v, scale)) for look in plan.looks]
+        found = [(look, self._look(cache, layer, look, q, k, v, how)) for look in plan.looks]
+        asked = {"scale": how.scale, "window": window, "sinks": how.sinks}
         if plan.order is None:
-            out = cache.attend(layer, q, k, v, scale=scale, window=window)
+            out = cache.attend(layer, q, k, v, **asked)
         else:
             order = torch.from_numpy(plan.order).to(q.device)[:, :, None, None]
             packed = (x.gather(2, order.transpose(1, 2).expand_as(x)) for x in (q, k, v))
-            out = cache.attend(layer, *packed, scale=scale, window=window)
+            out = cache.attend(layer, *packed, **asked)
             out = torch.empty_like(out).scatter_(1, order.expand_as(out), out)
         for look, part in found:
             out[look.row, torch.from_numpy(look.columns).to(out.device)] = part.to(out.dtype)
         return out
 
-    def _look(self, cache, layer: int, look: Look, q: Tensor, k: Tensor, v: Tensor, scale):
+    def _look(self, cache, layer: int, look: Look, q: Tensor, k: Tensor, v: Tensor, how):
         """What the queries of padding see, [P, Hq, D]."""
         columns, real, before = (torch.from_numpy(x).to(q.device) for x in (
             look.columns, self.plan.real[look.row], look.before))
         keys, values = (x[look.row, :, real].transpose(0, 1) for x in (k, v))
-        return cache.look(layer, look.row, q[look.row, :, columns], keys, values, before, scale)
+        return cache.look(layer, look.row, q[look.row, :, columns], keys, values, before, how.scale,
+                          how.sinks)  # fmt: skip
 
     def _same(self, mask) -> None:
         """Layers may ask for other rules, but must agree on which columns are tokens."""

@@ -1,10 +1,11 @@
 """Fewer, larger kernels for one token per row: for every cache alike, undone on leaving.
 
 A decoder layer of the Llama family launches some 50 kernels, and at one token each takes longer
-to start than to run. `fused(model)` replaces, while it is open, the layer's own code by
-`kernel/layer_*`: norm with q, k and v, head norms with RoPE, output with residual, and the MLP in
-two. Cache and attention function are called as the library calls them, so DynamicCache,
-StaticCache and PagedCache run through the same code. Longer inputs only get their RMSNorms fused.
+to start than to run. `fused(model)` replaces, while it is open, the layer's own code by `chain` of
+`kernel/layer_*`: from one attention to the next, in one launch or a few. Cache and attention
+function are called as the library calls them, so DynamicCache, StaticCache and PagedCache run
+through the same code; one row over plain blocks goes through all layers in one launch
+(`kernel/step_cuda`). Longer inputs only get their RMSNorms fused.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvlab.core import KvlabError
 from kvlab.kernel import layer_cuda, layer_ref, step_cuda
+from kvlab.model.alike import is_llama_like, is_rms_norm, is_rotary
 from kvlab.model.library import cache_parameter
 from kvlab.model.shape import sliding_window
 
@@ -37,7 +39,7 @@ STATIC_ROPE = ("default", "linear", "llama3", "yarn")  # frequencies that no len
 def fused(model: nn.Module) -> Iterator[int]:
     """Within it `model` decodes through fused layers; gives the number of layers replaced.
 
-    Layers that are not of the Llama kind (other activations, biases in the MLP) stay as they are.
+    Layers that compute anything else than the Llama family (see `alike`) stay as they are.
     Weights are neither copied nor changed, and prefill runs as before but for the RMSNorms.
     """
     undo: list[nn.Module] = []
@@ -45,13 +47,13 @@ def fused(model: nn.Module) -> Iterator[int]:
     ahead = Ahead()
     try:
         for module in model.modules():
-            if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+            if is_rms_norm(module):
                 _put(module, partial(_norm, module), undo)
         weights = [(_start(layer), _finish(layer)) for layer in layers]
         for number, layer in enumerate(layers):
             _put(layer, FusedLayer(number, layers, weights, ahead), undo)
         rotary = getattr(model.get_decoder(), "rotary_emb", None)
-        if getattr(rotary, "rope_type", None) in STATIC_ROPE:
+        if getattr(rotary, "rope_type", None) in STATIC_ROPE and is_rotary(rotary):
             _put(rotary, partial(_angles, rotary), undo)
         head = model.get_output_embeddings()
         if head is not None and head.bias is None:
@@ -69,17 +71,18 @@ def _put(module: nn.Module, forward, undo: list[nn.Module]) -> None:
 
 
 def fusible(layer: nn.Module) -> bool:
-    """Whether `layer` is a decoder layer of the Llama kind: RMSNorms, gated SiLU, no odd biases."""
-    attention, mlp = (getattr(layer, name, None) for name in ("self_attn", "mlp"))
-    if attention is None or mlp is None:
+    """Whether `layer` computes what a layer of the Llama family does: RMSNorms, gated SiLU, no odd
+    biases."""
+    if not is_llama_like(layer):
         return False
+    attention, mlp = layer.self_attn, layer.mlp
     parts = [getattr(attention, f"{n}_proj", None) for n in "qkvo"]
     parts += [getattr(mlp, f"{n}_proj", None) for n in ("gate", "up", "down")]
     if not all(type(part) is nn.Linear for part in parts):
         return False
     q, k, v, *rest = (part.bias is None for part in parts)
     silu = getattr(mlp.act_fn, "__class__", type).__name__ in ("SiLU", "SiLUActivation")
-    return silu and q == k == v and all(rest) and hasattr(layer, "post_attention_layernorm")
+    return silu and q == k == v and all(rest)
 
 
 def kernels(x: Tensor):

@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 
 from kvlab.cache import NO_FACTS, CacheSpec
 from kvlab.core import BadInput, CacheGeometry, KvlabError, LayerShape
-from kvlab.model.doors import ATTENTION, PagedLayer
+from kvlab.model.doors import ATTENTION, Logits, PagedLayer, Untouchable
 from kvlab.model.library import cache_parameter
 from kvlab.model.visibility import window_of
 
@@ -60,6 +60,10 @@ def _asked(model: nn.Module, config) -> Portrait:
             decoder = model.get_decoder()
             ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
             decoder(input_ids=ids, use_cache=True, **{cache_parameter(decoder): sitter})
+        except Untouchable as error:
+            raise _refused(config, "its layers compute with what the cache gives back before they "
+                           "attend (MLA keeps latents there), and a PagedCache gives back no "
+                           "tensor") from error
         except Exception as error:  # whatever a model does with a cache that is none of its own
             raise _refused(config, _first_line(error)) from error
     missing = [n for n, shape in enumerate(sitter.shapes) if shape is None]
@@ -103,13 +107,13 @@ class Sitter(Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
 
-    def forward(self, layer: PagedLayer, query: Tensor, mask, scale, window, positions) -> Tensor:
+    def forward(self, layer: PagedLayer, query: Tensor, mask, how: Logits, positions) -> Tensor:
         (k, v), layer.pending = layer.pending, None
         if self.query_heads not in (0, query.shape[1]):
             raise KvlabError(f"its layers have {self.query_heads} and {query.shape[1]} query heads")
         self.query_heads = query.shape[1]
-        window = window_of(mask)
-        self.shapes[layer.index] = LayerShape(k.shape[1], k.shape[3], v.shape[3], window)
+        self.shapes[layer.index] = LayerShape(
+            k.shape[1], k.shape[3], v.shape[3], window_of(mask), how.softcap)
         return query.new_zeros(query.shape[0], 1, query.shape[1], v.shape[3])
 
 

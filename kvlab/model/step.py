@@ -10,7 +10,7 @@ from kvlab.cache import ModelFacts
 from kvlab.core import KvlabError
 from kvlab.kernel.step_ref import Past
 from kvlab.model.adapter import PagedCache
-from kvlab.model.doors import PagedLayer
+from kvlab.model.doors import Logits, PagedLayer
 from kvlab.model.fuse import fused
 from kvlab.model.library import cache_parameter
 
@@ -39,7 +39,8 @@ class StepCache(Cache):
     def past(self, scale: float) -> Past | None:
         """What one launch over all layers may read; None where more than that is at work."""
         groups = self.paged.groups
-        return groups[0].past(scale) if len(groups) == 1 else None
+        alone = len(groups) == 1 and self.paged.decodes
+        return groups[0].past(scale) if alone else None
 
     def check_served(self) -> None:
         """Raises `KvlabError` unless every layer attended over this cache once."""
@@ -52,13 +53,14 @@ class StepCache(Cache):
         return 1, 0  # one query that sees everything: there is no mask
 
     def forward(
-        self, layer: PagedLayer, query: Tensor, mask, scale: float, window: int | None,
-        positions: Tensor | None = None,
+        self, layer: PagedLayer, query: Tensor, mask, how: Logits, positions: Tensor | None = None
     ):
         """Attention of one layer, [B, Hq, 1, D] -> [B, 1, Hq, D]."""
         (keys, values), layer.pending = layer.pending, None
         self.served += 1
-        return self.paged.attend(layer.index, query, keys, values, scale=scale, window=window)
+        window = self.paged.geometry.shapes[layer.index].window
+        return self.paged.attend(layer.index, query, keys, values, scale=how.scale, window=window,
+                                 sinks=how.sinks)  # fmt: skip
 
 
 class Step:
