@@ -161,7 +161,8 @@ __device__ void load_all(u32 ring, Shared& s, const Args& a) {
             });
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) chain(const __grid_constant__ Args a) {
+extern "C" __global__ void __launch_bounds__(THREADS + 32, 1)
+chain(const __grid_constant__ Args a) {
     extern __shared__ __align__(128) unsigned char memory[];
     Shared& s = *(Shared*)(memory + SLOTS * SLOT);
     u32 ring = address(memory), at = 0;

@@ -1,21 +1,22 @@
 // All layers of a decoder for one token of one row, in one launch (see step_cuda.py). Six phases a
 // layer: q, k, v; attention over a share of the tokens; its merge; output; gate and up; down.
 //
-// One block per multiprocessor, all resident. Between phases results travel through memory, in words
-// that tell by themselves whether they have come. A warp of its own streams the block's weights
-// through a ring in shared memory and waits for none of that, so memory is read on. Two buffers take
-// turns, layer by layer; who sends a word forgets the one it sent a layer before, which everybody
-// has read by then. Sizes come as macros: TYPE_F16, LAYERS, HIDDEN, MIXED, INNER, DIM, HEADS, KV,
-// NORMED, BIASED, PIECE, SLOTS, OUT_HALVES, GATE_TILES, QKV_TILES; BLOCK tokens, SLAB and OPEN_SLAB
-// blocks of the cache; GRID blocks; COPIES of words that all wait for, BACKOFF ns between two looks.
+// One block per multiprocessor, all resident. Between phases results travel through memory, in
+// words that tell by themselves whether they have come. A warp of its own streams the block's
+// weights through a ring in shared memory and waits for none of that, so memory is read on. Two
+// buffers take turns, layer by layer; who sends a word forgets the one it sent a layer before, which
+// everybody has read by then. Sizes come as macros: TYPE_F16, LAYERS, HIDDEN, MIXED, INNER, DIM,
+// HEADS, KV, NORMED, BIASED, PIECE, SLOTS, OUT_HALVES, GATE_TILES, QKV_TILES; BLOCK tokens, SLAB and
+// OPEN_SLAB blocks of the cache; GRID blocks; COPIES of words that all wait for, BACKOFF ns between
+// two looks.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef unsigned short u16;
 
 struct Layer {
-    const u16 *o, *mid_gain, *gate, *up, *down, *gain, *q, *k, *v, *q_bias, *k_bias, *v_bias, *q_gain,
-        *k_gain;
+    const u16 *o, *mid_gain, *gate, *up, *down, *gain, *q, *k, *v, *q_bias, *k_bias, *v_bias,
+        *q_gain, *k_gain;
 };
 
 struct Args {
@@ -112,7 +113,7 @@ __device__ void put(u32* at, u32 word) {
 // `to`: of this layer; `old`: the same word of the layer before.
 __device__ void send(u32* to, u32* old, u32 word) { put(to, word), put(old, ABSENT); }
 
-// The same to all blocks: COPIES words, `count` apart, so that not all of them ask for the same one.
+// The same to all blocks: COPIES words, `count` apart, so that not all ask for the same one.
 __device__ void send_all(u32* words, u64 turn, int count, int i, u32 word) {
 #pragma unroll
     for (int copy = 0; copy < COPIES; ++copy) put(words + (turn * COPIES + copy) * count + i, word);
@@ -217,7 +218,10 @@ __device__ void multiply_all(u32 ring, Shared& s, u32& at, Product p) {
             bool missing = false;
 #pragma unroll
             for (int i = 0; i < UNITS; ++i)
-                if (absent(x[i])) missing = true, x[i] = from_global((const u16*)p.x + column(group, i));
+                if (absent(x[i])) {
+                    missing = true;
+                    x[i] = from_global((const u16*)p.x + column(group, i));
+                }
             if (!missing) break;
             check(spins);
         }
@@ -246,7 +250,8 @@ __device__ void multiply_all(u32 ring, Shared& s, u32& at, Product p) {
 #pragma unroll
             for (int tile = 0; tile < TILES; ++tile) {
                 if (tile >= p.tiles) break;
-                u32 lo = at % SLOTS, hi = (at + p.halves - 1) % SLOTS, from = ring + g * PITCH + own;
+                u32 lo = at % SLOTS, hi = (at + p.halves - 1) % SLOTS;
+                u32 from = ring + g * PITCH + own;
                 while (!passed(address(&s.full[lo]), at / SLOTS & 1)) {}
                 while (!passed(address(&s.full[hi]), (at + p.halves - 1) / SLOTS & 1)) {}
 #pragma unroll

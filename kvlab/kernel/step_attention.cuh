@@ -1,7 +1,7 @@
-// Attention of step.cu: a block reads a share of the tokens for the query heads of one key/value head.
+// Attention of step.cu: a block reads a share of the tokens for one key/value head.
 
 constexpr int LANES = DIM / 8, TOKENS = 32 / LANES;      // of a token, of a warp at a time
-constexpr int DEPTH = 4, STRIDE = TOKENS * WARPS;        // tokens of a lane at a time; a block's stride
+constexpr int DEPTH = 4, STRIDE = TOKENS * WARPS;        // tokens of a lane at a time; stride
 constexpr long HEAD_BYTES = 2L * BLOCK * DIM;
 
 struct Eight {
@@ -49,7 +49,7 @@ __device__ uint4 turned(uint4 raw, uint4 gain, uint4 cos, uint4 sin, double eps)
 
 // A block's share of the row's tokens, the same in all layers.
 struct Tokens {
-    int sealed, count, own, lo, hi, first;  // first: of this lane; the last of `count` is the step's
+    int sealed, count, own, lo, hi, first;  // first: of this lane; the last is the step's
     bool owner;                             // of the step's token
     u64 keys[DEPTH];                        // of the lane's first tokens in layer 0, 0: none
     bool open[DEPTH];
@@ -211,7 +211,8 @@ __device__ void attend(Shared& s, const Args& a, const Layer& l, const Tokens& t
             float f = exp2f(from[DIM] - high);
             all += f * from[DIM + 1], y += f * from[d];
         }
-        long line = (head * GROUP + g) * SHARES + share, other = (long)HEADS * SHARES * (1 - 2 * (long)turn);
+        long line = (head * GROUP + g) * SHARES + share;
+        long other = (long)HEADS * SHARES * (1 - 2 * (long)turn);
         u32 *to = a.parts + (turn * HEADS * SHARES + line) * DIM + d;
         send(to, to + other * DIM, __float_as_uint(all > 0 ? y / all : 0.0f));
         if (d == 0) {
@@ -232,7 +233,8 @@ __device__ void merge(Shared& s, const Args& a, u64 turn) {
         const u32 *parts = a.parts + line * DIM + d % DIM, *lse = a.lse + line;
         u32 part = word(parts), weight = word(lse);
         u64 spins = 0;
-        while (part == ABSENT || weight == ABSENT) part = word(parts), weight = word(lse), check(spins);
+        while (part == ABSENT || weight == ABSENT)
+            part = word(parts), weight = word(lse), check(spins);
         float top = __uint_as_float(weight), x = __uint_as_float(part), sum = top > -1e29f;
 #pragma unroll
         for (int j = AT; j < 32; j *= 2) {

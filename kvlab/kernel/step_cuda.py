@@ -144,7 +144,7 @@ class Kernel(NamedTuple):
     words: dict[str, Tensor]
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=None)  # captured graphs go on using it
 def _kernel(device: torch.device, of: Sizes) -> Kernel:
     m = _macros(of)
     shared = shared_bytes(m)

@@ -33,7 +33,8 @@ __device__ void send_heads(const Shared& s, const Args& a, const Layer& l, int u
     int j = threadIdx.x;
     if (j >= QKV_WIDTH) return;
     int head = unit * QKV_TILES / PER_HEAD, d = unit * QKV_TILES % PER_HEAD * 8 + j;
-    float f = factor(s, a.eps), lo = f * total(s, j / 8, j % 8), hi = f * total(s, j / 8, j % 8 + 8);
+    float f = factor(s, a.eps);
+    float lo = f * total(s, j / 8, j % 8), hi = f * total(s, j / 8, j % 8 + 8);
     if (BIASED) {
         const u16* bias = head < HEADS ? l.q_bias : head < HEADS + KV ? l.k_bias : l.v_bias;
         int own = head - (head >= HEADS ? HEADS : 0) - (head >= HEADS + KV ? KV : 0);
@@ -103,9 +104,10 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) step(const __grid_
                 auto from = [&](const u32* words, int n) { return copy_of(words, turn, n / 2); };
                 const void* x = layer ? copy_of(a.next, 1 - turn, HIDDEN / 2) : (const u32*)a.x;
                 Product p = phase == QKV ? Product{HIDDEN, QKV_TILES, 2, x, l.gain, layer > 0}
-                    : phase == OUTPUT ? Product{MIXED, 1, OUT_HALVES, from(a.mixed, MIXED), nullptr, true}
-                    : phase == GATE ? Product{HIDDEN, GATE_TILES, 2, from(a.mid, HIDDEN), l.mid_gain,
-                                              true}
+                    : phase == OUTPUT
+                    ? Product{MIXED, 1, OUT_HALVES, from(a.mixed, MIXED), nullptr, true}
+                    : phase == GATE
+                    ? Product{HIDDEN, GATE_TILES, 2, from(a.mid, HIDDEN), l.mid_gain, true}
                     : Product{INNER, 1, OUT_HALVES, from(a.inner, INNER), nullptr, true};
                 multiply_all(ring, s, at, p);
                 if (phase == QKV) send_heads(s, a, l, unit, turn);
@@ -115,6 +117,6 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) step(const __grid_
                 meet();
             }
         }
-        __threadfence();  // what was forgotten is forgotten before anything of the next layer is sent
+        __threadfence();  // forgotten is forgotten before anything of the next layer is sent
     }
 }
