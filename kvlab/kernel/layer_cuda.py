@@ -11,7 +11,7 @@ One launch at a time: blocks wait for each other, so two streams must not run th
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -124,7 +124,7 @@ def shared_bytes(m: dict[str, int]) -> int:
     return m["SLOTS"] * slot + 4 * (part + split * m["ROWS"]) + 16 * m["SLOTS"] + 8
 
 
-@lru_cache(maxsize=None)  # captured graphs go on using it
+@cache  # captured graphs go on using it
 def _kernel(device: torch.device, of: Sizes, padded: int) -> Kernel:
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     m = _macros(of, padded, processors)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import e, log2
 from typing import NamedTuple
 
@@ -144,7 +144,7 @@ class Kernel(NamedTuple):
     words: dict[str, Tensor]
 
 
-@lru_cache(maxsize=None)  # captured graphs go on using it
+@cache  # captured graphs go on using it
 def _kernel(device: torch.device, of: Sizes) -> Kernel:
     m = _macros(of)
     shared = shared_bytes(m)
