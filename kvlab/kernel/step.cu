@@ -5,10 +5,11 @@
 // words that tell by themselves whether they have come. A warp of its own streams the block's
 // weights through a ring in shared memory and waits for none of that, so memory is read on. Two
 // buffers take turns, layer by layer; who sends a word forgets the one it sent a layer before,
-// which everybody has read by then. Sizes come as macros: TYPE_F16, LAYERS, HIDDEN, MIXED, INNER, DIM,
-// HEADS, KV, NORMED, BIASED, PIECE, SLOTS, OUT_HALVES, GATE_TILES, QKV_TILES; BLOCK tokens, SLAB
-// and OPEN_SLAB blocks of the cache; GRID blocks; COPIES of words that all wait for, BACKOFF ns between
-// two looks.
+// which everybody has read by then.
+//
+// Macros: TYPE_F16, LAYERS, HIDDEN, MIXED, INNER, DIM, HEADS, KV, NORMED, BIASED, PIECE, SLOTS,
+// OUT_HALVES, GATE_TILES, QKV_TILES; BLOCK tokens, SLAB and OPEN_SLAB blocks of the cache; GRID
+// blocks; COPIES of words that all wait for, BACKOFF ns between two looks.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
