@@ -16,7 +16,7 @@ from kvlab.cache.group import LayerGroup
 from kvlab.cache.sequences import Sequences
 from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.cache.stats import CacheStats, counted
-from kvlab.core import BadInput, CacheGeometry, KvlabError, SeqId
+from kvlab.core import BadInput, CacheGeometry, KvlabError, SeqId, first_seen
 from kvlab.pool import FINE_SLAB_TOKENS, SLAB_TOKENS, BlockPool, Meter, Workspace
 from kvlab.source import Ask, Extent
 
@@ -190,7 +190,7 @@ class PagedCache(Copies, Sequences):
                 self.groups[number].store(Ask(local, e, None, keys, values, 1.0))
 
     def _sees_all(self, window: int | None) -> bool:
-        return window is None or all(row[0].past < window for row in self._step)
+        return all(first_seen(row[0].past, window) <= 0 for row in self._step)
 
     def commit(self) -> None:
         """Close the step: full blocks are sealed for good, lengths advance."""
