@@ -11,6 +11,7 @@ from torch import Tensor
 from kvlab.blocks import BlockLedger
 from kvlab.cache.choosing import ChoosingGroup
 from kvlab.cache.copies import Copies
+from kvlab.cache.division import blocks_kept, tokens_allowed
 from kvlab.cache.facts import NO_FACTS, ModelFacts
 from kvlab.cache.group import LayerGroup
 from kvlab.cache.sequences import Sequences
@@ -223,10 +224,9 @@ class PagedCache(Copies, Sequences):
         """Bring a cache with a relative budget back to its share of the tokens seen."""
         if self.spec.budget_percent is None:
             return
-        size = self.geometry.block_size
-        seen = [sum(-(-group.pool.shape.seen(n) // size) for n in self._tokens.values())
-                for group in self.groups]  # fmt: skip
-        for group, share in zip(self.groups, self.spec.kept(self._parts, seen)):
+        shapes = [group.pool.shape for group in self.groups]
+        shares = blocks_kept(self.spec, self._parts, shapes, self._tokens.values())
+        for group, share in zip(self.groups, shares):
             keep = max(1, int(share - group.summaries.blocks))
             short = (group.ledger.held_count - keep) / group.summaries.gain
             over = min(math.ceil(short), group.ledger.evictable_count)
@@ -246,16 +246,8 @@ class PagedCache(Copies, Sequences):
         return [{seq: keep[seq] for seq in seqs} for keep in self._allowed(self._tokens)]
 
     def _allowed(self, seen: dict[SeqId, int]) -> list[dict[SeqId, int]]:
-        """Of the tokens seen, those that may be held: a part of the group's budget in proportion.
-        """
-        if self.spec.budget_percent is not None:
-            count = len(self.groups)
-            kept = {seq: self.spec.kept(self._parts, [n] * count) for seq, n in seen.items()}
-            return [{seq: int(by[i]) for seq, by in kept.items()} for i in range(count)]
-        total = max(1, sum(seen.values()))
-        rooms = [blocks * self.geometry.block_size for blocks in self._capacities]
-        return [{seq: room * n // total if total > room else n for seq, n in seen.items()}
-                for room in rooms]  # fmt: skip
+        """Of the tokens seen, those that each group may hold."""
+        return tokens_allowed(self.spec, self._parts, self._capacities, seen)
 
     def _looks(self, seqs: list[SeqId]) -> bool:
         """Whether this step of single tokens is scored: then it is read piece by piece."""
