@@ -263,6 +263,9 @@ class CacheSpec:
         if not self.window.middle:
             raise BadInput("offload", name, "keeps what window.middle=false says is never read "
                            "again; take window.middle=true or offload=none")
+        if self.offload.mode != "exclusive" and not (self.prefix.shares and self.prefix.hold):
+            raise BadInput("offload.mode", self.offload.mode, "keeps a second copy of known "
+                           "prefixes; it needs prefix=hash with prefix.hold=true")
         if self.summary.stands:
             raise BadInput("offload", name, f"keeps evicted tokens, and summary={self.summary.name}"
                            " stands for them: they would count twice; take one of the two")

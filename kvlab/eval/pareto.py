@@ -50,17 +50,17 @@ class Pareto(Evaluate):
     def __init__(
         self, model, data, space: dict, trials: int = 64, batch: int = 8,
         sampler: Literal["nsga2", "tpe"] = "nsga2", documents: int | None = 2, tokens: int = 4096,
-        decode_tokens: int = 32, chunk_tokens: int | str = 512, baseline: str = "bf16",
+        decode_tokens: int | None = None, chunk_tokens: int | str = 512, baseline: str = "bf16",
         progress: bool = True, device: str = "auto", cap_gb: float | None = None, seed: int = 0,
-        driver: Driver = "auto",
+        driver: Driver = "auto", decode_driver: Driver = "auto",
     ):
         super().__init__(
             model, data, documents, tokens, decode_tokens, chunk_tokens, baseline, False, False,
-            progress, device, cap_gb, seed, driver,
+            progress, device, cap_gb, seed, driver, decode_driver,
         )
         if trials < 1 or not 1 <= batch <= 64:
             raise BadInput("trials", trials, "must be at least 1, and batch 1 to 64")
-        if decode_tokens < 1:
+        if decode_tokens is not None and decode_tokens < 1:
             raise BadInput("eval.decode_tokens", decode_tokens, "must be at least 1: speed counts")
         unknown = [key for key in space if key not in SPACE]
         if unknown or not all(isinstance(c, Sequence) and c for c in space.values()):
@@ -74,6 +74,7 @@ class Pareto(Evaluate):
                            "job.space says from what")
         optuna = _optuna()
         loaded = self.setting.load()
+        self.tasks = [part for task in self.tasks for part in task.parts(loaded)]
         study = self._study(optuna, folder)
         again = _again(study, optuna)
         while (left := self.trials + again + _waiting(study, optuna) - len(study.trials)) > 0:

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvlab.blocks import BlockLedger, Holding, Sequences
+from kvlab.blocks.sliding import SPARE
 from kvlab.cache import CacheSpec, PagedCache
-from kvlab.cache.sliding import SPARE, Sliding
 from kvlab.core import BadInput, CacheGeometry, KvlabError, LayerShape, first_seen
 from kvlab.format import NAMES, by_name
 from kvlab.kernel import attend_ref, attend_sdpa
@@ -184,15 +185,17 @@ def test_the_first_position_seen_is_that_of_the_mask(position, window):
 
 @given(windows, st.integers(1, 16), st.lists(st.integers(1, 60), max_size=8))
 def test_a_window_lets_go_only_what_no_later_token_sees(window, size, counts):
-    sliding, length = Sliding(window, size), 0
-    sliding.open(0)
+    holding, length = Holding(BlockLedger(None), size, reach=window), 0
+    sequences = Sequences([holding])
+    seq, _ = sequences.open()
     for count in counts:
-        sliding.check_reach(0, length, window)  # the first of the step looks back farthest
+        holding.check_reach(seq, length, window)  # the first of the step looks back farthest
+        sequences.begin([seq], [count])
+        sequences.commit()
         length += count
-        blocks = sliding.slid(0, length)
-        assert blocks * size <= max(0, first_seen(length, window) - SPARE)
-        readable = sliding.within([(0, length)], length)
-        assert not blocks or blocks * size <= readable[0][0] < (blocks + 1) * size
+        behind = max(0, first_seen(length, window) - SPARE)
+        assert holding.tables[seq].holes == list(range(behind // size))
+        assert holding.claims[seq].let_go == behind // size * size
 
 
 @pytest.mark.parametrize("name", NAMES)
