@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kvlab import axes
 from kvlab.budget import Equal, blocks_in
 from kvlab.core import BadInput, CacheGeometry, LayerShape
 
@@ -98,24 +99,18 @@ class Codec:
         return self.bits + 16.0 * self.numbers / (block_size if channel else head_dim)
 
 
-def _int(key_bits: int, value_bits: int) -> tuple[Codec, Codec]:
-    """8 bits are symmetric (a scale), fewer bits asymmetric (a scale and a zero)."""
-    key, value = (1 if bits == 8 else 2 for bits in (key_bits, value_bits))
-    return Codec(key_bits, key, "auto"), Codec(value_bits, value, "token")
+def _codec(name: str, axis: str) -> Codec:
+    """By the name that the table of axes has: dense ones (fp16) share nothing, 8 bits are symmetric
+    (a scale), fewer bits asymmetric (a scale and a zero)."""
+    bits = int(name.lstrip("bfpint"))
+    if name.startswith("int"):
+        return Codec(bits, 1 if bits == 8 else 2, axis)
+    return Codec(bits, int(bits == 8))
 
 
 FORMATS = {
-    "fp32": (Codec(32), Codec(32)),
-    "fp16": (Codec(16), Codec(16)),
-    "bf16": (Codec(16), Codec(16)),
-    "fp8": (Codec(8, 1), Codec(8, 1)),
-    "int8": _int(8, 8),
-    "int4": _int(4, 4),
-    "int3": _int(3, 3),
-    "int2": _int(2, 2),
-    "k8v4": _int(8, 4),
-    "k4v2": _int(4, 2),
-    "k3v2": _int(3, 2),
+    name: (_codec(member.given["key"], "auto"), _codec(member.given["value"], "token"))
+    for name, member in axes.TABLE["format"].members.items()
 }
 
 
