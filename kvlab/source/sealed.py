@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockTable
-from kvlab.core import SeqId
+from kvlab.core import SeqId, first_seen
 from kvlab.pool import BlockPool
 from kvlab.source.base import Ask, Part, Read, Source, Token
 from kvlab.source.step import Extent, Piece
@@ -57,7 +57,7 @@ class Sealed(Source):
         Positions matter under the model's own sliding window and where keys are rotated anew;
         there a piece also ends at a hole.
         """
-        size, horizon = self.block_size, 0 if window is None else e.past - window + 1
+        size, horizon = self.block_size, first_seen(e.past, window)
         exact = window is not None or self.window.rerotate
         whole = table.ids[: e.past // size]
         pieces: list[tuple[int, list[int], int]] = []
