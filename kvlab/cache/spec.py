@@ -231,7 +231,7 @@ class CacheSpec:
         windows = {shape.window for shape in g.shapes}
         if windows == {None}:
             return
-        own = f"the model's own sliding window of {min(windows - {None})} tokens"
+        own = f"the model's own sliding window of {min(map(abs, windows - {None}))} tokens"
         if self.by_token:
             raise BadInput("cache.evict", "token", "lets each head's tokens stand side by side, "
                            f"and {own} counts them where they stood; cache.evict=block")

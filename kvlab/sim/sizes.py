@@ -56,8 +56,7 @@ class ModelShape:
         tokens = np.asarray(tokens, dtype=float)
         flops = 2.0 * self.parameters * tokens
         for shape, layers in self.by_shape.items():
-            within = tokens if shape.window is None else np.minimum(tokens, shape.window)
-            pairs = within * (within + 1) + 2 * (tokens - within) * within  # twice as many
+            pairs = 2 * seen_pairs(tokens, shape.window)
             each = float(layers * self.query_heads * (shape.k_width + shape.v_width))
             flops = flops + each * pairs
         return flops
@@ -69,6 +68,18 @@ SHAPES = {
     "qwen3-0.6b": ModelShape(28, 16, 8, 128, 0.6e9),
     "qwen3-8b": ModelShape(36, 32, 8, 128, 8.19e9),
 }
+
+
+def seen_pairs(tokens: np.ndarray, window: int | None) -> np.ndarray:
+    """Pairs of a query and a token that it sees, of the first `tokens` tokens; see `first_seen`."""
+    if window is None:
+        return tokens * (tokens + 1) / 2
+    size = float(abs(window))
+    if window < 0:
+        whole, rest = np.divmod(tokens, size)
+        return whole * size * (size + 1) / 2 + rest * (rest + 1) / 2
+    within = np.minimum(tokens, size)
+    return within * (within + 1) / 2 + (tokens - within) * within
 
 
 @dataclass(frozen=True)
