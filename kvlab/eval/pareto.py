@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from kvlab import axes
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, KvlabError, Variant
 from kvlab.eval.jobs import Evaluate
@@ -18,24 +19,18 @@ OBJECTIVES = {
     "cache_logical_bytes": "minimize",
     "decode_tokens_per_second": "maximize",
 }
-SPACE = {  # key -> its choices; 0 recent tokens: no window
-    "format": ["bf16", "int8", "int4", "k4v2", "int2"],
-    "policy": ["none", "lru", "attention_mass"],
-    "budget_percent": [50, 25, 10],
-    "sinks": [4],
-    "recent": [0, 64],
-    "block_size": [16, 64],
-    "summary": ["none"],
-    "retrieval": ["none"],
-}
+# What a point of the space says: a member of each axis, but for the window in numbers (0 recent
+# tokens: none), and what goes with a policy.
+NAMED = [axis for axis in axes.AXES if axis != "window"]
+NOTHING = {axis: axes.TABLE[axis].null for axis in NAMED if axis != "format"} | {"recent": 0}
+SPACE = (*NAMED, "block_size", "budget_percent", "sinks", "recent")
 JOURNAL = "study.journal"
 
 
 class Pareto(Evaluate):
     """Compositions proposed by Optuna, each measured like a variant of `Evaluate`.
 
-    space: choices for any of format, policy, budget_percent, sinks, recent, block_size, summary and
-        retrieval; what is left out keeps its default. Names as in `CacheSpec`.
+    space: choices for any of `SPACE`; what is left out keeps its default. Names as in `CacheSpec`.
     trials: compositions to measure, refused ones included. batch: of them, measured in lockstep
         with one run of the full cache.
     sampler: "nsga2" (Deb et al. 2002, https://doi.org/10.1109/4235.996017) or "tpe" (its
@@ -105,8 +100,7 @@ class Pareto(Evaluate):
         if not study.trials:
             first = {key: choices[0] for key, choices in self.space.items()}
             for name in self.space.get("format", []):
-                alone = {k: v for k, v in (("policy", "none"), ("recent", 0), ("summary", "none"),
-                                           ("retrieval", "none")) if v in self.space.get(k, ())}
+                alone = {k: v for k, v in NOTHING.items() if v in self.space.get(k, ())}
                 study.enqueue_trial(first | alone | {"format": name})
         failed = {row["variant"] for row in folder.failures()}
         for trial in _ended_early(study, optuna):
@@ -157,27 +151,26 @@ def composition(chosen: dict) -> tuple[str, dict, CacheSpec]:
     A policy comes with its budget, and then a window protects; without one the window alone decides
     what stays. Raises `BadInput` for what does not compose.
     """
-    given = {"policy": "none", "sinks": 4, "recent": 0, "summary": "none", "retrieval": "none"}
-    given |= chosen
+    given = NOTHING | {"sinks": 4} | chosen
     evicts = given["policy"] != "none"
     if not evicts and not given["recent"]:  # nothing leaves that could be summarized
         given["summary"] = "none"
     window = NoWindow()
     if given["recent"]:
         window = SinkWindow(given["sinks"], given["recent"], middle=evicts)
-    named = ("format", "block_size", "policy", "summary", "retrieval")
-    axes = {key: given[key] for key in named if key in given}
-    settings = {k: v for k, v in axes.items() if v != "none"}
+    members = {key: given[key] for key in (*NAMED, "block_size") if key in given}
+    settings = {k: v for k, v in members.items() if v != NOTHING.get(k)}
     if evicts:
-        axes["budget_percent"] = settings["cache.budget_percent"] = given["budget_percent"]
+        members["budget_percent"] = settings["cache.budget_percent"] = given["budget_percent"]
     if given["recent"]:
         settings |= {"window.sinks": given["sinks"], "window.recent": given["recent"]}
     words = [given.get("format", "bf16"), *([given["policy"], f"{given['budget_percent']}%"]
                                            if evicts else [])]  # fmt: skip
     words += [f"window {given['sinks']}+{given['recent']}"] if given["recent"] else []
-    words += [given[axis] for axis in ("summary", "retrieval") if given[axis] != "none"]
+    words += [given[axis] for axis in NOTHING if axis in members and axis != "policy"
+              and given[axis] != NOTHING[axis]]
     words += [f"b{given['block_size']}"] if "block_size" in given else []
-    return " ".join(words), settings, CacheSpec(window=window, **axes)
+    return " ".join(words), settings, CacheSpec(window=window, **members)
 
 
 def _values(folder) -> dict[str, list[float]]:
