@@ -8,20 +8,32 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from kvlab.blocks import BlockLedger
-from kvlab.cache.choosing import ChoosingGroup
+from kvlab.blocks import (
+    BlockLedger,
+    Holding,
+    Prefixes,
+    PrefixIndex,
+    Sequences,
+    Serving,
+    Shared,
+)
+from kvlab.cache.bytes import GroupBytes
+from kvlab.cache.choosing import ChoosingBytes, ChoosingGroup, ChoosingHolding
 from kvlab.cache.copies import Copies
+from kvlab.cache.division import blocks_kept, tokens_allowed
 from kvlab.cache.facts import NO_FACTS, ModelFacts
 from kvlab.cache.group import LayerGroup
-from kvlab.cache.sequences import Sequences
+from kvlab.cache.requests import Requests
 from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.cache.stats import CacheStats, counted
-from kvlab.core import BadInput, CacheGeometry, KvlabError, SeqId
+from kvlab.core import BadInput, CacheGeometry, KvlabError, SeqId, first_seen
 from kvlab.pool import FINE_SLAB_TOKENS, SLAB_TOKENS, BlockPool, Meter, Workspace
+from kvlab.sim.service import recompute_cost
+from kvlab.sim.sizes import ModelShape
 from kvlab.source import Ask, Extent
 
 
-class PagedCache(Copies, Sequences):
+class PagedCache(Copies, Requests):
     """A KV cache in blocks, composed from independent axes.
 
     geometry: the model's shape with the block size.
@@ -45,12 +57,12 @@ class PagedCache(Copies, Sequences):
         self.device, self.dtype = torch.device(device), compute_dtype(dtype)
         self.spec.check_positions(inv_freq)
         self.workspace, self.meter = Workspace(), Meter()
+        self.facts, self.shape = facts, ModelShape.of(geometry, facts.parameters)
         self.groups, self._place = self._layer_groups()
-        self._opened = 0  # sequences so far: the next name
-        self._step: list[list[Extent]] | None = None  # by row, then by group
-        self._decodes = False
-        self._tokens: dict[SeqId, int] = {}
-        self._start_sharing(facts)
+        self.decodes = False
+        held = [group.held for group in self.groups]
+        self.sequences = Sequences(held, self._named(facts.identity))
+        self.prefixes, self.audits = Prefixes(self.sequences), {}
 
     def _layer_groups(self) -> tuple[list[LayerGroup], list[tuple[int, int]]]:
         """The groups, and for each layer the number of its group and its place in there."""
@@ -70,8 +82,29 @@ class PagedCache(Copies, Sequences):
             g, spec.format, self.device, self.dtype, spec.kernels, self.workspace, self.meter,
             FINE_SLAB_TOKENS if spec.by_token else SLAB_TOKENS,
         )
-        kind = ChoosingGroup if spec.by_token else LayerGroup
-        return kind(ledger, pool, spec, self.inv_freq)
+        given = ledger, pool, spec, self.inv_freq
+        if spec.by_token:
+            storage = ChoosingBytes(*given)
+            held = ChoosingHolding(ledger, g.block_size, storage, spec.window, Extent)
+            return ChoosingGroup(held, storage)
+        storage = GroupBytes(*given)
+        return LayerGroup(self._held(ledger, storage), storage)
+
+    def _held(self, ledger: BlockLedger, storage: GroupBytes) -> Holding:
+        """How a group holds its blocks: the member of axis prefix at work."""
+        spec, size = self.spec, self.geometry.block_size
+        given = ledger, size, storage, spec.window, Extent
+        if not spec.prefix.shares:
+            return Holding(*given, storage.pool.shape.window)
+        if spec.prefix.hold:  # a block is used when a request begins with it
+            storage.watch.touches = False
+            storage.watch.active &= ledger.policy.scored
+        kind = Serving if spec.prefix.hold else Shared
+        return kind(
+            *given, index=PrefixIndex(self._named(self.facts.identity), size),
+            tier=spec.offload.tier(storage), cost=recompute_cost(self.shape, size),
+            outputs=spec.prefix.outputs, reads_part=spec.retrieval.selects,
+        )
 
     # ---- one step
 
@@ -80,46 +113,15 @@ class PagedCache(Copies, Sequences):
 
         Raises `OutOfBlocks`; lengths and contents are then as before, but for evicted blocks.
         """
-        self._check_step(seqs, counts)
         if self.spec.by_token:
             self._foresee(dict(zip(seqs, counts)))
-        for group in self.groups:  # all rows at once, or an early row would evict in vain
-            wanted = [(seq, group.needs(seq, n)) for seq, n in zip(seqs, counts, strict=True)]
-            coming = [c for seq, blocks in wanted for c in group.share.coming(seq, blocks)]
-            group.make_room(sum(len(blocks) for _, blocks in wanted), coming)
-        step: list[list[Extent]] = []
-        try:
-            for seq, count in zip(seqs, counts, strict=True):
-                step.append([])
-                for group in self.groups:
-                    step[-1].append(group.begin(seq, count))
-        except BaseException:  # the allocator's errors, too
-            self._undo(step)
-            raise
+        step = self.sequences.begin(seqs, counts)
         for e in (e for extents in step for e in extents):
             e.alone = len(seqs) == 1
-        self._step = step
-        self._decodes = self.can_decode(counts) and not self._looks(seqs)
-        if self._decodes:
+        self.decodes = self.can_decode(counts) and not self._looks(seqs)
+        if self.decodes:
             for number, group in enumerate(self.groups):
                 group.sources.prepare([extents[number] for extents in step])
-
-    def _check_step(self, seqs: list[SeqId], counts: list[int]) -> None:
-        if self._step is not None:
-            raise KvlabError("the previous step was neither committed nor aborted")
-        if len(seqs) != len(counts) or any(n < 0 for n in counts):
-            raise BadInput("counts", counts, f"must be {len(seqs)} numbers of tokens, 0 or more")
-        for seq in seqs:
-            self.length(seq)
-        if len(set(seqs)) < len(seqs):
-            raise BadInput("seqs", seqs, "must name each sequence once; fork what comes twice")
-
-    @property
-    def _running(self) -> list[list[Extent]]:
-        """The step under way."""
-        if self._step is None:
-            raise KvlabError("no step is under way; begin one first")
-        return self._step
 
     @property
     def capturable(self) -> bool:
@@ -146,12 +148,12 @@ class PagedCache(Copies, Sequences):
                            "tokens, and a head's own tokens stand side by side; cache.evict=block")
         number, local = self._place[layer]
         group = self.groups[number]
-        if self._decodes and self._sees_all(window):
+        if self.decodes and self._sees_all(window):
             q, k, v = (x[:, :, 0].contiguous() for x in (q, k, v))
-            extents = [extents[number] for extents in self._step]
+            extents = [extents[number] for extents in self.sequences.running()]
             return group.decode(local, extents, q, k, v, scale, sinks)[:, None]
         out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
-        for row, extents in enumerate(self._running):
+        for row, extents in enumerate(self.sequences.running()):
             e = extents[number]
             if e.count:
                 new = slice(q.shape[2] - e.count, None)
@@ -171,7 +173,7 @@ class PagedCache(Copies, Sequences):
         past and the first `before` [P] of its new tokens, k and v [n, H, D]. Fp32 [P, Hq, D].
         """
         number, local = self._place[layer]
-        e, group = self._step[row][number], self.groups[number]
+        e, group = self.sequences.running()[row][number], self.groups[number]
         ask = Ask(local, e, q, k, v, scale, before=before, softcap=group.pool.shape.softcap,
                   sinks=sinks)  # fmt: skip
         return group.look(ask).transpose(0, 1)
@@ -182,7 +184,7 @@ class PagedCache(Copies, Sequences):
         In place of `attend`, once for every layer in order; policies hear of no attention.
         """
         number, local = self._place[layer]
-        for row, extents in enumerate(self._running):
+        for row, extents in enumerate(self.sequences.running()):
             e = extents[number]
             new = slice(k.shape[2] - e.count, None)
             if e.count:
@@ -190,19 +192,14 @@ class PagedCache(Copies, Sequences):
                 self.groups[number].store(Ask(local, e, None, keys, values, 1.0))
 
     def _sees_all(self, window: int | None) -> bool:
-        return window is None or all(row[0].past < window for row in self._step)
+        return all(first_seen(row[0].past, window) <= 0 for row in self.sequences.running())
 
     def commit(self) -> None:
         """Close the step: full blocks are sealed for good, lengths advance."""
-        self._note_holes(self._running)
-        for extents in self._running:
-            for group, e in zip(self.groups, extents):
-                group.commit(e)
-            self._tokens[extents[0].seq] += extents[0].count
+        singles = all(row[0].single for row in self.sequences.running())
+        self.sequences.commit()
         for group in self.groups:
             group.end_step()
-        singles = all(extents[0].single for extents in self._step)
-        self._step = None
         if self.spec.by_token:
             self._repack(singles)
         else:
@@ -210,52 +207,36 @@ class PagedCache(Copies, Sequences):
 
     def abort(self) -> None:
         """Undo a step that did not reach `commit`; the cache is as before `begin`."""
-        if self._step is not None:
-            self._undo(self._step)
-            self._step = None
-
-    def _undo(self, step: list[list[Extent]]) -> None:
-        for extents in step:
-            for group, e in zip(self.groups, extents):
-                group.abort(e)
+        self.sequences.abort()
 
     def _trim(self) -> None:
         """Bring a cache with a relative budget back to its share of the tokens seen."""
         if self.spec.budget_percent is None:
             return
-        size = self.geometry.block_size
-        seen = [sum(-(-group.pool.shape.seen(n) // size) for n in self._tokens.values())
-                for group in self.groups]  # fmt: skip
-        for group, share in zip(self.groups, self.spec.kept(self._parts, seen)):
+        shapes = [group.pool.shape for group in self.groups]
+        shares = blocks_kept(self.spec, self._parts, shapes, self.sequences.lengths.values())
+        for group, share in zip(self.groups, shares):
             keep = max(1, int(share - group.summaries.blocks))
             short = (group.ledger.held_count - keep) / group.summaries.gain
             over = min(math.ceil(short), group.ledger.evictable_count)
             if over > 0:
-                group.evict(over)
+                group.held.evict(over)
 
     # ---- tokens that are chosen
 
     def _foresee(self, counts: dict[SeqId, int]) -> None:
         """Tell the groups what their sequences will have seen after this step, and may hold."""
-        seen = {seq: n + counts.get(seq, 0) for seq, n in self._tokens.items()}
+        seen = {seq: n + counts.get(seq, 0) for seq, n in self.sequences.lengths.items()}
         for group, keep in zip(self.groups, self._allowed(seen)):
-            group.seen, group.keep = seen, keep
+            group.held.seen, group.held.keep = seen, keep
 
     def _kept(self, seqs: Iterable[SeqId]) -> list[dict[SeqId, int]]:
         """Tokens that each of `seqs` may hold now, by layer group."""
-        return [{seq: keep[seq] for seq in seqs} for keep in self._allowed(self._tokens)]
+        return [{seq: keep[seq] for seq in seqs} for keep in self._allowed(self.sequences.lengths)]
 
     def _allowed(self, seen: dict[SeqId, int]) -> list[dict[SeqId, int]]:
-        """Of the tokens seen, those that may be held: a part of the group's budget in proportion.
-        """
-        if self.spec.budget_percent is not None:
-            count = len(self.groups)
-            kept = {seq: self.spec.kept(self._parts, [n] * count) for seq, n in seen.items()}
-            return [{seq: int(by[i]) for seq, by in kept.items()} for i in range(count)]
-        total = max(1, sum(seen.values()))
-        rooms = [blocks * self.geometry.block_size for blocks in self._capacities]
-        return [{seq: room * n // total if total > room else n for seq, n in seen.items()}
-                for room in rooms]  # fmt: skip
+        """Of the tokens seen, those that each group may hold."""
+        return tokens_allowed(self.spec, self._parts, self._capacities, seen)
 
     def _looks(self, seqs: list[SeqId]) -> bool:
         """Whether this step of single tokens is scored: then it is read piece by piece."""
@@ -267,12 +248,12 @@ class PagedCache(Copies, Sequences):
 
     def _repack(self, singles: bool) -> None:
         """Bring the sequences back to their budget; decoded tokens may exceed it for a while."""
-        for group, kept in zip(self.groups, self._kept(self._tokens)):
+        for group, kept in zip(self.groups, self._kept(self.sequences.lengths)):
             for seq, keep in kept.items():
                 group.chooser.hear(seq)
                 over = group.chooser.over(group.tables[seq], keep, slack=singles)
                 if over:
-                    group.repack(seq, over, self._tokens[seq])
+                    group.repack(seq, over, self.sequences.lengths[seq])
             group.watch.abort()
 
     # ---- accounts
@@ -280,14 +261,8 @@ class PagedCache(Copies, Sequences):
     def check(self) -> None:
         """Raise if ledger, tables and pool disagree; for tests and after trouble."""
         for group in self.groups:
-            group.ledger.check()
-            group.summaries.check()
-            group.origins.check(self._tokens)
-            held = {b for t in group.tables.values() for b in t.ids if b is not None}
-            held |= group.share.extra()
-            if len(held) != group.ledger.held_count:
-                raise KvlabError(f"{len(held)} blocks in tables, {group.ledger.held_count} held")
-            group.away.check(group.share.waiting)
+            group.check()
+            group.origins.check(self.sequences.lengths)
         if self.meter.now != self._allocated_bytes:
             raise KvlabError(f"{self.meter.now} bytes metered, {self._allocated_bytes} allocated")
 
@@ -301,4 +276,4 @@ class PagedCache(Copies, Sequences):
 
     def stats(self) -> CacheStats:
         """Counts and bytes now; see `CacheStats` for what each byte count means."""
-        return counted(self, self._tokens.values(), self._allocated_bytes)
+        return counted(self, self.sequences.lengths.values(), self._allocated_bytes)

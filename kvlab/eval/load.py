@@ -134,14 +134,14 @@ def failing(cache: PagedCache, share: float, seed: int) -> Iterator[Counter]:
         raise torch.OutOfMemoryError("injected: the allocator has no memory left")
 
     for group in cache.groups:
-        group._take_memory = faulty(group._take_memory, share)
+        group.storage.take = faulty(group.storage.take, share)
     cache.attend = faulty(cache.attend, share / cache.geometry.layers)
     try:
         yield faults
     finally:
         del cache.attend
         for group in cache.groups:
-            del group._take_memory
+            del group.storage.take
 
 
 def device_bytes(loaded: LoadedModel) -> int:

@@ -122,7 +122,8 @@ class PagedCache(core.PagedCache, Cache):
         rows, self.rows, self.coming = self.rows, [], None
         for layer in self.layers:
             layer.reset()
-        self.close_all([row for row in rows if row in self._tokens])  # or its opener closed it
+        here = self.sequences.lengths
+        self.close_all([row for row in rows if row in here])  # or its opener closed it
 
     def start(self, ids: Tensor, mask: Tensor | None = None) -> int:
         """Open a row for each prompt in `ids` [B, T], on the known prefix of each.
@@ -182,8 +183,7 @@ class PagedCache(core.PagedCache, Cache):
         chosen = [free.pop(s, None) for s in sources]
         forks = iter(self.fork_all([self.rows[s] for s, c in zip(sources, chosen) if c is None]))
         self._rows = [next(forks) if c is None else c for c in chosen]
-        for gone in free.values():
-            self._drop(gone)
+        self.sequences.close(list(free.values()))
         self.columns.select(sources)
 
     # ---- which tokens they are
