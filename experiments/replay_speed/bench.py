@@ -5,8 +5,8 @@
     python experiments/replay_speed/bench.py --sweep 94000000 [--jobs 2]
 
 CPU time, best of `--rounds`. `loop` is the compiled loop alone, `simulate` the call as a user makes
-it, sums of the result included, `bare` an `OrderedDict` LRU over the same accesses in the same round,
-`libcachesim` (PyPI, if there) its own C loop, each block on its own.
+it, with the sums of the result, `bare` an `OrderedDict` LRU over the same accesses in the same
+round, `libcachesim` (PyPI, if there) its own C loop, each block on its own.
 """
 
 from __future__ import annotations
