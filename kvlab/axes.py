@@ -28,7 +28,7 @@ class Member(NamedTuple):
 class Axis(NamedTuple):
     """name: also its config group, where `conf`. null: the member that changes nothing.
 
-    apart: whether caches that differ in it are told apart otherwise than by the members' classes and
+    apart: whether caches that differ in it are told apart otherwise than by a member's class and
     settings: formats by identity, policies by what is made, sharing by no number at all.
     """
 
