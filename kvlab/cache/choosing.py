@@ -14,8 +14,8 @@ from torch import Tensor
 
 from kvlab.cache.group import LayerGroup
 from kvlab.cache.repack import by_head
-from kvlab.core import BlockId, SeqId
-from kvlab.source import Ask, Extent, Sum
+from kvlab.core import BadInput, BlockId, SeqId
+from kvlab.source import Ask, Extent
 
 
 class ChoosingGroup(LayerGroup):
@@ -57,15 +57,13 @@ class ChoosingGroup(LayerGroup):
         e = ask.extent
         if e.chosen is None:
             return super().attend(ask)
-        total = Sum(self.pool.fused)
-        for source in self.sources.readers:
-            for part in source.parts(ask):
-                if part.blocks:
-                    self.watch.segment(part.blocks, ask.q, part.keys, part.values, ask.scale)
-                total.add(part.attend(ask))
-        out, lse = total.result()
+        out, lse = self.over_sources(ask).result()
         self._choose(ask, lse)
         return out
+
+    def check_window(self, window: int) -> None:
+        raise BadInput("cache.evict", "token", f"a layer of this model looks back {window} tokens,"
+                       " and a head's own tokens stand side by side; cache.evict=block")
 
     def _choose(self, ask: Ask, lse: Tensor) -> None:
         """Score all tokens that this layer has, and store those that stay."""

@@ -53,6 +53,15 @@ class LayerGroup(Holding):
 
     def attend(self, ask: Ask) -> Tensor:
         """Attention of the step's queries over all sources, fp32 [Hq, T, D]; stores k and v."""
+        total = self.over_sources(ask)
+        self.store(ask)
+        out, lse = total.result()
+        self.watch.layer(lse)
+        self.sources.observe(ask, lse)
+        return out
+
+    def over_sources(self, ask: Ask) -> Sum:
+        """The running result of all that there is to read."""
         total = Sum(self.pool.fused)
         for source in self.sources.readers:
             for part in source.parts(ask):
@@ -60,11 +69,7 @@ class LayerGroup(Holding):
                     q = ask.q if part.queries is None else part.queries
                     self.watch.segment(part.blocks, q, part.keys, part.values, ask.scale)
                 total.add(part.attend(ask))
-        self.store(ask)
-        out, lse = total.result()
-        self.watch.layer(lse)
-        self.sources.observe(ask, lse)
-        return out
+        return total
 
     def look(self, ask: Ask) -> Tensor:
         """The same for queries of padding, `ask.before`: nothing is stored, no policy hears."""
@@ -74,26 +79,18 @@ class LayerGroup(Holding):
                 total.add(part.attend(ask))
         return total.result()[0]
 
-    def decode(self, layer: int, extents: list[Extent], q: Tensor, k: Tensor, v: Tensor,
-               scale: float) -> Tensor:  # fmt: skip
-        """One token per row through the kernels, [B, Hq, D]; `prepare` came before.
-
-        q [B, Hq, D], k and v [B, H, D], contiguous. Waits for nothing and depends on nothing but
-        tensors that stay in place, so it may be captured if all sources may.
-        """
-        tables = self.sources.sealed.decoding
-        self.sources.tail.append(layer, k, v, tables)
-        ask = Token(layer, extents, q, scale, tables, self.watch if self.watch.active else None)
-        reads: list[Read] = []
-        for source in self.sources.decoders:
-            reads += source.decode(ask)
+    def settled(self, ask: Token, reads: list[Read]) -> Tensor:
+        """Parts of a decode step merged, [B, Hq, D]; policies and sources hear of them."""
         out, lse = merged(reads, self.sources.observed)
         for read in reads:
-            self.watch.decoded(tables, read.mass)
+            self.watch.decoded(ask.tables, read.mass)
         if self.sources.observed:
-            for row in range(len(extents)):
+            for row in range(len(ask.extents)):
                 self.sources.observe(ask.row(row), lse[row, :, None])
         return out
+
+    def check_window(self, window: int) -> None:
+        """Raises `BadInput` where what is held cannot be read through a model's own window."""
 
     def commit(self, e: Extent) -> None:
         """Make the step's blocks part of the sequence."""

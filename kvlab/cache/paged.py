@@ -14,12 +14,13 @@ from kvlab.cache.choosing import ChoosingGroup
 from kvlab.cache.copies import Copies
 from kvlab.cache.facts import NO_FACTS, ModelFacts
 from kvlab.cache.group import LayerGroup
+from kvlab.cache.running import Running
 from kvlab.cache.sequences import Sequences
 from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.cache.stats import CacheStats
 from kvlab.core import BadInput, CacheGeometry, KvlabError, SeqId
 from kvlab.pool import FINE_SLAB_TOKENS, SLAB_TOKENS, BlockPool, Meter, Workspace
-from kvlab.source import Ask, Extent
+from kvlab.source import Extent
 
 
 class PagedCache(Copies, Sequences):
@@ -48,8 +49,7 @@ class PagedCache(Copies, Sequences):
         self.workspace, self.meter = Workspace(), Meter()
         self.groups, self._place = self._layer_groups()
         self._opened = 0  # sequences so far: the next name
-        self._step: list[list[Extent]] | None = None  # by row, then by group
-        self._decodes = False
+        self.under_way: Running | None = None
         self._tokens: dict[SeqId, int] = {}
         self._start_sharing(facts)
 
@@ -98,14 +98,14 @@ class PagedCache(Copies, Sequences):
             raise
         for e in (e for extents in step for e in extents):
             e.alone = len(seqs) == 1
-        self._step = step
-        self._decodes = self.can_decode(counts) and not self._looks(seqs)
-        if self._decodes:
+        decodes = self.can_decode(counts) and not self._looks(seqs)
+        if decodes:
             for number, group in enumerate(self.groups):
                 group.sources.prepare([extents[number] for extents in step])
+        self.under_way = Running(self.groups, self._place, step, decodes)
 
     def _check_step(self, seqs: list[SeqId], counts: list[int]) -> None:
-        if self._step is not None:
+        if self.under_way is not None:
             raise KvlabError("the previous step was neither committed nor aborted")
         if len(seqs) != len(counts) or any(n < 0 for n in counts):
             raise BadInput("counts", counts, f"must be {len(seqs)} numbers of tokens, 0 or more")
@@ -115,11 +115,11 @@ class PagedCache(Copies, Sequences):
             raise BadInput("seqs", seqs, "must name each sequence once; fork what comes twice")
 
     @property
-    def _running(self) -> list[list[Extent]]:
+    def running(self) -> Running:
         """The step under way."""
-        if self._step is None:
+        if self.under_way is None:
             raise KvlabError("no step is under way; begin one first")
-        return self._step
+        return self.under_way
 
     @property
     def capturable(self) -> bool:
@@ -139,63 +139,27 @@ class PagedCache(Copies, Sequences):
 
         Padding positions of the result are zero.
         """
-        if self.spec.by_token and window is not None:
-            raise BadInput("cache.evict", "token", f"a layer of this model looks back {window} "
-                           "tokens, and a head's own tokens stand side by side; cache.evict=block")
-        number, local = self._place[layer]
-        group = self.groups[number]
-        if self._decodes and self._sees_all(window):
-            q, k, v = (x[:, :, 0].contiguous() for x in (q, k, v))
-            extents = [extents[number] for extents in self._step]
-            return group.decode(local, extents, q, k, v, scale)[:, None]
-        out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], q.shape[3])
-        for row, extents in enumerate(self._running):
-            e = extents[number]
-            if e.count:
-                new = slice(q.shape[2] - e.count, None)
-                keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
-                part = group.attend(Ask(local, e, q[row, :, new], keys, values, scale, window))
-                out[row, new] = part.transpose(0, 1).to(out.dtype)
-        return out
-
-    def look(
-        self, layer: int, row: int, q: Tensor, k: Tensor, v: Tensor, before: Tensor, scale: float
-    ) -> Tensor:
-        """What queries q [Hq, P, D] that are not stored see of row `row` of the step: all of its
-        past and the first `before` [P] of its new tokens, k and v [n, H, D]. Fp32 [P, Hq, D].
-        """
-        number, local = self._place[layer]
-        e = self._step[row][number]
-        ask = Ask(local, e, q, k, v, scale, before=before)
-        return self.groups[number].look(ask).transpose(0, 1)
+        return self.running.attend(layer, q, k, v, scale=scale, window=window)
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Take over k, v [B, H, T, D] of a step without attending: to fill a cache from elsewhere.
 
         In place of `attend`, once for every layer in order; policies hear of no attention.
         """
-        number, local = self._place[layer]
-        for row, extents in enumerate(self._running):
-            e = extents[number]
-            new = slice(k.shape[2] - e.count, None)
-            if e.count:
-                keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
-                self.groups[number].store(Ask(local, e, None, keys, values, 1.0))
-
-    def _sees_all(self, window: int | None) -> bool:
-        return window is None or all(row[0].past < window for row in self._step)
+        self.running.store(layer, k, v)
 
     def commit(self) -> None:
         """Close the step: full blocks are sealed for good, lengths advance."""
-        self._note_holes(self._running)
-        for extents in self._running:
+        rows = self.running.rows
+        self._note_holes(rows)
+        for extents in rows:
             for group, e in zip(self.groups, extents):
                 group.commit(e)
             self._tokens[extents[0].seq] += extents[0].count
         for group in self.groups:
             group.end_step()
-        singles = all(extents[0].single for extents in self._step)
-        self._step = None
+        singles = all(extents[0].single for extents in rows)
+        self.under_way = None
         if self.spec.by_token:
             self._repack(singles)
         else:
@@ -203,9 +167,9 @@ class PagedCache(Copies, Sequences):
 
     def abort(self) -> None:
         """Undo a step that did not reach `commit`; the cache is as before `begin`."""
-        if self._step is not None:
-            self._undo(self._step)
-            self._step = None
+        if self.under_way is not None:
+            self._undo(self.under_way.rows)
+            self.under_way = None
 
     def _undo(self, step: list[list[Extent]]) -> None:
         for extents in step:

@@ -35,7 +35,8 @@ class Sequences(Prefixes):
         """
         for seq in seqs:
             self.length(seq)
-        taking = set() if self._step is None else {extents[0].seq for extents in self._step}
+        rows = () if self.under_way is None else self.under_way.rows
+        taking = {extents[0].seq for extents in rows}
         if taking & set(seqs):
             self.abort()
         if seqs:
@@ -133,6 +134,6 @@ class Sequences(Prefixes):
         self._tokens.update(lengths)
 
     def _between_steps(self, what: str) -> None:
-        if self._step is not None:
+        if self.under_way is not None:
             raise KvlabError(f"a step is under way, and no sequence can be {what} within it; "
                              "commit or abort it first")
