@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from kvlab.blocks import Chain
 from kvlab.blocks import PrefixHandle as Handle
 from kvlab.cache import store
@@ -30,6 +33,7 @@ class Prefixes(Changing):
         self.identity = self._named(facts.identity)
         self._chains: dict[SeqId, Chain] = {}
         self._handles: list[Handle] = []
+        self._late: list[tuple[list[tuple[SeqId, int]], Tensor]] = []
         self.audits: dict[SeqId, Audit] = {}
         for group in self.groups:
             group.share = self._share(group)
@@ -127,8 +131,18 @@ class Prefixes(Changing):
         if seq in self._chains:
             self._chains[seq].tell(self._tokens[seq] if at is None else at, token_ids)
 
-    def _catch_up(self) -> None:
-        """Hear of tokens that a driver tells late; here there is none."""
+    def tell_later(self, places: list[tuple[SeqId, int]], tokens: Tensor) -> None:
+        """The same of a token of each (sequence, position), tokens [B] on the device: looked at
+        when somebody has to know."""
+        self._late.append((places, tokens))
+
+    def catch_up(self) -> None:
+        """Hear of what was told late."""
+        late, self._late = self._late, []
+        tokens = torch.cat([tokens for _, tokens in late]).tolist() if late else ()
+        places = [place for places, _ in late for place in places]
+        for (seq, at), token in zip(places, tokens):
+            self.tell(seq, [token], at)
 
     # ---- handles
 
@@ -143,7 +157,7 @@ class Prefixes(Changing):
         handle may hold fewer `tokens` than were asked for, or none.
         """
         self._refuse_none()
-        self._catch_up()
+        self.catch_up()
         self.recheck()
         if seq is not None:
             self._refuse_outdated([seq], "nothing of it can be kept")

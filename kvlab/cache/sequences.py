@@ -41,7 +41,7 @@ class Sequences(Prefixes):
             self.abort()
         if seqs:
             self.recheck(here=False)
-        self._catch_up()
+        self.catch_up()
         for seq in seqs:
             self._drop(seq)
 
@@ -58,6 +58,9 @@ class Sequences(Prefixes):
             return self._tokens[seq]
         except KeyError:
             raise KvlabError(f"no sequence {seq} is open in this cache") from None
+
+    def is_open(self, seq: SeqId) -> bool:
+        return seq in self._tokens
 
     def _new_name(self) -> SeqId:
         self._opened += 1
@@ -77,7 +80,7 @@ class Sequences(Prefixes):
         """
         self._between_steps("forked")
         tokens = [self.length(parent) for parent in parents]
-        self._catch_up()
+        self.catch_up()
         tails = sum(n % self.geometry.block_size > 0 for n in tokens)
         for group in self.groups:
             group.short_of(tails)
@@ -122,7 +125,7 @@ class Sequences(Prefixes):
         for seq, length in lengths.items():
             if not 0 <= length <= self.length(seq):
                 raise KvlabError(f"cannot crop {self._tokens[seq]} tokens to {length}")
-        self._catch_up()
+        self.catch_up()
         pairs = [(group, seq, group.chooser.place(seq, length))
                  for group in self.groups for seq, length in lengths.items()]
         for group, seq, length in pairs:

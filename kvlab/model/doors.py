@@ -2,20 +2,22 @@
 
 transformers' attention layers do nothing with the result of `Cache.update` but hand it to the
 registered attention function, so `update` stages the new keys and values and returns the layer
-itself; the attention function finds cache, queries and new tokens in one place.
+itself; the attention function finds cache, queries and new tokens in one place. From there it is
+one call to the step under way, and one more to each source that it reads.
 """
 
 from __future__ import annotations
 
 import weakref
 
+import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import CacheLayerMixin
 
 from kvlab.core import KvlabError
 from kvlab.model.dense import dense_attention
-from kvlab.model.refusals import refuse_other_depth, refuse_unknown
+from kvlab.model.refusals import refuse_gradients, refuse_unknown
 from kvlab.model.visibility import KeyColumns, paged_mask
 
 ATTENTION = "kvlab_paged"
@@ -28,9 +30,10 @@ class PagedLayer(CacheLayerMixin):
     is_sliding = False
     is_croppable = True
 
-    def __init__(self, cache, index: int):
+    def __init__(self, cache, index: int, last: bool = False):
         super().__init__()
         self.cache, self.index = weakref.proxy(cache), index  # weakly: the cache owns its layers
+        self.last = last  # whether the forward ends with it
         self.pending: tuple[Tensor, Tensor] | None = None
         self.is_initialized = True
 
@@ -91,11 +94,22 @@ def paged_attention(
         )
     refuse_unknown(module, dropout, told)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    cache = key.cache
-    if key.index == 0:
-        cache.facts.check(module)
-        refuse_other_depth(len(cache.layers), module)
-    return cache.forward(key, query, attention_mask, scale, sliding_window, position_ids), None
+    cache, index = key.cache, key.index
+    (keys, values), key.pending = key.pending, None
+    if torch.is_grad_enabled():
+        refuse_gradients(query, keys, values)
+    try:
+        if index == 0:
+            cache.open_forward(module, query, keys, attention_mask, sliding_window, position_ids)
+        forward = cache.forward
+        window = forward.enter(index, attention_mask, sliding_window)
+        out = forward.step.attend(index, query, keys, values, scale=scale, window=window)
+        if key.last:
+            cache.close_forward(position_ids)
+    except BaseException:
+        cache.abort()
+        raise
+    return out, None
 
 
 AttentionInterface.register(ATTENTION, paged_attention)

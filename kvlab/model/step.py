@@ -6,16 +6,30 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from kvlab.cache import ModelFacts
+from kvlab.cache import Running
 from kvlab.core import KvlabError
 from kvlab.model.adapter import PagedCache
 from kvlab.model.doors import PagedLayer
 from kvlab.model.fuse import fused
 from kvlab.model.library import cache_parameter
+from kvlab.model.refusals import refuse_other_depth
+
+
+class StepForward:
+    """A forward inside one step: it attends, it neither begins nor ends."""
+
+    def __init__(self):
+        self.step: Running | None = None
+        self.served = 0  # layers that attended in the run under way
+
+    def enter(self, layer: int, mask, window: int | None) -> int | None:
+        """The sliding window of a layer that is about to attend."""
+        self.served += 1
+        return window
 
 
 class StepCache(Cache):
-    """The model's view of a `PagedCache` inside one step: it attends, it neither begins nor ends.
+    """The model's view of a `PagedCache` inside one step.
 
     The driver calls the cache's `begin` before and `commit` after; between them nothing here may
     depend on a length. The library asks for one to place a mask that is never built.
@@ -24,35 +38,31 @@ class StepCache(Cache):
     seen = 0
 
     def __init__(self, cache: PagedCache):
-        self.paged = cache
-        self.served = 0  # layers that attended in the run under way
+        self.core = cache.core
+        self.forward = StepForward()
         super().__init__(layers=[PagedLayer(self, i) for i in range(cache.geometry.layers)])
-
-    @property
-    def facts(self) -> ModelFacts:
-        return self.paged.facts
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
 
-    def check_served(self) -> None:
-        """Raises `KvlabError` unless every layer attended over this cache once."""
-        served, self.served = self.served, 0
-        if served != len(self.layers):
-            raise KvlabError(f"{served} of {len(self.layers)} layers attended over the cache that "
-                             "the model was given: transformers hands it on in another way here")
-
     def get_mask_sizes(self, *args) -> tuple[int, int]:
         return 1, 0  # one query that sees everything: there is no mask
 
-    def forward(
-        self, layer: PagedLayer, query: Tensor, mask, scale: float, window: int | None,
-        positions: Tensor | None = None,
-    ):
-        """Attention of one layer, [B, Hq, 1, D] -> [B, 1, Hq, D]."""
-        (keys, values), layer.pending = layer.pending, None
-        self.served += 1
-        return self.paged.attend(layer.index, query, keys, values, scale=scale, window=window)
+    def open_forward(self, module, *asked) -> None:
+        """The first layer attends, of the model that the cache was made for."""
+        self.core.facts.check(module)
+        refuse_other_depth(len(self.layers), module)
+        self.forward.step = self.core.running
+
+    def abort(self) -> None:
+        """The driver undoes a step that failed."""
+
+    def check_served(self) -> None:
+        """Raises `KvlabError` unless every layer attended over this cache once."""
+        served, self.forward.served, self.forward.step = self.forward.served, 0, None
+        if served != len(self.layers):
+            raise KvlabError(f"{served} of {len(self.layers)} layers attended over the cache that "
+                             "the model was given: transformers hands it on in another way here")
 
 
 class Step:
