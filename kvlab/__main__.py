@@ -11,15 +11,14 @@ import errno
 import os
 import random
 import sys
-from argparse import Namespace
-from collections.abc import Callable, Sequence
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from unittest.mock import patch
 
 import hydra
 import numpy as np
 import yaml
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
@@ -40,6 +39,14 @@ from kvlab.track import FAILED, Owner, RunFolder, own
 
 _TABLE_LINES = 40
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+# Hydra's own options: switches, and those with a value, one of these or any.
+_SWITCHES = ("-h --help", "--hydra-help", "--resolve", "-r --run", "-m --multirun",
+             "-sc --shell-completion")  # fmt: skip
+_VALUES = {
+    "-c --cfg": ("job", "hydra", "all"), "-p --package": None, "-cp --config-path": None,
+    "-cn --config-name": None, "-cd --config-dir": None,
+    "-i --info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
+}  # fmt: skip
 _SHOWS = ("help", "hydra_help", "cfg", "info", "shell_completion")
 
 
@@ -51,8 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
-        with patch.dict(os.environ, HYDRA_FULL_ERROR="1"):  # Hydra then lets exceptions through
-            return _dispatch(argv)
+        return _dispatch(argv)
     except KeyboardInterrupt:
         print("kvlab: interrupted; resume=true in the same folder goes on", file=sys.stderr)
         return 130
@@ -74,17 +80,19 @@ def _dispatch(argv: list[str]) -> int:
     """Check a run and own its folder before Hydra makes it; Hydra's own commands go to Hydra."""
     args = _parse(argv)
     if any(getattr(args, name) for name in _SHOWS):
-        _hydra(lambda _config: None, argv)
+        _hydra(lambda _config: None, argv, args)
         return 0
     plan = _check(args)
     key = "sweep" if args.multirun else "run"
     with plan.place.own(plan.settings.resume) as owner:
         # The clock has moved on since the check: the folder that was checked is to be made.
         fixed = f"hydra.{key}.dir={quote(str(owner.path))}"
-        return _sweep(argv, fixed) if args.multirun else _single(plan, owner, argv, fixed)
+        if args.multirun:
+            return _sweep(argv, args, fixed)
+        return _single(plan, owner, argv, args, fixed)
 
 
-def _single(plan: Plan, owner: Owner, argv: list[str], fixed: str) -> int:
+def _single(plan: Plan, owner: Owner, argv: list[str], args: Namespace, fixed: str) -> int:
     ended: list[int | KvlabError] = []
 
     def task(_config) -> None:
@@ -93,16 +101,16 @@ def _single(plan: Plan, owner: Owner, argv: list[str], fixed: str) -> int:
         except KvlabError as error:  # Hydra would print a traceback of it
             ended.append(error)
 
-    _hydra(task, argv, fixed)
+    _hydra(task, argv, args, fixed)
     if isinstance(ended[0], KvlabError):
         raise ended[0]
     return ended[0]
 
 
-def _sweep(argv: list[str], fixed: str) -> int:
+def _sweep(argv: list[str], args: Namespace, fixed: str) -> int:
     """Hydra's jobs one after the other; the worst of their statuses."""
     ended: list[int] = []
-    _hydra(lambda _config: ended.append(_one_of_sweep()), argv, fixed)
+    _hydra(lambda _config: ended.append(_one_of_sweep()), argv, args, fixed)
     return max(ended, default=0)
 
 
@@ -119,27 +127,62 @@ def _one_of_sweep() -> int:
         return execute(plan, owner, Path(state.sweep.dir).name, state.output_subdir)
 
 
-def _hydra(task: Callable[[object], None], argv: list[str], *fixed: str) -> None:
-    """Run `task` as Hydra's; it sees the command line as it was typed, Hydra sees `fixed` too."""
-    typed = [sys.argv[0], *argv]
+def _hydra(
+    task: Callable[[object], None], argv: list[str], args: Namespace, *fixed: str
+) -> None:
+    """Run `task` as Hydra's; it sees the command line as it was typed, Hydra sees its own options
+    first and `fixed` last."""
 
     def as_typed(config) -> None:
-        with patch.object(sys, "argv", typed):
+        with _command_line(argv):
             task(config)
 
     run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
-    with patch.object(sys, "argv", [*typed, *fixed]):
+    with _command_line([*_options(args), *args.overrides, *fixed]):
         run(as_typed)()
 
 
+@contextmanager
+def _command_line(words: Sequence[str]) -> Iterator[None]:
+    """`words` as the arguments of this process, for libraries that look; Hydra lets exceptions
+    through."""
+    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [argv[0], *words], "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        os.environ.pop("HYDRA_FULL_ERROR")
+        if full is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full
+
+
+def _options(args: Namespace) -> list[str]:
+    """Hydra's options as they were given, in front: it takes overrides in one row only."""
+    given = []
+    for option in (*_SWITCHES, *_VALUES):
+        long = option.split()[-1]
+        value = getattr(args, long.lstrip("-").replace("-", "_"))
+        if value:
+            given.append(long if value is True else f"{long}={value}")
+    return given
+
+
 def _parse(argv: list[str]) -> Namespace:
-    parser = get_args_parser()
+    """Options may stand anywhere among the overrides."""
+    parser = ArgumentParser(prog="kvlab", add_help=False)
+    parser.add_argument("overrides", nargs="*")
+    for option in _SWITCHES:
+        parser.add_argument(*option.split(), action="store_true")
+    for option, choices in _VALUES.items():
+        more = {"nargs": "?", "const": "all"} if option.endswith("info") else {}
+        parser.add_argument(*option.split(), choices=choices, **more)
 
     def refuse(message: str):
         raise BadInput("command line", " ".join(argv), f"{message}; --help lists the options")
 
     parser.error = refuse
-    return parser.parse_args(argv)
+    return parser.parse_intermixed_args(argv)
 
 
 def _check(args: Namespace) -> Plan:

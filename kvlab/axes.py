@@ -121,6 +121,11 @@ TABLE: dict[str, Axis] = {axis.name: axis for axis in (
         "none": ("NoOffload", "an evicted block is gone"),
         "host": ("HostStore", "an evicted block lies in host memory"),
     }),
+    _axis("budget", "equal", "kvlab.budget", {
+        "equal": ("Equal", "every layer may hold as many blocks"),
+        "pyramid": ("Pyramid", "lower layers may hold more than upper ones (PyramidKV)"),
+        "shares": ("Shares", "given shares, one for each layer group"),
+    }),
     _axis("observes", "mass", "kvlab.cache.scores", {
         "mass": ("Mass", "share of attention, a mean over steps"),
         "snapkv": ("SnapKV", "attention of the last queries, pooled over neighbours"),
@@ -171,10 +176,11 @@ def load(axis: str, path: str) -> Callable:
     module, _, attribute = path.rpartition(".")
     try:
         found = getattr(import_module(module), attribute)
-    except ImportError as error:
+    except (ImportError, ValueError) as error:  # of a name without a module, too
         raise BadInput(axis, path, f"cannot be imported: {error}") from error
     except AttributeError as error:
-        raise BadInput(axis, path, f"{module} has no {attribute}") from error
+        raise BadInput(axis, path, f"{module} has no {attribute} that could be imported"
+                       ) from error
     if not callable(found):
         raise BadInput(axis, path, "cannot be called; name a class, or a function that makes one")
     return found

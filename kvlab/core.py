@@ -2,11 +2,13 @@
 
 Shape legend, used in every docstring:
     L layers, N blocks, S slots in a block, T tokens in this call, B rows of a batch,
-    Hq query heads, H key/value heads, D head width. K and V are [..., H, D], keys after RoPE.
+    Hq query heads, H key/value heads, D head width (Dk of keys, Dv of values, where they may
+    differ). K and V are [..., H, D], keys after RoPE.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,26 +54,105 @@ class RunFailed(KvlabError):
     """What all other numbers of a run are compared with could not be measured."""
 
 
-@dataclass(frozen=True)
-class CacheGeometry:
-    """The shape of one cache: what a block of every layer must hold."""
+class LayerShape(NamedTuple):
+    """What one layer stores of a token, and how far back its queries see.
 
-    layers: int
-    query_heads: int
+    kv_heads: key/value heads; k_width, v_width: elements of a head's key and of its value.
+    window: the model's own sliding window, the token itself included; None: all of the past.
+    """
+
     kv_heads: int
-    head_dim: int
+    k_width: int
+    v_width: int
+    window: int | None = None
+
+    @property
+    def elements(self) -> int:
+        """Key and value elements of one token."""
+        return self.kv_heads * (self.k_width + self.v_width)
+
+    def seen(self, tokens: int) -> int:
+        """Of the last `tokens` tokens, those that the newest of them sees."""
+        return tokens if self.window is None else min(tokens, self.window)
+
+
+@dataclass(frozen=True, init=False)
+class CacheGeometry:
+    """The shape of one cache: what a block of every layer must hold.
+
+    `CacheGeometry(layers, query_heads, kv_heads, head_dim, block_size)` has equal layers, and
+    `CacheGeometry.of(shapes, query_heads, block_size)` any. Layers of one shape may form a layer
+    group (`shape_groups`); a group's own geometry is `part(layers)`, and has a `shape`.
+    """
+
+    shapes: tuple[LayerShape, ...]
+    query_heads: int
     block_size: int
 
-    def __post_init__(self):
-        for name in ("layers", "query_heads", "kv_heads", "head_dim"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"geometry.{name}", getattr(self, name), "must be at least 1")
-        if self.query_heads % self.kv_heads:
-            raise BadInput(
-                "geometry.query_heads", self.query_heads, f"must be a multiple of {self.kv_heads}"
-            )
-        if not 1 <= self.block_size <= 256:
-            raise BadInput("cache.block_size", self.block_size, "must lie between 1 and 256 tokens")
+    def __init__(
+        self, layers: int, query_heads: int, kv_heads: int, head_dim: int, block_size: int
+    ):
+        numbers = {"layers": layers, "kv_heads": kv_heads, "head_dim": head_dim}
+        for name, value in numbers.items():
+            _at_least_one(name, value)
+        shapes = (LayerShape(kv_heads, head_dim, head_dim),) * layers
+        self._set(shapes, query_heads, block_size)
+
+    @classmethod
+    def of(
+        cls, shapes: Sequence[LayerShape], query_heads: int, block_size: int
+    ) -> CacheGeometry:
+        """The geometry of layers that may differ. Raises `BadInput`."""
+        _at_least_one("layers", len(shapes))
+        for name in ("kv_heads", "k_width", "v_width"):
+            _at_least_one(name, min(getattr(shape, name) for shape in shapes))
+        _at_least_one("window", min(shape.seen(1) for shape in shapes))
+        new = object.__new__(cls)
+        new._set(tuple(shapes), query_heads, block_size)
+        return new
+
+    def _set(self, shapes: tuple[LayerShape, ...], query_heads: int, block_size: int) -> None:
+        _at_least_one("query_heads", query_heads)
+        for heads in {shape.kv_heads for shape in shapes}:
+            if query_heads % heads:
+                raise BadInput(
+                    "geometry.query_heads", query_heads, f"must be a multiple of {heads}"
+                )
+        if not 1 <= block_size <= 256:
+            raise BadInput("cache.block_size", block_size, "must lie between 1 and 256 tokens")
+        for name, value in zip(("shapes", "query_heads", "block_size"),
+                               (shapes, query_heads, block_size)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def layers(self) -> int:
+        return len(self.shapes)
+
+    @property
+    def shape(self) -> LayerShape:
+        """The one shape of all layers. Raises `KvlabError` where they differ."""
+        if len(set(self.shapes)) > 1:
+            raise KvlabError("these layers have no shape in common; ask each layer group for its")
+        return self.shapes[0]
+
+    @property
+    def stored(self) -> LayerShape:
+        """What all layers store, whatever they see of it. Raises `KvlabError` where it differs."""
+        found = {shape._replace(window=None) for shape in self.shapes}
+        if len(found) > 1:
+            raise KvlabError("layers of unlike heads or head widths cannot be stored as one prefix")
+        return found.pop()
+
+    @property
+    def kv_heads(self) -> int:
+        return self.shape.kv_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Width of keys and values alike. Raises `KvlabError` where they differ."""
+        if self.shape.k_width != self.shape.v_width:
+            raise KvlabError("keys and values of these layers differ in width")
+        return self.shape.k_width
 
     @property
     def group(self) -> int:
@@ -79,13 +160,30 @@ class CacheGeometry:
         return self.query_heads // self.kv_heads
 
     @property
+    def shape_groups(self) -> list[tuple[int, ...]]:
+        """Numbers of the layers of each shape; shapes in the order in which they come."""
+        found: dict[LayerShape, list[int]] = {}
+        for layer, shape in enumerate(self.shapes):
+            found.setdefault(shape, []).append(layer)
+        return [tuple(layers) for layers in found.values()]
+
+    def part(self, layers: Sequence[int]) -> CacheGeometry:
+        """The geometry of some of the layers."""
+        return self.of([self.shapes[layer] for layer in layers], self.query_heads, self.block_size)
+
+    @property
     def elements_per_token(self) -> int:
         """Key and value elements that one token leaves in all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim
+        return sum(shape.elements for shape in self.shapes)
 
     @property
     def elements_per_block(self) -> int:
         return self.elements_per_token * self.block_size
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise BadInput(f"geometry.{name}", value, "must be at least 1")
 
 
 class Measurement(NamedTuple):

@@ -26,9 +26,8 @@ from kvlab import format as formats
 from kvlab import policy as policies
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, KvlabError, OutOfBlocks
-from kvlab.model import PagedCache
+from kvlab.model import PagedCache, model_geometry
 from kvlab.model.prefill import forward_chunk
-from kvlab.model.shape import model_geometry
 from kvlab.offload import HostStore, NoOffload, OutOfHost
 from kvlab.window import NoWindow, SinkWindow
 
@@ -99,7 +98,7 @@ def composed(rng: random.Random, model) -> tuple[dict, CacheSpec, int]:
         settings = draw(rng)
         try:
             spec = CacheSpec(**{k: v for k, v in settings.items() if k != "chunk"})
-            spec.checked_for(model_geometry(model.config, spec))
+            spec.checked_for(model_geometry(model, spec))
             return settings, spec, refused
         except BadInput:
             refused += 1

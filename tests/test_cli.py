@@ -149,6 +149,16 @@ def test_multirun_makes_a_folder_for_each_job(toy, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("at", range(4))
+def test_multirun_may_stand_anywhere(toy, tmp_path, at):
+    sweep = tmp_path / "sweep"
+    line = ["experiment=toy_specs", f"hydra.sweep.dir={sweep}", "variants=[]", "cache.size=2,3"]
+    line.insert(at + 1, "-m")
+    line[at:at] = ["--config-dir", CONF]
+    assert main(line) == 0
+    assert [names(sweep / str(i)) for i in (0, 1)] == [["cache.size=2"], ["cache.size=3"]]
+
+
 def test_multirun_with_a_bad_job_says_so(toy, tmp_path, capsys):
     sweep = tmp_path / "sweep"
     line = ["-m", "--config-dir", CONF, "experiment=toy_specs", f"hydra.sweep.dir={sweep}"]

@@ -13,7 +13,7 @@ from walls import patches
 ROOT = Path(__file__).resolve().parents[1] / "kvlab"
 FLOORS = (
     ("core", "axes"),
-    ("policy", "window", "kernel", "track", "report", "stats", "hub"),
+    ("policy", "window", "budget", "kernel", "track", "report", "stats", "hub"),
     ("blocks", "format", "summary", "retrieval"),
     ("sim", "fused"),
     ("pool", "offload"),
@@ -28,7 +28,8 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 FUSED = ("_triton", "sides", "tune")  # kernels made for a format; the references lie below formats
 NEIGHBOURS = {("axes", "core"), ("report", "track"), ("offload", "pool"), ("__main__", "config")}
 TORCH_FREE = (
-    "policy", "window", "blocks", "sim", "track", "report", "stats", "hub", "core", "axes",
+    "policy", "window", "budget", "blocks", "sim", "track", "report", "stats", "hub", "core",
+    "axes",
 )  # fmt: skip
 ONLY_IN = {
     "transformers": {"model"},

@@ -29,6 +29,7 @@ class Forks:
         source, table = self.tables[parent], self.tables[child]
         fill = source.length % self.block_size
         self.share.fork(parent, child, chain)
+        self.sliding.fork(parent, child)
         self.sources.fork(parent, child)
         shared = source.ids[:-1] if fill else list(source.ids)
         held = [b for b in shared if b is not None]

@@ -52,7 +52,8 @@ class LayerGroup(Holding):
         self.sources.begin(e)
 
     def attend(self, ask: Ask) -> Tensor:
-        """Attention of the step's queries over all sources, fp32 [Hq, T, D]; stores k and v."""
+        """Attention of the step's queries over all sources, fp32 [Hq, T, Dv]; stores k and v."""
+        self.sliding.check_reach(ask.extent.seq, ask.extent.past, ask.window)
         total = self.over_sources(ask)
         self.store(ask)
         out, lse = total.result()
@@ -154,7 +155,8 @@ class LayerGroup(Holding):
         """
         table = self.tables[seq]
         protected, readable = (
-            of(table.length) for of in (self.window.protected, self.window.readable)
+            self.sliding.within(of(table.length), table.length)
+            for of in (self.window.protected, self.window.readable)
         )
         spans = table.spans(protected), table.spans(readable)
         if self._slid.get(seq) == (table.changes, spans):
@@ -162,6 +164,7 @@ class LayerGroup(Holding):
         self._pin(seq, table.touched(protected))
         if readable != [(0, table.length)]:
             self._free_unreadable(seq, table.touched(readable))
+            self.sources.host.let_go(seq, self.sliding.slid(seq, table.length))
         self._slid[seq] = table.changes, spans
 
     def _pin(self, seq: SeqId, safe: set[BlockId]) -> None:

@@ -12,6 +12,7 @@ from kvlab.cache.copies import rebuilt
 from kvlab.cache.forks import Forks
 from kvlab.cache.origins import Origins
 from kvlab.cache.repack import choosing
+from kvlab.cache.sliding import Sliding
 from kvlab.core import BlockId, KvlabError, OutOfBlocks, SeqId
 from kvlab.offload import OutOfHost
 from kvlab.pool import BlockPool
@@ -30,6 +31,8 @@ class Holding(Forks):
         self.borrowed: dict[SeqId, set[BlockId]] = {}
         self.pinned: dict[SeqId, set[BlockId]] = {}
         self._slid: dict[SeqId, tuple] = {}  # what the window last acted on
+        own = None if spec.prefix.shares else pool.shape.window
+        self.sliding = Sliding(own, self.block_size)
         self.watch, self.chooser = choosing(ledger, pool, spec, inv_freq)
         self.sources = Sources(spec, pool, self.tables, inv_freq)
         self.away, self.summaries = self.sources.host, self.sources.entries
@@ -48,6 +51,7 @@ class Holding(Forks):
         self.tables[seq] = BlockTable(self.block_size)
         self.sources.open(seq)
         self.origins.open(seq)
+        self.sliding.open(seq)
         self.borrowed[seq], self.pinned[seq] = set(), set()
         self.tables[seq].append(self.share.open(seq, chain, hit), hit * self.block_size)
 
@@ -66,11 +70,14 @@ class Holding(Forks):
         del self.tables[seq], self.borrowed[seq], self.pinned[seq]
         self.chooser.close(seq)
         self._slid.pop(seq, None)
+        self.sliding.close(seq)
         if done:
             self.share.ended()
 
     def check_crop(self, seq: SeqId, length: int) -> None:
-        """Raises `KvlabError` if the block that `crop` would cut was evicted."""
+        """Raises `KvlabError` if the block that `crop` would cut was evicted, or what the next
+        token sees behind it has left the model's own window."""
+        self.sliding.check_crop(seq, length)
         whole, fill = divmod(length, self.block_size)
         gone = fill and self.tables[seq].ids[whole] is None
         if gone and self.away.key(seq, whole) is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable
 
@@ -55,16 +54,17 @@ class PagedCache(Copies, Sequences):
 
     def _layer_groups(self) -> tuple[list[LayerGroup], list[tuple[int, int]]]:
         """The groups, and for each layer the number of its group and its place in there."""
-        layers = self.geometry.layers
-        alone = self.spec.groups == "per_layer" and not self.spec.by_token
-        sizes = [1] * layers if alone else [layers]
-        groups = [self._group(dataclasses.replace(self.geometry, layers=n)) for n in sizes]
-        return groups, [(number, i) for number, n in enumerate(sizes) for i in range(n)]
+        g, parts = self.geometry, self.spec.layer_groups(self.geometry)
+        self._parts, self._capacities = parts, self.spec.capacities(g)
+        groups = [self._group(g.part(part), n) for part, n in zip(parts, self._capacities)]
+        place = {layer: (number, i) for number, part in enumerate(parts)
+                 for i, layer in enumerate(part)}  # fmt: skip
+        return groups, [place[layer] for layer in range(g.layers)]
 
-    def _group(self, g: CacheGeometry) -> LayerGroup:
+    def _group(self, g: CacheGeometry, capacity: int | None) -> LayerGroup:
         spec = self.spec
         # Where tokens are chosen, it is after the step: the ledger has room for the step itself.
-        capacity = None if spec.by_token else spec.capacity_blocks(self.geometry)
+        capacity = None if spec.by_token else capacity
         ledger = BlockLedger(capacity, spec.policy())
         pool = BlockPool(
             g, spec.format, self.device, self.dtype, spec.kernels, self.workspace, self.meter,
@@ -135,7 +135,8 @@ class PagedCache(Copies, Sequences):
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float,
         window: int | None = None,
     ) -> Tensor:
-        """q [B, Hq, T, D], k and v [B, H, T, D], rows left-padded -> [B, T, Hq, D] in q's dtype.
+        """q [B, Hq, T, Dk], k [B, H, T, Dk] and v [B, H, T, Dv], rows left-padded ->
+        [B, T, Hq, Dv] in q's dtype.
 
         Padding positions of the result are zero.
         """
@@ -180,9 +181,10 @@ class PagedCache(Copies, Sequences):
         """Bring a cache with a relative budget back to its share of the tokens seen."""
         if self.spec.budget_percent is None:
             return
-        seen = sum(-(-n // self.geometry.block_size) for n in self._tokens.values())
-        share = seen * self.spec.budget_percent / 100
-        for group in self.groups:
+        size = self.geometry.block_size
+        seen = [sum(-(-group.pool.shape.seen(n) // size) for n in self._tokens.values())
+                for group in self.groups]  # fmt: skip
+        for group, share in zip(self.groups, self.spec.kept(self._parts, seen)):
             keep = max(1, int(share - group.summaries.blocks))
             short = (group.ledger.held_count - keep) / group.summaries.gain
             over = min(math.ceil(short), group.ledger.evictable_count)
@@ -194,34 +196,37 @@ class PagedCache(Copies, Sequences):
     def _foresee(self, counts: dict[SeqId, int]) -> None:
         """Tell the groups what their sequences will have seen after this step, and may hold."""
         seen = {seq: n + counts.get(seq, 0) for seq, n in self._tokens.items()}
-        for group in self.groups:
-            group.seen, group.keep = seen, self._allowed(seen)
+        for group, keep in zip(self.groups, self._allowed(seen)):
+            group.seen, group.keep = seen, keep
 
-    def _kept(self, seqs: Iterable[SeqId]) -> dict[SeqId, int]:
-        """Tokens that each of `seqs` may hold now."""
-        keep = self._allowed(self._tokens)
-        return {seq: keep[seq] for seq in seqs}
+    def _kept(self, seqs: Iterable[SeqId]) -> list[dict[SeqId, int]]:
+        """Tokens that each of `seqs` may hold now, by layer group."""
+        return [{seq: keep[seq] for seq in seqs} for keep in self._allowed(self._tokens)]
 
-    def _allowed(self, seen: dict[SeqId, int]) -> dict[SeqId, int]:
-        """Of the tokens seen, those that may be held: a part of the budget in proportion."""
+    def _allowed(self, seen: dict[SeqId, int]) -> list[dict[SeqId, int]]:
+        """Of the tokens seen, those that may be held: a part of the group's budget in proportion.
+        """
         if self.spec.budget_percent is not None:
-            return {seq: int(n * self.spec.budget_percent / 100) for seq, n in seen.items()}
-        room = self.spec.capacity_blocks(self.geometry) * self.geometry.block_size
+            count = len(self.groups)
+            kept = {seq: self.spec.kept(self._parts, [n] * count) for seq, n in seen.items()}
+            return [{seq: int(by[i]) for seq, by in kept.items()} for i in range(count)]
         total = max(1, sum(seen.values()))
-        return {seq: room * n // total if total > room else n for seq, n in seen.items()}
+        rooms = [blocks * self.geometry.block_size for blocks in self._capacities]
+        return [{seq: room * n // total if total > room else n for seq, n in seen.items()}
+                for room in rooms]  # fmt: skip
 
     def _looks(self, seqs: list[SeqId]) -> bool:
         """Whether this step of single tokens is scored: then it is read piece by piece."""
         if not self.spec.by_token:
             return False
-        keep = self._kept(seqs)
-        looks = [group.chooser.look(group.tables, keep) for group in self.groups]  # all hear of it
+        looks = [group.chooser.look(group.tables, keep)
+                 for group, keep in zip(self.groups, self._kept(seqs))]  # all hear of it
         return any(looks)
 
     def _repack(self, singles: bool) -> None:
         """Bring the sequences back to their budget; decoded tokens may exceed it for a while."""
-        for group in self.groups:
-            for seq, keep in self._kept(group.tables).items():
+        for group, kept in zip(self.groups, self._kept(self._tokens)):
+            for seq, keep in kept.items():
                 group.chooser.hear(seq, group.tables[seq])
                 over = group.chooser.over(group.tables[seq], keep, slack=singles)
                 if over:
@@ -254,31 +259,38 @@ class PagedCache(Copies, Sequences):
 
     def stats(self) -> CacheStats:
         """Counts and bytes now; see `CacheStats` for what each byte count means."""
-        g, count = self.geometry, len(self.groups)
+        g, format = self.geometry, self.spec.format
         tokens = sum(self._tokens.values())
-        sealed = sum(group.sealed_blocks for group in self.groups)
-        open_tokens = sum(group.open_tokens for group in self.groups)
-        resident = (sealed * g.block_size + open_tokens) / count  # a mean over layer groups
-        logical = sealed * self.spec.format.block_bytes(g) // count + (
-            open_tokens * g.elements_per_token * self.dtype.itemsize // count
+        held = [group.sealed_blocks * g.block_size + group.open_tokens for group in self.groups]
+        elements = [group.pool.geometry.elements_per_token for group in self.groups]
+        logical = sum(
+            group.sealed_blocks * format.block_bytes(group.pool.geometry)
+            + group.open_tokens * each * self.dtype.itemsize
+            for group, each in zip(self.groups, elements)
         )
         entries = sum(group.summaries.nbytes for group in self.groups)
         origins = sum(group.origins.nbytes for group in self.groups)
         scores = sum(group.watch.nbytes for group in self.groups)
         allocated = self._allocated_bytes
         return CacheStats(
-            tokens=tokens, resident_tokens=round(resident),
+            tokens=tokens, resident_tokens=round(self._layer_mean(held)),
             blocks=sum(group.ledger.held_count for group in self.groups),
             evictions=sum(group.evictions for group in self.groups),
-            nominal_bytes=int(tokens * g.elements_per_token * self.spec.format.payload_bits / 8),
+            nominal_bytes=tokens * format.token_bits(g) // 8,
             logical_bytes=logical + entries + origins + scores, allocated_bytes=allocated,
             host_bytes=sum(group.sources.host_nbytes for group in self.groups),
-            bits_per_element=8 * (allocated - entries) / max(1, resident * g.elements_per_token),
+            bits_per_element=8 * (allocated - entries) / max(
+                1, sum(n * each for n, each in zip(held, elements))),
             prefix_tokens=self.prefix_tokens,
             workspace_bytes=self.workspace.nbytes
             + sum(group.sources.workspace_nbytes for group in self.groups),
             digest_bytes=sum(group.sources.digest_nbytes for group in self.groups),
-            read_tokens=round(sum(group.read_tokens for group in self.groups) / count),
+            read_tokens=round(self._layer_mean([group.read_tokens for group in self.groups])),
             peak_allocated_bytes=self.meter.peak, origin_bytes=origins,
             summary_fallbacks=sum(group.summaries.fallbacks for group in self.groups),
         )
+
+    def _layer_mean(self, numbers: list[int]) -> float:
+        """The mean over layers of a number of each layer group."""
+        layers = [group.pool.geometry.layers for group in self.groups]
+        return sum(n * count for n, count in zip(numbers, layers)) / self.geometry.layers

@@ -29,7 +29,7 @@ class Prefixes(Changing):
     def _start_sharing(self, facts: ModelFacts) -> None:
         """Give every layer group its way of holding blocks; `self.groups` is made."""
         g, self.facts = self.geometry, facts
-        self.shape = ModelShape(g.layers, g.query_heads, g.kv_heads, g.head_dim, facts.parameters)
+        self.shape = ModelShape.of(g, facts.parameters)
         self.identity = self._named(facts.identity)
         self._chains: dict[SeqId, Chain] = {}
         self._handles: list[Handle] = []

@@ -11,6 +11,7 @@ import torch
 
 from kvlab import axes
 from kvlab.blocks import NoSharing
+from kvlab.budget import Equal, blocks_in, blocks_of, parts_of
 from kvlab.cache.making import Copied, made_anew, maker
 from kvlab.core import BadInput, CacheGeometry
 from kvlab.format import KVFormat
@@ -35,6 +36,7 @@ class CacheSpec:
     summary: what stands for evicted blocks.
     retrieval: which blocks a decoded token reads.
     offload: where evicted blocks go.
+    budget: how a budget is divided among layer groups.
     block_size: tokens in a block, 1 to 256.
     budget_blocks, budget_bytes, budget_percent: at most one; blocks held by all sequences
         together, bytes of sealed blocks ("adaptive": what is free on the device when the cache is
@@ -53,6 +55,7 @@ class CacheSpec:
     summary: NoSummary | str = field(default_factory=NoSummary)
     retrieval: NoRetrieval | str = field(default_factory=NoRetrieval)
     offload: NoOffload | str = field(default_factory=NoOffload)
+    budget: Equal | str = field(default_factory=Equal)
     block_size: int = 64
     budget_blocks: int | None = None
     budget_bytes: int | Literal["adaptive"] | None = None
@@ -171,13 +174,24 @@ class CacheSpec:
     def geometry(
         self, layers: int, query_heads: int, kv_heads: int, head_dim: int
     ) -> CacheGeometry:
-        """The model's shape with this block size."""
+        """The shape of a model of equal layers, with this block size."""
         return CacheGeometry(layers, query_heads, kv_heads, head_dim, self.block_size)
 
-    def capacity_blocks(self, g: CacheGeometry) -> int | None:
-        """Blocks the ledger may hold; None without a budget. Raises `BadInput` below one block."""
+    def layer_groups(self, g: CacheGeometry) -> list[tuple[int, ...]]:
+        """Numbers of the layers that share block ids, group by group."""
+        alone = self.groups != "all" and (self.budget.divides or not self.by_token)
+        return [(layer,) for layer in range(g.layers)] if alone else g.shape_groups
+
+    def capacities(self, g: CacheGeometry) -> list[int | None]:
+        """Blocks that each layer group may hold; None without a budget.
+
+        Raises `BadInput` below one block.
+        """
+        groups = self.layer_groups(g)
+        if self.budget_blocks is not None:
+            return blocks_of(self.budget, self.budget_blocks, groups)
         if self.budget_bytes is None:
-            return self.budget_blocks
+            return [None] * len(groups)
         block = self.format.block_bytes(g)
         if self.budget_bytes == "adaptive":
             raise BadInput("cache.budget_bytes", "adaptive", "asks what a model leaves free: make "
@@ -185,15 +199,27 @@ class CacheSpec:
         if self.budget_bytes < block:
             raise BadInput("cache.budget_bytes", self.budget_bytes,
                            f"is less than one block of this model, which takes {block} bytes")
-        return self.budget_bytes // block
+        sizes = [self.format.block_bytes(g.part(layers)) for layers in groups]
+        return blocks_in(self.budget, self.budget_bytes, groups, sizes)
+
+    def kept(self, groups: list[tuple[int, ...]], seen: list[int]) -> list[float]:
+        """What each layer group may keep under a relative budget, of the `seen` it has."""
+        parts = [n * self.budget_percent / 100 for n in seen]
+        return parts_of(self.budget, parts, seen, groups)
 
     def checked_for(self, g: CacheGeometry) -> CacheSpec:
         """Self, after every refusal that needs the model's shape."""
-        self.format.planes(g)
+        for layers in g.shape_groups:
+            self.format.planes(g.part(layers))
         if self.budget_bytes != "adaptive":  # decided when the cache is made
-            self.capacity_blocks(g)
+            self.capacities(g)
         self._check_effect()
+        if self.budget.divides and len(self.layer_groups(g)) == 1:
+            raise BadInput("budget", self.budget.name, "divides among layer groups and there "
+                           "is only one; cache.groups=per_layer")
+        self.budget.weights(self.layer_groups(g))
         check_summary(self, g)
+        self._check_sliding(g)
         return self
 
     def _check_effect(self) -> None:
@@ -205,8 +231,28 @@ class CacheSpec:
         if self.window.protected(1) and self.window.middle and not policy.evicts:
             raise BadInput("window", self.window.name, "protects tokens from an eviction policy and"
                            " there is none; choose one, or window.middle=false to free the rest")
+        if self.budget.divides and not bounded:
+            raise BadInput("budget", self.budget.name, "divides a budget and there is "
+                           "none: give cache.budget_percent, cache.budget_blocks or "
+                           "cache.budget_bytes")
         if self.offload.keeps:
             self._check_offload(evicts=bounded and policy.evicts)
+
+    def _check_sliding(self, g: CacheGeometry) -> None:
+        """Refuse what the model's own sliding windows leave no room for."""
+        windows = {shape.window for shape in g.shapes}
+        if windows == {None}:
+            return
+        own = f"the model's own sliding window of {min(windows - {None})} tokens"
+        if self.by_token:
+            raise BadInput("cache.evict", "token", "lets each head's tokens stand side by side, "
+                           f"and {own} counts them where they stood; cache.evict=block")
+        if self.window.rerotate:
+            raise BadInput("window.rerotate", True, f"moves tokens together, and {own} counts them "
+                           "where they stood; window.rerotate=false")
+        if self.retrieval.selects and None not in windows:
+            raise BadInput("retrieval", self.retrieval.name, f"has nothing to choose: {own} is all "
+                           "that any layer reads; retrieval=none")
 
     def _check_offload(self, evicts: bool) -> None:
         name = self.offload.name

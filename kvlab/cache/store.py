@@ -69,9 +69,13 @@ def _check_target(folder: Path) -> None:
 def facts(cache) -> dict:
     """What a store and a cache must agree on."""
     g, format = cache.geometry, cache.spec.format
-    shape = {"layers": g.layers, "query_heads": g.query_heads, "kv_heads": g.kv_heads,
-             "head_dim": g.head_dim}
-    planes = {n: [KINDS[p.dtype], list(p.shape)] for n, p in format.planes(g).items()}
+    stored = g.stored
+    shape = {"layers": g.layers, "query_heads": g.query_heads, "kv_heads": stored.kv_heads,
+             "head_dim": stored.k_width}
+    if stored.v_width != stored.k_width:
+        shape["value_width"] = stored.v_width
+    planes = {n: [KINDS[p.dtype], list(p.shape)]
+              for n, p in format.planes_of(stored, g.block_size).items()}  # fmt: skip
     return {"model": cache.facts.identity, "format": format.identity, "dtype": str(cache.dtype),
             "block_size": g.block_size, "geometry": shape, "planes": planes,
             "identity": cache.identity}

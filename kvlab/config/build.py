@@ -5,36 +5,29 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from importlib import import_module
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from kvlab.axes import load
 from kvlab.config.explain import complaint
 from kvlab.config.signature import describe, did_you_mean, fits, parameters, show
 from kvlab.config.tree import leaves, lookup, origin
 from kvlab.core import BadInput
 
-_HYDRA_KEYS = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
+_OF_HYDRA = ("_target_", "_partial_", "_recursive_", "_convert_", "_args_")
 _OPEN_ENDED = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 _FULL_KEY = re.compile(r"full_key: (\S+)")
 
 
 def target_of(tree: dict, path: str) -> Callable:
     """The class a node names. Raises `BadInput` where the name leads nowhere."""
-    node = lookup(tree, origin(tree, path))
-    name = node.get("_target_") if isinstance(node, dict) else None
-    if name is None:
+    where = origin(tree, path)
+    node = lookup(tree, where)
+    if not isinstance(node, dict) or "_target_" not in node:
         raise BadInput(path, show(node), "must be a section with a _target_")
-    where, (module, _, attribute) = f"{origin(tree, path)}._target_", str(name).rpartition(".")
-    try:
-        room = import_module(module or str(name))
-    except ModuleNotFoundError as error:
-        raise BadInput(where, name, f"cannot be imported: {error}") from error
-    if not hasattr(room, attribute):
-        raise BadInput(where, name, f"cannot be imported: {module} has no {attribute}")
-    return getattr(room, attribute)
+    return load(f"{where}._target_", str(node["_target_"]))
 
 
 def check(tree: dict, resolved: object, path: str) -> None:
@@ -42,39 +35,33 @@ def check(tree: dict, resolved: object, path: str) -> None:
 
     Raises `BadInput` for a stray, missing or mistyped setting, naming the key to change.
     """
-    if isinstance(resolved, dict):
-        if "_target_" in resolved:
-            _check_call(tree, resolved, path)
-        for key, value in resolved.items():
-            check(tree, value, f"{path}.{key}")
-    elif isinstance(resolved, list):
-        for index, value in enumerate(resolved):
-            check(tree, value, f"{path}.{index}")
+    for inner, node in leaves(resolved, path):
+        if isinstance(node, dict) and "_target_" in node:
+            given = {key: value for key, value in node.items() if key not in _OF_HYDRA}
+            check_call(target_of(tree, inner), given, lambda key, at=inner: origin(
+                tree, f"{at}.{key}"), partial=bool(node.get("_partial_")))  # fmt: skip
 
 
-def _check_call(tree: dict, node: dict, path: str) -> None:
-    params, hints = parameters(target_of(tree, path))
-    named = [n for n, p in params.items() if p.kind not in _OPEN_ENDED]
-    open_ended = len(named) < len(params)
-    for key in (k for k in node if k not in _HYDRA_KEYS):
-        where, value = origin(tree, f"{path}.{key}"), node[key]
-        if key not in params and not open_ended:
-            raise BadInput(where, show(value), f"no such setting; {did_you_mean(key, named)}")
+def check_call(
+    target: Callable, given: dict, key_of: Callable[[str], str] = str, partial: bool = False
+) -> None:
+    """Hold arguments against a signature; `key_of` an argument is what a user sets.
+
+    partial: others may come later.
+    """
+    params, hints = parameters(target)
+    named = {name: p for name, p in params.items() if p.kind not in _OPEN_ENDED}
+    for name, value in given.items():
+        if name not in params and len(named) == len(params):
+            remedy = f"no such setting; {did_you_mean(name, list(named))}"
+            raise BadInput(key_of(name), show(value), remedy)
         if value == "???":
-            raise BadInput(where, value, f"must be given: {where}=...")
-        if key in hints and not fits(value, hints[key]):
-            raise BadInput(where, show(value), f"must be {describe(hints[key])}")
-    if not node.get("_partial_"):
-        _refuse_missing(tree, node, path, params)
-
-
-def _refuse_missing(tree: dict, node: dict, path: str, params: dict) -> None:
-    empty = inspect.Parameter.empty
-    needed = [n for n, p in params.items() if p.default is empty and p.kind not in _OPEN_ENDED]
-    for name in needed:
-        if name not in node:
-            where = f"{origin(tree, path)}.{name}"
-            raise BadInput(where, "null", f"must be given: {where}=...")
+            raise BadInput(key_of(name), value, f"must be given: {key_of(name)}=...")
+        if name in hints and not fits(value, hints[name]):
+            raise BadInput(key_of(name), show(value), f"must be {describe(hints[name])}")
+    for name, parameter in named.items():
+        if not partial and name not in given and parameter.default is parameter.empty:
+            raise BadInput(key_of(name), "null", f"must be given: {key_of(name)}=...")
 
 
 def build(tree: dict, resolved: dict, path: str) -> object:
@@ -97,11 +84,8 @@ def _instantiate(tree: dict, resolved: dict, path: str) -> object:
         if not isinstance(own, BadInput) or "." in own.key:
             raise
         found = _FULL_KEY.search(str(error))  # relative to the node; absent for the node itself
-        at = f"{path}.{found[1]}" if found else path
-        raise BadInput(_config_key(tree, at, own.key), own.value, own.remedy) from error
-
-
-def _config_key(tree: dict, at: str, key: str) -> str:
-    """`sinks`, complained about by the node at `spec.window`, is `window.sinks` to the user."""
-    node = lookup(tree, origin(tree, at))
-    return origin(tree, f"{at}.{key}") if isinstance(node, dict) and key in node else key
+        at = origin(tree, f"{path}.{found[1]}" if found else path)
+        # `sinks`, complained about by the node at `spec.window`, is `window.sinks` to the user
+        known = own.key in (lookup(tree, at) or ())
+        key = origin(tree, f"{at}.{own.key}") if known else own.key
+        raise BadInput(key, own.value, own.remedy) from error

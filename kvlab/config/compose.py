@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import hydra
@@ -36,11 +35,6 @@ def compose(strings: Sequence[str], config_name: str = "config") -> DictConfig:
         raise KvlabError(f"the configuration cannot be composed: {tidy(error)}") from error
 
 
-def _groups() -> list[str]:
-    """Names of the config groups that lie beside `config.yaml`."""
-    return GlobalHydra.instance().config_loader().list_groups("")
-
-
 def _unknown_option(error: MissingConfigException) -> KvlabError:
     """Hydra's message lists the options of every search path, each on a line with a tab."""
     group, _, option = (error.missing_cfg_file or "").rpartition("/")
@@ -53,35 +47,31 @@ def _unknown_option(error: MissingConfigException) -> KvlabError:
 
 def _refuse_misnamed(overrides: list[Override], error: Exception) -> None:
     """Keys of Hydra itself, and keys inside a section given as a whole: `cache={blok_size: 3}`."""
-    found = re.match("Could not override '(.+?)'", str(error))
-    override = next((o for o in overrides if found and o.key_or_group == found[1]), None)
-    if override is None or not (override.is_hydra_override() or isinstance(override.value(), dict)):
-        return
-    missing = str(error.__cause__).partition("\n")[0]
-    raise BadInput(override.key_or_group, override.value(), f"no such key: {missing}") from error
+    for override in overrides:
+        whole = override.is_hydra_override() or isinstance(override.value(), dict)
+        if whole and f"override '{override.key_or_group}'" in str(error):
+            missing = str(error.__cause__).partition("\n")[0]
+            raise BadInput(override.key_or_group, override.value(), f"no such key: {missing}")
 
 
 def _refuse_unknown_key(overrides: list[Override], config_name: str) -> None:
     """Compose again with the group choices alone and find the first key that is not there."""
-    plain = [o for o in overrides if o.key_or_group in _groups() or o.is_hydra_override()]
-    _refuse_scalar_choice([o for o in plain if not o.is_hydra_override()])
+    loader = GlobalHydra.instance().config_loader()
+    groups = [o for o in overrides if o.key_or_group in loader.list_groups("")]
+    for override in groups:
+        if not isinstance(override.value(), (str, list, dict)):
+            known = loader.get_group_options(override.key_or_group)
+            remedy = f"no such option; {did_you_mean('', known)}"
+            raise BadInput(override.key_or_group, show(override.value()), remedy)
+    plain = [o for o in overrides if o in groups or o.is_hydra_override()]
     config = hydra.compose(config_name, [o.input_line for o in plain], return_hydra_config=True)
     tree = OmegaConf.to_container(config, resolve=False)
     choices = tree.pop("hydra")["runtime"]["choices"]
     for override in (o for o in overrides if o not in plain and o.key_or_group not in choices):
-        _refuse_key(override, tree, choices)
+        _refuse_key(override.key_or_group, show(override.value()), tree, choices)
 
 
-def _refuse_scalar_choice(group_overrides: list[Override]) -> None:
-    for override in group_overrides:
-        group, value = override.key_or_group, override.value()
-        if not isinstance(value, (str, list, dict)):
-            known = GlobalHydra.instance().config_loader().get_group_options(group)
-            raise BadInput(group, show(value), f"no such option; {did_you_mean('', known)}")
-
-
-def _refuse_key(override: Override, tree: dict, choices: dict) -> None:
-    key, value = override.key_or_group, show(override.value())
+def _refuse_key(key: str, value: object, tree: dict, choices: dict) -> None:
     known = [path for path, _ in leaves(tree, "") if path and "_target_" not in path]
     if key not in known:
         raise BadInput(key, value, f"no such key; {_near(key, known, tree, choices)}")
@@ -94,38 +84,31 @@ def _near(key: str, known: list[str], tree: dict, choices: dict) -> str:
     """What was meant: the key behind an alias, a near key of the section, another option."""
     if (meant := origin(tree, key)) in known:
         return f"set {meant} instead"
-    section, group = key.rpartition(".")[0], key.partition(".")[0]
-    inside = [k for k in known if k.rpartition(".")[0] == section and k != "spec"]
-    having = _options_with(key)
-    if having:
-        return f"{group}={choices.get(group)} does not have it, {group}={having[0]} does"
-    return did_you_mean(key, inside)
-
-
-def _options_with(key: str) -> list[str]:
-    """The options of a group whose yaml has `key`, for `data.path` those with a path."""
     group, _, rest = key.partition(".")
-    files = sorted((conf_dir() / group).glob("*.yaml")) if rest else []
-    return [file.stem for file in files if rest in OmegaConf.load(file).keys()]  # noqa: SIM118 -- `in` skips ???
+    having = next((option for option, keys in _shipped(group) if rest in keys), None)
+    if having:
+        return f"{group}={choices.get(group)} does not have it, {group}={having} does"
+    section = key.rpartition(".")[0]
+    return did_you_mean(key, [k for k in known if k.rpartition(".")[0] == section and k != "spec"])
+
+
+def _shipped(group: str) -> list[tuple[str, set[str]]]:
+    """Our options of a config group, each with the keys of its yaml."""
+    files = sorted((conf_dir() / group).glob("*.yaml")) if group else []
+    return [(file.stem, set(map(str, OmegaConf.load(file)))) for file in files]
 
 
 def refuse_strays(tree: dict, choices: dict) -> None:
-    """A top-level section that neither kvlab nor a config group knows: a typo in a yaml."""
-    shipped = OmegaConf.load(conf_dir() / "config.yaml")
-    known = {*map(str, shipped), *choices} - {"defaults", "hydra"}
-    for key in tree.keys() - known:
-        raise BadInput(key, show(tree[key]), f"no such key; {did_you_mean(key, sorted(known))}")
-    for key in known & tree.keys():
-        _refuse_stray_inside(key, tree[key])
+    """Sections that neither kvlab nor a config group knows, and keys of sections without a
+    `_target_` that no shipped yaml has: typos in a user's yaml."""
+    own = map(str, OmegaConf.load(conf_dir() / "config.yaml"))
+    _refuse_stray("", tree, {*own, *choices} - {"defaults", "hydra"})
+    for group, node in tree.items():
+        if isinstance(node, dict) and "_target_" not in node and (files := _shipped(group)):
+            _refuse_stray(f"{group}.", node, set().union(*(keys for _, keys in files)))
 
 
-def _refuse_stray_inside(group: str, node: object) -> None:
-    """Sections without a `_target_` have no signature: the shipped yamls say what they hold."""
-    files = sorted((conf_dir() / group).glob("*.yaml"))
-    if not isinstance(node, dict) or "_target_" in node or not files:
-        return
-    known = sorted({str(key) for file in files for key in OmegaConf.load(file)})
-    for key in node:
-        if key not in known:
-            remedy = f"no such key; {did_you_mean(key, known)}"
-            raise BadInput(f"{group}.{key}", show(node[key]), remedy)
+def _refuse_stray(at: str, node: dict, known: set[str]) -> None:
+    for key in (k for k in node if k not in known):
+        remedy = f"no such key; {did_you_mean(key, sorted(known))}"
+        raise BadInput(f"{at}{key}", show(node[key]), remedy)

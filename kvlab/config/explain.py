@@ -22,12 +22,9 @@ def complaint(error: BaseException) -> KvlabError | None:
 
 def explain(error: BaseException) -> str | None:
     """One paragraph where `error` is the user's to mend; None where it is a defect of kvlab."""
-    own = complaint(error)
-    if own is not None:
+    if own := complaint(error):
         return " ".join(str(own).split())
-    if isinstance(error, (HydraException, OmegaConfBaseException)):
-        return tidy(error)
-    return None
+    return tidy(error) if isinstance(error, (HydraException, OmegaConfBaseException)) else None
 
 
 def tidy(error: BaseException) -> str:

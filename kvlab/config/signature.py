@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import json
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-_WORDS = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "a text",
-    type(None): "null",
-    Path: "a path",
-}
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text",
+          type(None): "null", Path: "a path"}  # fmt: skip
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
@@ -30,18 +28,14 @@ def show(value: object) -> object:
     """A value as a user writes it in yaml, a section by its class."""
     if isinstance(value, dict) and "_target_" in value:
         return value["_target_"]
-    return {None: "null", True: "true", False: "false"}[value] if _is_word(value) else value
-
-
-def _is_word(value: object) -> bool:
-    return value is None or isinstance(value, bool)
+    return json.dumps(value) if value is None or isinstance(value, bool) else value
 
 
 def parameters(target: Callable) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
     """The parameters a yaml may set, and their annotations."""
-    params = inspect.signature(target).parameters
     owner = target.__init__ if isinstance(target, type) else target
-    return dict(params), _hints(target) | _hints(owner)  # a dataclass has them on the class
+    hints = _hints(target) | _hints(owner)  # a dataclass has them on the class
+    return dict(inspect.signature(target).parameters), hints
 
 
 def _hints(scope: object) -> dict[str, Any]:
@@ -57,53 +51,24 @@ def _hints(scope: object) -> dict[str, Any]:
 
 
 def fits(value: object, hint: Any) -> bool:
-    """Whether a resolved configuration value may be passed where `hint` is annotated."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return any(fits(value, arg) for arg in args)
-    if origin is Literal:
-        return value in args
-    if isinstance(value, Mapping):
-        return "_target_" in value or _is_open(hint) or _is_mapping(origin or hint)
+    """Whether a resolved configuration value may be passed where `hint` is annotated: strictly, as
+    JSON, which has lists only. A section with a `_target_` fits anywhere: it is built later."""
+    if isinstance(value, dict) and "_target_" in value:
+        return True
     if isinstance(value, list):
-        return _fits_list(value, origin or hint, args)
-    return _fits_scalar(value, origin or hint)
-
-
-def _fits_list(value: list, kind: Any, args: tuple) -> bool:
-    if _is_open(kind):
-        return True
-    if not _takes_list(kind):
+        value = [v for v in value if not (isinstance(v, dict) and "_target_" in v)]
+    try:
+        _adapter(hint).validate_json(json.dumps(value, default=str), strict=True)
+    except ValidationError:
         return False
-    items = [arg for arg in args if arg is not Ellipsis]
-    return all(fits(item, items[0]) for item in value) if len(items) == 1 else True
+    return True
 
 
-def _takes_list(kind: Any) -> bool:
-    """`Iterable`, `Sequence`, `list` and also `tuple`: yaml has only lists."""
-    return isinstance(kind, type) and (issubclass(list, kind) or kind is tuple)
-
-
-def _fits_scalar(value: object, kind: Any) -> bool:
-    if _is_open(kind):
-        return True
-    if isinstance(value, bool) or value is None:
-        return kind is type(value) or kind is None and value is None
-    if kind is float:
-        return isinstance(value, (int, float))
-    if kind is Path:
-        return isinstance(value, str)
-    if kind is not str and _takes_list(kind):
-        return False  # a text is iterable too, and never meant
-    return isinstance(kind, type) and isinstance(value, kind)
-
-
-def _is_open(hint: Any) -> bool:
-    return hint is Any or hint is object or hint is inspect.Parameter.empty
-
-
-def _is_mapping(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Mapping)
+@lru_cache(None)
+def _adapter(hint: Any) -> TypeAdapter:
+    if get_origin(hint) is Iterable:  # a text is iterable too, and never meant
+        hint = list[get_args(hint)]
+    return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
 
 
 def describe(hint: Any) -> str:
@@ -113,6 +78,6 @@ def describe(hint: Any) -> str:
         return " or ".join(dict.fromkeys(describe(arg) for arg in args))
     if origin is Literal:
         return "one of " + ", ".join(map(str, args))
-    if _takes_list(origin):
+    if isinstance(origin, type) and (issubclass(list, origin) or origin is tuple):
         return "a list" + (f" with each entry {describe(args[0])}" if args else "")
     return _WORDS.get(hint, f"a {getattr(hint, '__name__', hint)}")

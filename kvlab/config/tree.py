@@ -11,41 +11,26 @@ from collections.abc import Iterator
 REFERENCE = re.compile(r"\$\{([A-Za-z_][\w.]*)\}")
 
 
-def child(node: object, part: str) -> object:
-    """One step down; None where there is nothing."""
-    if isinstance(node, dict):
-        return node.get(part)
-    if isinstance(node, list) and part.isdigit() and int(part) < len(node):
-        return node[int(part)]
-    return None
-
-
-def origin(tree: dict, path: str) -> str:
-    """The key a user would set to change `path`: interpolations are followed to their end."""
-    at, node, rest = "", tree, path.split(".")
-    while True:
-        while isinstance(node, str) and (match := REFERENCE.fullmatch(node)):
-            at, node = _follow(tree, match[1])
-        if not rest:
-            return at
-        part = rest.pop(0)
-        at, node = f"{at}.{part}".lstrip("."), child(node, part)
-
-
-def _follow(tree: dict, target: str) -> tuple[str, object]:
-    """Where an interpolation leads: its own origin's parent may be an interpolation again."""
-    head, _, last = target.rpartition(".")
-    at = origin(tree, head) if head else ""
-    full = f"{at}.{last}".lstrip(".")
-    return full, lookup(tree, full)
-
-
 def lookup(tree: dict, path: str) -> object:
     """The value written at `path`, interpolations not followed; None where there is nothing."""
     node: object = tree
     for part in path.split("."):
-        node = child(node, part)
+        if isinstance(node, list) and part.isdigit():
+            node = dict(enumerate(node)).get(int(part))
+        else:
+            node = node.get(part) if isinstance(node, dict) else None
     return node
+
+
+def origin(tree: dict, path: str) -> str:
+    """The key a user would set to change `path`: interpolations are followed to their end."""
+    at = ""
+    for part in path.split("."):
+        at = f"{at}.{part}".lstrip(".")
+        node = lookup(tree, at)
+        if isinstance(node, str) and (match := REFERENCE.fullmatch(node)):
+            at = origin(tree, match[1])
+    return at
 
 
 def leaves(node: object, at: str) -> Iterator[tuple[str, object]]:
@@ -63,12 +48,11 @@ def reachable(tree: dict, roots: list[str]) -> set[str]:
     todo = [origin(tree, root) for root in roots]
     while todo:
         start = todo.pop()
-        if start in seen:
-            continue
-        for path, value in leaves(lookup(tree, start), start):
-            seen.add(path)
-            if isinstance(value, str):
-                todo += [origin(tree, reference) for reference in REFERENCE.findall(value)]
+        if start not in seen:
+            for path, value in leaves(lookup(tree, start), start):
+                seen.add(path)
+                if isinstance(value, str):
+                    todo += [origin(tree, reference) for reference in REFERENCE.findall(value)]
     return seen
 
 

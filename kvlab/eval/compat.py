@@ -28,18 +28,26 @@ VARIED = {
     "window": {"sink, middle=false": ("sink", {"middle": False}),
                "sink, rerotate": ("sink", {"middle": False, "rerotate": True})},
     "prefix": {"hash, hold=false": ("hash", {"hold": False})},
+    "budget": {"shares, 3 to 1": ("shares", {"shares": [3, 1]})},
 }  # fmt: skip
-BUDGETS = {
+LIMITS = {
     "none": {}, "blocks": {"budget_blocks": 64}, "bytes": {"budget_bytes": 1 << 24},
     "percent": {"budget_percent": 50.0},
 }
 COMPLETIONS = {
     "": {},
-    "a budget": {"budget": "percent"},
+    "a budget": {"limit": "percent"},
     "window.middle=false": {"window": "sink, middle=false"},
-    "a policy and a budget": {"policy": "lru", "budget": "percent"},
-    "a policy and a budget in blocks": {"policy": "lru", "budget": "blocks"},
-    "a budget in blocks": {"budget": "blocks"},
+    "a policy and a budget": {"policy": "lru", "limit": "percent"},
+    "a policy and a budget in blocks": {"policy": "lru", "limit": "blocks"},
+    "a budget in blocks": {"limit": "blocks"},
+    "groups": {"groups": "per_layer"},
+    "a budget and groups": {"limit": "percent", "groups": "per_layer"},
+    "a policy, a budget and groups": {
+        "policy": "lru", "limit": "percent", "groups": "per_layer"},
+    "a policy, a budget in blocks and groups": {
+        "policy": "lru", "limit": "blocks", "groups": "per_layer"},
+    "a budget in blocks and groups": {"limit": "blocks", "groups": "per_layer"},
 }
 
 
@@ -54,7 +62,7 @@ def axes() -> dict[str, list[str]]:
     """Axis -> the names of its members: those of the table of axes, and what is no class."""
     shipped = {axis: [*table.TABLE[axis].members, *VARIED.get(axis, ())] for axis in table.AXES}
     return shipped | {
-        "budget": list(BUDGETS),
+        "limit": list(LIMITS),
         "groups": ["all", "per_layer"],
         "block_size": ["1", "16", "64", "256"],
     }
@@ -91,17 +99,19 @@ def verdict(chosen: dict[str, str]) -> Verdict:
 
 
 def _axis(key: str) -> str:
-    """`window.rerotate` is about the window, `cache.budget_bytes` about the budget."""
+    """`window.rerotate` is about the window, `cache.budget_bytes` about the limit."""
+    if key.startswith("cache.budget_"):
+        return "limit"
     return key.removeprefix("cache.").partition(".")[0].partition("_")[0]
 
 
 def build(chosen: dict[str, str]) -> CacheSpec:
     """The spec of members by name, checked for the small geometry. Raises `BadInput`."""
     given = dict(chosen)
-    budget = BUDGETS[given.pop("budget", "none")]
+    limit = LIMITS[given.pop("limit", "none")]
     size = int(given.pop("block_size", 16))
     members = {axis: member(axis, name) for axis, name in given.items()}
-    spec = CacheSpec(block_size=size, **members, **budget)
+    spec = CacheSpec(block_size=size, **members, **limit)
     return spec.checked_for(CacheGeometry(**SHAPE, block_size=size))
 
 

@@ -149,7 +149,7 @@ def _key(spec: CacheSpec) -> tuple:
     window = (type(spec.window).__name__, *sorted(vars(spec.window).items()))
     others = tuple(
         (type(x).__name__, str(sorted((k, v) for k, v in vars(x).items() if k[0] != "_")))
-        for x in (spec.summary, spec.retrieval, spec.offload)
+        for x in (spec.summary, spec.retrieval, spec.offload, spec.budget)
     )
     budget = (spec.budget_blocks, spec.budget_bytes, spec.budget_percent)
     return (

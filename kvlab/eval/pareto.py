@@ -9,8 +9,8 @@ from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, KvlabError, Variant
 from kvlab.eval.jobs import Evaluate
 from kvlab.eval.runner import Runner, alive
+from kvlab.model import model_geometry
 from kvlab.model.decode import Driver
-from kvlab.model.shape import model_geometry
 from kvlab.window import NoWindow, SinkWindow
 
 OBJECTIVES = {
@@ -124,7 +124,7 @@ class Pareto(Evaluate):
             chosen = {k: trial.suggest_categorical(k, list(c)) for k, c in self.space.items()}
             try:
                 name, settings, spec = composition(chosen)
-                spec.checked_for(model_geometry(loaded.model.config, spec))
+                spec.checked_for(model_geometry(loaded.model, spec))
                 runner = self._runner(loaded, name, settings, spec)
             except KvlabError as error:
                 trial.set_user_attr("refused", str(error))

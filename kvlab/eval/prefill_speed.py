@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from kvlab.core import BadInput, Measurement, Variant
+from kvlab.model import model_geometry
 from kvlab.model.adapter import PagedCache
 from kvlab.model.device import prepare_device
 from kvlab.model.fuse import fused
 from kvlab.model.peers import dynamic_prefill
 from kvlab.model.prefill import prefill
 from kvlab.model.room import activation_bytes, standing_bytes, weight_bytes
-from kvlab.model.shape import model_geometry
 
 PEERS = {"dynamic whole": None, "dynamic chunked": True}  # whether in chunks
 
@@ -57,7 +57,7 @@ class PrefillSpeed:
         device = prepare_device(self.device, self.cap_gb)
         loaded = self.model.load(device)
         for variant in variants:
-            variant.spec.checked_for(model_geometry(loaded.model.config, variant.spec))
+            variant.spec.checked_for(model_geometry(loaded.model, variant.spec))
         source = torch.Generator(device).manual_seed(self.seed)
         vocabulary = len(loaded.tokenizer)
         ids = torch.randint(vocabulary, (1, max(self.contexts)), generator=source, device=device)

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvlab.core import BadInput, Measurement, Variant
+from kvlab.model import model_geometry
 from kvlab.model.adapter import PagedCache
 from kvlab.model.device import prepare_device
 from kvlab.model.fuse import fused
 from kvlab.model.load import LoadedModel
 from kvlab.model.prefill import prefill
-from kvlab.model.shape import model_geometry
 
 
 class PrefixTTFT:
@@ -57,7 +57,7 @@ class PrefixTTFT:
         device = prepare_device(self.device, self.cap_gb)
         loaded = self.model.load(device)
         for variant in variants:
-            variant.spec.checked_for(model_geometry(loaded.model.config, variant.spec))
+            variant.spec.checked_for(model_geometry(loaded.model, variant.spec))
         for variant in variants:
             params = variant.params | {
                 **loaded.about(), "device": str(device),

@@ -9,10 +9,10 @@ from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, Variant
 from kvlab.eval.controls import controls
 from kvlab.eval.runner import Runner
+from kvlab.model import model_geometry
 from kvlab.model.device import prepare_device
 from kvlab.model.load import LoadedModel
 from kvlab.model.room import adaptive_chunk
-from kvlab.model.shape import model_geometry
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Setting:
     def plain(self, loaded: LoadedModel, variants: list[Variant], params: dict) -> list[Runner]:
         """The variants alone; every refusal that needs the model's shape happens here."""
         for variant in variants:
-            variant.spec.checked_for(model_geometry(loaded.model.config, variant.spec))
+            variant.spec.checked_for(model_geometry(loaded.model, variant.spec))
         return [self.runner(loaded, v.name, v.params, v.spec, params) for v in variants]
 
     def runners(self, loaded: LoadedModel, variants: list[Variant], params: dict) -> list[Runner]:

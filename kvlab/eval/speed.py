@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from kvlab.core import BadInput, Measurement, Variant
+from kvlab.model import model_geometry, portrait
 from kvlab.model.adapter import PagedCache
 from kvlab.model.decode import Decoder, Driver, check_driver
 from kvlab.model.device import prepare_device
 from kvlab.model.peers import PEERS, Peer
-from kvlab.model.shape import model_geometry
 
 FILL_TOKENS = 16384  # of a row, that a cache takes over at a time
 WARM_UP = 3  # steps
@@ -62,7 +62,7 @@ class DecodeSpeed:
         loaded = self.model.load(device)
         self.cuda = device.type == "cuda"
         for variant in variants:
-            variant.spec.checked_for(model_geometry(loaded.model.config, variant.spec))
+            variant.spec.checked_for(model_geometry(loaded.model, variant.spec))
         self.weights, self.ceiling = weight_bytes(loaded.model), copy_ceiling(device)
         shared = {**loaded.about(), "steps": self.steps}
         if not folder.done("device", {}):
@@ -146,14 +146,13 @@ class DecodeSpeed:
         return (time.perf_counter() - started) / steps
 
     def _random(self, model, rows: int, dtype) -> Callable[[int, int], tuple[Tensor, Tensor]]:
-        config = model.config
-        heads, dim = config.num_key_value_heads, config.head_dim
+        shapes = portrait(model).shapes
         source = torch.Generator(model.device).manual_seed(self.seed)
 
         def draw(layer: int, tokens: int) -> tuple[Tensor, Tensor]:
-            shape = (rows, heads, tokens, dim)
-            return tuple(torch.randn(shape, dtype=dtype, device=model.device, generator=source)
-                         for _ in range(2))
+            heads, *widths = shapes[layer][:3]
+            return tuple(torch.randn(rows, heads, tokens, width, dtype=dtype, device=model.device,
+                                     generator=source) for width in widths)
 
         return draw
 

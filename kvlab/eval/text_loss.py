@@ -168,7 +168,8 @@ def is_plain(spec: CacheSpec) -> bool:
 
 
 def budget(spec: CacheSpec) -> tuple:
-    return spec.budget_percent, spec.budget_bytes, spec.budget_blocks
+    division = spec.budget.name, *sorted(vars(spec.budget).items())
+    return spec.budget_percent, spec.budget_bytes, spec.budget_blocks, division
 
 
 def windows(tokens: int, chunk_tokens: int, decode_tokens: int) -> Iterator[tuple[int, int]]:

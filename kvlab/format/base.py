@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kvlab.core import BadInput, CacheGeometry
+from kvlab.core import BadInput, CacheGeometry, LayerShape
 
 
 class Plane(NamedTuple):
@@ -55,12 +55,16 @@ class KVFormat:
         self.name = name or f"k:{key!r} v:{value!r}"
 
     def planes(self, g: CacheGeometry) -> dict[str, Plane]:
-        """Plane name -> shape after [L, N] and dtype; scales included."""
-        sides = (("k_", self.key), ("v_", self.value))
+        """Plane name -> shape after [L, N] and dtype; scales included. Layers have one shape."""
+        return self.planes_of(g.shape, g.block_size)
+
+    def planes_of(self, shape: LayerShape, slots: int) -> dict[str, Plane]:
+        """The same for a block of `slots` tokens in a layer of this shape."""
+        sides = (("k_", self.key, shape.k_width), ("v_", self.value, shape.v_width))
         return {
             prefix + name: plane
-            for prefix, codec in sides
-            for name, plane in codec.planes(g.block_size, g.kv_heads, g.head_dim).items()
+            for prefix, codec, width in sides
+            for name, plane in codec.planes(slots, shape.kv_heads, width).items()
         }
 
     def quantize(self, k: Tensor, v: Tensor) -> dict[str, Tensor]:
@@ -75,7 +79,14 @@ class KVFormat:
 
     def block_bytes(self, g: CacheGeometry) -> int:
         """Bytes of one sealed block in all layers."""
-        return g.layers * sum(p.nbytes for p in self.planes(g).values())
+        each = {shape: sum(p.nbytes for p in self.planes_of(shape, g.block_size).values())
+                for shape in set(g.shapes)}  # fmt: skip
+        return sum(each[shape] for shape in g.shapes)
+
+    def token_bits(self, g: CacheGeometry) -> int:
+        """Payload bits of one token in all layers, without scales: what a name promises."""
+        return sum(s.kv_heads * (s.k_width * self.key.bits + s.v_width * self.value.bits)
+                   for s in g.shapes)  # fmt: skip
 
     def bits_per_element(self, g: CacheGeometry) -> float:
         """Stored bits for one key or value element, scales and zeros included."""

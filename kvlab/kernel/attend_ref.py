@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-Partial = tuple[Tensor, Tensor]  # out fp32 [Hq, T, D], lse fp32 [Hq, T]
+Partial = tuple[Tensor, Tensor]  # out fp32 [Hq, T, Dv], lse fp32 [Hq, T]
 
 
 def visible(
@@ -27,7 +27,7 @@ def attend(
     window: int | None = None, q_start: int = 0, k_start: int = 0, bias: Tensor | None = None,
     seen: Tensor | None = None,
 ) -> Partial:
-    """Softmax attention of `q` [Hq, T, D] over `k`, `v` [n, H, D], in fp32.
+    """Softmax attention of `q` [Hq, T, Dk] over `k` [n, H, Dk], `v` [n, H, Dv], in fp32.
 
     causal: key position <= query position; window: key position > query position - window, both
     counted from `q_start` and `k_start`. bias: fp32 [n, H], natural log, added to the logits of
@@ -46,7 +46,7 @@ def attend(
     lse = logits.logsumexp(-1)
     weights = torch.exp(logits - lse.nan_to_num(neginf=0.0)[..., None])
     out = torch.einsum("hgtn,nhd->hgtd", weights, v.float())
-    return out.reshape(heads, -1, dim), lse.reshape(heads, -1)
+    return out.flatten(0, 1), lse.flatten(0, 1)
 
 
 def block_lse(q: Tensor, k: Tensor, *, scale: float, block_size: int) -> Tensor:

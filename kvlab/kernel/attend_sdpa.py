@@ -42,7 +42,9 @@ def attend(
             q, k, v, scale=scale, causal=causal, window=window, q_start=q_start, k_start=k_start
         )
     run = _on_cpu if q.device.type == "cpu" else _on_cuda
-    return run(q, k.to(q.dtype), v.to(q.dtype), scale, causal)
+    (q, k, v), width = leveled(q, k.to(q.dtype), v.to(q.dtype)), v.shape[-1]
+    out, lse = run(q, k, v, scale, causal)
+    return out[..., :width], lse
 
 
 def attend_parts(
@@ -58,12 +60,22 @@ def attend_parts(
     """
     tokens, keys = q.shape[1], k.shape[0]
     whole = q.device.type != "cuda" or q.dtype == torch.float32 or tokens < FEW
-    if not (whole or _banded(q, window, q_start - k_start)) and q.shape[-1] <= WIDEST:
+    whole |= k.shape[-1] != v.shape[-1] or q.shape[-1] > WIDEST
+    if not (whole or _banded(q, window, q_start - k_start)):
         tiles = q.shape[0] * -(-tokens // TILE)
         count = best_parts(tiles, keys, _processors(q.device))
         if count > 1:
             return _in_parts(q, k.to(q.dtype), v.to(q.dtype), scale, count)
     return attend(q, k, v, scale=scale, window=window, q_start=q_start, k_start=k_start)
+
+
+def leveled(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Keys and values of one width, which is all that the library takes: zeros change no product.
+    """
+    missing = k.shape[-1] - v.shape[-1]
+    if missing > 0:
+        return q, k, pad(v, (0, missing))
+    return (*(pad(x, (0, -missing)) for x in (q, k)), v) if missing else (q, k, v)
 
 
 def _banded(q: Tensor, window: int | None, ahead: int) -> bool:

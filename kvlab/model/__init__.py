@@ -1,7 +1,8 @@
 """The only room that knows transformers: loading, the cache's door, the drivers."""
 
 from kvlab.model.adapter import PagedCache
+from kvlab.model.portrait import model_geometry, portrait
 from kvlab.model.prefill import PrefillResult, prefill
 from kvlab.model.text_summary import TextSummary
 
-__all__ = ["PagedCache", "PrefillResult", "TextSummary", "prefill"]
+__all__ = ["PagedCache", "PrefillResult", "TextSummary", "model_geometry", "portrait", "prefill"]

@@ -11,20 +11,20 @@ from transformers.cache_utils import Cache
 
 from kvlab import cache as core
 from kvlab.cache import NO_FACTS, CacheSpec, Copies
-from kvlab.core import BadInput, KvlabError
+from kvlab.core import BadInput
 from kvlab.model.columns import Columns
 from kvlab.model.doors import ATTENTION, PagedLayer
 from kvlab.model.forward import Forward, NoForward
 from kvlab.model.identity import LiveModel
-from kvlab.model.refusals import refuse_other_depth
+from kvlab.model.portrait import model_geometry
+from kvlab.model.refusals import refuse_misfit, refuse_other_depth
 from kvlab.model.room import adaptive_budget
 from kvlab.model.rows import removed_columns, selected_rows
-from kvlab.model.shape import check_shared_rotary, model_geometry, rotary_frequencies
+from kvlab.model.shape import check_shared_rotary, rotary_frequencies
 from kvlab.model.tokens import Watched, left_pads, watch_ends, watch_tokens
 from kvlab.model.visibility import window_of
 
 NO_FORWARD = NoForward()
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class PagedCache(Copies, Watched, Cache):
@@ -47,6 +47,8 @@ class PagedCache(Copies, Watched, Cache):
         )
         layers = geometry.layers
         Cache.__init__(self, layers=[PagedLayer(self, i, i == layers - 1) for i in range(layers)])
+        g = geometry  # heads of queries, of keys, and both widths, by layer
+        self.made = [(g.query_heads, s.kv_heads, s.k_width, s.v_width) for s in g.shapes]
         self._rows: list[int] = []
         self.columns = Columns(0)  # of the rows: what transformers counts
         self.forward = NO_FORWARD  # the one under way
@@ -69,18 +71,15 @@ class PagedCache(Copies, Watched, Cache):
 
         axes: the arguments of `CacheSpec` (format="int4", block_size=16, ...), or one `spec`.
         tokenizer: what summary=text reads and writes with.
-        Raises `BadInput` for other architectures than Llama, Mistral, Qwen2 and Qwen3.
+        Raises `BadInput` for a model that cannot run over a PagedCache, with the reason.
         """
         if spec is not None and axes:
             raise BadInput(next(iter(axes)), next(iter(axes.values())), "give spec or axes only")
         spec = spec or CacheSpec(**axes)
-        config = model.config.get_text_config(decoder=True)
-        if config.model_type not in ARCHITECTURES:
-            raise BadInput("model", config.model_type, f"must be one of {', '.join(ARCHITECTURES)}")
+        geometry = model_geometry(model, spec)
         model.set_attn_implementation(ATTENTION)
         if spec.budget_bytes == "adaptive":
             spec = replace(spec, budget_bytes=adaptive_budget(model, spec))
-        geometry = model_geometry(config, spec)
         facts = NO_FACTS
         watch_ends(model)
         if spec.prefix.shares:
@@ -209,16 +208,16 @@ class PagedCache(Copies, Watched, Cache):
 
     # ---- one forward of the model
 
-    def open_forward(self, module, q: Tensor, k: Tensor, mask, window, positions) -> None:
-        """The first layer of a forward attends: q [B, Hq, T, D], k [B, H, T, D].
+    def open_forward(self, module, q: Tensor, k: Tensor, v: Tensor, mask, positions) -> None:
+        """The first layer of a forward attends: q [B, Hq, T, Dk], k and v [B, H, T, Dk or Dv].
 
         mask: what `paged_mask` returned, or a 4D mask of the caller; positions [1 or B, T], None
         for those that follow. Raises before anything has changed.
         """
         self.core.facts.check(module)
         refuse_other_depth(len(self.layers), module)
-        window_of(mask, window)
-        self._check_fits(q, k)
+        window_of(mask)
+        refuse_misfit(self.made[0], q, k, v)
         self.forward = Forward.begun(self, q, mask, positions)
 
     def close_forward(self, positions) -> None:
@@ -227,14 +226,6 @@ class PagedCache(Copies, Watched, Cache):
         self.begun_by_hook = False
         self.columns.advance(forward.plan, positions)  # first: a budget may fail to evict
         self.core.commit()
-
-    def _check_fits(self, q: Tensor, k: Tensor) -> None:
-        g = self.core.geometry
-        heads = q.shape[1], k.shape[1], k.shape[3]
-        if heads != (g.query_heads, g.kv_heads, g.head_dim):
-            raise KvlabError(f"this cache was made for {g.query_heads} query heads, {g.kv_heads} "
-                             f"key/value heads and a head width of {g.head_dim}; this model has "
-                             f"{heads[0]}, {heads[1]} and {heads[2]}")
 
     def undo_forward(self) -> int | None:
         """A forward has ended: undo it if it did not reach the last layer.

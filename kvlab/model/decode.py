@@ -22,7 +22,7 @@ from kvlab.model.columns import Plan
 from kvlab.model.ends import EndTokens, check_new_tokens, end_tokens
 from kvlab.model.forward import check_window, padded_span
 from kvlab.model.prefill import forward_chunk, prefill
-from kvlab.model.shape import sliding_windows
+from kvlab.model.shape import rope_types, sliding_windows
 from kvlab.model.step import Step, StepCache
 
 Driver = Literal["auto", "eager", "graph", "static"]
@@ -185,9 +185,9 @@ def obstacle(model, cache: PagedCache) -> str | None:
     windows = sliding_windows(model)
     if windows:
         return f"the model's own sliding window of {windows.pop()} tokens needs masks"
-    kind = getattr(getattr(model.get_decoder(), "rotary_emb", None), "rope_type", "default")
-    if kind in ("dynamic", "longrope"):
-        return f"rotary positions of type {kind} look at lengths on the host"
+    moving = rope_types(model) & {"dynamic", "longrope"}
+    if moving:
+        return f"rotary positions of type {moving.pop()} look at lengths on the host"
     return None
 
 

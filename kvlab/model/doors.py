@@ -100,9 +100,9 @@ def paged_attention(
         refuse_gradients(query, keys, values)
     try:
         if index == 0:
-            cache.open_forward(module, query, keys, attention_mask, sliding_window, position_ids)
+            cache.open_forward(module, query, keys, values, attention_mask, position_ids)
         forward = cache.forward
-        window = forward.enter(index, attention_mask, sliding_window)
+        window = forward.enter(index, query, keys, values, attention_mask, sliding_window)
         out = forward.step.attend(index, query, keys, values, scale=scale, window=window)
         if key.last:
             cache.close_forward(position_ids)

@@ -12,6 +12,7 @@ from torch import Tensor
 from kvlab.cache import Running
 from kvlab.core import KvlabError, SeqId
 from kvlab.model.columns import Columns, Look, Plan
+from kvlab.model.refusals import refuse_misfit
 from kvlab.model.visibility import Visibility, tokens_of, window_of
 
 
@@ -20,7 +21,7 @@ class NoForward:
 
     layers = 0
 
-    def enter(self, layer: int, mask, window: int | None) -> int | None:
+    def enter(self, layer: int, q, k, v, mask, window: int | None) -> int | None:
         raise KvlabError(f"layer {layer} attended first: a PagedCache wants the layers of a "
                          "model in order, each once")
 
@@ -30,15 +31,14 @@ class Forward(NoForward):
 
     plan: which columns are tokens, the same in all layers. mask: what the first layer got. span:
     the columns over which a row has padding between tokens, 0 without. step: what attends, the
-    step under way in the cache.
+    step under way in the cache. made: heads and widths by layer, see `refuse_misfit`.
     """
 
-    def __init__(self, plan: Plan, mask, span: int, step: Running):
-        self.plan, self.span, self._agreed = plan, span, [mask]
+    def __init__(self, plan: Plan, mask, span: int, step: Running, made: list[tuple]):
+        self.plan, self.span, self.made, self._agreed = plan, span, made, [mask]
         self.step = step if plan.order is None and not plan.looks else Packed(plan, step)
         self.layers = 0  # that have attended
-        self._asked: tuple = ()  # mask and window of the layer before, and what came of them
-        self._window: int | None = None
+        self._windows: dict[int, tuple] = {}  # of masks that were met
 
     @classmethod
     def begun(cls, cache, query: Tensor, mask, positions) -> Forward:
@@ -48,21 +48,22 @@ class Forward(NoForward):
         real = tokens_of(mask, batch, tokens, columns.seen + tokens)
         plan = columns.plan(real, tokens)
         take(cache, columns, plan, positions)  # first: what is hidden now is padding, too
-        return cls(plan, mask, padded_span(columns, plan), cache.core.running)
+        return cls(plan, mask, padded_span(columns, plan), cache.core.running, cache.made)
 
-    def enter(self, layer: int, mask, window: int | None) -> int | None:
-        """The sliding window of a layer that is about to attend, by its mask and by its word."""
+    def enter(self, layer: int, q, k, v, mask, window: int | None) -> int | None:
+        """The sliding window of a layer that is about to attend, which its mask tells."""
         if layer != self.layers:
             raise KvlabError(f"layer {layer} attended where layer {self.layers} was due: a "
                              "PagedCache wants the layers of a model in order, each once")
         self.layers += 1
-        asked = mask, window
-        if not self._asked or asked[0] is not self._asked[0] or window != self._asked[1]:
-            self._window = window_of(mask, window)
+        if (q.shape[1], k.shape[1], k.shape[3], v.shape[3]) != self.made[layer]:
+            refuse_misfit(self.made[layer], q, k, v)
+        if id(mask) not in self._windows:
+            found = window_of(mask)
             self._same(mask)
-            check_window(self.span, self._window)
-            self._asked = asked
-        return self._window
+            check_window(self.span, found)
+            self._windows[id(mask)] = found, mask  # which stays, so that its id does
+        return self._windows[id(mask)][0]
 
     def _same(self, mask) -> None:
         """Layers may ask for other rules, but must agree on which columns are tokens."""

@@ -6,7 +6,7 @@ import torch
 
 from kvlab.cache import CacheSpec, PagedCache
 from kvlab.core import BadInput
-from kvlab.model.shape import model_geometry
+from kvlab.model.portrait import model_geometry
 from kvlab.offload.memory import free_bytes as host_free_bytes
 
 SMALLEST, LARGEST = 512, 16384  # tokens of a chunk: what `adaptive` chooses between
@@ -53,8 +53,8 @@ def adaptive_budget(model, spec: CacheSpec) -> int:
     block fits.
     """
     free, config = free_bytes(model.device), model.config.get_text_config(decoder=True)
-    g = model_geometry(config, spec)
-    token = 2 * g.kv_heads * g.head_dim * model.dtype.itemsize
+    g = model_geometry(model, spec)
+    token = max(shape.elements for shape in g.shapes) * model.dtype.itemsize
     workspace = spec.workspace_tokens * token * (2 if spec.offload.keeps else 1)
     budget = free - free // SPARE - workspace - ASSUMED * activation_bytes(config)
     block = spec.format.block_bytes(g)

@@ -1,21 +1,12 @@
-"""What a cache must know of a model: its shape and its rotary frequencies."""
+"""What a cache and its drivers must know of a model: its windows and its rotary frequencies."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from kvlab.cache import CacheSpec
 from kvlab.core import BadInput
 
 FIXED = ("default", "linear", "yarn", "llama3", "proportional")  # one set of frequencies, ever
-
-
-def model_geometry(config, spec: CacheSpec):
-    """Geometry of a transformers config; `num_key_value_heads` counts, never the query heads."""
-    heads = config.num_attention_heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return spec.geometry(config.num_hidden_layers, heads, kv_heads, dim)
 
 
 def sliding_window(attention) -> int | None:
@@ -35,22 +26,24 @@ def sliding_windows(model) -> set[int]:
 
 
 def rotary_frequencies(model) -> Tensor | None:
-    """The frequencies [D / 2] by which keys are rotated; None where they depend on the length."""
-    if rope_type(model) not in FIXED:
+    """The frequencies [D / 2] by which keys are rotated; None where they depend on the length, or
+    on the kind of layer."""
+    if not rope_types(model) <= set(FIXED):
         return None
     return getattr(_rotary(model), "inv_freq", None)
 
 
-def rope_type(model) -> str:
-    """The name of the rotary type, "default" where the model does not say."""
-    return str(getattr(_rotary(model), "rope_type", "default"))
+def rope_types(model) -> set[str]:
+    """Names of the rotary types of all kinds of layers, "default" where the model does not say."""
+    told = getattr(_rotary(model), "rope_type", "default")
+    return set(map(str, told.values() if isinstance(told, dict) else [told]))
 
 
 def check_shared_rotary(model) -> None:
     """Raises `BadInput` for prefix=hash where keys depend on the length of the whole input."""
-    kind = rope_type(model)
-    if kind not in FIXED:
-        raise BadInput("prefix", "hash", f"cannot share keys of rotary type {kind}, whose "
+    odd = rope_types(model) - set(FIXED)
+    if odd:
+        raise BadInput("prefix", "hash", f"cannot share keys of rotary type {odd.pop()}, whose "
                                          "frequencies depend on the length; choose prefix=none")
 
 

@@ -22,7 +22,7 @@ class StepForward:
         self.step: Running | None = None
         self.served = 0  # layers that attended in the run under way
 
-    def enter(self, layer: int, mask, window: int | None) -> int | None:
+    def enter(self, layer: int, q, k, v, mask, window: int | None) -> int | None:
         """The sliding window of a layer that is about to attend."""
         self.served += 1
         return window

@@ -63,8 +63,8 @@ def _hides_nothing(mask: Tensor | None, columns: int) -> bool:
     return mask is None or (mask.shape[-1] >= columns and bool(mask[:, :columns].all()))
 
 
-def window_of(mask: Visibility | Tensor | None, window: int | None) -> int | None:
-    """The sliding window that `mask` asks for; `window` is what the attention layer says of it.
+def window_of(mask: Visibility | Tensor | None) -> int | None:
+    """The sliding window that `mask` asks for.
 
     The library's attention goes by the mask alone, and a 4D mask of the caller's says it all.
     Raises `KvlabError` for any other rule than causal attention, with such a window or without.
@@ -73,12 +73,20 @@ def window_of(mask: Visibility | Tensor | None, window: int | None) -> int | Non
         return None
     if not mask.custom and mask.rule is causal_mask_function:
         return None
-    if not mask.custom and window is not None and same_rule(
-        mask.rule, sliding_window_causal_mask_function(window)
-    ):
-        return window
+    for window in () if mask.custom else numbers_in(mask.rule):
+        if same_rule(mask.rule, sliding_window_causal_mask_function(window)):
+            return window
     raise KvlabError("a PagedCache attends causally, with a sliding window or without; this "
                      "forward asks for another rule, which only the library's caches follow")
+
+
+def numbers_in(rule) -> set[int]:
+    """Whole numbers that a function closes over, those of the functions inside it too."""
+    if isinstance(rule, tuple):
+        return set().union(*map(numbers_in, rule))
+    if isinstance(rule, FunctionType):
+        return numbers_in(tuple(c.cell_contents for c in rule.__closure__ or ()))
+    return {rule} if type(rule) is int else set()
 
 
 def same_rule(a, b) -> bool:

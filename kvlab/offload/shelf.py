@@ -44,9 +44,10 @@ class HostStore(NoOffload):
         self.memory = HostMemory(None if cap_gb is None else int(cap_gb * 1e9))
 
     def build(self, pool: BlockPool) -> Shelf:
-        """The host half of one pool; the pools of one cache share their way to the device."""
+        """The host half of one pool; pools of one cache and shape share their way to the device."""
         move = None if pool.fused is None else pool.fused.move
-        stage = pool.workspace.shared("stage", partial(Stage, pool.device, move))
+        name = f"stage {pool.shape._replace(window=None)}"
+        stage = pool.workspace.shared(name, partial(Stage, pool.device, move))
         rows = max(1, self.slab_tokens // pool.geometry.block_size)
         return Shelf(pool, rows, self.memory, stage)
 

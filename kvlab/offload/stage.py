@@ -80,7 +80,7 @@ class Seat:
 class Stage:
     """Starts copies on a stream of its own, two lists of rows ahead at most.
 
-    Shared by the stores of one cache, whose layers look alike. A copy waits until what its buffer
+    Shared by those stores of one cache whose layers look alike. A copy waits until what its buffer
     held has been read; a reader waits until its copy is there. Nobody waits on the host.
     """
 

@@ -150,6 +150,10 @@ class Random(EvictionPolicy):
         self._ids: list[BlockId] = []
         self._at: dict[BlockId, int] = {}
 
+    def generator_state(self) -> tuple[int, ...]:
+        """The Mersenne Twister behind the draws: 624 words, and how many of them are used up."""
+        return self._generator.getstate()[1]
+
     def add(self, meta: BlockMeta):
         self._at[meta.id] = len(self._ids)
         self._ids.append(meta.id)

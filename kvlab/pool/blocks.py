@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from copy import deepcopy
 from functools import cache
+from math import prod
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from kvlab.core import BadInput, CacheGeometry
+from kvlab.core import BadInput, CacheGeometry, LayerShape
 from kvlab.format import Dense, Fp8, Int, KVFormat
 from kvlab.kernel.scratch import Scratch
 from kvlab.pool.slabs import LayerPlanes, Meter, SlabStore
@@ -39,10 +40,17 @@ def fused_kernels(device_type: str, kernels: str = "auto") -> ModuleType | None:
     return all_triton
 
 
-def has_kernels(format: KVFormat, head_dim: int) -> bool:
-    """Whether the Triton kernels know the codecs and the head width; else plain torch does it."""
-    known = all(isinstance(codec, (Dense, Fp8, Int)) for codec in (format.key, format.value))
-    return known and 32 <= head_dim <= 256 and head_dim & (head_dim - 1) == 0
+def no_kernels(format: KVFormat, shape: LayerShape) -> str | None:
+    """Why the Triton kernels cannot read blocks of this format and shape, so that plain torch does
+    the work; None where they can."""
+    if not all(isinstance(codec, (Dense, Fp8, Int)) for codec in (format.key, format.value)):
+        return f"the kernels do not know the codecs of {format.name}"
+    if shape.k_width != shape.v_width:
+        return f"keys of width {shape.k_width} and values of {shape.v_width} differ"
+    width = shape.k_width
+    if not 32 <= width <= 256 or width & (width - 1):
+        return f"a head width of {width} is no power of two from 32 to 256"
+    return None
 
 
 class Workspace:
@@ -57,13 +65,18 @@ class Workspace:
         self.scratch = Scratch()
         self._shared: dict[str, object] = {}
 
-    def take(self, tokens: int, heads: int, dim: int, dtype, device) -> tuple[Tensor, Tensor]:
-        """Two [tokens, heads, dim], overwritten by the next call; grown where too small."""
-        size = tokens * heads * dim
-        if self._buffers is None or self._buffers[0].numel() < size:
+    def take(self, tokens: int, shape: LayerShape, dtype, device) -> tuple[Tensor, Tensor]:
+        """[tokens, H, Dk] and [tokens, H, Dv], overwritten by the next call; grown where too small.
+        """
+        shapes = [(tokens, shape.kv_heads, width) for width in (shape.k_width, shape.v_width)]
+        sizes = [prod(wanted) for wanted in shapes]
+        held = [b.numel() for b in self._buffers or ()] or [0, 0]
+        if any(size > there for size, there in zip(sizes, held)):
             self._buffers = None  # the old ones first: both would not fit under a tight cap
-            self._buffers = tuple(torch.empty(size, dtype=dtype, device=device) for _ in range(2))
-        return tuple(b[:size].view(tokens, heads, dim) for b in self._buffers)
+            self._buffers = tuple(torch.empty(max(pair), dtype=dtype, device=device)
+                                  for pair in zip(sizes, held))  # fmt: skip
+        return tuple(b[:size].view(wanted)
+                     for b, size, wanted in zip(self._buffers, sizes, shapes))  # fmt: skip
 
     def shared(self, name: str, make: Callable[[], object]):
         """The object of this name, which has `nbytes`; `make` gives it where there is none."""
@@ -86,10 +99,11 @@ class Workspace:
 class BlockPool:
     """Sealed blocks in their format, open blocks in the compute dtype.
 
-    geometry: what a block holds, `layers` being those of this pool's layer group.
+    geometry: what a block holds, `layers` being those of this pool's layer group, of one shape.
     dtype: the model's compute dtype, in which keys and values arrive and leave.
     kernels: see `fused_kernels`; workspace, meter: shared by the pools of one cache.
     slab_tokens: tokens whose memory comes and goes together.
+    why_plain: why plain torch does what kernels were wanted for, see `no_kernels`; or None.
     """
 
     def __init__(
@@ -100,8 +114,10 @@ class BlockPool:
         self.geometry, self.format, self.dtype = geometry, format, dtype
         self.block_size = geometry.block_size
         self.device = torch.device(device)
-        self.fused = fused_kernels(self.device.type, kernels) if has_kernels(
-            format, geometry.head_dim) else None  # fmt: skip
+        self.shape = geometry.shape
+        wanted = fused_kernels(self.device.type, kernels)
+        self.why_plain = None if wanted is None else no_kernels(format, self.shape)
+        self.fused = wanted if self.why_plain is None else None
         self.workspace, self.meter = workspace or Workspace(), meter or Meter()
         g = geometry
         rows = max(1, slab_tokens // g.block_size)
@@ -177,8 +193,8 @@ class BlockPool:
             k, v = k.contiguous(), v.contiguous()
             self.fused.seal(k, v, self.format, self.sealed.layer(layer), ids)
             return
-        shape = (len(blocks), self.geometry.block_size, *k.shape[1:])
-        self.sealed.write(layer, blocks, self.format.quantize(k.reshape(shape), v.reshape(shape)))
+        whole = (x.unflatten(0, (len(blocks), self.block_size)) for x in (k, v))
+        self.sealed.write(layer, blocks, self.format.quantize(*whole))
 
     def seal_open(self, blocks: list[int]) -> None:
         """Seal full open `blocks` in all layers; their open places are given back."""
@@ -210,9 +226,8 @@ class BlockPool:
 
     def gather(self, planes: LayerPlanes, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Blocks `ids` of any planes in this format, dequantized into the workspace."""
-        g = self.geometry
-        tokens = len(ids) * g.block_size
-        out = self.workspace.take(tokens, g.kv_heads, g.head_dim, self.dtype, self.device)
+        tokens = len(ids) * self.block_size
+        out = self.workspace.take(tokens, self.shape, self.dtype, self.device)
         self.fused.gather(planes, self.format, ids, *out)
         return out
 

@@ -86,7 +86,8 @@ class Loop:
 
     def _too_large(self, job: Job) -> str:
         """Whether a request could not be served even alone, by a cache that gives nothing up."""
-        size, group = self.cache.geometry.block_size, self.cache.groups[0]
+        size, groups = self.cache.geometry.block_size, self.cache.groups
+        group = min(groups, key=lambda g: g.ledger.capacity or 0)  # with a budget, all have one
         needs, capacity = -(-job.most_tokens // size), group.ledger.capacity
         if capacity is None or needs <= capacity or not group.share.hold:
             return ""

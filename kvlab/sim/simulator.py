@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -58,17 +58,16 @@ def simulate(
     shape: of the model whose prefill FLOPs hits save. window_seconds: for thrash; None skips it.
     events: called with each event of the device's ledger, to record the run.
     outcomes: called with each piece of the trace and what became of each of its accesses.
-    compiled: the same results from numba, much faster, for the policies that `sim/fast.py` names.
+    compiled: the same results from numba, much faster, for the policies that `sim/fast.py` names;
+    without service and events.
     """
     _check(prefix, partial_blocks, host, service)
     if isinstance(trace, Trace):
         trace.check_shares()
     shape = shape_by_name(shape)
     if compiled:
-        _check_compiled(policy, host, service, events)
-        trace = _dense(trace)
-        misses = not_hittable(partial_blocks)
-        runner = Compiled(policy, _capacity(capacity_blocks), prefix, misses)
+        _check_compiled(service, events)
+        runner = _compiled(policy, capacity_blocks, trace, prefix, partial_blocks, host, shape)
     else:
         if isinstance(policy, str) and asked(policy).foresees:
             policy = _clairvoyant(policy, trace, capacity_blocks, prefix, partial_blocks, service)
@@ -105,16 +104,19 @@ def _clairvoyant(
     name: str, trace, capacity: int, prefix: bool, partial_blocks: str, service
 ) -> EvictionPolicy:
     """A policy that gets this trace's future; what can never hit is no use in it."""
-    if not isinstance(trace, Trace) or service:
-        remedy = "needs a whole trace, known ahead, without service times"
-        raise BadInput("policy", name, remedy)
+    _check_known_ahead(name, trace, service)
     if not prefix:
         return by_name(name, future=trace.ids.tolist(), by_request=False)
+    keep = _uses(trace, capacity, partial_blocks).tolist()
+    future = (ids[:count] for ids, count in zip(trace.requests(), keep))
+    return by_name(name, future=future, by_request=True)
+
+
+def _uses(trace: Trace, capacity: int, partial_blocks: str) -> np.ndarray:
+    """How many accesses of each request could hit, int64 [R]."""
     trace.check_prefix_chained()
     hides = not_hittable(partial_blocks) & trace.partial
-    keep = np.where(np.diff(trace.first) <= capacity, np.diff(trace.first) - hides, 0)
-    future = (ids[:count] for ids, count in zip(trace.requests(), keep.tolist()))
-    return by_name(name, future=future, by_request=True)
+    return np.where(np.diff(trace.first) <= capacity, np.diff(trace.first) - hides, 0)
 
 
 def _capacity(blocks: int) -> int:
@@ -123,16 +125,28 @@ def _capacity(blocks: int) -> int:
     return int(blocks)
 
 
-def _dense(trace: Trace | TraceStream) -> Trace | TraceStream:
-    """Tables are indexed by id: renumber a loaded trace where its ids are far apart."""
-    if not isinstance(trace, Trace) or trace.dense[0] is trace.ids:
-        return trace
-    return replace(trace, ids=trace.dense[0])
+def _check_known_ahead(name: str, trace, service=None) -> None:
+    if not isinstance(trace, Trace) or service:
+        remedy = "needs a whole trace, known ahead, without service times"
+        raise BadInput("policy", name, remedy)
 
 
-def _check_compiled(policy, host, service, events) -> None:
-    if not isinstance(policy, str) or host or service or events:
-        raise BadInput("compiled", True, "takes a policy's name, and no host, service or events")
+def _compiled(policy, capacity, trace, prefix, partial_blocks, host, shape) -> Compiled:
+    cost = recompute_cost(shape, trace.block_size) if prefix else (lambda depth: 1.0)
+    runner = Compiled(
+        policy, _capacity(capacity), prefix, not_hittable(partial_blocks), cost=cost,
+        host=host and (host.policy, _capacity(host.capacity_blocks)),
+        whole=isinstance(trace, Trace),
+    )  # fmt: skip
+    if policy == "belady":
+        _check_known_ahead(policy, trace)
+        runner.foresee(trace, _uses(trace, capacity, partial_blocks) if prefix else None)
+    return runner
+
+
+def _check_compiled(service, events) -> None:
+    if service or events:
+        raise BadInput("compiled", True, "has no service times and no events")
 
 
 def _check(prefix, partial_blocks, host, service) -> None:

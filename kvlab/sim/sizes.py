@@ -6,29 +6,60 @@ data planes [H, S, D], fp16 scales (and zeros) per channel [H, D] or per token [
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from kvlab.core import BadInput
+from kvlab.budget import Equal, blocks_in
+from kvlab.core import BadInput, CacheGeometry, LayerShape
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What the arithmetic needs to know of a model; `parameters` drive the dense part of FLOPs."""
+    """What the arithmetic needs to know of a model; `parameters` drive the dense part of FLOPs.
+
+    shapes: of each layer, where they differ; the other numbers of layers are then those of the
+    first.
+    """
 
     layers: int
     query_heads: int
     kv_heads: int
     head_dim: int
     parameters: float
+    shapes: tuple[LayerShape, ...] = ()
+
+    @classmethod
+    def of(cls, g: CacheGeometry, parameters: float) -> ModelShape:
+        """The shape that a cache was made for."""
+        first = g.shapes[0]
+        return cls(
+            g.layers, g.query_heads, first.kv_heads, first.k_width, parameters, g.shapes
+        )
+
+    def layer(self, number: int) -> LayerShape:
+        """The shape of one layer."""
+        same = LayerShape(self.kv_heads, self.head_dim, self.head_dim)
+        return self.shapes[number] if self.shapes else same
+
+    @property
+    def by_shape(self) -> dict[LayerShape, int]:
+        """How many layers have each shape."""
+        return Counter(self.shapes) if self.shapes else {self.layer(0): self.layers}
 
     def prefill_flops(self, tokens: np.ndarray) -> np.ndarray:
         """FLOPs to prefill the first `tokens` tokens: 2 per parameter and token, and causal
         attention's 4 per token, visible token, layer, query head and head dimension."""
         tokens = np.asarray(tokens, dtype=float)
-        attention = 2.0 * self.layers * self.query_heads * self.head_dim
-        return 2.0 * self.parameters * tokens + attention * tokens * (tokens + 1)
+        flops = 2.0 * self.parameters * tokens
+        for shape, layers in self.by_shape.items():
+            within = tokens if shape.window is None else np.minimum(tokens, shape.window)
+            pairs = within * (within + 1) + 2 * (tokens - within) * within  # twice as many
+            each = float(layers * self.query_heads * (shape.k_width + shape.v_width))
+            flops = flops + each * pairs
+        return flops
 
 
 SHAPES = {
@@ -79,16 +110,41 @@ FORMATS = {
 
 def bits_per_element(format: str, block_size: int = 64, head_dim: int = 128) -> float:
     """Mean stored bits of a key or value element, scales included."""
+    key, value = (codec.bits_per_element(block_size, head_dim) for codec in codecs(format))
+    return (key + value) / 2
+
+
+def codecs(format: str) -> tuple[Codec, Codec]:
+    """Those of keys and values. Raises `BadInput` for an unknown format."""
     if format not in FORMATS:
         raise BadInput("format", format, f"known: {', '.join(FORMATS)}")
-    key, value = (codec.bits_per_element(block_size, head_dim) for codec in FORMATS[format])
-    return (key + value) / 2
+    return FORMATS[format]
 
 
 def token_bytes(format: str, shape: ModelShape, block_size: int = 64) -> float:
     """Bytes that one cached token takes in all layers."""
-    elements = 2 * shape.layers * shape.kv_heads * shape.head_dim
-    return elements * bits_per_element(format, block_size, shape.head_dim) / 8
+    return sum(n * layer_bytes(format, one, block_size) for one, n in shape.by_shape.items())
+
+
+def layer_bytes(format: str, shape: LayerShape, block_size: int) -> float:
+    """Bytes that one cached token takes in one layer."""
+    key, value = codecs(format)
+    bits = (shape.k_width * key.bits_per_element(block_size, shape.k_width)
+            + shape.v_width * value.bits_per_element(block_size, shape.v_width))  # fmt: skip
+    return shape.kv_heads * bits / 8
+
+
+def group_blocks(
+    budget_bytes: float, format: str, shape: ModelShape, block_size: int, budget: Equal,
+    groups: Sequence[Sequence[int]],
+) -> list[int]:
+    """How many blocks of `block_size` tokens each layer group may hold of a divided budget.
+
+    groups: numbers of the layers in each. Raises `BadInput` where one would get none.
+    """
+    each = [block_size * sum(layer_bytes(format, shape.layer(i), block_size) for i in layers)
+            for layers in groups]  # fmt: skip
+    return blocks_in(budget, int(budget_bytes), groups, each)
 
 
 def blocks_for(budget_bytes: float, trace_block: int, per_token: float) -> int:

@@ -35,11 +35,11 @@ class Digests(Source):
 
     def __init__(self, retrieval: Retrieval, host: Host):
         pool = host.pool
-        g = pool.geometry
+        shape, layers = pool.shape, pool.geometry.layers
         self.retrieval, self.pool, self.host = retrieval, pool, host
         self.tables = host.sealed.tables
-        plane = Plane((g.kv_heads, retrieval.sides, g.head_dim), retrieval.dtype)
-        self.store = SlabStore({"digest": plane}, g.layers, SLAB_ROWS, pool.device, pool.meter)
+        plane = Plane((shape.kv_heads, retrieval.sides, shape.k_width), retrieval.dtype)
+        self.store = SlabStore({"digest": plane}, layers, SLAB_ROWS, pool.device, pool.meter)
         self.rows: dict[SeqId, list[int | None]] = {}
         self._coming: dict[SeqId, list[int]] = {}
         self._holders: Counter[int] = Counter()

@@ -189,6 +189,9 @@ def check_summary(spec, g: CacheGeometry) -> None:
     if spec.prefix.shares and spec.prefix.hold:
         raise BadInput("summary", name, "stands for evicted tokens of a sequence, and prefix.hold "
                        "keeps those while it runs; give prefix.hold=false")
+    if any(shape.window is not None for shape in g.shapes):
+        raise BadInput("summary", name, "cannot tell which entries a model's sliding window still "
+                       "sees; use summary=none with this model")
     if spec.window.rerotate:
         raise BadInput("summary", name, "stands for tokens at their original positions, which "
                        "window.rerotate=true gives up; leave out one of the two")
@@ -202,7 +205,8 @@ def entry_share(summary: NoSummary, format: KVFormat, g: CacheGeometry) -> float
     """Bytes of the entries of an evicted block over the bytes of the block."""
     if not summary.makes:
         return 0.0
-    entry = g.layers * g.kv_heads * (2 * g.head_dim * STORED.itemsize + torch.float32.itemsize)
+    biases = torch.float32.itemsize * sum(shape.kv_heads for shape in g.shapes)
+    entry = g.elements_per_token * STORED.itemsize + biases
     return summary.ratio * g.block_size * entry / format.block_bytes(g)
 
 

@@ -60,6 +60,12 @@ class Host(Source):
         """Block `index` of `seq` is on the device again."""
         self.shelf.drop([self.tables[seq].punch(index)])
 
+    def let_go(self, seq: SeqId, blocks: int) -> None:
+        """Forget the first `blocks` blocks of `seq`: nobody reads them again."""
+        for index in range(min(blocks, len(self.tables[seq].ids))):
+            if self.tables[seq].ids[index] is not None:
+                self.forget(seq, index)
+
     def fetch(self, wanted: list[tuple[SeqId, int]], blocks: list[BlockId]) -> None:
         """Copy blocks (sequence, index) to the device; they are no longer away."""
         if wanted:

@@ -37,7 +37,7 @@ class Sources(Source):
         self.past, self.digests = self.sealed, Source()
         stored = [self.host, self.sealed] if spec.offload.keeps else [self.sealed]
         self.readers, self._beside = [*stored], []
-        if spec.retrieval.selects:
+        if spec.retrieval.selects and pool.shape.window is None:  # else all it sees is near
             self.digests = Digests(spec.retrieval, self.host)
             self.past = Choice(self.digests)
             self.readers, self._beside = [self.past], [*stored, self.digests]

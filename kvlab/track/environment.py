@@ -24,7 +24,8 @@ from kvlab import __version__
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
     *("torch", "transformers", "datasets", "tokenizers", "safetensors", "triton"),
-    *("numpy", "scipy", "numba", "hydra-core", "omegaconf", "wandb", "matplotlib", "xxhash"),
+    *("numpy", "scipy", "numba", "hydra-core", "omegaconf", "pydantic"),
+    *("wandb", "matplotlib", "xxhash"),
 )
 
 CASTS = {"fp16": "float16", "bf16": "bfloat16", "fp8": "float8_e4m3fn", "int8": "int8"}

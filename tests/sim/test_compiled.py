@@ -1,67 +1,162 @@
-"""The compiled path gives the results of the policy objects, to the last count."""
+"""Compiled replay is the policy objects' replay: the same outcomes, the same victims in order."""
+
+from functools import partial
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from kvlab.core import BadInput
-from kvlab.sim import Host, TraceStream, fast, simulate, write_trace
+from kvlab.policy import (
+    LRU,
+    MQ,
+    S3FIFO,
+    AttentionMass,
+    Hybrid,
+    LeafFirst,
+    Priority,
+    Random,
+    by_name,
+)  # fmt: skip
+from kvlab.sim import CostModel, Definitions, Host, TraceStream, fast, from_requests, simulate
+from kvlab.sim import write_trace as write
 from kvlab.sim.workloads import scans
 
 needs_numba = pytest.mark.skipif(fast.loops is None, reason="the extra `fast` is not installed")
 
+# One piece of machine code each: the same code with other parameters costs no compilation.
+ROWS = {name: partial(by_name, name) for name in fast.PREFIX if name != "belady"} | {
+    "belady": lambda: "belady",
+    "priority 2": lambda: Priority(prefix_blocks=2),
+    "random 7": lambda: Random(seed=7),
+    "s3fifo 1": lambda: S3FIFO(small=0.3, promote=1),
+    "mq 3": lambda: MQ(queues=3, lifetime=5, ghosts=0.5),
+    "hybrid 5": lambda: Hybrid(half_life=5, frequency=-1.0, cost=0.5),
+}
+BY_LEAVES = ("fifo", "random", "arc", "gdsf")  # one of each kind of order
 
-def same(trace, policy, capacity, **more):
-    plain = vars(simulate(trace, policy, capacity, **more))
-    quick = vars(simulate(trace, policy, capacity, compiled=True, **more))
-    plain["orphans"] = None  # counted where the ledger is
-    assert plain == quick, (policy, capacity)
+
+@st.composite
+def tries(draw):
+    """Prefix-chained ids, some of them partial, some requests longer than most capacities."""
+    paths = draw(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=6), max_size=60))
+    ids, rows = {}, []
+    for at, path in enumerate(paths):
+        chain = [ids.setdefault(tuple(path[: n + 1]), len(ids)) for n in range(len(path))]
+        rows.append((float(at), 4 * len(chain) - (chain[-1] % 3 == 0), 1, chain))
+    return from_requests(rows, 4, "trie")
+
+
+@st.composite
+def heaps(draw):
+    """Any ids in any order: repeated within a request, behind different blocks, far apart."""
+    request = st.lists(st.integers(-2, 9).map(lambda n: n * 10**9), min_size=1, max_size=8)
+    rows = draw(st.lists(st.tuples(request, st.integers(0, 3)), max_size=50))
+    made = [(float(at), 4 * len(ids) - cut, 1, ids) for at, (ids, cut) in enumerate(rows)]
+    return from_requests(made, 4, "heap")
+
+
+def replay(trace, policy, capacity, host=None, **how):
+    """Every field of the result, and what became of each access and when what left."""
+    pieces = []
+    host = host and Host(host[0], host[1]())
+    how |= {"host": host, "outcomes": lambda _, outcome: pieces.append(outcome)}
+    result = vars(simulate(trace, policy(), capacity, **how))
+    result["orphans"] = None  # counted where the ledger is
+    return result, [np.concatenate(arrays).tolist() for arrays in zip(*pieces)]
+
+
+def same(trace, policy, capacity, **how):
+    plain = replay(trace, policy, capacity, **how)
+    assert replay(trace, policy, capacity, compiled=True, **how) == plain
 
 
 @needs_numba
-@pytest.mark.parametrize("policy", fast.FLAT)
-def test_flat_results_are_the_same(trie, policy):
-    for seed in range(40):
-        trace = trie(seed, requests=60, depth=5, fan=3)
-        for capacity in (1, 2, 3, 7, 10, 11, 20, 33, 60):
-            same(trace, policy, capacity, prefix=False)
-    same(scans(100), policy, 500, prefix=False)
+@pytest.mark.parametrize("name", ROWS)
+def test_requests(name):
+    traces = tries() if name == "belady" else tries() | heaps()
+
+    @settings(max_examples=120, deadline=None)
+    @given(traces, st.sampled_from([1, 2, 3, 5, 8, 13, 20]), st.sampled_from(["hit", "miss"]))
+    def check(trace, capacity, partial_blocks):
+        same(trace, ROWS[name], capacity, partial_blocks=partial_blocks)
+
+    check()
 
 
 @needs_numba
-@pytest.mark.parametrize("partial", ["hit", "miss"])
-def test_prefix_results_are_the_same(trie, partial):
-    for seed in range(40):
-        trace = trie(seed, requests=60, depth=5, fan=3)
-        for capacity in (2, 4, 7, 11, 20, 60):
-            same(trace, "lru", capacity, partial_blocks=partial)
+@pytest.mark.parametrize("name", BY_LEAVES)
+def test_requests_by_leaves(name):
+    @settings(max_examples=120, deadline=None)
+    @given(tries() | heaps(), st.sampled_from([1, 2, 3, 5, 8, 13, 20]))
+    def check(trace, capacity):
+        same(trace, lambda: LeafFirst(name), capacity)
+
+    check()
 
 
 @needs_numba
-@pytest.mark.parametrize("policy", fast.FLAT)
-def test_a_stream_is_one_run(tmp_path, trie, policy):
+@pytest.mark.parametrize("device, host", [("lru", "lru"), ("fifo", "arc"), ("pgdsf", "random"),
+                                          ("sieve", "hybrid"), ("mq", "lfu")])  # fmt: skip
+def test_a_tier_behind(device, host):
+    @settings(max_examples=120, deadline=None)
+    @given(tries() | heaps(), st.sampled_from([1, 2, 3, 5, 8, 13]), st.sampled_from([1, 2, 5, 9]))
+    def check(trace, capacity, room):
+        same(trace, ROWS[device], capacity, host=(room, ROWS[host]), partial_blocks="miss")
+
+    check()
+
+
+@needs_numba
+@pytest.mark.parametrize("name", ["lru", "lfu", "sieve", "s3fifo", "arc", "mq", "gdsf", "random"])
+def test_single_accesses(name, trie):
+    for seed in range(12):
+        for capacity in (1, 2, 7, 11, 33, 60):
+            same(trie(seed, 60, 5, 3), ROWS[name], capacity, prefix=False)
+    same(scans(100), ROWS[name], 500, prefix=False)
+
+
+@needs_numba
+@pytest.mark.parametrize("name", ["lru", "belady", "pgdsf"])
+def test_a_recorded_trace(synthetic, name):
+    same(synthetic, ROWS[name], 2000)
+
+
+@needs_numba
+def test_definitions_count_alike(trie):
+    for measured, first in (((0.5, 1.0), "counted"), ((0.2, 0.7), "counted")):
+        rules = Definitions(measured=measured, first_requests=first)
+        for capacity in (3, 11, 40):
+            same(rules.apply(trie(5, 60, 5, 3)), LRU, capacity)
+
+
+@needs_numba
+@pytest.mark.parametrize("name", ["lru", "random"])
+@pytest.mark.parametrize("prefix", [True, False])
+def test_a_stream_is_one_run(tmp_path, trie, name, prefix):
     trace = trie(3, requests=300, depth=6, fan=3)
-    stream = TraceStream(write_trace(trace, tmp_path / "t.jsonl"), piece=50)
-    whole = simulate(trace, policy, 25, prefix=False, compiled=True)
-    assert vars(simulate(stream, policy, 25, prefix=False, compiled=True)) == vars(whole)
-
-
-@needs_numba
-def test_sparse_ids_are_fine_in_a_trace_and_refused_in_a_stream(tmp_path, tiny):
-    trace = tiny([-3, 2**50], [-3])
-    assert simulate(trace, "lru", 2, compiled=True).block_hits == 1
-    stream = TraceStream(write_trace(trace, tmp_path / "t.jsonl"))
-    with pytest.raises(BadInput, match="block ids must lie in"):
-        simulate(stream, "lru", 2, compiled=True)
+    stream = TraceStream(write(trace, tmp_path / "t.jsonl"), piece=50)
+    whole = simulate(trace, name, 25, prefix, compiled=True)
+    assert vars(simulate(stream, name, 25, prefix, compiled=True)) == vars(whole)
 
 
 @needs_numba
 def test_what_is_not_compiled_is_refused(tiny):
-    with pytest.raises(BadInput, match="compiled flat replay knows: fifo, lru"):
-        simulate(tiny([0]), "arc", prefix=False, compiled=True)
-    with pytest.raises(BadInput, match="compiled prefix-correct replay knows: lru"):
-        simulate(tiny([0]), "fifo", compiled=True)
-    with pytest.raises(BadInput, match="no host"):
-        simulate(tiny([0]), "lru", host=Host(3), compiled=True)
+    trace, again = tiny([0]), by_name("lru")
+    with pytest.raises(BadInput, match="compiled replay knows: arc, belady, fifo"):
+        simulate(trace, AttentionMass(), compiled=True)
+    with pytest.raises(BadInput, match="compiled replay knows"):
+        simulate(trace, type("Mine", (LRU,), {})(), compiled=True)
+    with pytest.raises(BadInput, match="has no service times and no events"):
+        simulate(trace, "lru", service=CostModel(), compiled=True)
+    simulate(trace, again, compiled=False)
+    with pytest.raises(BadInput, match="has served a cache already"):
+        simulate(trace, again, compiled=True)
+    with pytest.raises(BadInput, match="at most 16"):
+        simulate(trace, MQ(queues=17), compiled=True)
+    with pytest.raises(BadInput, match="known ahead"):
+        simulate(TraceStream("synthetic"), "belady", compiled=True)
 
 
 def test_without_numba_the_remedy_is_named(monkeypatch, tiny):
@@ -71,9 +166,7 @@ def test_without_numba_the_remedy_is_named(monkeypatch, tiny):
 
 
 @needs_numba
-def test_long_tables_grow_without_losing_state():
-    from kvlab.sim import from_requests
-
+def test_tables_grow_without_losing_state():
     ids = np.concatenate([np.arange(500), np.arange(5000, 5500), np.arange(0, 500)])
     whole = from_requests([(0.0, 1, 0, [i]) for i in ids.tolist()], 1)
     runner = fast.Compiled("lru", 600, prefix=False)

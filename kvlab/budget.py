@@ -1,0 +1,131 @@
+"""Axis `budget`: how the blocks of a budget are divided among layer groups.
+
+A member gives each group a weight whose mean over the layers is 1; what the cache or a size formula
+may hold on average in a layer is multiplied by it. Groups are whoever shares block ids: all layers
+of one shape, each layer for itself, or anything finer that the cache has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from functools import partial
+from math import floor
+
+from kvlab import axes
+from kvlab.core import BadInput
+
+Layers = Sequence[int]  # numbers of the layers of one group
+
+
+class Equal:
+    """Every layer may hold as many blocks as every other."""
+
+    name = "equal"
+    divides = False  # whether groups get unlike shares
+
+    def weights(self, groups: Sequence[Layers]) -> list[float]:
+        """The share of each group in the budget; the mean over all layers is 1."""
+        return [1.0] * len(groups)
+
+
+class Pyramid(Equal):
+    """Lower layers, which spread their attention, may hold more than upper ones.
+
+    PyramidKV (Cai et al. 2024, https://arxiv.org/abs/2406.02069): shares fall linearly from
+    2 - 1 / beta in the first layer to 1 / beta in the last; the paper takes a beta of 20.
+    Differs: what is always kept (the paper's last tokens) is the window axis and counts within a
+    layer's share; a group of several layers gets the mean of theirs; a relative budget that gives
+    a layer more than it has seen passes the rest on.
+    """
+
+    name = "pyramid"
+    divides = True
+
+    def __init__(self, beta: float = 20.0):
+        if isinstance(beta, bool) or not beta >= 1:
+            raise BadInput("budget.beta", beta, "must be at least 1, which makes all layers equal")
+        self.beta = beta
+
+    def weights(self, groups):
+        last = sum(map(len, groups)) - 1
+        least = 1 / self.beta
+        slope = 2 * (1 - least) / last if last else 0.0
+        first = 1.0 if not last else 2 - least
+        return [sum(first - slope * layer for layer in group) / len(group) for group in groups]
+
+
+class Shares(Equal):
+    """Given shares, one number for each layer group: as they relate, so are blocks divided.
+
+    shares: `[3, 1]` lets a layer of the first group hold three times what one of the second may.
+    """
+
+    name = "shares"
+    divides = True
+
+    def __init__(self, shares: Sequence[float] | None = None):
+        if not shares or any(isinstance(x, (bool, str)) or not x > 0 for x in shares):
+            raise BadInput("budget.shares", shares, "must be positive numbers, one for each layer "
+                           "group: budget.shares=[3,1]")
+        self.shares = tuple(map(float, shares))
+
+    def weights(self, groups):
+        if len(groups) != len(self.shares):
+            raise BadInput("budget.shares", list(self.shares), f"must be {len(groups)} numbers, one"
+                           " for each layer group of this cache")
+        sizes = [len(group) for group in groups]
+        mean = sum(n * x for n, x in zip(sizes, self.shares)) / sum(sizes)
+        return [x / mean for x in self.shares]
+
+
+by_name = partial(axes.by_name, "budget")
+
+
+def blocks_of(budget: Equal, blocks: int, groups: Sequence[Layers]) -> list[int]:
+    """Blocks for each group, where a layer may hold `blocks` on average; never more in all.
+
+    Raises `BadInput` where a group would get none.
+    """
+    return _whole(budget, [Fraction(w) * blocks for w in budget.weights(groups)])
+
+
+def blocks_in(
+    budget: Equal, nbytes: int, groups: Sequence[Layers], block_bytes: Sequence[float]
+) -> list[int]:
+    """Blocks for each group that together take at most `nbytes`.
+
+    block_bytes: of one block of each group. Raises `BadInput` where a group would get none.
+    """
+    weights = [Fraction(w) for w in budget.weights(groups)]
+    each = Fraction(nbytes) / sum(w * Fraction(size) for w, size in zip(weights, block_bytes))
+    return _whole(budget, [w * each for w in weights])
+
+
+def _whole(budget: Equal, found: list[Fraction]) -> list[int]:
+    whole = [floor(x) for x in found]
+    if min(whole) < 1:
+        raise BadInput("budget", budget.name, f"leaves no block for layer group "
+                       f"{whole.index(min(whole))}; raise cache.budget_blocks or "
+                       "cache.budget_bytes, or divide more evenly")
+    return whole
+
+
+def parts_of(
+    budget: Equal, parts: Sequence[float], most: Sequence[float], groups: Sequence[Layers]
+) -> list[float]:
+    """What each group may hold, where equal shares would be `parts` and it has `most` in all.
+
+    What a group has no use for goes to the layers of the others, in proportion to their shares.
+    """
+    wanted = [part * weight for part, weight in zip(parts, budget.weights(groups))]
+    sizes, left = [len(group) for group in groups], set(range(len(groups)))
+    while over := [i for i in left if wanted[i] > most[i]]:
+        spare = sum(sizes[i] * (wanted[i] - most[i]) for i in over)
+        for i in over:
+            wanted[i] = most[i]
+        left -= set(over)
+        total = sum(sizes[i] * wanted[i] for i in left)
+        for i in left if total else ():
+            wanted[i] *= 1 + spare / total
+    return wanted

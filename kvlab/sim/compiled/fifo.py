@@ -1,0 +1,3 @@
+"""FIFO: one line by birth."""
+
+from kvlab.sim.compiled.lru import add, hold, pop, release, remove  # noqa: F401

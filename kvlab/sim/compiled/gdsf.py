@@ -1,0 +1,28 @@
+"""GDSF: by clock + uses; the clock rises to each victim's key."""
+
+from kvlab.sim.compiled import order
+from kvlab.sim.compiled.bind import verb
+from kvlab.sim.compiled.state import CLOCK, USES
+
+ORDERED = ORDER = True
+hold, release, remove = order.hold, order.release, order.remove
+
+
+@verb
+def add(s, x, at):
+    s.node[x, USES] = 1
+    order.file(s, x, s.key[CLOCK] + 1.0)
+
+
+@verb
+def touch(s, x, at):
+    s.node[x, USES] += 1
+    order.file(s, x, s.key[CLOCK] + s.node[x, USES])
+
+
+@verb
+def pop(s):
+    x = order.pop(s)
+    if x:
+        s.key[CLOCK] = s.key[x]
+    return x

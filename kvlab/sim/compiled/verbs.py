@@ -1,0 +1,58 @@
+"""What a compiled policy says and does; a policy writes those that differ from these.
+
+add(s, x, at)     a block was sealed; `at` is the access that wanted it, -1 in a tier behind
+touch(s, x, at)   it was used; it may be held
+hold, release, remove (s, x); pop(s); expect(s, content); tick(s): as in `policy.base`. pop gives 0
+                  and changes nothing where nothing is evictable. STATE is 0 when a block is added.
+
+prepare(state, policy)  plain Python: the policy's parameters, from the object, into an empty state
+ORDERED: ties go by block id, so that ids must be the ledger's own. MARKED: pins leave a mark.
+EXPECTS: it listens to `expect`. ORDER: it uses the arrays of `order`.
+WIDTH: columns of `content`. ROWS: more rows of `node` than blocks, as (a block, in all).
+"""
+
+from __future__ import annotations
+
+from kvlab.sim.compiled.bind import verb
+from kvlab.sim.compiled.state import CHILDREN
+
+ORDERED = MARKED = EXPECTS = ORDER = False
+WIDTH, ROWS = CHILDREN, (0, 0)
+SAYS = "ORDERED", "MARKED", "EXPECTS", "ORDER", "WIDTH", "ROWS"
+
+
+def prepare(state, policy):
+    pass
+
+
+@verb
+def add(s, x, at):
+    pass
+
+
+@verb
+def hold(s, x):
+    pass
+
+
+@verb
+def pop(s):
+    return 0
+
+
+release = remove = hold
+
+
+@verb
+def touch(s, x, at):
+    pass
+
+
+@verb
+def expect(s, content):
+    pass
+
+
+@verb
+def tick(s):
+    pass
