@@ -59,12 +59,19 @@ class LayerShape(NamedTuple):
 
     kv_heads: key/value heads; k_width, v_width: elements of a head's key and of its value.
     window: the model's own sliding window, the token itself included; None: all of the past.
+    softcap: logits are softly capped at this value (Gemma 2); None: not at all.
     """
 
     kv_heads: int
     k_width: int
     v_width: int
     window: int | None = None
+    softcap: float | None = None
+
+    @property
+    def stored(self) -> LayerShape:
+        """What is stored, whatever attention makes of it."""
+        return self._replace(window=None, softcap=None)
 
     @property
     def elements(self) -> int:
@@ -138,7 +145,7 @@ class CacheGeometry:
     @property
     def stored(self) -> LayerShape:
         """What all layers store, whatever they see of it. Raises `KvlabError` where it differs."""
-        found = {shape._replace(window=None) for shape in self.shapes}
+        found = {shape.stored for shape in self.shapes}
         if len(found) > 1:
             raise KvlabError("layers of unlike heads or head widths cannot be stored as one prefix")
         return found.pop()

@@ -1,32 +1,35 @@
 """Publish results of endless: a table and a figure over the tokens decoded.
 
-    python experiments/endless/report.py results.jsonl reports/endless --text README.md
+    python experiments/endless/report.py RUN reports/endless --text README.md
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
 from kvlab.report import canvas
+from kvlab.track import read_rows
 
 SHOWN = {  # measurement -> axis, divisor
     "cache_allocated_bytes": ("cache, MiB", 2**20),
-    "resident_mib": ("process, MiB", 1),
-    "tokens_per_second": ("decode, tokens/s", 1),
+    "process_peak_bytes": ("process, MiB", 2**20),
+    "decode_tokens_per_second": ("decode, tokens/s", 1),
     "nll_mean": ("loss, nats", 1),
 }
 Arms = dict[str, list[dict]]
 
 
 def collect(path: Path) -> Arms:
-    """Arm -> its lines in order."""
-    arms: Arms = {}
-    for line in map(json.loads, path.read_text().splitlines()):
-        arms.setdefault(line["arm"], []).append(line)
-    return arms
+    """Arm -> what was held after so many tokens, in order."""
+    arms: dict[str, dict[int, dict]] = {}
+    for row in read_rows(path)[0]:
+        done = row["params"].get("done")
+        if done:
+            line = arms.setdefault(row["variant"], {}).setdefault(done, {"done": done})
+            line[row["name"]] = row["value"]
+    return {arm: list(lines.values()) for arm, lines in arms.items()}
 
 
 def draw(arms: Arms):
@@ -37,7 +40,7 @@ def draw(arms: Arms):
             axes.plot([x["done"] / 1000 for x in lines], [x[key] / unit for x in lines],
                       label=arm, **look)  # fmt: skip
         axes.set(xlabel="thousand tokens", ylabel=label)
-        if unit > 1 or "process" in label:
+        if unit > 1:
             axes.set_ylim(bottom=0)
     canvas.legend(made, panels[0])
     return made
@@ -51,29 +54,30 @@ def table(arms: Arms) -> str:
         size = max(1, len(lines) // 10)
         for start in range(0, len(lines), size):
             part = lines[start : start + size]
-            seconds = sum(1 / x["tokens_per_second"] for x in part) / len(part)
+            seconds = sum(1 / x["decode_tokens_per_second"] for x in part) / len(part)
             loss = sum(x["nll_mean"] for x in part) / len(part)
-            last = part[-1]
-            rows.append(f"| {arm} | {last['done']:,} | {last['cache_allocated_bytes']:,} | "
-                        f"{last['resident_mib']:.1f} | {1 / seconds:.1f} | {loss:.3f} |")
+            last, process = part[-1], part[-1]["process_peak_bytes"] / 2**20
+            rows.append(f"| {arm} | {last['done']:,} | {last['cache_allocated_bytes']:,.0f} | "
+                        f"{process:.1f} | {1 / seconds:.1f} | {loss:.3f} |")
     return "\n".join(rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path)
+    parser.add_argument("run", type=Path, help="its folder, or a results.jsonl")
     parser.add_argument("out", type=Path)
     parser.add_argument("--text", type=Path, help="Markdown that goes above the table")
     args = parser.parse_args()
     (args.out / "figures").mkdir(parents=True, exist_ok=True)
-    arms = collect(args.results)
+    rows = args.run / "measurements.jsonl" if args.run.is_dir() else args.run
+    arms = collect(rows)
     with canvas.styled():
         canvas.save(draw(arms), args.out / "figures" / "endless")
     parts = [args.text.read_text().strip()] if args.text else []
     parts += ["## Over the tokens decoded", "![over the tokens](figures/endless.svg)", table(arms)]
     (args.out / "README.md").write_text("\n\n".join(parts) + "\n")
-    if args.results.resolve() != (args.out / "results.jsonl").resolve():
-        shutil.copy(args.results, args.out / "results.jsonl")
+    if rows.resolve() != (args.out / "results.jsonl").resolve():
+        shutil.copy(rows, args.out / "results.jsonl")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
-
-from kvlab.report.canvas import COLOURS, GREY, figure, save, styled  # noqa: E402
-from kvlab.track import read_rows  # noqa: E402
+from kvlab.report.canvas import COLOURS, GREY, figure, save, styled
+from kvlab.track import read_rows
 
 PLACES = {(1, 200_000): "batch 1, 200,000 tokens", (16, 32_768): "batch 16, 32,768 tokens each"}
 PEERS = {"cudnn bf16": "cuDNN bf16", "flash bf16": "FlashAttention-2 bf16",

@@ -1,6 +1,10 @@
 """Publish results of memory_200k or ultra_long: a table, the memory account, memory over length.
 
-    python experiments/memory_200k/report.py results.jsonl reports/memory_200k --text README.md
+    python experiments/memory_200k/report.py RUN reports/memory_200k --text README.md
+        [--device RUN]
+
+RUN: a run folder or a results.jsonl. --device: the run of the same prefill with everything on the
+device, whose time and last logits those of RUN's variants are compared with.
 """
 
 from __future__ import annotations
@@ -10,6 +14,8 @@ import json
 import shutil
 from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from kvlab.report import canvas
 from kvlab.track.rows import read_rows
@@ -39,6 +45,29 @@ def collect(rows: list[dict]) -> Arms:
     for row in rows:
         arms.setdefault((row["variant"], row["params"]["tokens"]), {})[row["name"]] = row["value"]
     return arms
+
+
+def agreement(run: Path, other: Path) -> Arms:
+    """(variant, tokens) -> how far a variant of `run` is from the one of `other`: time, logits."""
+    arms, [(twin, its)] = collect(read_rows(run / "measurements.jsonl")[0]), list(
+        collect(read_rows(other / "measurements.jsonl")[0]).items())[-1:]
+    found: Arms = {}
+    for (name, tokens), values in arms.items():
+        if tokens == twin[1]:
+            a, b = (np.load(folder / "logits" / f"{slug(n)}-{tokens}.npy").astype(np.float64)
+                    for folder, n in ((run, name), (other, twin[0])))  # fmt: skip
+            p, q = (x - x.max() - np.log(np.exp(x - x.max()).sum()) for x in (a, b))
+            found[name, tokens] = {
+                "prefill_ratio_to_device": values["prefill_seconds"] / its["prefill_seconds"],
+                "largest_logit_difference": float(np.abs(a - b).max()),
+                "kl_to_device_nats": float((np.exp(q) * (q - p)).sum()),
+            }
+    return found
+
+
+def slug(name: str) -> str:
+    """As `kvlab.eval.prefill_speed` names files of logits."""
+    return "".join(c if c.isalnum() or c in ".=-" else "_" for c in name)
 
 
 def table(arms: Arms) -> str:
@@ -121,14 +150,19 @@ def milestones(found: Curves) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("results", type=Path)
+    parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--text", type=Path, help="Markdown that goes above the tables")
+    parser.add_argument("--device", type=Path, help="run with everything on the device")
     args = parser.parse_args()
     (args.out / "figures").mkdir(parents=True, exist_ok=True)
-    arms = collect(read_rows(args.results)[0])
+    results = args.run / "measurements.jsonl" if args.run.is_dir() else args.run
+    arms = collect(read_rows(results)[0])
+    if args.device:
+        for key, numbers in agreement(args.run, args.device).items():
+            arms[key] |= numbers
     parts = [args.text.read_text().strip()] if args.text else []
-    curve = args.results.with_suffix(".curve.jsonl")
+    curve = results.with_suffix(".curve.jsonl")
     found = curves(curve)
     pictures = {"account": ("The account beside the measured peak", partial(account, arms))}
     parts += ["## All arms", table(arms)]
@@ -140,8 +174,8 @@ def main() -> None:
             canvas.save(draw(), args.out / "figures" / stem)
             parts.append(f"## {title}\n\n![{title}](figures/{stem}.svg)")
     (args.out / "README.md").write_text("\n\n".join(parts) + "\n")
-    if args.results.resolve() != (args.out / "results.jsonl").resolve():
-        shutil.copy(args.results, args.out / "results.jsonl")
+    if results.resolve() != (args.out / "results.jsonl").resolve():
+        shutil.copy(results, args.out / "results.jsonl")
         if found:
             shutil.copy(curve, args.out / "results.curve.jsonl")
 

@@ -55,6 +55,7 @@ class ChoosingGroup(LayerGroup):
 
     def attend(self, ask: Ask) -> Tensor:
         e = ask.extent
+        self.watch.seq = e.seq
         if e.chosen is None:
             return super().attend(ask)
         out, lse = self.over_sources(ask).result()

@@ -63,7 +63,7 @@ class LayerGroup(Holding):
 
     def over_sources(self, ask: Ask) -> Sum:
         """The running result of all that there is to read."""
-        total = Sum(self.pool.fused)
+        total = Sum(self.pool.fused, ask.sinks)
         for source in self.sources.readers:
             for part in source.parts(ask):
                 if part.blocks:
@@ -74,15 +74,15 @@ class LayerGroup(Holding):
 
     def look(self, ask: Ask) -> Tensor:
         """The same for queries of padding, `ask.before`: nothing is stored, no policy hears."""
-        total = Sum(None)
+        total = Sum(None, ask.sinks)
         for source in self.sources.readers:
             for part in source.parts(ask):
                 total.add(part.attend(ask))
         return total.result()[0]
 
-    def settled(self, ask: Token, reads: list[Read]) -> Tensor:
+    def settled(self, ask: Token, reads: list[Read], sinks: Tensor | None) -> Tensor:
         """Parts of a decode step merged, [B, Hq, D]; policies and sources hear of them."""
-        out, lse = merged(reads, self.sources.observed)
+        out, lse = merged(reads, self.sources.observed, sinks)
         for read in reads:
             self.watch.decoded(ask.tables, read.mass)
         if self.sources.observed:

@@ -16,7 +16,7 @@ from kvlab.cache.group import LayerGroup
 from kvlab.cache.running import Running
 from kvlab.cache.sequences import Sequences
 from kvlab.cache.spec import CacheSpec, compute_dtype
-from kvlab.cache.stats import CacheStats
+from kvlab.cache.stats import CacheStats, counted
 from kvlab.core import BadInput, CacheGeometry, KvlabError, SeqId
 from kvlab.pool import FINE_SLAB_TOKENS, SLAB_TOKENS, BlockPool, Meter, Workspace
 from kvlab.source import Extent
@@ -133,14 +133,15 @@ class PagedCache(Copies, Sequences):
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float,
-        window: int | None = None,
+        window: int | None = None, sinks: Tensor | None = None,
     ) -> Tensor:
         """q [B, Hq, T, Dk], k [B, H, T, Dk] and v [B, H, T, Dv], rows left-padded ->
         [B, T, Hq, Dv] in q's dtype.
 
-        Padding positions of the result are zero.
+        Padding positions of the result are zero. window: the model's own sliding window; sinks:
+        logits [Hq] that every query weighs beside those of the keys.
         """
-        return self.running.attend(layer, q, k, v, scale=scale, window=window)
+        return self.running.attend(layer, q, k, v, scale=scale, window=window, sinks=sinks)
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Take over k, v [B, H, T, D] of a step without attending: to fill a cache from elsewhere.
@@ -227,7 +228,7 @@ class PagedCache(Copies, Sequences):
         """Bring the sequences back to their budget; decoded tokens may exceed it for a while."""
         for group, kept in zip(self.groups, self._kept(self._tokens)):
             for seq, keep in kept.items():
-                group.chooser.hear(seq, group.tables[seq])
+                group.chooser.hear(seq)
                 over = group.chooser.over(group.tables[seq], keep, slack=singles)
                 if over:
                     group.repack(seq, over, self._tokens[seq])
@@ -259,38 +260,4 @@ class PagedCache(Copies, Sequences):
 
     def stats(self) -> CacheStats:
         """Counts and bytes now; see `CacheStats` for what each byte count means."""
-        g, format = self.geometry, self.spec.format
-        tokens = sum(self._tokens.values())
-        held = [group.sealed_blocks * g.block_size + group.open_tokens for group in self.groups]
-        elements = [group.pool.geometry.elements_per_token for group in self.groups]
-        logical = sum(
-            group.sealed_blocks * format.block_bytes(group.pool.geometry)
-            + group.open_tokens * each * self.dtype.itemsize
-            for group, each in zip(self.groups, elements)
-        )
-        entries = sum(group.summaries.nbytes for group in self.groups)
-        origins = sum(group.origins.nbytes for group in self.groups)
-        scores = sum(group.watch.nbytes for group in self.groups)
-        allocated = self._allocated_bytes
-        return CacheStats(
-            tokens=tokens, resident_tokens=round(self._layer_mean(held)),
-            blocks=sum(group.ledger.held_count for group in self.groups),
-            evictions=sum(group.evictions for group in self.groups),
-            nominal_bytes=tokens * format.token_bits(g) // 8,
-            logical_bytes=logical + entries + origins + scores, allocated_bytes=allocated,
-            host_bytes=sum(group.sources.host_nbytes for group in self.groups),
-            bits_per_element=8 * (allocated - entries) / max(
-                1, sum(n * each for n, each in zip(held, elements))),
-            prefix_tokens=self.prefix_tokens,
-            workspace_bytes=self.workspace.nbytes
-            + sum(group.sources.workspace_nbytes for group in self.groups),
-            digest_bytes=sum(group.sources.digest_nbytes for group in self.groups),
-            read_tokens=round(self._layer_mean([group.read_tokens for group in self.groups])),
-            peak_allocated_bytes=self.meter.peak, origin_bytes=origins,
-            summary_fallbacks=sum(group.summaries.fallbacks for group in self.groups),
-        )
-
-    def _layer_mean(self, numbers: list[int]) -> float:
-        """The mean over layers of a number of each layer group."""
-        layers = [group.pool.geometry.layers for group in self.groups]
-        return sum(n * count for n, count in zip(numbers, layers)) / self.geometry.layers
+        return counted(self, self._tokens.values(), self._allocated_bytes)

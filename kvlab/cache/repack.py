@@ -17,7 +17,7 @@ from kvlab.blocks import BlockLedger, BlockTable
 from kvlab.cache.scores import scorer_of
 from kvlab.cache.tokens import Standing, TokenWatch
 from kvlab.cache.watch import Watch
-from kvlab.core import BlockId, KvlabError, SeqId
+from kvlab.core import BadInput, BlockId, KvlabError, SeqId
 from kvlab.pool import BlockPool
 from kvlab.source import Extent
 
@@ -102,9 +102,9 @@ class Repack:
         self.watch.looking = self.watch.scorer.decodes and any(due)
         return self.watch.looking
 
-    def hear(self, seq: SeqId, table: BlockTable) -> None:
+    def hear(self, seq: SeqId) -> None:
         """Take over what the step that ended tells of the sealed tokens of `seq`."""
-        self.watch.stand(seq, table.ids[: table.length // self.size])
+        self.watch.stand(seq)
 
     def run(self, seq: SeqId, table: BlockTable, over: int, seen: int) -> list[BlockId]:
         """Keep all but `over` blocks' worth of the sealed tokens; returns the blocks to release.
@@ -191,7 +191,10 @@ def choosing(
     else:
         watch, chooser = Watch(ledger, pool.geometry.layers, pool.block_size), NoRepack()
     if watch.active:
-        watch.scorer.rotary = rotary
+        watch.scorer.rotary, watch.scorer.softcap = rotary, pool.shape.softcap
+        if pool.shape.softcap is not None and not watch.scorer.caps:
+            raise BadInput("policy", ledger.policy.name, "scores by logits without the soft cap of "
+                           f"{pool.shape.softcap:g} that this model puts on them; policy=snapkv")
     return watch, chooser
 
 

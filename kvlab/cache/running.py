@@ -28,7 +28,7 @@ class Running:
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float,
-        window: int | None = None,
+        window: int | None = None, sinks: Tensor | None = None,
     ) -> Tensor:
         """See `PagedCache.attend`. The short way, of single tokens through the kernels, waits for
         nothing and depends on nothing but tensors that stay in place: it may be captured."""
@@ -36,7 +36,8 @@ class Running:
         if window is not None:
             group.check_window(window)
         if not self.decodes or (window is not None and self.longest >= window):
-            return self._by_row(group, local, extents, q, k, v, scale, window)
+            how = {"scale": scale, "window": window, "sinks": sinks}
+            return self._by_row(group, local, extents, q, k, v, how)
         sources = group.sources
         q, k, v = q[:, :, 0].contiguous(), k[:, :, 0].contiguous(), v[:, :, 0].contiguous()
         sources.tail.append(local, k, v)
@@ -44,28 +45,32 @@ class Running:
         reads = []
         for source in sources.decoders:
             reads += source.decode(ask)
-        if len(reads) > 1 or sources.observed or watch is not None:
-            return group.settled(ask, reads)[:, None]
+        if len(reads) > 1 or sources.observed or watch is not None or sinks is not None:
+            return group.settled(ask, reads, sinks)[:, None]
         return reads[0].out[:, None]
 
     def _by_row(self, group, local: int, extents: list[Extent], q: Tensor, k: Tensor, v: Tensor,
-                scale: float, window: int | None) -> Tensor:  # fmt: skip
+                how: dict) -> Tensor:  # fmt: skip
         out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
         for row, e in enumerate(extents):
             if e.count:
                 new = slice(q.shape[2] - e.count, None)
                 keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
-                part = group.attend(Ask(local, e, q[row, :, new], keys, values, scale, window))
+                ask = Ask(local, e, q[row, :, new], keys, values, **how)
+                ask.softcap = group.pool.shape.softcap
+                part = group.attend(ask)
                 out[row, new] = part.transpose(0, 1).to(out.dtype)
         return out
 
     def look(
-        self, layer: int, row: int, q: Tensor, k: Tensor, v: Tensor, before: Tensor, scale: float
+        self, layer: int, row: int, q: Tensor, k: Tensor, v: Tensor, before: Tensor, scale: float,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """What queries q [Hq, P, D] that are not stored see of row `row`: all of its past and the
         first `before` [P] of its new tokens, k and v [n, H, D]. Fp32 [P, Hq, D]."""
         group, local, extents, _ = self.layers[layer]
-        ask = Ask(local, extents[row], q, k, v, scale, before=before)
+        ask = Ask(local, extents[row], q, k, v, scale, before=before,
+                  softcap=group.pool.shape.softcap, sinks=sinks)  # fmt: skip
         return group.look(ask).transpose(0, 1)
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from kvlab import axes
 from kvlab.core import BadInput
+from kvlab.kernel.attend_ref import capped
 
 OBSERVED_QUERIES = 32  # of a step, the last ones: SnapKV's window
 
@@ -27,6 +28,8 @@ class Scorer:
     name = ""
     queries = OBSERVED_QUERIES
     decodes = False  # whether a single token's shares of attention are its scores too
+    softcap: float | None = None  # of the model's logits
+    caps = False  # whether its scores know of that; asked where there is one
     rotary: Tensor | None = None  # the model's frequencies [D / 2], where positions are plain
 
     def part(
@@ -68,10 +71,11 @@ class Mass(Scorer):
     """
 
     name = "mass"
-    decodes = True
+    decodes = caps = True
 
     def part(self, q, k, v, *, scale, block_size, seen=None):
-        return in_blocks(logits(q, k, scale, seen, self.queries), block_size).logsumexp(-1)
+        found = logits(q, k, scale, seen, self.queries, self.softcap)
+        return in_blocks(found, block_size).logsumexp(-1)
 
     def by_head(self, parts, lse):
         joined = torch.cat(parts, -1)
@@ -104,7 +108,7 @@ class SnapKV(Mass):
         self.pool, self.kernel = pool, kernel
 
     def part(self, q, k, v, *, scale, block_size, seen=None):
-        pooled = self._pooled(logits(q, k, scale, seen, self.queries))
+        pooled = self._pooled(logits(q, k, scale, seen, self.queries, self.softcap))
         return in_blocks(pooled, block_size).logsumexp(-1)
 
     def _pooled(self, x: Tensor) -> Tensor:
@@ -184,6 +188,7 @@ class KeyNorm(Scorer):
     """
 
     name = "key_norm"
+    caps = True  # it looks at no logit
 
     def part(self, q, k, v, *, scale, block_size, seen=None):
         return in_blocks(k.float().norm(dim=-1).T, block_size).mean(-1)
@@ -249,11 +254,15 @@ def scorer_of(observes: object) -> Scorer:
     return found
 
 
-def logits(q: Tensor, k: Tensor, scale: float, seen: Tensor | None, last: int) -> Tensor:
+def logits(
+    q: Tensor, k: Tensor, scale: float, seen: Tensor | None, last: int,
+    softcap: float | None = None,
+) -> Tensor:
     """fp32 [Hq, T, n] of the last queries of q [Hq, T, D] with k [n, H, D]; -inf where not seen."""
     q = q[:, -last:].float()
     grouped = q.reshape(k.shape[1], -1, *q.shape[1:])
     x = torch.einsum("hgtd,nhd->hgtn", grouped, k.float()).flatten(0, 1) * scale
+    x = capped(x, softcap)
     return x if seen is None else x.masked_fill(~seen[-last:], -torch.inf)
 
 

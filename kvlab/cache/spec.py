@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
@@ -13,10 +13,11 @@ from kvlab import axes
 from kvlab.blocks import NoSharing
 from kvlab.budget import Equal, blocks_in, blocks_of, parts_of
 from kvlab.cache.making import Copied, made_anew, maker
-from kvlab.core import BadInput, CacheGeometry
+from kvlab.core import BadInput, CacheGeometry, LayerShape
 from kvlab.format import KVFormat
 from kvlab.offload import NoOffload
 from kvlab.policy import EvictionPolicy
+from kvlab.pool import fused_kernels, no_kernels
 from kvlab.retrieval import NoRetrieval
 from kvlab.source import check_summary
 from kvlab.summary import NoSummary
@@ -265,6 +266,12 @@ class CacheSpec:
         if self.summary.stands:
             raise BadInput("offload", name, f"keeps evicted tokens, and summary={self.summary.name}"
                            " stands for them: they would count twice; take one of the two")
+
+    def why_plain(self, shapes: Iterable[LayerShape], device: torch.device) -> str | None:
+        """Why plain torch reads blocks of a model where kernels are wanted, or None."""
+        if fused_kernels(device.type, self.kernels) is None:
+            return None
+        return next(filter(None, (no_kernels(self.format, shape) for shape in shapes)), None)
 
     @property
     def bounded(self) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
+
+from kvlab.core import CacheGeometry
 
 
 class CacheStats(NamedTuple):
@@ -28,7 +31,8 @@ class CacheStats(NamedTuple):
 
     `tokens` counts what each sequence sees, a shared prefix once for each; blocks and bytes count
     it once.
-    With a group for each layer, `blocks` and `evictions` count each layer's own.
+    With several layer groups `blocks` and `evictions` count each group's own; what left a model's
+    own sliding window counts as evicted.
     """
 
     tokens: int
@@ -51,3 +55,43 @@ class CacheStats(NamedTuple):
     @property
     def resident_tokens_percent(self) -> float:
         return 100.0 * self.resident_tokens / max(1, self.tokens)
+
+
+def counted(cache, lengths: Iterable[int], allocated: int) -> CacheStats:
+    """The account of a `PagedCache` whose sequences have these lengths, over all layer groups.
+
+    allocated: bytes of every tensor that it holds.
+    """
+    g, format, groups = cache.geometry, cache.spec.format, cache.groups
+    tokens, parts = sum(lengths), [group.pool.geometry for group in groups]
+    held = [group.sealed_blocks * g.block_size + group.open_tokens for group in groups]
+    elements = sum(n * part.elements_per_token for n, part in zip(held, parts))
+    blocks = sum(group.sealed_blocks * format.block_bytes(part)
+                 for group, part in zip(groups, parts))  # fmt: skip
+    tails = sum(group.open_tokens * part.elements_per_token * cache.dtype.itemsize
+                for group, part in zip(groups, parts))  # fmt: skip
+    entries = sum(group.summaries.nbytes for group in groups)
+    origins = sum(group.origins.nbytes for group in groups)
+    scores = sum(group.watch.nbytes for group in groups)
+    return CacheStats(
+        tokens=tokens, resident_tokens=round(_layer_mean(held, parts)),
+        blocks=sum(group.ledger.held_count for group in groups),
+        evictions=sum(group.evictions for group in groups),
+        nominal_bytes=tokens * format.token_bits(g) // 8,
+        logical_bytes=blocks + tails + entries + origins + scores, allocated_bytes=allocated,
+        host_bytes=sum(group.sources.host_nbytes for group in groups),
+        bits_per_element=8 * (allocated - entries) / max(1, elements),
+        prefix_tokens=cache.prefix_tokens,
+        workspace_bytes=cache.workspace.nbytes
+        + sum(group.sources.workspace_nbytes for group in groups),
+        digest_bytes=sum(group.sources.digest_nbytes for group in groups),
+        read_tokens=round(_layer_mean([group.read_tokens for group in groups], parts)),
+        peak_allocated_bytes=cache.meter.peak, origin_bytes=origins,
+        summary_fallbacks=sum(group.summaries.fallbacks for group in groups),
+    )
+
+
+def _layer_mean(numbers: list[int], parts: list[CacheGeometry]) -> float:
+    """The mean over layers of a number of each layer group."""
+    layers = [part.layers for part in parts]
+    return sum(n * count for n, count in zip(numbers, layers)) / sum(layers)

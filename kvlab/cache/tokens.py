@@ -82,9 +82,9 @@ class TokenWatch:
         self.block_size, self.device = pool.block_size, pool.device
         self.looking = False  # whether a step of single tokens is scored
         self.standing: dict[SeqId, Standing] = {}
-        self._blocks: list[BlockId] = []  # of one layer's parts
-        self._parts: list[Tensor] = []
-        self._step: dict[tuple[BlockId, ...], list[Tensor]] = {}  # of each layer so far
+        self.seq: SeqId = 0  # whose tokens are noted now
+        self._parts: list[Tensor] = []  # of one layer
+        self._step: dict[SeqId, list[Tensor]] = {}  # scores of each layer so far
         self._queries = 1
 
     # ---- the life of a sequence
@@ -127,10 +127,9 @@ class TokenWatch:
     ) -> None:
         """See `Watch.segment`."""
         if q.shape[1] > 1 or self.looking:
-            self._note(blocks, q, k, v, scale, seen)
+            self._note(q, k, v, scale, seen)
 
-    def _note(self, blocks, q, k, v, scale, seen=None) -> None:
-        self._blocks += blocks
+    def _note(self, q, k, v, scale, seen=None) -> None:
         self._parts.append(self.scorer.part(q, k, v, scale=scale, block_size=1, seen=seen))
 
     def sealing(
@@ -140,20 +139,20 @@ class TokenWatch:
         if blocks and (q.shape[1] > 1 or self.looking):
             last, count = min(self.scorer.queries, q.shape[1]), len(blocks) * self.block_size
             seen = visible(last, count, k.shape[0] - last, 0, True, None, k.device)
-            self._note(blocks, q[:, -last:], k[:count], v[:count], scale, seen)
+            self._note(q[:, -last:], k[:count], v[:count], scale, seen)
 
     def tokens(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
         """Note the step's own tokens and the open tail before them, k and v [n, H, D]."""
         last = min(self.scorer.queries, q.shape[1])
         seen = visible(last, len(k), len(k) - last, 0, True, None, k.device)
-        self._note([], q[:, -last:], k, v, scale, seen)
+        self._note(q[:, -last:], k, v, scale, seen)
 
     def found(self, lse: Tensor | None) -> Tensor | None:
         """End a layer: scores fp32 [H, n] of all that was noted; None if nothing was.
 
         lse: [Hq, T] over everything that its queries saw.
         """
-        parts, self._parts, self._blocks = self._parts, [], []
+        parts, self._parts = self._parts, []
         if not parts:
             return None
         found = self.scorer.by_head(parts, lse)
@@ -164,10 +163,9 @@ class TokenWatch:
 
     def layer(self, lse: Tensor) -> None:
         """See `Watch.layer`."""
-        key = tuple(self._blocks)
         found = self.found(lse)
         if found is not None:
-            self._step.setdefault(key, []).append(found)
+            self._step.setdefault(self.seq, []).append(found)
 
     # ---- single tokens through the kernels: nothing is looked at there
 
@@ -188,9 +186,9 @@ class TokenWatch:
 
     # ---- the end of a step
 
-    def stand(self, seq: SeqId, blocks: list[BlockId]) -> None:
-        """Let the tokens of `blocks`, all sealed ones of `seq`, stand as this step scored them."""
-        found = self._step.pop(tuple(blocks), None)
+    def stand(self, seq: SeqId) -> None:
+        """Let all sealed tokens of `seq` stand as this step scored them, if it did."""
+        found = self._step.pop(seq, None)
         if found is not None:
             old = self._stood(seq).grown(found[0].shape[-1])
             self.set(seq, old.moved(self.scorer, torch.stack(found), self._queries))
@@ -220,7 +218,7 @@ class TokenWatch:
 
     def abort(self) -> None:
         """Forget a step that failed, or is done."""
-        self._step, self._blocks, self._parts = {}, [], []
+        self._step, self._parts = {}, []
         self.looking = False
 
     def forget(self, blocks: list[BlockId]) -> None:

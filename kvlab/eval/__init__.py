@@ -3,6 +3,7 @@
 from kvlab.eval.asking import Asking, Forced
 from kvlab.eval.bench import TASKS, Bench
 from kvlab.eval.cost import TextCost
+from kvlab.eval.endless import Endless
 from kvlab.eval.jobs import Cost, Evaluate, Paired, Recall, Study
 from kvlab.eval.load import Load
 from kvlab.eval.pareto import Pareto
@@ -18,8 +19,8 @@ from kvlab.eval.text_loss import BudgetLoss, TextLoss
 from kvlab.eval.tuning import Tune
 
 __all__ = [
-    "TASKS", "Asking", "Bench", "BudgetLoss", "Cost", "DecodeSpeed", "Evaluate", "Forced", "Item",
-    "KernelRoofline", "Load", "Needles", "Paired", "Pareto", "Parity", "PrefillSpeed",
-    "PrefixHitRate", "PrefixTTFT", "Question", "Recall", "StepTask", "Study", "Task", "TextCost",
-    "TextLoss", "TimedTask", "Tune",
+    "TASKS", "Asking", "Bench", "BudgetLoss", "Cost", "DecodeSpeed", "Endless", "Evaluate",
+    "Forced", "Item", "KernelRoofline", "Load", "Needles", "Paired", "Pareto", "Parity",
+    "PrefillSpeed", "PrefixHitRate", "PrefixTTFT", "Question", "Recall", "StepTask", "Study",
+    "Task", "TextCost", "TextLoss", "TimedTask", "Tune",
 ]  # fmt: skip

@@ -49,8 +49,10 @@ class Bench:
     ):
         self.data, self.progress, self.seed = data, progress, seed
         self.tasks = [find(task) for task in listed(tasks)]
-        if not self.tasks:
-            raise BadInput("tasks", "[]", f"names nothing to measure; known: {', '.join(TASKS)}")
+        if not self.tasks or any(type(task) is Task for task in self.tasks):
+            told = "none" if self.tasks else "[]"
+            raise BadInput("tasks", told, "has nothing to measure; choose task=NAME, or tasks=[...]"
+                           f" of {', '.join(TASKS)} and of your own classes by dotted path")
         self.setting = Setting(model, chunk_tokens, baseline, controls, device, cap_gb)
 
     def run(self, folder, variants: list[Variant]) -> None:

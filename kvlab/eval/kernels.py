@@ -1,10 +1,9 @@
-"""Single kernels on random stored values: what to call, and a clock for it."""
+"""Single kernels on random stored values: what to call."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from statistics import median
 from typing import NamedTuple
 
 import torch
@@ -125,30 +124,3 @@ def prefill_call(
 def causal_flops(heads: int, dim: int, tokens: int, past: int) -> int:
     """Of the products with keys and values that `tokens` new queries see."""
     return 4 * heads * dim * (tokens * past + tokens * (tokens + 1) // 2)
-
-
-def replayed(call: Callable[[], object], count: int = 21) -> float:
-    """Microseconds of `call`, replayed as a CUDA graph; what cannot be captured is timed as is."""
-    try:
-        call()
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            call()
-        return timed(graph.replay, count)
-    except RuntimeError:
-        torch.cuda.synchronize()
-        return timed(call, count)
-
-
-def timed(call: Callable[[], object], count: int = 21) -> float:
-    """Median microseconds between events around `call`."""
-    times = []
-    for _ in range(count + 3):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        call()
-        stop.record()
-        stop.synchronize()
-        times.append(1e3 * start.elapsed_time(stop))
-    return median(times[3:])

@@ -8,6 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,14 +16,14 @@ import torch
 from kvlab.blocks import BlockLedger, replay
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, Measurement
+from kvlab.eval.sweep import Point, Sweep
 from kvlab.model import PagedCache
-from kvlab.model.device import prepare_device
 from kvlab.model.load import LoadedModel
 from kvlab.model.prefill import forward_chunk
 from kvlab.serve import Limits, Loop, Served, StepClock, WallClock, with_cancellations, with_rate
 
 
-class Load:
+class Load(Sweep):
     """The same requests at rising rates through one cache with a budget.
 
     model, requests, spec: a loader, a source of requests, a cache with prefix=hash and a budget.
@@ -32,6 +33,8 @@ class Load:
     step_ms: null measures the wall's time; else each step takes so long, and the run repeats.
     tolerance: logits by which a token may miss the cold run's best; above, it is wrong.
     """
+
+    own_list = "this job has its own list; see job.rates"
 
     def __init__(
         self, model, requests, spec: CacheSpec, rates: Sequence[float] = (2, 8, 32),
@@ -49,10 +52,8 @@ class Load:
         self.cancel, self.failures, self.sample = cancel, failures, sample
         self.tolerance, self.step_ms, self.device, self.seed = tolerance, step_ms, device, seed
 
-    def run(self, folder, variants: Sequence = ()) -> None:
-        if variants:
-            raise BadInput("variants", len(variants), "this job has its own list; see job.rates")
-        loaded = self.model.load(prepare_device(self.device))
+    def points(self, device: torch.device, variants) -> Iterator[Point]:
+        loaded = self.model.load(device)
         made = self.requests.make(loaded.tokenizer, loaded.model.config.vocab_size)
         made = with_cancellations(made, self.cancel, self.seed)
         self._at(loaded, made[:2])  # libraries keep workspaces from their first call on
@@ -60,10 +61,8 @@ class Load:
             params = {"requests_per_second": rate, "requests": len(made), **loaded.about(),
                       "trace": self.requests.name, "cancel": self.cancel,
                       "failures": self.failures, "running": self.limits.running}  # fmt: skip
-            variant = f"{rate:g} requests/s"
-            if not folder.done(variant, params):
-                with folder.surviving(variant, params):
-                    folder.add(variant, params, self._at(loaded, with_rate(made, rate)))
+            yield Point(f"{rate:g} requests/s", params,
+                        partial(self._at, loaded, with_rate(made, rate)))
 
     def _at(self, loaded: LoadedModel, requests: list) -> list[Measurement]:
         """One rate: a fresh cache, everything served, everything given back."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,14 +23,14 @@ from kvlab.eval.recording import (
     replayed,
     simulated,
 )
-from kvlab.model.device import prepare_device
+from kvlab.eval.sweep import Point, Sweep
 from kvlab.policy import asked, names
 from kvlab.serve import Limits
 
 SHOWN = 20  # differing decisions that are printed
 
 
-class Parity:
+class Parity(Sweep):
     """Every policy live under block pressure, then replayed, then simulated.
 
     model, requests, data: a loader, a source of requests, a source of documents.
@@ -41,6 +42,8 @@ class Parity:
     batch: sequences at a time in a third run, with preemption and `batch_output_tokens` for each
         request, replayed from its events, for `batch_policies` (null: as `policies`).
     """
+
+    own_list = "parity takes its policies from job.policies"
 
     def __init__(
         self, model, requests, data, spec: CacheSpec, policies: Sequence[str] | None = None,
@@ -65,11 +68,9 @@ class Parity:
         self.batch_output_tokens = batch_output_tokens
         self.chunk_tokens, self.device = chunk_tokens, device
 
-    def run(self, folder, variants: Sequence = ()) -> None:
+    def points(self, device: torch.device, variants) -> Iterator[Point]:
         """Prints the decisions that differ; nothing is printed under a policy that agrees."""
-        if variants:
-            raise BadInput("variants", len(variants), "parity takes its policies from job.policies")
-        loaded = self.model.load(prepare_device(self.device))
+        loaded = self.model.load(device)
         requests = self.requests.make(loaded.tokenizer, loaded.model.config.vocab_size)
         more = self.batch_output_tokens
         crowd = [r._replace(arrival_ms=0.0, output_tokens=more) for r in requests]
@@ -83,12 +84,12 @@ class Parity:
             for policy in policies:
                 size = self.text_tokens if scene == "text" else len(requests)
                 params = {"scene": scene, "policy": policy, **loaded.about(), "size": size}
-                if folder.done(policy, params):
-                    continue
-                with folder.surviving(policy, params):
-                    rows, found = judged(run(policy), policies, scene == "requests")
-                    folder.add(policy, params, rows)
-                    show(scene, policy, found)
+                yield Point(policy, params, partial(self._judge, scene, policy, policies, run))
+
+    def _judge(self, scene: str, policy: str, policies: list[str], run) -> list[Measurement]:
+        rows, found = judged(run(policy), policies, scene == "requests")
+        show(scene, policy, found)
+        return rows
 
     def _reader(self, loaded):
         """Policy -> recording of one text."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from statistics import median
 
 import torch
@@ -11,15 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvlab.core import BadInput, Measurement, Variant
-from kvlab.model import model_geometry
+from kvlab.eval.clock import seconds
+from kvlab.eval.sweep import Point, Sweep, at_least, check_variants
 from kvlab.model.adapter import PagedCache
-from kvlab.model.device import prepare_device
 from kvlab.model.fuse import fused
 from kvlab.model.load import LoadedModel
 from kvlab.model.prefill import prefill
 
 
-class PrefixTTFT:
+@dataclass
+class PrefixTTFT(Sweep):
     """A long shared prefix, then requests with a few tokens of their own.
 
     model: a loader; weights may be random, so may the tokens be: they are.
@@ -34,102 +36,104 @@ class PrefixTTFT:
     offload. Variants must share prefixes.
     """
 
+    model: object
+    prefix_tokens: int = 200_000
+    new_tokens: int = 512
+    repeats: int = 6
+    chunk_tokens: int | str = 8192
+    device: str = "auto"
+    cap_gb: float | None = None
+    seed: int = 0
+
     wants_specs = True
 
-    def __init__(
-        self, model, prefix_tokens: int = 200_000, new_tokens: int = 512, repeats: int = 6,
-        chunk_tokens: int | str = 8192, device: str = "auto", cap_gb: float | None = None,
-        seed: int = 0,
-    ):
-        for name, value in (("prefix_tokens", prefix_tokens), ("new_tokens", new_tokens),
-                            ("repeats", repeats)):
-            if value < 1:
-                raise BadInput(name, value, "must be at least 1")
-        self.model, self.prefix_tokens, self.new_tokens = model, prefix_tokens, new_tokens
-        self.repeats, self.chunk_tokens = repeats, chunk_tokens
-        self.device, self.cap_gb, self.seed = device, cap_gb, seed
+    def __post_init__(self):
+        at_least(1, prefix_tokens=self.prefix_tokens, new_tokens=self.new_tokens,
+                 repeats=self.repeats)
 
-    def run(self, folder, variants: list[Variant]) -> None:
-        """Measure whatever `folder` does not hold yet."""
+    def points(self, device: torch.device, variants: Sequence[Variant]) -> Iterator[Point]:
         for variant in variants:
             if not variant.spec.prefix.shares:
                 raise BadInput("prefix", variant.spec.prefix.name, "shares nothing; prefix=hash")
-        device = prepare_device(self.device, self.cap_gb)
         loaded = self.model.load(device)
-        for variant in variants:
-            variant.spec.checked_for(model_geometry(loaded.model, variant.spec))
-        for variant in variants:
-            params = variant.params | {
-                **loaded.about(), "device": str(device),
-                "prefix_tokens": self.prefix_tokens, "new_tokens": self.new_tokens,
-                "chunk_tokens": self.chunk_tokens, "block_size": variant.spec.block_size,
+        check_variants(loaded, variants)
+        for name, params, spec in variants:
+            about = params | {
+                **loaded.about(), "device": str(device), "prefix_tokens": self.prefix_tokens,
+                "new_tokens": self.new_tokens, "chunk_tokens": self.chunk_tokens,
+                "block_size": spec.block_size,
             }
-            last = params | {"tier": "cold"}
-            if not folder.done(variant.name, last):
-                # few queries: what a kernel costs to launch counts
-                with folder.surviving(variant.name, last), fused(loaded.model):
-                    self._variant(folder, variant, params, loaded)
+            requests = Requests(self, loaded, spec)
+            tiers = ("device", "host", "cold") if spec.offload.keeps else ("device", "cold")
+            for tier in tiers:
+                yield Point(name, about | {"tier": tier}, partial(requests.rows, tier))
 
-    def _variant(self, folder, variant: Variant, params: dict, loaded: LoadedModel) -> None:
-        cache = PagedCache.for_model(loaded.model, variant.spec)
-        prompts = self._prompts(loaded)
-        cold = self._request(loaded, cache, next(prompts), 0)
-        rate = cache.audit()[-1]["flops"] / cold[0]
-        tiers = {"device": lambda: None}
-        if variant.spec.offload.keeps:
-            tiers["host"] = cache.spill_prefixes
-        for tier, prepare in tiers.items():
-            rows = list(self._warm(loaded, cache, prompts, prepare, cold, rate))
-            folder.add(variant.name, params | {"tier": tier}, rows)
-        first = Measurement("ttft_cold_ms", 1e3 * cold[0], "ms", "lower", count=1)
-        folder.add(variant.name, params | {"tier": "cold"}, [first])
-        cache.reset()
 
-    def _prompts(self, loaded: LoadedModel) -> Iterator[Tensor]:
+class Requests:
+    """One cache and what is asked of it: the cold request when the first rows are wanted."""
+
+    def __init__(self, job: PrefixTTFT, loaded: LoadedModel, spec):
+        self.job, self.loaded, self.spec = job, loaded, spec
+        self.rate: float | None = None  # FLOPs a second of the cold request
+
+    def rows(self, tier: str) -> Iterator[Measurement]:
+        with fused(self.loaded.model):  # few queries: what a kernel costs to launch counts
+            if self.rate is None:
+                self.cache = PagedCache.for_model(self.loaded.model, self.spec)
+                self.prompts = self._prompts()
+                self.cold, self.logits = self._ask(next(self.prompts), 0)
+                self.rate = self.cache.audit()[-1]["flops"] / self.cold
+            if tier == "cold":
+                yield Measurement("ttft_cold_ms", 1e3 * self.cold, "ms", "lower", count=1)
+                self.cache.reset()
+            else:
+                yield from self._warm(tier)
+
+    def _prompts(self) -> Iterator[Tensor]:
         """The same prefix, then tokens that no other request has; [1, T] on the host."""
-        random = torch.Generator().manual_seed(self.seed)
-        vocabulary = loaded.model.config.vocab_size
-        prefix = torch.randint(vocabulary, (1, self.prefix_tokens), generator=random)
-        self._first = torch.cat(
-            [prefix, torch.randint(vocabulary, (1, self.new_tokens), generator=random)], 1)
-        yield self._first
+        random = torch.Generator().manual_seed(self.job.seed)
+        draw = partial(torch.randint, self.loaded.model.config.vocab_size, generator=random)
+        prefix = draw((1, self.job.prefix_tokens))
+        self.first = torch.cat([prefix, draw((1, self.job.new_tokens))], 1)
+        yield self.first
         while True:
-            own = torch.randint(vocabulary, (1, self.new_tokens), generator=random)
-            yield torch.cat([prefix, own], 1)
+            yield torch.cat([prefix, draw((1, self.job.new_tokens))], 1)
 
-    def _request(
-        self, loaded: LoadedModel, cache: PagedCache, ids: Tensor, cached: int
-    ) -> tuple[float, Tensor]:
+    def _ask(self, ids: Tensor, cached: int) -> tuple[float, Tensor]:
         """Seconds to the first token, and the logits [V] that it came from."""
-        device = loaded.model.device
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        result = prefill(loaded.model, ids.to(device), cache, chunk_tokens=self.chunk_tokens)
-        result.logits.argmax(-1).item()
-        seconds = time.perf_counter() - started
+        cache, model = self.cache, self.loaded.model
+
+        def ask():
+            result = prefill(model, ids.to(model.device), cache,
+                             chunk_tokens=self.job.chunk_tokens)
+            result.logits.argmax(-1).item()
+            return result
+
+        took, result = seconds(model.device, ask)
         if result.cached < cached:
-            raise BadInput("cache.budget_blocks", cache.spec.budget_blocks, f"only {result.cached} "
+            raise BadInput("cache.budget_blocks", self.spec.budget_blocks, f"only {result.cached} "
                            f"of {cached} tokens of the prefix were kept; give more room")
         cache.finish()
-        return seconds, result.logits[0].float()
+        return took, result.logits[0].float()
 
-    def _warm(self, loaded, cache, prompts, prepare, cold, rate) -> Iterator[Measurement]:
-        whole = self.prefix_tokens // cache.geometry.block_size * cache.geometry.block_size
+    def _warm(self, tier: str) -> Iterator[Measurement]:
+        cache, size = self.cache, self.cache.geometry.block_size
+        whole = self.job.prefix_tokens // size * size
+        prepare = cache.spill_prefixes if tier == "host" else lambda: None
         prepare()
-        again = self._request(loaded, cache, self._first, whole)  # the cold one's own prompt
-        seconds = []
-        for _ in range(self.repeats):
+        again = self._ask(self.first, whole)[1]  # the cold one's own prompt
+        ms = []
+        for _ in range(self.job.repeats):
             prepare()
-            seconds.append(self._request(loaded, cache, next(prompts), whole)[0])
-        audit = cache.audits[max(cache.audits)].row(flops_per_second=rate)
-        count, ms = self.repeats, [1e3 * s for s in seconds]
+            ms.append(1e3 * self._ask(next(self.prompts), whole)[0])
+        audit, count = cache.audits[max(cache.audits)].row(flops_per_second=self.rate), len(ms)
         yield Measurement("ttft_ms", median(ms), "ms", "lower", min(ms), max(ms), count)
-        yield Measurement("ttft_speedup", cold[0] / median(seconds), "x", "higher", count=count)
-        for name, unit in (("flops_saved_percent", "%"), ("ms_saved", "ms")):
-            yield Measurement(name, audit[name], unit, "higher")
-        for name in ("bytes_loaded", "host_bytes_loaded"):
-            yield Measurement(name, audit[name], "B")
-        kl = F.kl_div(again[1].log_softmax(-1), cold[1].log_softmax(-1), log_target=True,
+        speedup = 1e3 * self.cold / median(ms)
+        yield Measurement("ttft_speedup", speedup, "x", "higher", count=count)
+        for name, unit, better in (("flops_saved_percent", "%", "higher"),
+                                   ("ms_saved", "ms", "higher"), ("bytes_loaded", "B", None),
+                                   ("host_bytes_loaded", "B", None)):
+            yield Measurement(name, audit[name], unit, better)
+        kl = F.kl_div(again.log_softmax(-1), self.logits.log_softmax(-1), log_target=True,
                       reduction="sum")
         yield Measurement("kl_mean_nats", float(kl), "nats", "lower", count=1)

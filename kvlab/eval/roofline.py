@@ -8,6 +8,7 @@ from functools import partial
 import torch
 
 from kvlab.core import BadInput, Measurement
+from kvlab.eval.clock import copy_ceiling, replayed, timed
 from kvlab.eval.kernel_peers import decode_peers, prefill_peers
 from kvlab.eval.kernels import (
     Shape,
@@ -16,19 +17,15 @@ from kvlab.eval.kernels import (
     open_store,
     prefill_call,
     random_store,
-    replayed,
-    timed,
 )
-from kvlab.eval.speed import copy_ceiling
-from kvlab.eval.tuning import needs_cuda
+from kvlab.eval.sweep import Point, Sweep, needs_cuda
 from kvlab.format import by_name
-from kvlab.model.device import prepare_device
 from kvlab.pool import fused_kernels
 
 SETS = 4  # lists of blocks that gather and seal take in turn, so that nothing stays in the cache
 
 
-class KernelRoofline:
+class KernelRoofline(Sweep):
     """Times every kernel on random values against the measured rate of a copy.
 
     formats: name -> block sizes. decode: [batch, tokens] of each decode attention. prefill: [new
@@ -56,20 +53,13 @@ class KernelRoofline:
         self.prefill_formats, self.segment, self.layers = prefill_formats, segment_tokens, layers
         self.peers, self.device, self.shape = peers, device, Shape(kv_heads, group, head_dim)
 
-    @torch.inference_mode()
-    def run(self, folder, variants) -> None:
-        """Measure whatever `folder` does not hold yet."""
-        device = prepare_device(self.device)
+    def points(self, device: torch.device, variants) -> Iterator[Point]:
         needs_cuda(device, "kernel_roofline")
         self.kernels, self.ceiling = fused_kernels("cuda", "triton"), copy_ceiling(device)
-        folder.add("device", {}, [Measurement(
-            "copy_gigabytes_per_second", self.ceiling / 1e9, "GB/s", "higher")])
+        rate = Measurement("copy_gigabytes_per_second", self.ceiling / 1e9, "GB/s", "higher")
+        yield Point("device", {}, lambda: [rate])
         for part in (self._decode, self._moves, self._small, self._prefill):
-            for variant, params, measured in part():
-                if not folder.done(variant, params):
-                    with folder.surviving(variant, params):
-                        folder.add(variant, params, list(measured()))
-                torch.cuda.empty_cache()
+            yield from map(Point._make, part())
 
     def _decode(self) -> Iterator:
         for batch, tokens in self.decode:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache, partial
+from itertools import product
 
 import numpy as np
+import torch
 
 from kvlab.blocks import HashSharing
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, Measurement
 from kvlab.eval.recording import Recording, Simulated, differing, foresees, record, simulated
+from kvlab.eval.sweep import Point, Sweep
 from kvlab.model import PagedCache
-from kvlab.model.device import prepare_device
 from kvlab.model.load import LoadedModel
 from kvlab.policy import by_name
 from kvlab.serve import Limits, Loop, Request, WallClock
@@ -22,7 +25,7 @@ MIB = 1 << 20
 LENGTHS = (1, 16, 64, 128, 256, 384, 512, 768, 1024)  # tokens of the prompts that calibrate
 
 
-class PrefixHitRate:
+class PrefixHitRate(Sweep):
     """Policies x budgets x formats on live requests, one at a time, and the same simulated.
 
     model, requests: a loader; a source of requests, or a list of them.
@@ -32,6 +35,8 @@ class PrefixHitRate:
         request are turned into a time by it, and compared with the measured one.
     chunk_tokens: of a prompt, computed in one step.
     """
+
+    own_list = "see job.policies, job.formats"
 
     def __init__(
         self, model, requests, spec: CacheSpec, policies: Sequence[str] = ("lru", "arc", "belady"),
@@ -47,42 +52,33 @@ class PrefixHitRate:
         self.requests = list(requests) if isinstance(requests, Sequence) else [requests]
         self.policies, self.budgets_mib = list(policies), list(budgets_mib)
         self.formats, self.calibrate = list(formats), calibrate
-        self.chunk_tokens, self.device = chunk_tokens, device
+        self.limits, self.device = Limits(running=1, chunk_tokens=chunk_tokens), device
 
-    def run(self, folder, variants: Sequence = ()) -> None:
-        if variants:
-            raise BadInput("variants", len(variants), "see job.policies, job.formats")
-        loaded = self.model.load(prepare_device(self.device))
-        vocabulary = loaded.model.config.vocab_size
-        limits = Limits(running=1, chunk_tokens=self.chunk_tokens)
+    def points(self, device: torch.device, variants) -> Iterator[Point]:
+        loaded = self.model.load(device)
         for source in self.requests:
-            made = source.make(loaded.tokenizer, vocabulary)
+            made = source.make(loaded.tokenizer, loaded.model.config.vocab_size)
             for format in self.formats:
-                points = [p for p in self._points(loaded, source.name, format, made)
-                          if not folder.done(p[0], p[1])]  # fmt: skip
-                if not points:
-                    continue
-                speed = None
-                for variant, params, spec, policy in points:
-                    with folder.surviving(variant, params):
-                        speed = speed or calibrated(loaded, spec, limits, self.calibrate)
-                        live = record(loaded, spec, made, policy, limits, WallClock())
-                        folder.add(variant, params, rows(live, simulated(live), speed))
+                plain = replace(self.spec, format=format)
+                speed = cache(partial(calibrated, loaded, plain, self.limits, self.calibrate))
+                for budget, policy in product(self.budgets_mib, self.policies):
+                    spec = replace(plain, budget_bytes=int(budget * MIB), policy="lru",
+                                   prefix=HashSharing(outputs=False))
+                    ledger = PagedCache.for_model(loaded.model, spec).groups[0].ledger
+                    params = {
+                        "trace": source.name, "requests": len(made), "format": format,
+                        "policy": policy, "budget_mib": budget, **loaded.about(),
+                        "capacity_blocks": ledger.capacity, "block_size": spec.block_size,
+                        "chunk_tokens": self.limits.chunk_tokens,
+                    }
+                    yield Point(f"{format} {policy}", params,
+                                partial(self._live, loaded, spec, made, policy, speed))
 
-    def _points(
-        self, loaded, trace: str, format: str, made: list[Request]
-    ) -> Iterator[tuple[str, dict, CacheSpec, str]]:
-        """Variant, settings, cache and policy of each point of one format."""
-        for budget in self.budgets_mib:
-            spec = replace(self.spec, format=format, budget_bytes=int(budget * MIB),
-                           policy="lru", prefix=HashSharing(outputs=False))  # fmt: skip
-            capacity = PagedCache.for_model(loaded.model, spec).groups[0].ledger.capacity
-            for policy in self.policies:
-                yield f"{format} {policy}", {
-                    "trace": trace, "requests": len(made), "format": format, "policy": policy,
-                    "budget_mib": budget, "capacity_blocks": capacity, **loaded.about(),
-                    "block_size": spec.block_size, "chunk_tokens": self.chunk_tokens,
-                }, spec, policy
+    def _live(self, loaded, spec, made, policy: str, speed) -> Iterator[Measurement]:
+        """speed: gives the model of time, which is fitted at the first call."""
+        fitted = speed()
+        live = record(loaded, spec, made, policy, self.limits, WallClock())
+        yield from rows(live, simulated(live), fitted)
 
 
 def rows(live: Recording, other: Simulated, speed: TtftModel) -> Iterator[Measurement]:
@@ -133,7 +129,7 @@ def calibrated(
         cold = [draw.integers(1, loaded.model.config.vocab_size, n) for n in LENGTHS]
         warm = [np.append(p, draw.integers(1, 8192, 1 + len(p) // 4)) for p in cold]
         requests = [Request(i, 0.0, p, 1) for i, p in enumerate([*cold, *warm])]
-        cache = PagedCache.for_model(loaded.model, roomy)
-        served = Loop(loaded, cache, limits, WallClock()).run(requests)
+        empty = PagedCache.for_model(loaded.model, roomy)
+        served = Loop(loaded, empty, limits, WallClock()).run(requests)
         samples += [(s.prompt_tokens, s.hit_tokens, s.prefill_ms) for s in served if repeat]
     return TtftModel.fit(samples, limits.chunk_tokens)

@@ -74,7 +74,7 @@ class Setting:
     ) -> Runner:
         """settings: of the variant; params: of the task."""
         own = {"format": spec.format.name, "block_size": spec.block_size}
-        about = own | settings | loaded.about() | {"chunk_tokens": self.chunk_tokens} | params
+        about = own | settings | loaded.about(spec) | {"chunk_tokens": self.chunk_tokens} | params
         return Runner(name, about, spec, loaded=loaded, chunk_tokens=self.chunk_tokens)
 
 

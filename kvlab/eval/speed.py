@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
-from statistics import median
 
 import torch
 from torch import Tensor
 
-from kvlab.core import BadInput, Measurement, Variant
-from kvlab.model import model_geometry, portrait
+from kvlab.core import Measurement, Variant
+from kvlab.eval.clock import copy_ceiling, event_ms, seconds
+from kvlab.eval.sweep import Point, Sweep, at_least, check_peers, check_variants
+from kvlab.model import portrait
 from kvlab.model.adapter import PagedCache
 from kvlab.model.decode import Decoder, Driver, check_driver
-from kvlab.model.device import prepare_device
 from kvlab.model.peers import PEERS, Peer
 
 FILL_TOKENS = 16384  # of a row, that a cache takes over at a time
 WARM_UP = 3  # steps
 
 
-class DecodeSpeed:
+@dataclass
+class DecodeSpeed(Sweep):
     """Tokens a second of the decode driver over caches filled with random keys and values.
 
     model: a loader; weights may be random.
@@ -34,71 +35,48 @@ class DecodeSpeed:
     driver, device, cap_gb, seed: as in `Evaluate`.
     """
 
+    model: object
+    contexts: list[int]
+    batches: list[int]
+    steps: int = 128
+    peers: Sequence[str] = ()
+    driver: Driver = "auto"
+    device: str = "auto"
+    cap_gb: float | None = None
+    seed: int = 0
+
     wants_specs = True
+    may_not_fit = True
 
-    def __init__(
-        self, model, contexts: list[int], batches: list[int], steps: int = 128,
-        peers: list[str] = (), driver: Driver = "auto", device: str = "auto",
-        cap_gb: float | None = None, seed: int = 0,
-    ):
-        check_driver(driver)
-        if steps < 16:
-            raise BadInput("steps", steps, "must be at least 16")
-        for name, counts in (("contexts", contexts), ("batches", batches)):
-            if not counts or min(counts) < 1:
-                raise BadInput(name, counts, "must name positive numbers")
-        for peer in peers:
-            if peer not in PEERS:
-                raise BadInput("peers", peer, f"known: {', '.join(PEERS)}")
-        self.model, self.contexts, self.batches, self.steps = model, contexts, batches, steps
-        self.peers, self.driver = list(peers), driver
-        self.device, self.cap_gb, self.seed = device, cap_gb, seed
+    def __post_init__(self):
+        check_driver(self.driver)
+        at_least(16, steps=self.steps)
+        at_least(1, contexts=self.contexts, batches=self.batches)
+        check_peers(self.peers, PEERS)
 
-    @torch.inference_mode()
-    def run(self, folder, variants: list[Variant]) -> None:
-        """Measure whatever `folder` does not hold yet."""
-        device = prepare_device(self.device, self.cap_gb)
+    def points(self, device: torch.device, variants: Sequence[Variant]) -> Iterator[Point]:
         check_driver(self.driver, device)
         loaded = self.model.load(device)
-        self.cuda = device.type == "cuda"
-        for variant in variants:
-            variant.spec.checked_for(model_geometry(loaded.model, variant.spec))
-        self.weights, self.ceiling = weight_bytes(loaded.model), copy_ceiling(device)
+        check_variants(loaded, variants)
+        model, self.ceiling = loaded.model, copy_ceiling(device)
+        rate = Measurement("copy_gigabytes_per_second", self.ceiling / 1e9, "GB/s", "higher")
+        yield Point("device", {}, lambda: [rate])
         shared = {**loaded.about(), "steps": self.steps}
-        if not folder.done("device", {}):
-            rate = self.ceiling / 1e9
-            folder.add("device", {}, [Measurement(
-                "copy_gigabytes_per_second", rate, "GB/s", "higher")])
         for rows in self.batches:
             for tokens in self.contexts:
                 place = shared | {"tokens": tokens, "batch": rows}
-                for variant in variants:
-                    params = variant.params | place | {"block_size": variant.spec.block_size}
-                    call = partial(self._ours, loaded.model, variant.spec, rows, tokens)
-                    self._measure(folder, variant.name, params, call)
-                for name in self._peers_at(rows, tokens):
-                    call = partial(self._peer, loaded.model, name, rows, tokens)
-                    self._measure(folder, name, place | {"peer": name}, call)
+                for name, params, spec in variants:
+                    own = params | place | loaded.about(spec) | {"block_size": spec.block_size}
+                    yield Point(name, own, partial(self._ours, model, spec, rows, tokens))
+                for name in self._peers_at(device, rows, tokens):
+                    yield Point(name, place | {"peer": name},
+                                partial(self._peer, model, name, rows, tokens))
 
-    def _peers_at(self, rows: int, tokens: int) -> list[str]:
+    def _peers_at(self, device: torch.device, rows: int, tokens: int) -> list[str]:
         first = (rows, tokens) == (min(self.batches), min(self.contexts))
         return [name for name in self.peers
-                if (self.cuda or "graph" not in name) and (first or "compiled" not in name)]
-
-    def _measure(self, folder, name: str, params: dict, call: Callable) -> None:
-        if folder.done(name, params):
-            return
-        with folder.surviving(name, params):
-            try:
-                rows = list(call())
-            except (torch.cuda.OutOfMemoryError, ImportError) as error:
-                reason = "does not fit" if isinstance(error, RuntimeError) else "is not installed"
-                place = f"{params['batch']} x {params['tokens']}"
-                print(f"{name}, {place}: {reason}, left out", flush=True)
-                rows = []
-            folder.add(name, params, rows)
-        if self.cuda:
-            torch.cuda.empty_cache()
+                if (device.type == "cuda" or "graph" not in name)
+                and (first or "compiled" not in name)]
 
     def _ours(self, model, spec, rows: int, tokens: int) -> Iterator[Measurement]:
         cache = PagedCache.for_model(model, spec)
@@ -106,44 +84,27 @@ class DecodeSpeed:
         decoder = Decoder(model, cache, driver=self.driver)
         steps = self.steps if decoder.why_eager is None else self.steps // 8
         untimed = WARM_UP if decoder.why_eager else WARM_UP + spec.block_size  # a seal among them
-        seconds = self._loop(decoder.step, rows, model, steps, untimed)
-        yield from self._rows(seconds, rows, cache.stats().logical_bytes)
+        took = greedy(decoder.step, rows, model.device, steps, untimed)
+        yield from self._rows(model, took, rows, cache.stats().logical_bytes)
         if decoder.captured:
-            yield replay_ms(decoder.timed(self._clock))
+            yield replay_row(decoder.timed(clock))
         cache.check()
 
     def _peer(self, model, name: str, rows: int, tokens: int) -> Iterator[Measurement]:
         random = self._random(model, rows, model.dtype)
         peer: Peer = PEERS[name](model, lambda layer: random(layer, tokens), rows, tokens,
                                  3 * self.steps)
-        seconds = self._loop(peer.step, rows, model, self.steps // 8)
-        yield from self._rows(seconds, rows, peer.nbytes)
+        took = greedy(peer.step, rows, model.device, self.steps // 8)
+        yield from self._rows(model, took, rows, peer.nbytes)
         if peer.replay is not None:
-            yield replay_ms(self._clock(peer.replay))
+            yield replay_row(clock(peer.replay))
 
-    def _clock(self, replay: Callable[[], None]) -> float:
-        return median_ms(replay, 9)
-
-    def _rows(self, seconds: float, rows: int, cache_bytes: int) -> Iterator[Measurement]:
-        size = self.weights + cache_bytes
-        yield Measurement("decode_tokens_per_second", rows / seconds, "tokens/s", "higher")
-        yield Measurement("decode_ms", 1e3 * seconds, "ms", "lower")
+    def _rows(self, model, took: float, rows: int, cache_bytes: int) -> Iterator[Measurement]:
+        size = step_weight_bytes(model) + cache_bytes
+        yield Measurement("decode_tokens_per_second", rows / took, "tokens/s", "higher")
+        yield Measurement("decode_ms", 1e3 * took, "ms", "lower")
         yield Measurement("decode_bytes", size, "B", "lower")
-        percent = 100 * size / seconds / self.ceiling
-        yield Measurement("decode_percent_of_copy", percent, "%", "higher")
-
-    def _loop(
-        self, step: Callable[[Tensor], Tensor], rows: int, model, steps: int, untimed: int = WARM_UP
-    ) -> float:
-        """Seconds of one step, greedy tokens fed back; the first compile, capture, warm up."""
-        tokens = torch.ones(rows, dtype=torch.long, device=model.device)
-        for count in range(untimed + steps):
-            if count == untimed:
-                synchronize(model.device)
-                started = time.perf_counter()
-            tokens = step(tokens).argmax(-1)
-        synchronize(model.device)
-        return (time.perf_counter() - started) / steps
+        yield Measurement("decode_percent_of_copy", 100 * size / took / self.ceiling, "%", "higher")
 
     def _random(self, model, rows: int, dtype) -> Callable[[int, int], tuple[Tensor, Tensor]]:
         shapes = portrait(model).shapes
@@ -155,6 +116,22 @@ class DecodeSpeed:
                                      generator=source) for width in widths)
 
         return draw
+
+
+def greedy(
+    step: Callable[[Tensor], Tensor], rows: int, device: torch.device, steps: int,
+    untimed: int = WARM_UP,
+) -> float:
+    """Seconds of one step, the likeliest token fed back; the first compile, capture, warm up."""
+    tokens = torch.ones(rows, dtype=torch.long, device=device)
+
+    def run(count: int) -> None:
+        nonlocal tokens
+        for _ in range(count):
+            tokens = step(tokens).argmax(-1)
+
+    run(untimed)
+    return seconds(device, lambda: run(steps))[0] / steps
 
 
 def fill(cache: PagedCache, rows: int, tokens: int, draw: Callable) -> None:
@@ -169,7 +146,7 @@ def fill(cache: PagedCache, rows: int, tokens: int, draw: Callable) -> None:
         cache.seen += count
 
 
-def weight_bytes(model) -> int:
+def step_weight_bytes(model) -> int:
     """Bytes of weights that one step must read: all but embedding rows, the head included."""
     embedding = model.get_input_embeddings().weight
     every = {id(p): p.nbytes for p in model.parameters()}
@@ -177,38 +154,10 @@ def weight_bytes(model) -> int:
     return sum(every.values()) - (embedding.nbytes if head is not embedding else 0)
 
 
-def copy_ceiling(device: torch.device) -> float:
-    """Bytes a second, read plus written, of a large copy on `device`."""
-    size = 1 << (30 if device.type == "cuda" else 26)
-    source = torch.empty(size, dtype=torch.uint8, device=device).random_()
-    target, times = torch.empty_like(source), []
-    for _ in range(8):
-        synchronize(device)
-        started = time.perf_counter()
-        target.copy_(source)
-        synchronize(device)
-        times.append(time.perf_counter() - started)
-    return 2 * size / median(times[3:])
+def clock(replay: Callable[[], None]) -> float:
+    return event_ms(replay, 9)
 
 
-def replay_ms(value: float) -> Measurement:
+def replay_row(value: float) -> Measurement:
     """Device time of a captured step alone, without the host's work between steps."""
     return Measurement("decode_replay_ms", value, "ms", "lower")
-
-
-def median_ms(replay: Callable[[], None], count: int) -> float:
-    """Median device time of `replay`."""
-    times = []
-    for _ in range(count):
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        replay()
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop))
-    return median(times)
-
-
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

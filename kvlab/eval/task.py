@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kvlab.core import BadInput, Measurement
+from kvlab.core import Measurement
 from kvlab.eval import rows
 from kvlab.eval.runner import Runner
 from kvlab.model.load import LoadedModel
@@ -83,7 +83,7 @@ class Task:
 
     def items(self, model: LoadedModel, data, seed: int) -> Iterable[Item]:
         """The same for every cache and every start: from the arguments alone."""
-        raise BadInput("task", "none", "measures nothing; choose task=... or give tasks=[...]")
+        raise NotImplementedError
 
     def run(self, runner: Runner, item: Item) -> Raw:
         """One item through one cache; arrays with one number for each question."""

@@ -7,16 +7,18 @@ shape: another device gets its own entries, and the defaults until then.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import product
 
 import torch
 
 from kvlab.core import BadInput, Measurement
-from kvlab.eval.kernels import Decode, Shape, decode_case, replayed
+from kvlab.eval.clock import replayed
+from kvlab.eval.kernels import Decode, Shape, decode_case
+from kvlab.eval.sweep import Batch, Point, Sweep, needs_cuda
 from kvlab.format import KVFormat, by_name
 from kvlab.kernel import tune
-from kvlab.model.device import prepare_device
 
 WARPS = {32: (1, 2), 64: (1, 2, 4), 128: (1, 2, 4)}
 STAGES = (2, 3)
@@ -67,11 +69,11 @@ def _time(case: Decode, paged_decode: Callable, setting, clock: Callable) -> flo
         return float("inf")
 
 
-class Tune:
+class Tune(Sweep):
     """Measure and store settings: formats x block sizes for one shape, on this device.
 
     formats, block_sizes: what to tune; kv_heads, group, head_dim: the model's attention; tokens,
-    batch: what to tune it for.
+    batch: what to tune it for. The standing choice has the setting null.
     """
 
     def __init__(
@@ -84,20 +86,14 @@ class Tune:
         self.shape = Shape(kv_heads, group, head_dim)
         self.tokens, self.batch, self.device = tokens, batch, device
 
-    @torch.inference_mode()
-    def run(self, folder, variants) -> None:
-        needs_cuda(prepare_device(self.device), "tune")
+    def points(self, device: torch.device, variants) -> Iterator[Point]:
+        needs_cuda(device, "tune")
         for format, slots in product(self.formats, self.block_sizes):
-            name = f"{format.name} block {slots}"
             params = {"format": format.name, "block_size": slots, "tokens": self.tokens,
                       "batch": self.batch}
-            with folder.surviving(name, params | {"setting": None}):  # the standing choice
-                for us, setting in measure(format, slots, self.shape, self.tokens, self.batch):
-                    row = Measurement("decode_attention_us", us, "us", "lower")
-                    told = {"setting": setting and list(setting)}
-                    folder.add(name, params | told, [row])
+            yield Point(f"{format.name} block {slots}", params, partial(self._all, format, slots))
 
-
-def needs_cuda(device: torch.device, job: str) -> None:
-    if device.type != "cuda":
-        raise BadInput("device", device.type, f"job={job} times kernels and needs a CUDA device")
+    def _all(self, format: KVFormat, slots: int) -> Iterator[Batch]:
+        for us, setting in measure(format, slots, self.shape, self.tokens, self.batch):
+            told = {"setting": setting and list(setting)}
+            yield Batch(told, [Measurement("decode_attention_us", us, "us", "lower")])

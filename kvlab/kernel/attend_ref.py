@@ -25,18 +25,20 @@ def visible(
 def attend(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool = False,
     window: int | None = None, q_start: int = 0, k_start: int = 0, bias: Tensor | None = None,
-    seen: Tensor | None = None,
+    seen: Tensor | None = None, softcap: float | None = None,
 ) -> Partial:
     """Softmax attention of `q` [Hq, T, Dk] over `k` [n, H, Dk], `v` [n, H, Dv], in fp32.
 
     causal: key position <= query position; window: key position > query position - window, both
     counted from `q_start` and `k_start`. bias: fp32 [n, H], natural log, added to the logits of
-    each key: how many tokens it stands for. seen: bool [T, n] in the place of the other rules. A
-    query that sees no key gets zeros and lse = -inf.
+    each key: how many tokens it stands for. softcap: logits x become softcap * tanh(x / softcap)
+    before any bias (Gemma 2, https://arxiv.org/abs/2408.00118). seen: bool [T, n] in the place of
+    the other rules. A query that sees no key gets zeros and lse = -inf.
     """
     heads, (n, kv_heads, dim) = q.shape[0], k.shape
     grouped = q.float().reshape(kv_heads, heads // kv_heads, -1, dim)
     logits = torch.einsum("hgtd,nhd->hgtn", grouped, k.float()) * scale
+    logits = capped(logits, softcap)
     if bias is not None:
         logits = logits + bias.float().T[:, None, None]
     if seen is None and (causal or window is not None):
@@ -47,6 +49,24 @@ def attend(
     weights = torch.exp(logits - lse.nan_to_num(neginf=0.0)[..., None])
     out = torch.einsum("hgtn,nhd->hgtd", weights, v.float())
     return out.flatten(0, 1), lse.flatten(0, 1)
+
+
+def capped(logits: Tensor, softcap: float | None) -> Tensor:
+    """Logits softly capped at `softcap`; None leaves them as they are."""
+    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+
+
+def with_sinks(part: Partial, sinks: Tensor | None) -> Partial:
+    """`part`, out [..., Hq, T, D] and lse [..., Hq, T], merged with a sink for each query head.
+
+    sinks: logits [Hq] that take weight from every query and give nothing (gpt-oss,
+    https://arxiv.org/abs/2508.10925): a part of output zero. None: there are none.
+    """
+    if sinks is None:
+        return part
+    out, lse = part
+    logits = sinks.float()[:, None]
+    return out * torch.sigmoid(lse - logits)[..., None].to(out.dtype), torch.logaddexp(lse, logits)
 
 
 def block_lse(q: Tensor, k: Tensor, *, scale: float, block_size: int) -> Tensor:

@@ -22,6 +22,7 @@ BIAS_DIMS = 8  # a head width must be a multiple of 8 for the flash kernels
 FEW = 16  # queries: cuDNN makes a new plan for each length, which single tokens would ask for
 TILE = 128    # queries of a head that one multiprocessor takes
 PARTS = 8     # of a past, at most
+MOST_LOGITS = 1 << 26  # that are made at a time where no library kernel serves
 GAIN = 0.85   # of the time: parts have to be merged, so they must be worth it
 
 __all__ = ["attend", "attend_parts", "merge"]
@@ -30,9 +31,13 @@ __all__ = ["attend", "attend_parts", "merge"]
 def attend(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, causal: bool = False,
     window: int | None = None, q_start: int = 0, k_start: int = 0, bias: Tensor | None = None,
+    softcap: float | None = None,
 ) -> Partial:
     """As `attend_ref.attend`; `causal` asks for a square (q_start == k_start, n == T), `bias` for
     all keys visible."""
+    if softcap is not None:
+        return _capped(q, k, v, {"scale": scale, "causal": causal, "window": window, "bias": bias,
+                                 "k_start": k_start, "softcap": softcap}, q_start)
     if bias is not None:
         return _with_bias(q, k, v, bias, scale)
     span = (q_start - k_start, k.shape[0])
@@ -49,7 +54,7 @@ def attend(
 
 def attend_parts(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, window: int | None = None, q_start: int = 0,
-    k_start: int = 0,
+    k_start: int = 0, softcap: float | None = None,
 ) -> Partial:
     """As `attend`, not causal, or the results over n equal parts of the keys: [n, Hq, T, D] and
     [n, Hq, T], as `merge_into` takes them.
@@ -60,13 +65,15 @@ def attend_parts(
     """
     tokens, keys = q.shape[1], k.shape[0]
     whole = q.device.type != "cuda" or q.dtype == torch.float32 or tokens < FEW
+    whole |= softcap is not None
     whole |= k.shape[-1] != v.shape[-1] or q.shape[-1] > WIDEST
     if not (whole or _banded(q, window, q_start - k_start)):
         tiles = q.shape[0] * -(-tokens // TILE)
         count = best_parts(tiles, keys, _processors(q.device))
         if count > 1:
             return _in_parts(q, k.to(q.dtype), v.to(q.dtype), scale, count)
-    return attend(q, k, v, scale=scale, window=window, q_start=q_start, k_start=k_start)
+    return attend(q, k, v, scale=scale, window=window, q_start=q_start, k_start=k_start,
+                  softcap=softcap)
 
 
 def leveled(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,6 +110,15 @@ def _in_parts(q: Tensor, k: Tensor, v: Tensor, scale: float, count: int) -> Part
             *(x.unflatten(0, (count, -1)).transpose(1, 2) for x in (k, v)))
     out, lse = _library(args, scale, causal=False)
     return out, lse.reshape(count, *q.shape[:2]).float()
+
+
+def _capped(q: Tensor, k: Tensor, v: Tensor, how: dict, q_start: int) -> Partial:
+    """By the reference, which no library kernel replaces: so many queries at a time that their
+    logits stay bounded."""
+    step = max(1, MOST_LOGITS // max(1, q.shape[0] * k.shape[0]))
+    done = [attend_ref.attend(q[:, at : at + step], k, v, q_start=q_start + at, **how)
+            for at in range(0, max(1, q.shape[1]), step)]  # fmt: skip
+    return tuple(torch.cat(x, 1) for x in zip(*done))
 
 
 def _with_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Partial:

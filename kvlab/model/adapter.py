@@ -47,8 +47,9 @@ class PagedCache(Copies, Watched, Cache):
         )
         layers = geometry.layers
         Cache.__init__(self, layers=[PagedLayer(self, i, i == layers - 1) for i in range(layers)])
-        g = geometry  # heads of queries, of keys, and both widths, by layer
-        self.made = [(g.query_heads, s.kv_heads, s.k_width, s.v_width) for s in g.shapes]
+        # by layer: heads of queries and of keys, both widths, the cap of logits
+        self.made = [(geometry.query_heads, s.kv_heads, s.k_width, s.v_width, s.softcap)
+                     for s in geometry.shapes]  # fmt: skip
         self._rows: list[int] = []
         self.columns = Columns(0)  # of the rows: what transformers counts
         self.forward = NO_FORWARD  # the one under way
@@ -217,7 +218,7 @@ class PagedCache(Copies, Watched, Cache):
         self.core.facts.check(module)
         refuse_other_depth(len(self.layers), module)
         window_of(mask)
-        refuse_misfit(self.made[0], q, k, v)
+        refuse_misfit(self.made[0][:4], q, k, v)
         self.forward = Forward.begun(self, q, mask, positions)
 
     def close_forward(self, positions) -> None:

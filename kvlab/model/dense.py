@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from transformers.integrations.sdpa_attention import repeat_kv
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvlab.core import KvlabError
+from kvlab.kernel.attend_ref import capped
 from kvlab.model.visibility import PLAIN_CHUNK, Visibility
 
 
@@ -19,6 +22,12 @@ def dense_attention(module, query, key, value, mask, *, scaling=None, dropout=0.
     """
     if isinstance(mask, Visibility):
         raise KvlabError("a mask made for a PagedCache came with the keys of another cache")
+    softcap, sinks = told.pop("softcap", None), told.pop("s_aux", None)
+    if softcap is not None or sinks is not None:
+        keys, values = (repeat_kv(x, module.num_key_value_groups) for x in (key, value))
+        logits = query.float() @ keys.float().transpose(2, 3)
+        logits = capped(logits * (query.shape[-1] ** -0.5 if scaling is None else scaling), softcap)
+        return _weighed(logits, mask, values, sinks, dropout).to(query.dtype), None
     if mask is not PLAIN_CHUNK:
         return ALL_ATTENTION_FUNCTIONS["sdpa"](
             module, query, key, value, mask, dropout=dropout, scaling=scaling, **told
@@ -29,3 +38,18 @@ def dense_attention(module, query, key, value, mask, *, scaling=None, dropout=0.
         dropout_p=dropout, scale=scaling,
     )
     return out.transpose(1, 2).contiguous(), None
+
+
+def _weighed(logits: Tensor, mask, values: Tensor, sinks: Tensor | None, dropout: float) -> Tensor:
+    """logits fp32 [B, Hq, T, n], what sdpa would get as mask, values [B, Hq, n, D] and sinks [Hq]
+    -> [B, T, Hq, D]. Logits that sdpa cannot make: the matrix of weights is built."""
+    tokens, keys = logits.shape[2:]
+    if mask is None or mask is PLAIN_CHUNK:
+        mask = torch.ones(tokens, keys, dtype=torch.bool, device=logits.device).tril(keys - tokens)
+    seen = mask.dtype == torch.bool
+    logits = logits.masked_fill(~mask, -torch.inf) if seen else logits + mask.float()
+    if sinks is not None:
+        column = sinks.float()[None, :, None, None].expand(len(logits), -1, tokens, 1)
+        logits = torch.cat([logits, column], -1)
+    weights = logits.softmax(-1)[..., :keys].nan_to_num(0.0)  # a query that sees nothing
+    return (F.dropout(weights, dropout) @ values.float()).transpose(1, 2).contiguous()

@@ -23,6 +23,10 @@ from kvlab.model.visibility import KeyColumns, paged_mask
 ATTENTION = "kvlab_paged"
 
 
+class Untouchable(KvlabError):
+    """A model looked at what `update` gave back, instead of handing it to attention."""
+
+
 class PagedLayer(CacheLayerMixin):
     """One layer's door into the cache; holds nothing but the tokens on their way in."""
 
@@ -47,7 +51,7 @@ class PagedLayer(CacheLayerMixin):
 
     def __getattr__(self, name: str):
         if name in ("shape", "transpose", "size", "dtype"):
-            raise KvlabError(
+            raise Untouchable(
                 f"PagedCache needs the {ATTENTION} attention: make it with "
                 "PagedCache.for_model(model), or call model.set_attn_implementation"
                 f"({ATTENTION!r}) again"
@@ -80,7 +84,7 @@ class PagedLayer(CacheLayerMixin):
 
 def paged_attention(
     module, query, key, value, attention_mask, scaling=None, dropout=0.0, sliding_window=None,
-    position_ids=None, **told,
+    position_ids=None, softcap=None, s_aux=None, **told,
 ):
     """The registered attention: [B, Hq, T, D] -> [B, T, Hq, D]; `key`: a PagedLayer or a tensor.
 
@@ -90,7 +94,8 @@ def paged_attention(
     if not isinstance(key, PagedLayer):
         return dense_attention(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout,
-            sliding_window=sliding_window, position_ids=position_ids, **told,
+            sliding_window=sliding_window, position_ids=position_ids, softcap=softcap, s_aux=s_aux,
+            **told,
         )
     refuse_unknown(module, dropout, told)
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
@@ -102,8 +107,10 @@ def paged_attention(
         if index == 0:
             cache.open_forward(module, query, keys, values, attention_mask, position_ids)
         forward = cache.forward
-        window = forward.enter(index, query, keys, values, attention_mask, sliding_window)
-        out = forward.step.attend(index, query, keys, values, scale=scale, window=window)
+        window = forward.enter(index, query, keys, values, attention_mask, softcap)
+        out = forward.step.attend(
+            index, query, keys, values, scale=scale, window=window, sinks=s_aux
+        )
         if key.last:
             cache.close_forward(position_ids)
     except BaseException:

@@ -12,7 +12,7 @@ from torch import Tensor
 from kvlab.cache import Running
 from kvlab.core import KvlabError, SeqId
 from kvlab.model.columns import Columns, Look, Plan
-from kvlab.model.refusals import refuse_misfit
+from kvlab.model.refusals import refuse_misfit, refuse_other_cap
 from kvlab.model.visibility import Visibility, tokens_of, window_of
 
 
@@ -21,7 +21,7 @@ class NoForward:
 
     layers = 0
 
-    def enter(self, layer: int, q, k, v, mask, window: int | None) -> int | None:
+    def enter(self, layer: int, q, k, v, mask, softcap: float | None) -> int | None:
         raise KvlabError(f"layer {layer} attended first: a PagedCache wants the layers of a "
                          "model in order, each once")
 
@@ -31,7 +31,8 @@ class Forward(NoForward):
 
     plan: which columns are tokens, the same in all layers. mask: what the first layer got. span:
     the columns over which a row has padding between tokens, 0 without. step: what attends, the
-    step under way in the cache. made: heads and widths by layer, see `refuse_misfit`.
+    step under way in the cache. made: by layer, see `refuse_misfit`, and
+    the cap of its logits.
     """
 
     def __init__(self, plan: Plan, mask, span: int, step: Running, made: list[tuple]):
@@ -50,14 +51,15 @@ class Forward(NoForward):
         take(cache, columns, plan, positions)  # first: what is hidden now is padding, too
         return cls(plan, mask, padded_span(columns, plan), cache.core.running, cache.made)
 
-    def enter(self, layer: int, q, k, v, mask, window: int | None) -> int | None:
+    def enter(self, layer: int, q, k, v, mask, softcap: float | None) -> int | None:
         """The sliding window of a layer that is about to attend, which its mask tells."""
         if layer != self.layers:
             raise KvlabError(f"layer {layer} attended where layer {self.layers} was due: a "
                              "PagedCache wants the layers of a model in order, each once")
         self.layers += 1
-        if (q.shape[1], k.shape[1], k.shape[3], v.shape[3]) != self.made[layer]:
-            refuse_misfit(self.made[layer], q, k, v)
+        if (q.shape[1], k.shape[1], k.shape[3], v.shape[3], softcap) != self.made[layer]:
+            refuse_misfit(self.made[layer][:4], q, k, v)
+            refuse_other_cap(self.made[layer][4], softcap)
         if id(mask) not in self._windows:
             found = window_of(mask)
             self._same(mask)
@@ -81,31 +83,30 @@ class Packed(NamedTuple):
     plan: Plan
     step: Running
 
-    def attend(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float,
-        window: int | None = None,
-    ) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **how) -> Tensor:
         """As `Running.attend`, with tokens wherever the plan has them; padding sees what is before
         it."""
-        found = [(look, self._look(layer, look, q, k, v, scale)) for look in self.plan.looks]
+        found = [(look, self._look(layer, look, q, k, v, how)) for look in self.plan.looks]
         if self.plan.order is None:
-            out = self.step.attend(layer, q, k, v, scale=scale, window=window)
+            out = self.step.attend(layer, q, k, v, **how)
         else:
             order = torch.from_numpy(self.plan.order).to(q.device)[:, :, None, None]
             packed = (x.gather(2, order.transpose(1, 2).expand_as(x)) for x in (q, k, v))
-            out = self.step.attend(layer, *packed, scale=scale, window=window)
+            out = self.step.attend(layer, *packed, **how)
             out = torch.empty_like(out).scatter_(1, order.expand_as(out), out)
         for look, part in found:
             out[look.row, torch.from_numpy(look.columns).to(out.device)] = part.to(out.dtype)
         return out
 
-    def _look(self, layer: int, look: Look, q: Tensor, k: Tensor, v: Tensor, scale):
+    def _look(self, layer: int, look: Look, q: Tensor, k: Tensor, v: Tensor, how: dict) -> Tensor:
         """What the queries of padding see, [P, Hq, D]."""
         columns, real, before = (torch.from_numpy(x).to(q.device) for x in (
             look.columns, self.plan.real[look.row], look.before))
         keys, values = (x[look.row, :, real].transpose(0, 1) for x in (k, v))
         asked = q[look.row, :, columns]
-        return self.step.look(layer, look.row, asked, keys, values, before, scale)
+        return self.step.look(
+            layer, look.row, asked, keys, values, before, how["scale"], how["sinks"]
+        )
 
 
 def admitted(cache, batch: int) -> Columns:

@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvlab.core import KvlabError
 from kvlab.kernel import layer_ref
+from kvlab.model.alike import is_llama_like, is_rms_norm
 from kvlab.model.library import cache_parameter
 from kvlab.model.shape import sliding_window
 
@@ -34,7 +35,7 @@ except ImportError:  # no Triton on this platform
 def fused(model: nn.Module) -> Iterator[int]:
     """Within it `model` decodes through fused layers; gives the number of layers replaced.
 
-    Layers that are not of the Llama kind (other activations, biases in the MLP) stay as they are.
+    Layers that compute anything else than the Llama family (see `alike`) stay as they are.
     Weights are neither copied nor changed, and prefill runs as before but for the RMSNorms.
     """
     undo: list[nn.Module] = []
@@ -50,7 +51,7 @@ def fused(model: nn.Module) -> Iterator[int]:
 
 
 def _replace(module: nn.Module, undo: list[nn.Module]) -> bool:
-    if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+    if is_rms_norm(module):
         _put(module, partial(_norm, module), undo)
     elif fusible(module):
         _put(module, partial(_layer, module, cache_parameter(module)), undo)
@@ -65,17 +66,18 @@ def _put(module: nn.Module, forward, undo: list[nn.Module]) -> None:
 
 
 def fusible(layer: nn.Module) -> bool:
-    """Whether `layer` is a decoder layer of the Llama kind: RMSNorms, gated SiLU, no odd biases."""
-    attention, mlp = (getattr(layer, name, None) for name in ("self_attn", "mlp"))
-    if attention is None or mlp is None:
+    """Whether `layer` computes what a layer of the Llama family does: RMSNorms, gated SiLU, no odd
+    biases."""
+    if not is_llama_like(layer):
         return False
+    attention, mlp = layer.self_attn, layer.mlp
     parts = [getattr(attention, f"{n}_proj", None) for n in "qkvo"]
     parts += [getattr(mlp, f"{n}_proj", None) for n in ("gate", "up", "down")]
     if not all(type(part) is nn.Linear for part in parts):
         return False
     q, k, v, *rest = (part.bias is None for part in parts)
     silu = getattr(mlp.act_fn, "__class__", type).__name__ in ("SiLU", "SiLUActivation")
-    return silu and q == k == v and all(rest) and hasattr(layer, "post_attention_layernorm")
+    return silu and q == k == v and all(rest)
 
 
 def kernels(x: Tensor):

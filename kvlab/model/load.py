@@ -9,11 +9,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
+from kvlab.cache import CacheSpec
 from kvlab.core import BadInput
 from kvlab.model import checkpoint
+from kvlab.model.fuse import fusible
 from kvlab.model.gguf_config import check_architecture, config_of
 from kvlab.model.gguf_convert import convert
 from kvlab.model.gguf_header import is_gguf, packaged_gguf, read_header
+from kvlab.model.portrait import portrait
 from kvlab.model.read import read_tokenizer, read_weights
 
 REFERENCE = Path(__file__).resolve().parents[1] / "assets" / "reference"
@@ -35,9 +38,20 @@ class LoadedModel(NamedTuple):
     name: str
     weights: str
 
-    def about(self) -> dict:
-        """What every row of a run says of its model."""
-        return {"model": self.name, "weights": self.weights, "random_weights": self.random}
+    def about(self, spec: CacheSpec | None = None) -> dict:
+        """What every row of a run says of its model, and what is done the long way for it.
+
+        decoder: in how many layers the library's own forward decodes, where they are not fused.
+        kernels: why plain torch reads the blocks of `spec` where kernels were wanted.
+        """
+        told = {"model": self.name, "weights": self.weights, "random_weights": self.random}
+        shapes, plain = portrait(self.model).shapes, None
+        rest = len(shapes) - sum(map(fusible, self.model.modules()))
+        if rest:
+            told["decoder"] = f"the library's forward in {rest} of {len(shapes)} layers"
+        if spec is not None:
+            plain = spec.why_plain(shapes, self.model.device)
+        return told if plain is None else told | {"kernels": f"plain torch: {plain}"}
 
 
 class FolderModel:

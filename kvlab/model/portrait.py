@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, CacheGeometry, KvlabError, LayerShape
-from kvlab.model.doors import ATTENTION, PagedLayer
+from kvlab.model.doors import ATTENTION, PagedLayer, Untouchable
 from kvlab.model.library import cache_parameter
 from kvlab.model.visibility import window_of
 
@@ -60,6 +60,10 @@ def _asked(model: nn.Module, config) -> Portrait:
             decoder = model.get_decoder()
             ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
             decoder(input_ids=ids, use_cache=True, **{cache_parameter(decoder): sitter})
+        except Untouchable as error:
+            raise _refused(config, "its layers compute with what the cache gives back before they "
+                           "attend (MLA keeps latents there), and a PagedCache gives back no "
+                           "tensor") from error
         except Exception as error:  # whatever a model does with a cache that is none of its own
             raise _refused(config, _first_line(error)) from error
     missing = [n for n, shape in enumerate(sitter.shapes) if shape is None]
@@ -123,15 +127,15 @@ class Sketch:
     def step(self) -> Sketch:
         return self
 
-    def enter(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask, told) -> int | None:
-        """See `Forward.enter`; told: what the layer itself says of its window."""
+    def enter(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask, softcap) -> int | None:
+        """See `Forward.enter`."""
         if self.query_heads not in (0, q.shape[1]):
             raise KvlabError(f"its layers have {self.query_heads} and {q.shape[1]} query heads")
         self.query_heads, window = q.shape[1], window_of(mask)
-        self.shapes[layer] = LayerShape(k.shape[1], k.shape[3], v.shape[3], window)
+        self.shapes[layer] = LayerShape(k.shape[1], k.shape[3], v.shape[3], window, softcap)
         return window
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale, window) -> Tensor:
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **how) -> Tensor:
         return q.new_zeros(q.shape[0], 1, q.shape[1], v.shape[3])
 
 

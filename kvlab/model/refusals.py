@@ -8,7 +8,7 @@ from torch import Tensor
 from kvlab.core import KvlabError
 
 # Arguments of the library's attention that change nothing here. What is none of them and not None
-# might be a soft cap, sinks, a bias: to attend without it would be wrong.
+# might be a bias or something that nobody here has heard of: to attend without it would be wrong.
 HARMLESS = {
     "use_cache", "output_hidden_states", "output_router_logits", "num_items_in_batch",
     "cache_position", "return_dict", "logits_to_keep",
@@ -20,6 +20,13 @@ def refuse_gradients(q: Tensor, k: Tensor, v: Tensor) -> None:
     if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
         raise KvlabError("a PagedCache keeps no graph for gradients: run under torch.no_grad() or "
                          "torch.inference_mode(), or train without a cache")
+
+
+def refuse_other_cap(made: float | None, asked: float | None) -> None:
+    """Raises `KvlabError` where logits are to be capped in another way than the cache was told."""
+    if made != asked:
+        raise KvlabError(f"this cache was made for logits softly capped at {made}, and this model "
+                         f"asks for {asked}")
 
 
 def refuse_other_depth(layers: int, module) -> None:

@@ -16,16 +16,20 @@ from kvlab.model.refusals import refuse_other_depth
 
 
 class StepForward:
-    """A forward inside one step: it attends, it neither begins nor ends."""
+    """A forward inside one step: it attends, it neither begins nor ends.
 
-    def __init__(self):
+    windows: the model's own, by layer.
+    """
+
+    def __init__(self, windows: list[int | None]):
+        self.windows = windows
         self.step: Running | None = None
         self.served = 0  # layers that attended in the run under way
 
-    def enter(self, layer: int, q, k, v, mask, window: int | None) -> int | None:
+    def enter(self, layer: int, *asked) -> int | None:
         """The sliding window of a layer that is about to attend."""
         self.served += 1
-        return window
+        return self.windows[layer]
 
 
 class StepCache(Cache):
@@ -39,7 +43,7 @@ class StepCache(Cache):
 
     def __init__(self, cache: PagedCache):
         self.core = cache.core
-        self.forward = StepForward()
+        self.forward = StepForward([shape.window for shape in cache.geometry.shapes])
         super().__init__(layers=[PagedLayer(self, i) for i in range(cache.geometry.layers)])
 
     def get_seq_length(self, layer_idx: int = 0) -> int:

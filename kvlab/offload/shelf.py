@@ -46,7 +46,7 @@ class HostStore(NoOffload):
     def build(self, pool: BlockPool) -> Shelf:
         """The host half of one pool; pools of one cache and shape share their way to the device."""
         move = None if pool.fused is None else pool.fused.move
-        name = f"stage {pool.shape._replace(window=None)}"
+        name = f"stage {pool.shape.stored}"
         stage = pool.workspace.shared(name, partial(Stage, pool.device, move))
         rows = max(1, self.slab_tokens // pool.geometry.block_size)
         return Shelf(pool, rows, self.memory, stage)

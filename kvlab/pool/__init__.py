@@ -1,9 +1,16 @@
 """The bytes behind block ids."""
 
-from kvlab.pool.blocks import FINE_SLAB_TOKENS, SLAB_TOKENS, BlockPool, Workspace, fused_kernels
+from kvlab.pool.blocks import (
+    FINE_SLAB_TOKENS,
+    SLAB_TOKENS,
+    BlockPool,
+    Workspace,
+    fused_kernels,
+    no_kernels,
+)
 from kvlab.pool.slabs import ALIGNMENT, MAX_SLABS, LayerPlanes, Meter, PlaneView, SlabStore
 
 __all__ = [
     "ALIGNMENT", "FINE_SLAB_TOKENS", "MAX_SLABS", "SLAB_TOKENS", "BlockPool", "LayerPlanes",
-    "Meter", "PlaneView", "SlabStore", "Workspace", "fused_kernels",
+    "Meter", "PlaneView", "SlabStore", "Workspace", "fused_kernels", "no_kernels",
 ]  # fmt: skip

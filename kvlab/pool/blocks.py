@@ -47,6 +47,8 @@ def no_kernels(format: KVFormat, shape: LayerShape) -> str | None:
         return f"the kernels do not know the codecs of {format.name}"
     if shape.k_width != shape.v_width:
         return f"keys of width {shape.k_width} and values of {shape.v_width} differ"
+    if shape.softcap is not None:
+        return f"logits are softly capped at {shape.softcap:g}"
     width = shape.k_width
     if not 32 <= width <= 256 or width & (width - 1):
         return f"a head width of {width} is no power of two from 32 to 256"

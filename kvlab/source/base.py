@@ -34,6 +34,7 @@ class Ask:
     window  the model's own sliding window in tokens, None without
     before  [Hq's T]: of the step's own tokens, how many each query sees; None: those up to its own.
             Given for queries of padding, which stand for no token and of which no policy hears.
+    softcap of the logits, None without; sinks: logits [Hq] beside them, see `with_sinks`
     """
 
     layer: int
@@ -44,6 +45,8 @@ class Ask:
     scale: float
     window: int | None = None
     before: Tensor | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
 
 
 class Part(NamedTuple):
@@ -69,15 +72,15 @@ class Part(NamedTuple):
     def attend(self, ask: Ask) -> Partial:
         """out [Hq, T, D] and lse fp32 [Hq, T]; or several of each, see `attend_parts`."""
         q = ask.q if self.queries is None else self.queries
-        pair = self.keys, self.values
+        pair, how = (self.keys, self.values), {"scale": ask.scale, "softcap": ask.softcap}
         if self.seen is not None:
-            return attend_ref.attend(q, *pair, scale=ask.scale, seen=self.seen)
+            return attend_ref.attend(q, *pair, seen=self.seen, **how)
         if self.bias is not None:
-            return attend_sdpa.attend(q, *pair, scale=ask.scale, bias=self.bias)
+            return attend_sdpa.attend(q, *pair, bias=self.bias, **how)
         span = {"window": ask.window, "q_start": ask.extent.past, "k_start": self.start}
         if self.causal:
-            return attend_sdpa.attend(q, *pair, scale=ask.scale, causal=True, **span)
-        return attend_sdpa.attend_parts(q, *pair, scale=ask.scale, **span)
+            return attend_sdpa.attend(q, *pair, causal=True, **span, **how)
+        return attend_sdpa.attend_parts(q, *pair, **span, **how)
 
 
 class Token(NamedTuple):

@@ -189,6 +189,9 @@ def check_summary(spec, g: CacheGeometry) -> None:
     if spec.prefix.shares and spec.prefix.hold:
         raise BadInput("summary", name, "stands for evicted tokens of a sequence, and prefix.hold "
                        "keeps those while it runs; give prefix.hold=false")
+    if any(shape.softcap is not None for shape in g.shapes):
+        raise BadInput("summary", name, "answers queries by plain logits, and this model caps its "
+                       "own softly; use summary=none with this model")
     if any(shape.window is not None for shape in g.shapes):
         raise BadInput("summary", name, "cannot tell which entries a model's sliding window still "
                        "sees; use summary=none with this model")

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from kvlab.kernel import attend_sdpa
-from kvlab.kernel.attend_ref import Partial
+from kvlab.kernel.attend_ref import Partial, with_sinks
 
 
 class Sum:
     """Running attention result over disjoint keys, in fp32."""
 
-    def __init__(self, fused: ModuleType | None):
-        self.fused = fused
+    def __init__(self, fused: ModuleType | None, sinks: Tensor | None = None):
+        """sinks: logits [Hq] that take part in the sum and give nothing, see `with_sinks`."""
+        self.fused, self.sinks = fused, sinks
         self._parts: list[Partial] = []  # with kernels one, which the others are folded into
 
     def add(self, part: Partial) -> None:
@@ -37,15 +38,18 @@ class Sum:
         self.fused.merge_into(*self._parts[0], out, lse.contiguous(), fresh)
 
     def result(self) -> Partial:
-        return attend_sdpa.merge(self._parts)
+        return with_sinks(attend_sdpa.merge(self._parts), self.sinks)
 
 
-def merged(reads: Sequence, wants_lse: bool = False) -> tuple[Tensor, Tensor | None]:
+def merged(
+    reads: Sequence, wants_lse: bool = False, sinks: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Parts of a decode step (`Read`) -> out [B, Hq, D] over all of them, and its lse [B, Hq].
 
     Masses become shares of all, in place. Without `wants_lse` the last sum is left out, and the
-    lse is that of all parts but one.
+    lse is that of all parts but one. sinks: logits [Hq] of a last part that gives nothing.
     """
+    wants_lse |= sinks is not None
     out, lse, mass = reads[0]
     masses = [] if mass is None else [mass]
     for number, (part, part_lse, part_mass) in enumerate(reads[1:], 2):
@@ -57,4 +61,9 @@ def merged(reads: Sequence, wants_lse: bool = False) -> tuple[Tensor, Tensor | N
         out = torch.lerp(out.float(), part.float(), share).to(part.dtype)
         if wants_lse or number < len(reads):
             lse = torch.logaddexp(lse, part_lse)
+    if sinks is not None:
+        share = torch.sigmoid(lse - sinks.float())[..., None]  # of all parts
+        for old in masses:
+            old.mul_(share)
+        out, lse = (out.float() * share).to(out.dtype), torch.logaddexp(lse, sinks.float())
     return out, lse

@@ -187,3 +187,38 @@ def test_the_simulator_counts_unlike_layers_as_the_formats_do(name):
     assert ModelShape.of(g, 0.0).prefill_flops(50) == pytest.approx(sum(layers))
     seen = sum(min(i + 1, 9) for i in range(50))
     assert layers[1] == pytest.approx(4 * (64 + 64) * 2 * seen)
+
+
+@pytest.mark.parametrize("observed", [False, True])
+def test_sinks_join_what_the_kernels_read(observed):
+    listens = {"policy": "attention_mass", "budget_blocks": 9} if observed else {}
+    spec = CacheSpec(format="fp32", block_size=4, kernels="triton", **listens)
+    if torch.cuda.is_available():
+        pytest.skip("kernels run on the CPU only where Triton interprets them")
+    cache, random = PagedCache(CacheGeometry(1, 4, 2, 32, 4), spec), torch.Generator()
+    assert cache.groups[0].pool.why_plain is None
+    seq, sinks, past = cache.open(), torch.randn(4), []
+    for count in (13, 1, 1):
+        q, k, v = (torch.randn(1, h, count, 32, generator=random) for h in (4, 2, 2))
+        past.append((k[0].transpose(0, 1), v[0].transpose(0, 1)))
+        cache.begin([seq], [count])
+        assert cache.running.decodes == (count == 1)
+        out = cache.attend(0, q, k, v, scale=0.2, sinks=sinks)
+        cache.commit()
+        keys, values = (torch.cat(x) for x in zip(*past))
+        want = attend_ref.attend(q[0], keys, values, scale=0.2, causal=True,
+                                 q_start=len(keys) - count)  # fmt: skip
+        want = attend_ref.with_sinks(want, sinks)[0].transpose(0, 1)
+        torch.testing.assert_close(out[0], want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("shape", "reason"),
+    [(LayerShape(2, 32, 64), "keys of width 32 and values of 64 differ"),
+     (LayerShape(2, 24, 24), "24 is no power of two"),
+     (LayerShape(2, 32, 32, None, 5.0), "softly capped at 5"), (LayerShape(2, 256, 256), None)],
+)  # fmt: skip
+def test_a_pool_says_why_plain_torch_serves_it(shape, reason):
+    geometry = CacheGeometry.of([shape], 4, 16)
+    pool = BlockPool(geometry, by_name("bf16"), "cpu", torch.float32, "triton")
+    assert (pool.fused is None) == bool(reason) and (pool.why_plain or "").find(reason or "") >= 0

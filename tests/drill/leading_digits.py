@@ -23,8 +23,8 @@ class LeadingDigits(Asking):
     name = "leading_digits"
     stop = (".", "\n")
 
-    def __init__(self, tokens: int = 300, texts: int = 2, query_aware: bool = False):
-        super().__init__(query_aware=query_aware, new_tokens=10, scorer=leading)
+    def __init__(self, tokens: int = 160, texts: int = 2, query_aware: bool = False):
+        super().__init__(32, query_aware, new_tokens=10, scorer=leading)
         self.tokens, self.texts = tokens, texts
 
     def params(self):

@@ -20,10 +20,10 @@ from kvlab.track.rows import canonical
 
 HERE = Path(__file__).parent
 PATH = "leading_digits.LeadingDigits"
-MASS = Variant("attention_mass 30%", {"policy": "attention_mass"}, CacheSpec(
-    policy="attention_mass", budget_percent=30, block_size=16))  # fmt: skip
-NAMES = ["full", "attention_mass 30%", "random 30% (control)",
-         "shuffled attention_mass 30% (control)", "window 30% (control)"]
+MASS = Variant("attention_mass 50%", {"policy": "attention_mass"}, CacheSpec(
+    policy="attention_mass", budget_percent=50, block_size=16))  # fmt: skip
+NAMES = ["full", "attention_mass 50%", "random 50% (control)",
+         "shuffled attention_mass 50% (control)", "window 50% (control)"]
 
 
 @pytest.fixture(autouse=True)
@@ -62,9 +62,9 @@ def test_it_is_paired_with_the_full_cache_by_question(rows):
     assert list(dict.fromkeys(r["variant"] for r in rows)) == NAMES
     full = value(rows, "full", "leading_digits_percent")
     assert full["value"] == 100 and full["count"] == 4 and full["params"]["baseline"]
-    mine = value(rows, "attention_mass 30%", "leading_digits_percent")
+    mine = value(rows, "attention_mass 50%", "leading_digits_percent")
     assert mine["params"]["task"] == "leading_digits" and not mine["params"]["query_aware"]
-    delta = value(rows, "attention_mass 30%", "leading_digits_delta_points")
+    delta = value(rows, "attention_mass 50%", "leading_digits_delta_points")
     assert delta["value"] == pytest.approx(mine["value"] - 100)
     assert delta["low"] <= delta["value"] <= delta["high"] and delta["low"] < delta["high"]
     assert value(rows, "full", "leading_digits_answer_tokens")["value"] > 1
@@ -73,8 +73,8 @@ def test_it_is_paired_with_the_full_cache_by_question(rows):
 def test_it_gets_its_controls_and_its_cells(rows):
     for kind in ("random", "shuffled", "window"):
         name = f"leading_digits_minus_{kind}_points"
-        assert value(rows, "attention_mass 30%", name)["count"] == 4
-    cells = [value(rows, "window 30% (control)", "leading_digits_at_percent", at=at)["value"]
+        assert value(rows, "attention_mass 50%", name)["count"] == 4
+    cells = [value(rows, "window 50% (control)", "leading_digits_at_percent", at=at)["value"]
              for at in ("start", "end")]  # fmt: skip
     assert cells[0] < cells[1], "a window has the newest tokens only"
     assert value(rows, "full", "cache_allocated_bytes")["value"] > 0
@@ -104,14 +104,15 @@ def test_a_failure_is_a_row_and_a_resumed_run_equals_an_unbroken_one(tmp_path, m
 def test_a_question_inside_the_compressed_text_is_said_in_the_record(tmp_path):
     from leading_digits import LeadingDigits
 
-    task = LeadingDigits(200, texts=1, query_aware=True)
+    task = LeadingDigits(texts=1, query_aware=True)
     rows = measured(tmp_path / "run", task, [], controls=False)
     assert value(rows, "full", "leading_digits_percent", query_aware=True)["value"] == 100
 
 
 def test_what_is_no_task_is_refused():
     for wrong, told in (("nothing", "known: text_loss"), ("no_such.Task", "cannot be imported"),
-                        ("kvlab.eval.Bench", "is no kvlab.eval.Task"), ([], "nothing to measure")):
+                        ("kvlab.eval.Bench", "is no kvlab.eval.Task"),
+                        ("kvlab.eval.Task", "nothing to measure"), ([], "nothing to measure")):
         with pytest.raises(BadInput, match=told):
             Bench(ReferenceModel(), wrong, Books())
 

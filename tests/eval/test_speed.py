@@ -5,7 +5,7 @@ import torch
 
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, Variant
-from kvlab.eval.speed import DecodeSpeed, fill, weight_bytes
+from kvlab.eval.speed import DecodeSpeed, fill, step_weight_bytes
 from kvlab.model import PagedCache
 from kvlab.model.load import ReferenceModel
 from kvlab.track import RunFolder
@@ -48,4 +48,4 @@ def test_fill_and_weights(tiny_model):
     assert cache.get_seq_length() == 21
     cache.check()
     every = sum(p.nbytes for p in model.parameters())
-    assert weight_bytes(model) == every - model.get_input_embeddings().weight.nbytes
+    assert step_weight_bytes(model) == every - model.get_input_embeddings().weight.nbytes

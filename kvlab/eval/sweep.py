@@ -1,0 +1,101 @@
+"""Jobs that measure point after point: speeds, kernels, serving. Nothing is paired."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+
+from kvlab.core import BadInput, Measurement, Variant
+from kvlab.model import model_geometry
+from kvlab.model.device import prepare_device
+from kvlab.model.load import LoadedModel
+
+
+class Batch(NamedTuple):
+    """Rows that are written at once, under settings beside those of their point."""
+
+    params: dict
+    rows: list[Measurement]
+
+
+class Point(NamedTuple):
+    """What is measured under one name and setting; `measure` is called if the folder lacks it."""
+
+    variant: str
+    params: dict
+    measure: Callable[[], Iterable[Measurement | Batch]]
+
+
+class Sweep:
+    """A member says its `points`; this class leaves out what the folder holds, makes a row of what
+    raises, writes the rest and gives memory back between points.
+
+    own_list: what a job without variants is told that by. may_not_fit: a point for which there is
+    no memory, or no library, is left out and said, and no failure.
+    """
+
+    wants_specs = False
+    own_list = "this job makes its own"
+    may_not_fit = False
+    device: str = "auto"
+    cap_gb: float | None = None
+
+    def points(self, device: torch.device, variants: Sequence[Variant]) -> Iterator[Point]:
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def run(self, folder, variants: Sequence[Variant] = ()) -> None:
+        """Measure whatever `folder` does not hold yet."""
+        if variants and not self.wants_specs:
+            raise BadInput("variants", len(variants), self.own_list)
+        device = prepare_device(self.device, self.cap_gb)
+        for point in self.points(device, variants):
+            if not folder.done(point.variant, point.params):
+                with folder.surviving(point.variant, point.params):
+                    self._measure(folder, point)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _measure(self, folder, point: Point) -> None:
+        try:
+            rows = []
+            for one in point.measure():
+                if isinstance(one, Batch):
+                    folder.add(point.variant, point.params | one.params, one.rows)
+                else:
+                    rows.append(one)
+            folder.add(point.variant, point.params, rows)
+        except (torch.OutOfMemoryError, ImportError) as error:
+            if not self.may_not_fit:
+                raise
+            reason = "does not fit" if isinstance(error, RuntimeError) else "is not installed"
+            place = ", ".join(f"{k} {point.params[k]}" for k in ("batch", "tokens")
+                              if k in point.params)
+            print(f"{point.variant}, {place}: {reason}, left out", flush=True)
+
+
+def needs_cuda(device: torch.device, job: str) -> None:
+    if device.type != "cuda":
+        raise BadInput("device", device.type, f"job={job} times kernels and needs a CUDA device")
+
+
+def check_variants(loaded: LoadedModel, variants: Sequence[Variant]) -> None:
+    """Refuse what does not fit the model's shape before anything is measured."""
+    for variant in variants:
+        variant.spec.checked_for(model_geometry(loaded.model, variant.spec))
+
+
+def at_least(least: int, **settings: int) -> None:
+    """Raises `BadInput` for a number, or a list of numbers, that is smaller, or for no numbers."""
+    for name, value in settings.items():
+        several = [value] if isinstance(value, int) else list(value)
+        if not several or min(several) < least:
+            raise BadInput(name, value, f"must be at least {least}")
+
+
+def check_peers(peers: Sequence[str], known: Iterable[str]) -> None:
+    for peer in peers:
+        if peer not in known:
+            raise BadInput("peers", peer, f"known: {', '.join(known)}")
