@@ -43,8 +43,10 @@ def _axis(name: str, null: str, room: str, members: dict[str, tuple[str, str]], 
     return Axis(name, null, table, **more)
 
 
-def _format(name: str, told: str) -> tuple[str, Member]:
-    return name, Member("kvlab.format.shipped", told, {"name": name})
+def _format(name: str, told: str, key: str = "", value: str = "") -> tuple[str, Member]:
+    """A format is a codec for keys and one for values, each by its own name."""
+    stored = {"name": name, "key": key or name, "value": value or name}
+    return name, Member("kvlab.format.shipped", told, stored)
 
 
 _FORMATS = dict([
@@ -56,9 +58,9 @@ _FORMATS = dict([
     _format("int4", "both in 4-bit integers"),
     _format("int3", "both in 3-bit integers"),
     _format("int2", "both in 2-bit integers"),
-    _format("k8v4", "keys in 8 bits, values in 4"),
-    _format("k4v2", "keys in 4 bits, values in 2"),
-    _format("k3v2", "keys in 3 bits, values in 2"),
+    _format("k8v4", "keys in 8 bits, values in 4", "int8", "int4"),
+    _format("k4v2", "keys in 4 bits, values in 2", "int4", "int2"),
+    _format("k3v2", "keys in 3 bits, values in 2", "int3", "int2"),
 ])  # fmt: skip
 
 TABLE: dict[str, Axis] = {axis.name: axis for axis in (
@@ -194,6 +196,16 @@ def enlist(axis: str, name: str, made: Callable) -> None:
     if name in TABLE[axis].members:
         raise BadInput(axis, name, f"is the name of kvlab's own; give {made.__name__} another one")
     _NAMED[axis, name] = made
+
+
+def with_axes(cls: type) -> type:
+    """A field for each axis before the other fields of a dataclass, its null member by default;
+    annotated with the root of the members' classes."""
+    kinds = {axis: type(by_name(axis, TABLE[axis].null)).__mro__[-2] | str for axis in AXES}
+    cls.__annotations__ = kinds | cls.__annotations__
+    for axis in AXES:
+        setattr(cls, axis, TABLE[axis].null)
+    return cls
 
 
 def is_null(axis: str, member: object) -> bool:

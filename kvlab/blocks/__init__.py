@@ -15,9 +15,10 @@ from kvlab.blocks.sequences import Sequences, leading
 from kvlab.blocks.serving import Serving
 from kvlab.blocks.shared import Shared
 from kvlab.blocks.sharing import HashSharing, NoSharing
+from kvlab.blocks.sliding import slide
 from kvlab.blocks.states import FREE, LEAVING, OPEN, SEALED, BlockStateError
 from kvlab.blocks.step import Opened, Step
-from kvlab.blocks.storage import NoStorage
+from kvlab.blocks.storage import Holes, NoStorage
 from kvlab.blocks.table import BlockTable, HoleError, SlotRun
 from kvlab.blocks.tiers import (
     MODES,
@@ -30,8 +31,9 @@ from kvlab.blocks.tiers import (
 
 __all__ = [
     "BlockLedger", "BlockStateError", "BlockTable", "Chain", "CutOff", "FREE", "HashSharing",
-    "Holding", "HoleError", "HostTier", "LEAVING", "MODES", "NameIndex", "Names", "NoSharing",
-    "NoStorage", "NoTier", "OPEN", "Opened", "PrefixHandle", "PrefixIndex", "Prefixes", "Reasons",
-    "SEALED", "Sequences", "Serving", "Shared", "SlotRun", "Step", "WriteBack", "WriteThrough",
-    "chained_hashes", "leading", "mode_by_name", "replay", "victims",
+    "Holding", "HoleError", "Holes", "HostTier", "LEAVING", "MODES", "NameIndex", "Names",
+    "NoSharing", "NoStorage", "NoTier", "OPEN", "Opened", "PrefixHandle", "PrefixIndex", "Prefixes",
+    "Reasons", "SEALED", "Sequences", "Serving", "Shared", "SlotRun", "Step", "WriteBack",
+    "WriteThrough", "chained_hashes", "leading", "mode_by_name", "replay", "slide",
+    "victims",
 ]  # fmt: skip

@@ -14,7 +14,8 @@ class Claim:
     found     what a lookup found, while the sequence is opened
     borrowed  blocks of the table that it pins and does not own
     pinned    blocks that the window protects
-    slid      what the window last acted on
+    slid      what the windows last acted on
+    let_go    leading tokens that left the model's own window for good
     kept      pinned blocks behind a gap: they take their place when the gap has been computed
     reserved  blocks allocated ahead
     guarded   pinned while the sequence is opened, or making room might take what it begins with
@@ -27,7 +28,7 @@ class Claim:
     """
 
     __slots__ = (
-        "chain", "found", "borrowed", "pinned", "slid", "kept", "guarded", "reserved",
+        "chain", "found", "borrowed", "pinned", "slid", "let_go", "kept", "guarded", "reserved",
         "coming", "prompt", "settled", "clean", "own", "seen",
     )  # fmt: skip
 
@@ -37,6 +38,7 @@ class Claim:
         self.borrowed: set[BlockId] = set()
         self.pinned: set[BlockId] = set()
         self.slid: tuple | None = None
+        self.let_go = 0
         self.kept: dict[int, BlockId] = {}
         self.guarded: list[BlockId] = []
         self.reserved: list[BlockId] = []

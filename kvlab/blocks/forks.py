@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from kvlab.blocks import sliding
 from kvlab.blocks.chain import Chain
 from kvlab.core import BlockId, KvlabError, SeqId
 
@@ -29,6 +30,7 @@ def _inherit(holding, parent, child, chain) -> None:
     source, table = holding.tables[parent], holding.tables[child]
     old, new = holding.claims[parent], holding.claims[child]
     new.chain, new.prompt, new.clean, new.settled = chain, old.prompt, old.clean, old.settled
+    new.let_go = old.let_go
     fill = source.length % holding.block_size
     shared = source.ids[:-1] if fill else list(source.ids)
     held = [b for b in shared if b is not None]
@@ -52,7 +54,9 @@ def _copy_tail(holding, tail: BlockId, fill: int) -> BlockId:
 
 
 def check_crop(holding, seq: SeqId, length: int) -> None:
-    """Raises `KvlabError` if the block that `crop` would cut was evicted."""
+    """Raises `KvlabError` if the block that `crop` would cut was evicted, or what the next token
+    sees behind it has left the model's own window."""
+    sliding.check_back(holding, seq, length)
     whole, fill = divmod(length, holding.block_size)
     gone = fill and holding.tables[seq].ids[whole] is None
     if gone and not holding.storage.has(seq, whole):

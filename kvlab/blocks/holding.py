@@ -9,22 +9,24 @@ from kvlab.blocks.chain import Chain
 from kvlab.blocks.claim import Claim
 from kvlab.blocks.ledger import BlockLedger
 from kvlab.blocks.names import Names
+from kvlab.blocks.room import Room
 from kvlab.blocks.step import Step
-from kvlab.blocks.storage import Holes, NoStorage
+from kvlab.blocks.storage import NoStorage
 from kvlab.blocks.table import BlockTable
 from kvlab.blocks.tiers import NoTier
-from kvlab.core import BlockId, OutOfBlocks, OutOfHost, SeqId
+from kvlab.core import BlockId, SeqId
 from kvlab.window import NoWindow
 
 
-class Holding:
+class Holding(Room):
     """Axis prefix=none: a block belongs to its sequence and leaves with it.
 
     The request protocol of one ledger; `Sequences` runs it over all layer groups, and the members
     of axis prefix (`Shared`, `Serving`) change what is found, kept and made known.
 
     storage: what stands behind the ids. window: what stays pinned and what may be read.
-    record: the kind of `Step` that the storage wants.
+    record: the kind of `Step` that the storage wants. reach: what a query of the model sees,
+    itself included, if it has a window of its own and nobody else begins with what leaves it.
     """
 
     hold = False  # whether running sequences keep their blocks
@@ -33,14 +35,12 @@ class Holding:
 
     def __init__(
         self, ledger: BlockLedger, block_size: int, storage: NoStorage | None = None,
-        window: NoWindow | None = None, record: type[Step] = Step,
+        window: NoWindow | None = None, record: type[Step] = Step, reach: int | None = None,
     ):
-        self.ledger, self.block_size = ledger, block_size
-        self.storage, self.window = storage or NoStorage(), window or NoWindow()
-        self.record = record
-        self.tables: dict[SeqId, BlockTable] = {}
+        super().__init__(ledger, storage or NoStorage())
+        self.block_size, self.window, self.record = block_size, window or NoWindow(), record
+        self.reach = reach
         self.claims: dict[SeqId, Claim] = {}
-        self.evictions = 0
 
     # ---- a sequence comes
 
@@ -117,11 +117,14 @@ class Holding:
         new, adopted = self._take(seq, *self._span(seq, count))
         ids = [tail, *new] if fill else new
         rest = ids[full] if rest_count else None
-        step = self.record(
+        return self.backed(self.record(
             seq, past, fill, count, tail, new, ids[:full], rest, rest_count, adopted, ahead
-        )
+        ))
+
+    def backed(self, step: Step) -> Step:
+        """The same with all memory that it needs, or undone."""
         try:
-            self.storage.take(step, table)
+            self.storage.take(step)
         except BaseException:  # the allocator's errors, too
             self.abort(step)
             raise
@@ -149,7 +152,7 @@ class Holding:
         table = self.tables[step.seq]
         table.append(step.new, step.count)
         table.changes += bool(step.sealing)
-        self.storage.seal(step, table)
+        self.storage.seal(step)
         self.sealed(step, publish)
         sliding.slide(self, step.seq)
 
@@ -176,6 +179,7 @@ class Holding:
 
     fork, crop = forks.fork, forks.crop
     check_crop, make_crop_room = forks.check_crop, forks.make_crop_room
+    check_reach = sliding.check_reach
 
     def close(self, seq: SeqId, done: bool = True) -> None:
         """Give back every block, tail first, so that a shared prefix outlives its suffixes.
@@ -199,93 +203,11 @@ class Holding:
     def leave(self, seq: SeqId) -> None:
         """A sequence is about to be closed; its blocks are still in the table."""
 
-    # ---- room
-
-    def allocate(
-        self, seq: SeqId | None, count: int, coming: Sequence[int] = ()
-    ) -> list[BlockId]:
-        """Open blocks for `seq`, with room made for them; see `make_room`."""
-        self.make_room(count, coming)
-        return self.ledger.allocate(count, seq)
-
-    def make_room(self, count: int, coming: Sequence[int] = ()) -> list[int]:
-        """Evict until `count` blocks are free; see `evict`. Raises `OutOfBlocks`, too.
-
-        coming: contents that will be there, as far as known; some policies choose better so.
-        """
-        short = self.short_of(count)
-        return self.evict(short, coming[-short:]) if short > 0 else []
-
-    def short_of(self, count: int) -> int:
-        """Blocks to evict before `count` are free. Raises `OutOfBlocks` if too few can be."""
-        capacity, held = self.ledger.capacity, self.ledger.held_count
-        short = 0 if capacity is None else max(0, count - (capacity - held))
-        if short > self.ledger.evictable_count:
-            raise OutOfBlocks(count, capacity - held, capacity)
-        return short
-
-    def evict(self, count: int, coming: Sequence[int] = ()) -> list[int]:
-        """Choose, spill, free: `count` blocks leave; the contents of those that were known.
-
-        Raises what the storage raises where it must keep them and cannot; nothing changes then.
-        """
-        spills = self._host_room(count)
-        gone = self._depart(self.ledger.reclaim(count, coming), spills)
-        self.evictions += count
-        return gone
-
-    def _host_room(self, count: int) -> bool:
-        """Whether `count` blocks that leave can be kept; raises where they must be."""
-        self.storage.require(count)
-        return True
-
-    def _depart(self, victims: list[BlockId], spills: bool) -> list[int]:
-        """Chosen blocks go, to the host if it `spills`."""
-        if spills:
-            holes = self._holes(victims)
-            self.storage.let_go(self.storage.spill(victims, holes))
-            self._punch(holes)
-        self.free(victims)
-        self.storage.prune(self.tables)
-        return []
-
-    def _holes(self, victims: list[BlockId]) -> Holes:
-        """Where running sequences lose these blocks."""
-        leaving = set(victims)
-        found = ((seq, [i for i, block in enumerate(table.ids) if block in leaving])
-                 for seq, table in self.tables.items())
-        return [(seq, indices) for seq, indices in found if indices]
-
-    def _punch(self, holes: Holes) -> None:
-        for seq, indices in holes:
-            for index in indices:
-                self.tables[seq].punch(index)
-
-    def recall(self, wanted: list[tuple[SeqId, int]]) -> list[BlockId]:
-        """Blocks that running sequences read on the host come back, others leave for them: as many
-        of `wanted` (sequence, index) as there is room for. The blocks they are in now."""
-        wanted = wanted[: self.ledger.evictable_count]
-        try:
-            self.make_room(len(wanted))
-        except OutOfHost:  # for a moment both would be there; what stays away is read there
-            return []
-        blocks = self.ledger.allocate(len(wanted))
-        self.storage.recall(wanted, blocks)
-        for (seq, index), block in zip(wanted, blocks):
-            self.tables[seq].fill(index, block)
-        self.ledger.seal(blocks, depth=[index for _, index in wanted])
-        return blocks
-
     # ---- blocks
 
     def mortal(self, blocks: list[BlockId]) -> list[BlockId]:
         """Those of `blocks` that do not outlive the sequences that use them."""
         return blocks
-
-    def free(self, blocks: list[BlockId]) -> None:
-        if blocks:
-            self.ledger.free(blocks)
-            self.storage.drop(blocks)
 
     def release(self, seq: SeqId, blocks: list[BlockId]) -> None:
         """The sequence lets go of blocks of its table."""

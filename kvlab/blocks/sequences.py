@@ -196,12 +196,16 @@ class Sequences:
 
     def close(self, seqs: Sequence[SeqId]) -> None:
         """Forget sequences and give their blocks back; a step that they take part in is aborted."""
+        self.stop(seqs)
+        for seq in seqs:
+            self._drop(seq)
+
+    def stop(self, seqs: Sequence[SeqId]) -> None:
+        """Abort a step that any of these sequences takes part in."""
         for seq in seqs:
             self.length(seq)
         if self.under_way and {row[0].seq for row in self.under_way}.intersection(seqs):
             self.abort()
-        for seq in seqs:
-            self._drop(seq)
 
     def _drop(self, seq: SeqId, done: bool = True) -> None:
         """done: what it computed may be made known; False for a sequence that never ran."""
@@ -257,13 +261,16 @@ class Sequences:
         for seq, length in lengths.items():
             if not 0 <= length <= self.length(seq):
                 raise KvlabError(f"cannot crop {self.lengths[seq]} tokens to {length}")
-        pairs = [(group, *item) for group in self.groups for item in lengths.items()]
-        for group, seq, length in pairs:
-            group.check_crop(seq, length)
-        for group in self.groups:
-            group.make_crop_room(lengths)
-        for group, seq, length in pairs:
-            group.crop(seq, length)
+        places = [{seq: group.storage.place(seq, n) for seq, n in lengths.items()}
+                  for group in self.groups]  # fmt: skip
+        for group, ends in zip(self.groups, places):
+            for seq, end in ends.items():
+                group.check_crop(seq, end)
+        for group, ends in zip(self.groups, places):
+            group.make_crop_room(ends)
+        for group, ends in zip(self.groups, places):
+            for seq, end in ends.items():
+                group.crop(seq, end)
         self.lengths.update(lengths)
 
     def between_steps(self, what: str) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 
+from kvlab.blocks import renewal
 from kvlab.blocks.chain import Chain
 from kvlab.blocks.claim import Claim
 from kvlab.blocks.holding import Holding
@@ -48,7 +49,7 @@ class Shared(Holding):
     def found(self, chain):
         if chain is None:
             return []
-        state = chain, chain.changes, self.index.changes
+        state = chain, chain.changes, self.index, self.index.changes
         if self._last[0] != state:
             self._last = state, self.index.lookup(chain)
         return self._last[1]
@@ -246,11 +247,10 @@ class Shared(Holding):
             self.orphans.difference_update(victims)
         if spills and not self.hold:
             self._spill_all(victims, facts)
-        elif facts:
-            new = self.tier.left(facts)
+        elif facts and (new := self.tier.left(facts)):
             self.tier.put(new, self.storage.spill([fact.block for fact in new], []))
         self.free(victims)
-        self.storage.prune(self.tables)
+        self.storage.prune()
         return names
 
     def _spill_all(self, victims: list[BlockId], facts: list[Fact]) -> None:
@@ -286,23 +286,7 @@ class Shared(Holding):
         super().end_step()
         self.sweep()
 
-    # ---- an identity ends
-
-    def renew(self, index: PrefixIndex, chains: Mapping[SeqId, Chain]) -> None:
-        """What is known is found no more; running sequences go on as `chains`, and alone."""
-        self.tier.clear()
-        for seq in self.claims:
-            self.cut_off(seq, chains[seq])
-        self.orphans |= self.index.blocks
-        self.index, self._last = index, (None, [])
-        self.reasons = Reasons(self.reasons.most)
-        self.sweep()
-
-    def cut_off(self, seq: SeqId, chain: Chain) -> None:
-        """A sequence goes on as `chain`, without the known blocks behind what it has computed."""
-        claim = self.claims[seq]
-        self.ledger.unpin(list(claim.kept.values())[::-1])
-        claim.kept, claim.chain, claim.prompt = {}, chain, 0
+    renew, cut_off = renewal.renew, renewal.cut_off
 
     # ---- accounts
 

@@ -12,25 +12,28 @@ Holes = list[tuple[SeqId, list[int]]]  # logical indices of each sequence
 class NoStorage:
     """Nothing: ids alone, as the simulator has them. The null member, and the contract.
 
-    A subclass with bytes answers these calls; it holds no reference to who calls it. Where not
-    said otherwise a call does not fail. Host keys are the storage's own; each has holders, and
-    lives until its last holder lets it go.
+    A subclass with bytes answers these calls; it holds no reference to who calls it, but the block
+    tables of the sequences, which the caller keeps. Where not said otherwise a call does not fail.
+    Host keys are the storage's own; each has holders, and lives until its last holder lets it go.
     """
 
     opens_single = False  # whether a single token goes to an open block, never to a known one
     exact = True  # whether a sealed block can be opened again without rounding
 
+    def __init__(self):
+        self.tables: dict[SeqId, BlockTable] = {}
+
     # ---- a step
 
-    def take(self, step: Step, table: BlockTable) -> None:
+    def take(self, step: Step) -> None:
         """All memory that the step's blocks need. May raise what the allocator raises; `undo`
         follows then."""
 
     def undo(self, step: Step) -> None:
         """The step is none; its own blocks are freed after this."""
 
-    def seal(self, step: Step, table: BlockTable) -> None:
-        """The step's full blocks are read-only from now on, and in `table`."""
+    def seal(self, step: Step) -> None:
+        """The step's full blocks are read-only from now on, and in the sequence's table."""
 
     # ---- sequences
 
@@ -42,6 +45,11 @@ class NoStorage:
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
         """`child`, open already, has what its parent has; sealed blocks are shared."""
+
+    def place(self, seq: SeqId, length: int) -> int:
+        """Where in the table the first `length` tokens of a sequence end. Raises `KvlabError` where
+        some of them were given up and others not."""
+        return length
 
     def crop(self, seq: SeqId, whole: int, fill: int) -> None:
         """Only `whole` blocks and `fill` tokens of the next one stay."""
@@ -92,5 +100,8 @@ class NoStorage:
     def expire(self, seq: SeqId, indices: list[int], blocks: list[BlockId]) -> None:
         """These blocks of a sequence are about to leave for good, by its window."""
 
-    def prune(self, tables: dict[SeqId, BlockTable]) -> None:
+    def leave_behind(self, seq: SeqId, blocks: int) -> None:
+        """The first `blocks` blocks of a sequence are never read again, wherever they are."""
+
+    def prune(self) -> None:
         """Blocks have left: what belonged to nothing else can go."""

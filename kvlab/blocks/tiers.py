@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from kvlab.blocks.ledger import BlockLedger
@@ -92,6 +92,7 @@ class HostTier(NoTier):
         self._kept: dict[BlockId, tuple[bytes, int | None]] = {}  # token bytes and storage key
         self._moving: dict[int, tuple] = {}  # by ticket: token bytes and storage key
         self._tickets = 0
+        self.evicted: Callable[[list[Fact]], None] | None = None  # hears what the tier gives up
 
     def __len__(self) -> int:
         return len(self._where)
@@ -111,9 +112,11 @@ class HostTier(NoTier):
                 self._evict(1, ())
 
     def _evict(self, count: int, coming: Sequence[int]) -> None:
-        victims = self.ledger.reclaim(count, coming)
-        contents = [self.ledger.meta(id).content for id in victims]
-        self._release(contents)
+        victims = list(map(self.ledger.meta, self.ledger.reclaim(count, coming)))
+        if self.evicted:
+            self.evicted([Fact(m.id, m.content, self._kept[m.id][0], m.parent, m.depth, m.cost)
+                          for m in victims])  # fmt: skip
+        self._release([meta.content for meta in victims])
         self.evictions += count
 
     def _release(self, contents: Iterable[int]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from kvlab.blocks import Chain
+from kvlab.blocks import Chain, Opened
 
 # Codes of the blocks of a prompt, one letter each.
 REASONS = {
@@ -42,31 +42,12 @@ class Audit(NamedTuple):
                 "ms_saved": ms}
 
 
-def audited(cache, chain: Chain | None, near: int, hit: int) -> Audit | None:
-    """What a request to this `PagedCache` is about to find.
-
-    hit: leading blocks that it begins with, the first `near` of them on the device.
-    """
-    if chain is None:
-        return None
-    g, share = cache.geometry, cache.groups[0].share
-    names, found = chain.names(), share.found(chain)
-    codes = "h" * near + "".join(code_of(share, names[i], found[i], i, hit, chain)
-                                 for i in range(near, len(names)))
-    codes += "t" * (chain.tokens % g.block_size > 0)
-    tokens, block_bytes = hit * g.block_size, cache.spec.format.block_bytes(g)
+def audited(cache, opened: Opened, chain: Chain) -> Audit:
+    """What a request to this `PagedCache` is about to find: `opened`, of the prompt `chain`."""
+    g, reasons = cache.geometry, cache.groups[0].held.reasons
+    codes, tokens = reasons.codes(opened, chain), opened.hit * g.block_size
+    block_bytes = cache.spec.format.block_bytes(g)
     return Audit(
-        chain.tokens, tokens, codes, hit * block_bytes, codes.count("H") * block_bytes,
+        chain.tokens, tokens, codes, opened.hit * block_bytes, codes.count("H") * block_bytes,
         float(cache.shape.prefill_flops(chain.tokens)), float(cache.shape.prefill_flops(tokens)),
     )
-
-
-def code_of(share, name: int, block: int | None, index: int, hit: int, chain: Chain) -> str:
-    if index < hit:
-        return "H" if block is None else "h"
-    if block is not None or share.host.has(name, chain.raw(index)):
-        last = index == hit and (index + 1) * chain.block_size == chain.tokens
-        return "r" if last else "g"
-    if name in share.left:
-        return "e"
-    return "l" if name in share.refused else "n"

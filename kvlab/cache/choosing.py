@@ -12,46 +12,82 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kvlab.blocks import Holding, slide
+from kvlab.cache.bytes import GroupBytes
 from kvlab.cache.group import LayerGroup
 from kvlab.cache.repack import by_head
 from kvlab.core import BadInput, BlockId, SeqId
 from kvlab.source import Ask, Extent
 
 
-class ChoosingGroup(LayerGroup):
-    """See the module. Where one choice is made for all layers, it waits for the last of them."""
+class ChoosingHolding(Holding):
+    """Which blocks such sequences hold. Where one choice is made for all layers, it waits for the
+    last of them, and steps are as ever.
 
-    def __init__(self, *given):
-        super().__init__(*given)
-        self.seen: dict[SeqId, int] = {}  # tokens of the sequences of this step, once it is over
-        self.keep: dict[SeqId, int] = {}  # tokens that each of them may hold then
+    seen: tokens of the sequences of a step, once it is over; keep: those that each may hold then.
+    """
 
-    def needs(self, seq: SeqId, count: int) -> list[int]:
-        return []  # the ledger is unbounded: the budget is kept by choosing
+    seen: dict[SeqId, int] = {}
+    keep: dict[SeqId, int] = {}
 
-    def begin(self, seq: SeqId, count: int) -> Extent:
+    def needs(self, seq, count):
+        return ()  # the ledger is unbounded: the budget is kept by choosing
+
+    def step(self, seq, count):
         table, size = self.tables[seq], self.block_size
         sealed, fill = divmod(table.length + count, size)
         blocks = min(sealed, max(0, self.keep[seq] - fill) // size)
-        if count < 2 or blocks == sealed or self.chooser.choice == "all":
-            return super().begin(seq, count)
-        new = self.ledger.allocate(blocks + (fill > 0), owner=seq)
-        old = table.length % size
-        e = Extent(seq, table.length, old, count, table.ids[-1] if old else None, new, [],
-                   new[-1] if fill else None, fill, chosen=new[:blocks])  # fmt: skip
-        try:
-            if fill:
-                self.pool.open_block(e.rest)
-            self.pool.sealed.commit(e.chosen)
-            e.sealing_ids = self.pool.ids(e.chosen)
-            e.held_ids = self.pool.ids(self._sealed(e))
-        except BaseException:  # the allocator's, too
-            self.abort(e)
-            raise
-        return e
+        if count < 2 or blocks == sealed or self.storage.chooser.choice == "all":
+            return super().step(seq, count)
+        new, old = self.ledger.allocate(blocks + (fill > 0), seq), table.length % size
+        step = self.record(seq, table.length, old, count, table.ids[-1] if old else None, new, [],
+                           new[-1] if fill else None, fill, chosen=new[:blocks])  # fmt: skip
+        return self.backed(step)
 
-    def _sealed(self, e: Extent) -> list[BlockId]:
-        return self.tables[e.seq].ids[: e.past // self.block_size]
+    def commit(self, step, publish=True):
+        if step.chosen is None:
+            super().commit(step, publish)
+            return
+        table, size = self.tables[step.seq], self.block_size
+        old, length = list(table.ids), table.length + step.count
+        table.ids[:] = step.new
+        table.length = len(step.chosen) * size + step.rest_count
+        table.changes += 1
+        self.ledger.seal(step.chosen, depth=range(len(step.chosen)))
+        self.evictions += (length - table.length) // size
+        self.storage.chooser.chose(step, length - table.length, self.seen[step.seq])
+        self.release(step.seq, old[::-1])
+        slide(self, step.seq)
+
+
+class ChoosingBytes(GroupBytes):
+    """What stands behind them."""
+
+    def take(self, step):
+        if step.chosen is None:
+            super().take(step)
+            return
+        if step.rest is not None:
+            self.pool.open_block(step.rest)
+        self.pool.sealed.commit(step.chosen)
+        step.sealing_ids = self.pool.ids(step.chosen)
+        step.held_ids = self.pool.ids(self.sealed(step))
+
+    def sealed(self, step: Extent) -> list[BlockId]:
+        """The sequence's sealed blocks before the step."""
+        return self.tables[step.seq].ids[: step.past // self.pool.block_size]
+
+    def undo(self, step):
+        if step.chosen is None:
+            super().undo(step)
+            return
+        self.watch.abort()
+        self.chooser.undo(step)
+        self.pool.drop(step.new)
+
+
+class ChoosingGroup(LayerGroup):
+    """How such a group attends."""
 
     def attend(self, ask: Ask) -> Tensor:
         e = ask.extent
@@ -62,6 +98,11 @@ class ChoosingGroup(LayerGroup):
         self._choose(ask, lse)
         return out
 
+    def hear(self, ask: Ask, part) -> None:
+        """All tokens are scored anew in `_choose`, if the step chooses."""
+        if ask.extent.chosen is None:
+            super().hear(ask, part)
+
     def check_window(self, window: int) -> None:
         raise BadInput("cache.evict", "token", f"a layer of this model looks back {window} tokens,"
                        " and a head's own tokens stand side by side; cache.evict=block")
@@ -69,44 +110,19 @@ class ChoosingGroup(LayerGroup):
     def _choose(self, ask: Ask, lse: Tensor) -> None:
         """Score all tokens that this layer has, and store those that stay."""
         layer, e = ask.layer, ask.extent
-        new = self.sources.tail.joined(layer, e, ask.k, ask.v)
-        held = self._sealed(e)
-        tokens = len(held) * self.block_size + len(new[0]) - e.rest_count
-        if ask.q is not None:
-            self.watch.tokens(ask.q, *new, ask.scale)
-        index = self.chooser.stay(e, layer, lse, tokens, len(e.chosen) * self.block_size)
+        k, v = self.sources.tail.joined(layer, e, ask.k, ask.v)
+        held = self.storage.sealed(e)
         if held:
-            new = map(torch.cat, zip(self.pool.read(layer, held, e.held_ids), new))
-        k, v = new
+            k, v = map(torch.cat, zip(self.pool.read(layer, held, e.held_ids), (k, v)))
+        if ask.q is not None:
+            self.watch.tokens(ask.q, k, v, ask.scale)
+        tokens = len(k) - e.rest_count
+        index = self.chooser.stay(e, layer, lse, tokens, len(e.chosen) * self.block_size)
         if e.chosen:
             kept = (by_head(x, index) for x in (k, v))
             self.pool.seal(layer, e.chosen, *kept, e.sealing_ids)
         if e.rest is not None:
             self.pool.write(layer, e.rest, 0, k[tokens:], v[tokens:])
-
-    def commit(self, e: Extent) -> None:
-        if e.chosen is None:
-            super().commit(e)
-            return
-        table, size = self.tables[e.seq], self.block_size
-        old, length = list(table.ids), table.length
-        table.ids[:] = e.new
-        table.length = len(e.chosen) * size + e.rest_count
-        table.changes += 1
-        self.ledger.seal(e.chosen, depth=range(len(e.chosen)))
-        self.evictions += (length + e.count - table.length) // size
-        self.chooser.chose(e, length + e.count - table.length, self.seen[e.seq])
-        self._release(e.seq, old[::-1])
-        self._slide(e.seq)
-
-    def abort(self, e: Extent) -> None:
-        if e.chosen is None:
-            super().abort(e)
-            return
-        self.watch.abort()
-        self.chooser.undo(e)
-        self.pool.drop(e.new)
-        self.ledger.free(e.new)
 
     def store(self, ask: Ask) -> None:
         """Tokens that came without queries: the newest stay, as nothing is known of them."""

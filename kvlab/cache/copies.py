@@ -22,7 +22,7 @@ class Copies:
     def __deepcopy__(self, memo: dict):
         """Raises `KvlabError` within a step, `OutOfHost` where an offload's limit leaves no room
         for a second copy, and what the allocator raises; this cache is as it was then."""
-        self._between_steps("copied")
+        self.sequences.between_steps("copied")
         self.catch_up()
         for constant in _constants(self):
             memo[id(constant)] = constant

@@ -8,21 +8,33 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from kvlab.blocks import BlockLedger
-from kvlab.cache.choosing import ChoosingGroup
+from kvlab.blocks import (
+    BlockLedger,
+    Holding,
+    Prefixes,
+    PrefixIndex,
+    Sequences,
+    Serving,
+    Shared,
+)
+from kvlab.cache.bytes import GroupBytes
+from kvlab.cache.choosing import ChoosingBytes, ChoosingGroup, ChoosingHolding
 from kvlab.cache.copies import Copies
+from kvlab.cache.division import blocks_kept, tokens_allowed
 from kvlab.cache.facts import NO_FACTS, ModelFacts
 from kvlab.cache.group import LayerGroup
+from kvlab.cache.requests import Requests
 from kvlab.cache.running import Running
-from kvlab.cache.sequences import Sequences
 from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.cache.stats import CacheStats, counted
-from kvlab.core import BadInput, CacheGeometry, KvlabError, SeqId
+from kvlab.core import CacheGeometry, KvlabError, SeqId
 from kvlab.pool import FINE_SLAB_TOKENS, SLAB_TOKENS, BlockPool, Meter, Workspace
+from kvlab.sim.service import recompute_cost
+from kvlab.sim.sizes import ModelShape
 from kvlab.source import Extent
 
 
-class PagedCache(Copies, Sequences):
+class PagedCache(Copies, Requests):
     """A KV cache in blocks, composed from independent axes.
 
     geometry: the model's shape with the block size.
@@ -46,11 +58,12 @@ class PagedCache(Copies, Sequences):
         self.device, self.dtype = torch.device(device), compute_dtype(dtype)
         self.spec.check_positions(inv_freq)
         self.workspace, self.meter = Workspace(), Meter()
+        self.facts, self.shape = facts, ModelShape.of(geometry, facts.parameters)
         self.groups, self._place = self._layer_groups()
-        self._opened = 0  # sequences so far: the next name
-        self.under_way: Running | None = None
-        self._tokens: dict[SeqId, int] = {}
-        self._start_sharing(facts)
+        self._running: Running | None = None
+        held = [group.held for group in self.groups]
+        self.sequences = Sequences(held, self._named(facts.identity))
+        self.prefixes, self.audits, self._late = Prefixes(self.sequences), {}, []
 
     def _layer_groups(self) -> tuple[list[LayerGroup], list[tuple[int, int]]]:
         """The groups, and for each layer the number of its group and its place in there."""
@@ -70,8 +83,29 @@ class PagedCache(Copies, Sequences):
             g, spec.format, self.device, self.dtype, spec.kernels, self.workspace, self.meter,
             FINE_SLAB_TOKENS if spec.by_token else SLAB_TOKENS,
         )
-        kind = ChoosingGroup if spec.by_token else LayerGroup
-        return kind(ledger, pool, spec, self.inv_freq)
+        given = ledger, pool, spec, self.inv_freq
+        if spec.by_token:
+            storage = ChoosingBytes(*given)
+            held = ChoosingHolding(ledger, g.block_size, storage, spec.window, Extent)
+            return ChoosingGroup(held, storage)
+        storage = GroupBytes(*given)
+        return LayerGroup(self._held(ledger, storage), storage)
+
+    def _held(self, ledger: BlockLedger, storage: GroupBytes) -> Holding:
+        """How a group holds its blocks: the member of axis prefix at work."""
+        spec, size = self.spec, self.geometry.block_size
+        given = ledger, size, storage, spec.window, Extent
+        if not spec.prefix.shares:
+            return Holding(*given, storage.pool.shape.window)
+        if spec.prefix.hold:  # a block is used when a request begins with it
+            storage.watch.touches = False
+            storage.watch.active &= ledger.policy.scored
+        kind = Serving if spec.prefix.hold else Shared
+        return kind(
+            *given, index=PrefixIndex(self._named(self.facts.identity), size),
+            tier=spec.offload.tier(storage), cost=recompute_cost(self.shape, size),
+            outputs=spec.prefix.outputs, reads_part=spec.retrieval.selects,
+        )
 
     # ---- one step
 
@@ -80,46 +114,22 @@ class PagedCache(Copies, Sequences):
 
         Raises `OutOfBlocks`; lengths and contents are then as before, but for evicted blocks.
         """
-        self._check_step(seqs, counts)
         if self.spec.by_token:
             self._foresee(dict(zip(seqs, counts)))
-        for group in self.groups:  # all rows at once, or an early row would evict in vain
-            wanted = [(seq, group.needs(seq, n)) for seq, n in zip(seqs, counts, strict=True)]
-            coming = [c for seq, blocks in wanted for c in group.share.coming(seq, blocks)]
-            group.make_room(sum(len(blocks) for _, blocks in wanted), coming)
-        step: list[list[Extent]] = []
-        try:
-            for seq, count in zip(seqs, counts, strict=True):
-                step.append([])
-                for group in self.groups:
-                    step[-1].append(group.begin(seq, count))
-        except BaseException:  # the allocator's errors, too
-            self._undo(step)
-            raise
+        step = self.sequences.begin(seqs, counts)
         for e in (e for extents in step for e in extents):
             e.alone = len(seqs) == 1
         decodes = self.can_decode(counts) and not self._looks(seqs)
         if decodes:
             for number, group in enumerate(self.groups):
                 group.sources.prepare([extents[number] for extents in step])
-        self.under_way = Running(self.groups, self._place, step, decodes)
-
-    def _check_step(self, seqs: list[SeqId], counts: list[int]) -> None:
-        if self.under_way is not None:
-            raise KvlabError("the previous step was neither committed nor aborted")
-        if len(seqs) != len(counts) or any(n < 0 for n in counts):
-            raise BadInput("counts", counts, f"must be {len(seqs)} numbers of tokens, 0 or more")
-        for seq in seqs:
-            self.length(seq)
-        if len(set(seqs)) < len(seqs):
-            raise BadInput("seqs", seqs, "must name each sequence once; fork what comes twice")
+        self._running = Running(self.groups, self._place, step, decodes)
 
     @property
     def running(self) -> Running:
-        """The step under way."""
-        if self.under_way is None:
-            raise KvlabError("no step is under way; begin one first")
-        return self.under_way
+        """The step under way. Raises `KvlabError` where there is none."""
+        self.sequences.running()
+        return self._running
 
     @property
     def capturable(self) -> bool:
@@ -141,7 +151,8 @@ class PagedCache(Copies, Sequences):
         Padding positions of the result are zero. window: the model's own sliding window; sinks:
         logits [Hq] that every query weighs beside those of the keys.
         """
-        return self.running.attend(layer, q, k, v, scale=scale, window=window, sinks=sinks)
+        how = {"scale": scale, "window": window, "sinks": sinks}
+        return self.running.attend(layer, q, k, v, **how)
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Take over k, v [B, H, T, D] of a step without attending: to fill a cache from elsewhere.
@@ -152,16 +163,11 @@ class PagedCache(Copies, Sequences):
 
     def commit(self) -> None:
         """Close the step: full blocks are sealed for good, lengths advance."""
-        rows = self.running.rows
-        self._note_holes(rows)
-        for extents in rows:
-            for group, e in zip(self.groups, extents):
-                group.commit(e)
-            self._tokens[extents[0].seq] += extents[0].count
+        singles = all(row[0].single for row in self.sequences.running())
+        self.sequences.commit()
+        self._running = None
         for group in self.groups:
             group.end_step()
-        singles = all(extents[0].single for extents in rows)
-        self.under_way = None
         if self.spec.by_token:
             self._repack(singles)
         else:
@@ -169,52 +175,37 @@ class PagedCache(Copies, Sequences):
 
     def abort(self) -> None:
         """Undo a step that did not reach `commit`; the cache is as before `begin`."""
-        if self.under_way is not None:
-            self._undo(self.under_way.rows)
-            self.under_way = None
-
-    def _undo(self, step: list[list[Extent]]) -> None:
-        for extents in step:
-            for group, e in zip(self.groups, extents):
-                group.abort(e)
+        self.sequences.abort()
+        self._running = None
 
     def _trim(self) -> None:
         """Bring a cache with a relative budget back to its share of the tokens seen."""
         if self.spec.budget_percent is None:
             return
-        size = self.geometry.block_size
-        seen = [sum(-(-group.pool.shape.seen(n) // size) for n in self._tokens.values())
-                for group in self.groups]  # fmt: skip
-        for group, share in zip(self.groups, self.spec.kept(self._parts, seen)):
+        shapes = [group.pool.shape for group in self.groups]
+        shares = blocks_kept(self.spec, self._parts, shapes, self.sequences.lengths.values())
+        for group, share in zip(self.groups, shares):
             keep = max(1, int(share - group.summaries.blocks))
             short = (group.ledger.held_count - keep) / group.summaries.gain
             over = min(math.ceil(short), group.ledger.evictable_count)
             if over > 0:
-                group.evict(over)
+                group.held.evict(over)
 
     # ---- tokens that are chosen
 
     def _foresee(self, counts: dict[SeqId, int]) -> None:
         """Tell the groups what their sequences will have seen after this step, and may hold."""
-        seen = {seq: n + counts.get(seq, 0) for seq, n in self._tokens.items()}
+        seen = {seq: n + counts.get(seq, 0) for seq, n in self.sequences.lengths.items()}
         for group, keep in zip(self.groups, self._allowed(seen)):
-            group.seen, group.keep = seen, keep
+            group.held.seen, group.held.keep = seen, keep
 
     def _kept(self, seqs: Iterable[SeqId]) -> list[dict[SeqId, int]]:
         """Tokens that each of `seqs` may hold now, by layer group."""
-        return [{seq: keep[seq] for seq in seqs} for keep in self._allowed(self._tokens)]
+        return [{seq: keep[seq] for seq in seqs} for keep in self._allowed(self.sequences.lengths)]
 
     def _allowed(self, seen: dict[SeqId, int]) -> list[dict[SeqId, int]]:
-        """Of the tokens seen, those that may be held: a part of the group's budget in proportion.
-        """
-        if self.spec.budget_percent is not None:
-            count = len(self.groups)
-            kept = {seq: self.spec.kept(self._parts, [n] * count) for seq, n in seen.items()}
-            return [{seq: int(by[i]) for seq, by in kept.items()} for i in range(count)]
-        total = max(1, sum(seen.values()))
-        rooms = [blocks * self.geometry.block_size for blocks in self._capacities]
-        return [{seq: room * n // total if total > room else n for seq, n in seen.items()}
-                for room in rooms]  # fmt: skip
+        """Of the tokens seen, those that each group may hold."""
+        return tokens_allowed(self.spec, self._parts, self._capacities, seen)
 
     def _looks(self, seqs: list[SeqId]) -> bool:
         """Whether this step of single tokens is scored: then it is read piece by piece."""
@@ -226,12 +217,12 @@ class PagedCache(Copies, Sequences):
 
     def _repack(self, singles: bool) -> None:
         """Bring the sequences back to their budget; decoded tokens may exceed it for a while."""
-        for group, kept in zip(self.groups, self._kept(self._tokens)):
+        for group, kept in zip(self.groups, self._kept(self.sequences.lengths)):
             for seq, keep in kept.items():
                 group.chooser.hear(seq)
                 over = group.chooser.over(group.tables[seq], keep, slack=singles)
                 if over:
-                    group.repack(seq, over, self._tokens[seq])
+                    group.repack(seq, over, self.sequences.lengths[seq])
             group.watch.abort()
 
     # ---- accounts
@@ -239,14 +230,8 @@ class PagedCache(Copies, Sequences):
     def check(self) -> None:
         """Raise if ledger, tables and pool disagree; for tests and after trouble."""
         for group in self.groups:
-            group.ledger.check()
-            group.summaries.check()
-            group.origins.check(self._tokens)
-            held = {b for t in group.tables.values() for b in t.ids if b is not None}
-            held |= group.share.extra()
-            if len(held) != group.ledger.held_count:
-                raise KvlabError(f"{len(held)} blocks in tables, {group.ledger.held_count} held")
-            group.away.check(group.share.waiting)
+            group.check()
+            group.origins.check(self.sequences.lengths)
         if self.meter.now != self._allocated_bytes:
             raise KvlabError(f"{self.meter.now} bytes metered, {self._allocated_bytes} allocated")
 
@@ -260,4 +245,4 @@ class PagedCache(Copies, Sequences):
 
     def stats(self) -> CacheStats:
         """Counts and bytes now; see `CacheStats` for what each byte count means."""
-        return counted(self, self._tokens.values(), self._allocated_bytes)
+        return counted(self, self.sequences.lengths.values(), self._allocated_bytes)

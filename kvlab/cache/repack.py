@@ -143,8 +143,7 @@ class Repack:
         score = score.clone()
         for begin, end in self.window.protected(score.shape[-1] + fill):
             score[..., begin:end] = torch.inf
-        best = score.argsort(dim=-1, descending=True, stable=True)[..., :keep]
-        return best.sort(-1).values
+        return best_of(score, keep)
 
     # ---- within a step
 
@@ -196,6 +195,12 @@ def choosing(
             raise BadInput("policy", ledger.policy.name, "scores by logits without the soft cap of "
                            f"{pool.shape.softcap:g} that this model puts on them; policy=snapkv")
     return watch, chooser
+
+
+def best_of(score: Tensor, keep: int) -> Tensor:
+    """The `keep` largest of the last dim, in order of place; of equals the first."""
+    best = score.argsort(dim=-1, descending=True, stable=True)[..., :keep]
+    return best.sort(-1).values
 
 
 def by_head(x: Tensor, index: Tensor) -> Tensor:

@@ -35,13 +35,16 @@ class Running:
         group, local, extents, watch = self.layers[layer]
         if window is not None:
             group.check_window(window)
-        if not self.decodes or (window is not None and self.longest >= window):
+        if not self.decodes or (window is not None and self.longest >= abs(window)):
             how = {"scale": scale, "window": window, "sinks": sinks}
             return self._by_row(group, local, extents, q, k, v, how)
         sources = group.sources
         q, k, v = q[:, :, 0].contiguous(), k[:, :, 0].contiguous(), v[:, :, 0].contiguous()
-        sources.tail.append(local, k, v)
-        ask = Token(local, extents, q, scale, sources.sealed.decoding, watch)
+        tables, new = sources.sealed.decoding, (k, v)
+        if sources.past is not sources.sealed:  # whose kernel stores the token on its way
+            sources.tail.append(local, k, v, tables)
+            new = None
+        ask = Token(local, extents, q, scale, tables, watch, new)
         reads = []
         for source in sources.decoders:
             reads += source.decode(ask)

@@ -76,7 +76,7 @@ def counted(cache, lengths: Iterable[int], allocated: int) -> CacheStats:
     return CacheStats(
         tokens=tokens, resident_tokens=round(_layer_mean(held, parts)),
         blocks=sum(group.ledger.held_count for group in groups),
-        evictions=sum(group.evictions for group in groups),
+        evictions=sum(group.held.evictions for group in groups),
         nominal_bytes=tokens * format.token_bits(g) // 8,
         logical_bytes=blocks + tails + entries + origins + scores, allocated_bytes=allocated,
         host_bytes=sum(group.sources.host_nbytes for group in groups),

@@ -15,7 +15,6 @@ from kvlab.cache import manifest as manifests
 from kvlab.cache.manifest import Manifest, StoredBlock, StoredFile, refused
 from kvlab.core import BadInput, BlockId, KvlabError
 
-OWNER = "prefix"  # of blocks that belong to no sequence
 SHARD_BYTES = 1 << 30  # of one data file, so that neither side holds more in host memory
 KINDS = {torch.uint8: "U8", torch.int8: "I8", torch.float16: "F16", torch.bfloat16: "BF16",
          torch.float32: "F32", torch.float8_e4m3fn: "F8_E4M3", torch.int32: "I32"}
@@ -83,19 +82,19 @@ def facts(cache) -> dict:
 
 def _known(cache, handles: list | None) -> list[Known]:
     """Blocks that every layer group holds, each behind its parent."""
-    shares = [group.share for group in cache.groups]
+    indices = [group.held.index for group in cache.groups]
     if any(h.identity != cache.identity for h in handles or ()):
         raise KvlabError("the model has changed since this prefix handle was made: attach it anew")
     wanted = None if handles is None else {b for h in handles for b in h.ids}
     known: list[Known] = []
     place: dict[BlockId, int] = {}
-    for id, parent, name, tokens in shares[0].index.reachable():
+    for id, parent, name, tokens in indices[0].reachable():
         lost = parent is not None and parent not in place
         if lost or (wanted is not None and id not in wanted):
             continue
         before = None if parent is None else known[place[parent]]
-        ids = [id] + [share.index.behind(before and before.ids[n], tokens)
-                      for n, share in enumerate(shares[1:], 1)]
+        ids = [id] + [index.behind(before and before.ids[n], tokens)
+                      for n, index in enumerate(indices[1:], 1)]
         if None not in ids:
             place[id] = len(known)
             known.append(Known(ids, StoredBlock(place.get(parent, -1), name, tokens)))
@@ -158,7 +157,7 @@ class _Place:
         for block in manifest.blocks:
             before = None if block.parent < 0 else self.ids[block.parent]
             there = block.parent < 0 or before is not None
-            known = group.share.index.behind(before, block.tokens) if there else None
+            known = group.held.index.behind(before, block.tokens) if there else None
             self.ids.append(known)
         self.new = [i for i, id in enumerate(self.ids) if id is None]
         self.pins: list[BlockId] = []
@@ -172,7 +171,7 @@ class _Place:
         if room is not None and room < count:
             raise BadInput("cache.budget_blocks", ledger.capacity,
                            f"has room for {room} of the {count} blocks of {self.manifest.folder}")
-        self.taken = self.group.allocate(None, count)
+        self.taken = self.group.held.allocate(None, count)
         for index, id in zip(self.new, self.taken):
             self.ids[index] = id
 
@@ -183,21 +182,20 @@ class _Place:
 
     def settle(self) -> None:
         """Seal and make known, the deepest sealed first, so that it is the first to leave."""
-        share, blocks = self.group.share, self.manifest.blocks
+        held, blocks = self.group.held, self.manifest.blocks
         depth: list[int] = []
         for block in blocks:
             depth.append(0 if block.parent < 0 else depth[block.parent] + 1)
         order = self.new[::-1]
         self.group.ledger.seal(
             [self.ids[i] for i in order], [blocks[i].name for i in order],
-            [depth[i] for i in order], cost=[share.cost(depth[i]) for i in order],
+            [depth[i] for i in order], cost=[held.cost(depth[i]) for i in order],
             parent=[None if (p := blocks[i].parent) < 0 else blocks[p].name for i in order],
         )
         for index in self.new:
             before = blocks[index].parent
             parent = None if before < 0 else self.ids[before]
-            share.index.graft(parent, blocks[index].tokens, self.ids[index])
-            self.group.ledger.meta(self.ids[index]).owner = OWNER
+            held.index.graft(parent, blocks[index].tokens, self.ids[index])
         self.group.ledger.unpin(self.pins)
 
 

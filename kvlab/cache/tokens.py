@@ -47,6 +47,8 @@ class Standing:
     def moved(self, scorer: Scorer, new: Tensor, queries: int) -> Standing:
         """After one more step of so many queries, with its scores `new` [L, H, n]."""
         weights = [scorer.weight(n, queries) for n in range(self.most + 1)]
+        if min(weights) == 1.0:
+            return Standing(new, self.steps + 1, self.most + 1)
         weight = torch.tensor(weights).to(new.device, non_blocking=True)[self.steps.long()]
         return Standing(torch.lerp(self.score, new, weight), self.steps + 1, self.most + 1)
 
@@ -142,7 +144,7 @@ class TokenWatch:
             self._note(q[:, -last:], k[:count], v[:count], scale, seen)
 
     def tokens(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
-        """Note the step's own tokens and the open tail before them, k and v [n, H, D]."""
+        """Note all tokens that a layer has, the step's own the last of them, k and v [n, H, D]."""
         last = min(self.scorer.queries, q.shape[1])
         seen = visible(last, len(k), len(k) - last, 0, True, None, k.device)
         self._note(q[:, -last:], k, v, scale, seen)

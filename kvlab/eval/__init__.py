@@ -2,6 +2,7 @@
 
 from kvlab.eval.asking import Asking, Forced
 from kvlab.eval.bench import TASKS, Bench
+from kvlab.eval.calibrate import Calibrate
 from kvlab.eval.cost import TextCost
 from kvlab.eval.endless import Endless
 from kvlab.eval.jobs import Cost, Evaluate, Paired, Recall, Study
@@ -19,8 +20,8 @@ from kvlab.eval.text_loss import BudgetLoss, TextLoss
 from kvlab.eval.tuning import Tune
 
 __all__ = [
-    "TASKS", "Asking", "Bench", "BudgetLoss", "Cost", "DecodeSpeed", "Endless", "Evaluate",
-    "Forced", "Item", "KernelRoofline", "Load", "Needles", "Paired", "Pareto", "Parity",
-    "PrefillSpeed", "PrefixHitRate", "PrefixTTFT", "Question", "Recall", "StepTask", "Study",
-    "Task", "TextCost", "TextLoss", "TimedTask", "Tune",
+    "TASKS", "Asking", "Bench", "BudgetLoss", "Calibrate", "Cost", "DecodeSpeed", "Endless",
+    "Evaluate", "Forced", "Item", "KernelRoofline", "Load", "Needles", "Paired", "Pareto",
+    "Parity", "PrefillSpeed", "PrefixHitRate", "PrefixTTFT", "Question", "Recall", "StepTask",
+    "Study", "Task", "TextCost", "TextLoss", "TimedTask", "Tune",
 ]  # fmt: skip

@@ -58,7 +58,7 @@ class Bench:
     def run(self, folder, variants: list[Variant]) -> None:
         """Measure what `folder` does not hold yet."""
         loaded = self.setting.load()
-        parts = [part for task in self.tasks for part in task.parts()]
+        parts = [part for task in self.tasks for part in task.parts(loaded)]
         # every refusal comes before anything is written
         failed, everyone = set(), [self.runners(loaded, part, variants) for part in parts]
         for part, runners in zip(parts, everyone):

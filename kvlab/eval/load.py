@@ -134,7 +134,7 @@ def failing(cache: PagedCache, share: float, seed: int) -> Iterator[Counter]:
         raise torch.OutOfMemoryError("injected: the allocator has no memory left")
 
     for group in cache.groups:
-        group._take_memory = faulty(group._take_memory, share)
+        group.storage.take = faulty(group.storage.take, share)
     core, begin = cache.core, cache.core.begin
 
     def begun(*step):
@@ -147,7 +147,7 @@ def failing(cache: PagedCache, share: float, seed: int) -> Iterator[Counter]:
     finally:
         del core.begin
         for group in cache.groups:
-            del group._take_memory
+            del group.storage.take
 
 
 def device_bytes(loaded: LoadedModel) -> int:

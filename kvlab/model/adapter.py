@@ -135,7 +135,8 @@ class PagedCache(Copies, Watched, Cache):
         rows, self.rows, self.coming = self.rows, [], None
         for layer in self.layers:
             layer.reset()
-        self.core.close_all([row for row in rows if self.core.is_open(row)])  # or its opener did
+        here = self.core.sequences.lengths
+        self.core.close_all([row for row in rows if row in here])  # or its opener closed it
 
     def start(self, ids: Tensor, mask: Tensor | None = None) -> int:
         """Open a row for each prompt in `ids` [B, T], on the known prefix of each.
@@ -196,8 +197,7 @@ class PagedCache(Copies, Watched, Cache):
         parents = [self.rows[s] for s, c in zip(sources, chosen) if c is None]
         forks = iter(self.core.fork_all(parents))
         self._rows = [next(forks) if c is None else c for c in chosen]
-        for gone in free.values():
-            self.core._drop(gone)
+        self.core.sequences.close(list(free.values()))
         self.columns.select(sources)
 
     def tell_later(self, tokens: Tensor, positions: list[int]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from kvlab.blocks import NoStorage, NoTier
+
 
 class NoShelf:
     """Takes nothing: what was evicted has no key."""
@@ -32,3 +34,7 @@ class NoOffload:
 
     def build(self, pool) -> NoShelf:
         return NoShelf()
+
+    def tier(self, storage: NoStorage) -> NoTier:
+        """Where known prefixes wait that left the device; `storage` moves their bytes."""
+        return NoTier()

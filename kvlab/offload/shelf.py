@@ -16,11 +16,13 @@ from heapq import heappop, heappush, nsmallest
 import torch
 from torch import Tensor
 
+from kvlab.blocks import BlockLedger, NoStorage, NoTier, mode_by_name
 from kvlab.core import BadInput
 from kvlab.offload.base import NoOffload
 from kvlab.offload.memory import HostMemory
 from kvlab.offload.slabs import HostSlabs, rows_of
 from kvlab.offload.stage import Seat, Stage, ids_on
+from kvlab.policy import asked, by_name
 from kvlab.pool import BlockPool, LayerPlanes
 
 
@@ -30,17 +32,28 @@ class HostStore(NoOffload):
     cap_gb: GB (10**9 bytes) of host memory for all caches built with this object; null: 90 % of
         what the machine has free. At the limit, `OutOfHost` before anything has changed.
     slab_tokens: tokens that are pinned at a time; one layer of them is one copy to the device.
+    policy: which known prefix leaves host memory first when it is full, one of axis policy.
+    mode: which of them are copied, and when: exclusive, write_back or write_through, see
+        `blocks/tiers.py`; the last two need prefix=hash with hold=true.
     """
 
     name = "host"
     keeps = True
 
-    def __init__(self, cap_gb: float | None = None, slab_tokens: int = 4096):
+    def __init__(
+        self, cap_gb: float | None = None, slab_tokens: int = 4096, policy: str = "lru",
+        mode: str = "exclusive",
+    ):
         if cap_gb is not None and not cap_gb > 0:
             raise BadInput("offload.cap_gb", cap_gb, "must be positive, or null for no limit")
         if isinstance(slab_tokens, bool) or not isinstance(slab_tokens, int) or slab_tokens < 1:
             raise BadInput("offload.slab_tokens", slab_tokens, "must be a whole number, at least 1")
         self.cap_gb, self.slab_tokens = cap_gb, slab_tokens
+        self.policy, self.mode, self._kind = policy, mode, mode_by_name(mode)
+        chosen = asked(policy)
+        if not chosen.evicts or chosen.scored or chosen.foresees or chosen.asks:
+            raise BadInput("offload.policy", policy, "must go by what it is told of blocks alone, "
+                           "as lru or fifo do")
         self.memory = HostMemory(None if cap_gb is None else int(cap_gb * 1e9))
 
     def build(self, pool: BlockPool) -> Shelf:
@@ -50,6 +63,9 @@ class HostStore(NoOffload):
         stage = pool.workspace.shared(name, partial(Stage, pool.device, move))
         rows = max(1, self.slab_tokens // pool.geometry.block_size)
         return Shelf(pool, rows, self.memory, stage)
+
+    def tier(self, storage: NoStorage) -> NoTier:
+        return self._kind(BlockLedger(None, by_name(self.policy)), storage)
 
 
 class Shelf:

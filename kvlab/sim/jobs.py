@@ -12,12 +12,13 @@ from typing import NamedTuple
 from kvlab.core import BadInput, Measurement
 from kvlab.policy import asked, by_name
 from kvlab.sim import bounds
+from kvlab.sim.costs import CostModel, NoService
 from kvlab.sim.definitions import Definitions
 from kvlab.sim.result import SimResult
-from kvlab.sim.service import CostModel
 from kvlab.sim.sessions import Sessions
-from kvlab.sim.simulator import Host, simulate
+from kvlab.sim.simulator import simulate
 from kvlab.sim.sizes import blocks_for, shape_by_name, token_bytes
+from kvlab.sim.tiers import Host, NoHost
 from kvlab.sim.trace import Trace
 
 GIB = 1 << 30
@@ -77,8 +78,8 @@ class HitRate:
         prefix: bool = True,
         partial_blocks: str = "hit",
         window_seconds: float | None = 60.0,
-        host: Host | None = None,
-        service: CostModel | None = None,
+        host: Host | NoHost | None = None,
+        service: CostModel | NoService | None = None,
         measured: Sequence[float] = (0.0, 1.0),
         outputs: str = "dropped",
         first_requests: str = "counted",
@@ -92,21 +93,25 @@ class HitRate:
         self.budgets_gib, self.formats = list(budgets_gib), list(formats)
         self.budget_policies = known(budget_policies)
         self.shape, self.block_size = shape, block_size
-        tiers = {"host": host, "service": service}
+        host = None if isinstance(host, NoHost) else host
+        service = None if isinstance(service, NoService) else service
+        closed = sessions if service and sessions.loop == "closed" else None
+        tiers = {"host": host, "service": service, "sessions": closed}
         known_shape = shape_by_name(shape)
         rules = prefix, definitions.replayed
         self.replay = Replay(*rules, tiers, shape=known_shape, window_seconds=window_seconds)
         self._fixed = {"prefix": prefix, **definitions.params(), **sessions.params()}
-        self._fixed |= {name: str(value) for name, value in self.replay.tiers.items()}
-        if self.replay.tiers and "belady" in [*self.policies, *self.budget_policies]:
-            remedy = "bounds one tier and one request at a time; leave it or host and service out"
-            raise BadInput("policies", "belady", remedy)
+        told = {"host": host, "service": service}
+        self._fixed |= {name: str(value) for name, value in told.items() if value is not None}
         self._check(definitions, service)
         for format in self.formats:
             token_bytes(format, known_shape, block_size)  # refuses an unknown name now
 
     def _check(self, definitions: Definitions, service: CostModel | None) -> None:
         asked = [*self.policies, *(self.budget_policies if self.budgets_gib else ())]
+        if self.replay.tiers and "belady" in asked:
+            remedy = "bounds one tier and one request at a time; leave it or host and service out"
+            raise BadInput("policies", "belady", remedy)
         if not definitions.counts_all and "belady" in asked:
             remedy = "bounds the hits of all requests together; leave it out or count all requests"
             raise BadInput("policies", "belady", remedy)

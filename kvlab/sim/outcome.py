@@ -10,17 +10,19 @@ from kvlab.sim.sizes import ModelShape
 from kvlab.sim.trace import Trace
 
 # Codes of an access. Those from HIT on are hits, by tier.
-MISS, BROKEN_CHAIN, PARTIAL, REFUSED, HIT, HOST_HIT = range(6)
+MISS, BROKEN_CHAIN, PARTIAL, REFUSED, HIT, HOST_HIT, DEEP_HIT = range(7)
 SHARE = 1 << 32  # a whole, in the units of `hit_shares`: whole numbers sum alike in any pieces
 
 
 class Outcome(NamedTuple):
     """One piece of a trace, run: code uint8 [A] of each access; evicted block ids int64 [E] in
-    order, and the access of the piece during which each left, int64 [E]."""
+    order, and the access of the piece during which each left, int64 [E]. ran: the piece in the
+    order in which it ran, where that is another one (a closed loop)."""
 
     code: np.ndarray
     evicted: np.ndarray
     evicted_at: np.ndarray
+    ran: Trace | None = None
 
 
 class Tally:
@@ -34,7 +36,8 @@ class Tally:
     def __init__(self, shape: ModelShape, window_seconds: float | None = 60.0):
         self.shape, self.window_ms = shape, window_seconds and 1e3 * window_seconds
         self.requests = self.refused = self.accesses = self.tokens = 0
-        self.hits = self.host_hits = self.token_hits = self.evictions = self.thrashed = 0
+        self.hits = self.host_hits = self.deep_hits = self.token_hits = 0
+        self.evictions = self.thrashed = 0
         self.flops = self.flops_saved = 0.0
         self.any_hit = self.hit_shares = 0
         self.misses = dict.fromkeys(
@@ -66,6 +69,7 @@ class Tally:
         hit = np.flatnonzero((code >= HIT) & mask)
         self.hits += len(hit)
         self.host_hits += int(np.count_nonzero(code[hit] == HOST_HIT))
+        self.deep_hits += int(np.count_nonzero(code[hit] == DEEP_HIT))
         of_request = np.bincount(piece.request_of[hit], minlength=len(piece))
         blocks = np.bincount(piece.request_of[mask], minlength=len(piece))
         self.any_hit += int(np.count_nonzero(of_request))

@@ -8,7 +8,8 @@ from typing import NamedTuple
 from kvlab.blocks import BlockLedger, NameIndex, Names, NoTier, Opened, Sequences, Serving, leading
 from kvlab.core import OutOfBlocks, SeqId
 from kvlab.policy import Moment
-from kvlab.sim.outcome import BROKEN_CHAIN, HIT, HOST_HIT, MISS, PARTIAL
+from kvlab.sim.outcome import BROKEN_CHAIN, DEEP_HIT, HIT, HOST_HIT, MISS, PARTIAL
+from kvlab.sim.tiers import Stack, traffic
 
 UNTOLD = 0  # contents that left are counted, not remembered
 
@@ -36,9 +37,7 @@ class Prompts:
     ):
         self.ledger, self.tier, self.partial_misses = ledger, tier, partial_misses
         self.index = NameIndex()
-        self.holding = Serving(
-            ledger, 1, index=self.index, tier=tier, cost=cost, remembered=UNTOLD
-        )
+        self.holding = Serving(ledger, 1, index=self.index, tier=tier, cost=cost, remembered=UNTOLD)
         self.sequences = Sequences([self.holding])
 
     def hear(self, moment: Moment) -> list[int]:
@@ -58,13 +57,15 @@ class Prompts:
         code = _codes(opened)
         if len(unique) < len(contents):
             code = _repeated(opened, unique, contents)
+        if isinstance(self.tier, Stack):
+            code = [DEEP_HIT if c == HOST_HIT and content in self.tier.deep else c
+                    for c, content in zip(code, contents)]  # fmt: skip
         if last_partial and self.partial_misses and code[-1] >= HIT:
             code[-1] = PARTIAL
         return Flight(seq, len(unique), code, opened.evicted)
 
     def compute(self, flight: Flight, publish: bool = True) -> None:
-        """The prompt is computed; `publish`: its blocks can be found from now on, not at its end.
-        """
+        """The prompt is computed; `publish`: its blocks are known from now on, not at its end."""
         rest = flight.blocks - self.sequences.length(flight.seq)
         self.sequences.begin([flight.seq], [rest])
         self.sequences.commit(publish)
@@ -90,7 +91,8 @@ class Prompts:
         return sum(not reachable[content] for content in parent)
 
     def more(self) -> dict:
-        return {"orphans": self.orphans(), "host_evictions": self.tier.evictions}
+        books = {"host_evictions": self.tier.evictions, "tiers": traffic(self.tier)}
+        return {"orphans": self.orphans()} | books
 
 
 def _codes(opened: Opened) -> list[int]:
@@ -110,5 +112,12 @@ def _repeated(opened: Opened, unique: list[int], contents: list[int]) -> list[in
     place = {content: index for index, content in enumerate(unique)}
     away = set(opened.away)
     every = [place[content] for content in contents]
-    return _codes(Opened(0, 0, [opened.found[i] for i in every],
-                         [n for n, i in enumerate(every) if i in away], []))
+    return _codes(
+        Opened(
+            0,
+            0,
+            [opened.found[i] for i in every],
+            [n for n, i in enumerate(every) if i in away],
+            [],
+        )
+    )

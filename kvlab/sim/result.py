@@ -17,7 +17,9 @@ class SimResult:
     of their blocks that hit. `token_hits` and `flops_saved` are of the
     prompt; `misses` by class: compulsory (never asked before), capacity, partial_block (resident,
     but partial blocks do not hit), broken_chain (resident behind a gap), refused (of requests
-    larger than the cache). `orphans`: resident at the end but unreachable; None where not known.
+    larger than the cache). `host_hits`, `deep_hits`: by the tier that had the block, included in
+    `block_hits`; `tiers`: blocks written to and dropped by each. `orphans`: resident at the end but
+    unreachable; None where not known.
     """
 
     policy: str
@@ -38,9 +40,11 @@ class SimResult:
     any_hit_requests: int = 0
     request_hit_shares: float = 0.0
     host_hits: int = 0
+    deep_hits: int = 0
     host_evictions: int = 0
     orphans: int | None = None
     service: dict[str, float] = field(default_factory=dict)
+    tiers: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tally: Tally, policy: str, capacity: int, block_size: int, **more) -> SimResult:
@@ -64,12 +68,13 @@ class SimResult:
             any_hit_requests=tally.any_hit,
             request_hit_shares=tally.hit_shares / SHARE,
             host_hits=tally.host_hits,
+            deep_hits=tally.deep_hits,
             **more,
         )
 
     @property
     def device_hits(self) -> int:
-        return self.block_hits - self.host_hits
+        return self.block_hits - self.host_hits - self.deep_hits
 
     @property
     def block_hit_percent(self) -> float:
@@ -129,9 +134,13 @@ class SimResult:
         if self.host_hits:
             share = _percent(self.host_hits, count)
             rows.append(Measurement("host_hit_percent", share, "%", "higher"))
+        if self.deep_hits:
+            share = _percent(self.deep_hits, count)
+            rows.append(Measurement("third_hit_percent", share, "%", "higher"))
+        rows += [Measurement(name, value, "blocks", "lower") for name, value in self.tiers.items()]
         if self.orphans is not None:
             rows.append(Measurement("orphans", self.orphans, "blocks", "lower"))
-        rows += [Measurement(name, value, _unit(name)) for name, value in self.service.items()]
+        rows += [Measurement(name, value, *_told(name)) for name, value in self.service.items()]
         return rows
 
 
@@ -139,5 +148,13 @@ def _percent(part: float, whole: float) -> float:
     return 100.0 * part / whole if whole else 0.0
 
 
-def _unit(name: str) -> str:
-    return name.rsplit("_", 1)[-1]
+_UNITS = (  # of service measurements by the end of their names: unit, and which way is better
+    ("_tokens_per_second", "tokens/s", "higher"), ("_per_second", "1/s", "higher"),
+    ("_percent", "%", None), ("dollars_per_million_tokens", "$", "lower"),
+    ("joules_per_million_tokens", "J", "lower"), ("_ms", "ms", "lower"), ("_seconds", "s", "lower"),
+    ("_requests", "requests", "lower"), ("_blocks", "blocks", "lower"),
+)  # fmt: skip
+
+
+def _told(name: str) -> tuple[str, str | None]:
+    return next((unit, better) for end, unit, better in _UNITS if name.endswith(end))

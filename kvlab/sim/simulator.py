@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
-from kvlab.blocks import BlockLedger, HostTier, NoTier
+from kvlab.blocks import BlockLedger
 from kvlab.core import BadInput
 from kvlab.policy import EvictionPolicy, asked, by_name
+from kvlab.sim.costs import CostModel
 from kvlab.sim.curves import not_hittable
 from kvlab.sim.fast import Compiled
 from kvlab.sim.files import TraceStream
@@ -17,18 +17,13 @@ from kvlab.sim.flat import Flat
 from kvlab.sim.moments import check_asks
 from kvlab.sim.outcome import Outcome, Tally
 from kvlab.sim.prompts import Prompts
+from kvlab.sim.queueing import Link
 from kvlab.sim.result import SimResult
-from kvlab.sim.service import CostModel, InFlight, OneByOne, recompute_cost
-from kvlab.sim.sizes import ModelShape, shape_by_name
+from kvlab.sim.service import InFlight, OneByOne, recompute_cost
+from kvlab.sim.sessions import Sessions
+from kvlab.sim.sizes import ModelShape, shape_by_name, token_bytes
+from kvlab.sim.tiers import Host, tiers_of
 from kvlab.sim.trace import Trace
-
-
-@dataclass(frozen=True)
-class Host:
-    """A tier behind the device: blocks evicted there come here, and a hit here moves back."""
-
-    capacity_blocks: int
-    policy: str | EvictionPolicy = "lru"
 
 
 def simulate(
@@ -39,6 +34,7 @@ def simulate(
     partial_blocks: str = "hit",
     *,
     host: Host | None = None,
+    sessions: Sessions | None = None,
     service: CostModel | None = None,
     shape: str | dict | ModelShape = "llama-3.1-8b",
     window_seconds: float | None = 60.0,
@@ -54,7 +50,9 @@ def simulate(
     metadata is updated once, deeper blocks being older. A resident block behind a gap is a miss
     that keeps its place. prefix=False: each block on its own, in file order.
     partial_blocks "miss": a partial last block takes its place but never hits.
-    service: requests come at their arrival times and hold their blocks while they are served.
+    host: tiers behind the device. service: requests come at their arrival times and hold their
+    blocks while they are served. sessions: what made the trace (`Sessions.apply`); in a closed loop
+    with service a request waits for the answer that it follows.
     shape: of the model whose prefill FLOPs hits save. window_seconds: for thrash; None skips it.
     events: called with each event of the device's ledger, to record the run.
     outcomes: called with each piece of the trace and what became of each of its accesses.
@@ -66,21 +64,26 @@ def simulate(
         trace.check_shares()
     shape = shape_by_name(shape)
     if compiled:
-        _check_compiled(service, events)
+        _check_compiled(service, events, host)
         runner = _compiled(policy, capacity_blocks, trace, prefix, partial_blocks, host, shape)
     else:
         if isinstance(policy, str) and asked(policy).foresees:
             policy = _clairvoyant(policy, trace, capacity_blocks, prefix, partial_blocks, service)
         ledger = _ledger(policy, capacity_blocks, events)
         _check_asks(ledger.policy, prefix, trace)
-        runner = _runner(ledger, trace, prefix, partial_blocks, host, service, shape)
+        runner = _runner(ledger, trace, prefix, partial_blocks, host, service, shape, sessions)
     tally = Tally(shape, window_seconds)
     for piece in trace.pieces():
         outcome = runner.run(piece)
+        piece = piece if outcome.ran is None else outcome.ran
         tally.add(piece, outcome)
         if outcomes:
             outcomes(piece, outcome)
-    return SimResult.of(tally, _name(policy), capacity_blocks, trace.block_size, **runner.more())
+    more = runner.more()
+    if compiled and host:  # exclusive: all that leaves the device is written to it
+        dropped = more["host_evictions"]
+        more["tiers"] = {"host_written_blocks": tally.evictions, "host_dropped_blocks": dropped}
+    return SimResult.of(tally, _name(policy), capacity_blocks, trace.block_size, **more)
 
 
 def _name(policy: str | EvictionPolicy) -> str:
@@ -144,20 +147,27 @@ def _compiled(policy, capacity, trace, prefix, partial_blocks, host, shape) -> C
     return runner
 
 
-def _check_compiled(service, events) -> None:
+def _check_compiled(service, events, host) -> None:
     if service or events:
         raise BadInput("compiled", True, "has no service times and no events")
+    if host and (host.mode != "exclusive" or host.behind):
+        raise BadInput("compiled", True, "has one exclusive host tier; the others are not compiled")
 
 
 def _check(prefix, partial_blocks, host, service) -> None:
     if not prefix and (host or service or not_hittable(partial_blocks)):
         raise BadInput("prefix", prefix, "host, service and partial_blocks=miss need prefix=True")
+    if host and host.timed and not service:
+        raise BadInput("host", host, "has times, which only a replay with service spends")
 
 
-def _runner(ledger, trace, prefix, partial_blocks, host, service, shape):
+def _runner(ledger, trace, prefix, partial_blocks, host, service, shape, sessions):
     if not prefix:
         return Flat(ledger)
-    tier = HostTier(_ledger(host.policy, host.capacity_blocks)) if host else NoTier()
+    tier = tiers_of(host, _ledger)
     cost = recompute_cost(shape, trace.block_size)
     prompts = Prompts(ledger, tier, not_hittable(partial_blocks), cost)
-    return InFlight(prompts, service) if service else OneByOne(prompts)
+    if not service:
+        return OneByOne(prompts)
+    each = service.measures.token_bytes if service.measures else token_bytes("bf16", shape)
+    return InFlight(prompts, service, Link(host, service, each * trace.block_size), sessions)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from kvlab.blocks import BlockTable
+from kvlab.blocks import BlockTable, Holes
 from kvlab.core import BlockId, SeqId
 from kvlab.offload import NoShelf
 from kvlab.pool import BlockPool
@@ -89,25 +89,17 @@ class Host(Source):
         """The function that reads block `index` of `seq`, and the id it takes."""
         return self.shelf.read, self.tables[seq].ids[index]
 
-    def leave(
-        self, victims: list[BlockId], tables: dict[SeqId, BlockTable],
-        keep: Callable[[dict[BlockId, int]], None],
-    ) -> None:
-        """LEAVING blocks become holes in `tables`, and keys here if host memory takes them.
-
-        keep: is told the keys before those go that no table holds.
+    def leave(self, blocks: list[BlockId], holes: Holes, tables: dict) -> list[int]:
+        """Copies of blocks for the caller, a key for each, if host memory takes any; where `tables`
+        are about to lose them, what a summary makes of them and a key of the sequence's own stay.
         """
-        leaving = set(victims)
-        keys = dict(zip(victims, self.shelf.spill(victims)))
-        for seq, table in tables.items():
-            gone = [index for index, block in enumerate(table.ids) if block in leaving]
-            self.summaries.spill(seq, gone, [table.ids[index] for index in gone])
-            for index in gone:
-                block = table.punch(index)
-                if keys:
-                    self._note(seq, index, keys[block])
-        keep(keys)
-        self.shelf.drop(list(keys.values()))
+        keys = dict(zip(blocks, self.shelf.spill(blocks)))
+        for seq, indices in holes:
+            lost = [tables[seq].ids[index] for index in indices]
+            self.summaries.spill(seq, indices, lost)
+            for index, block in zip(indices, lost) if keys else ():
+                self._note(seq, index, keys[block])
+        return list(keys.values())
 
     def _note(self, seq: SeqId, index: int, key: int) -> None:
         table = self.tables[seq]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockTable
-from kvlab.core import SeqId
+from kvlab.core import SeqId, first_seen
 from kvlab.pool import BlockPool
 from kvlab.source.base import Ask, Part, Read, Source, Token
 from kvlab.source.step import Extent, Piece
@@ -57,7 +57,7 @@ class Sealed(Source):
         Positions matter under the model's own sliding window and where keys are rotated anew;
         there a piece also ends at a hole.
         """
-        size, horizon = self.block_size, 0 if window is None else e.past - window + 1
+        size, horizon = self.block_size, first_seen(e.past, window)
         exact = window is not None or self.window.rerotate
         whole = table.ids[: e.past // size]
         pieces: list[tuple[int, list[int], int]] = []
@@ -102,22 +102,21 @@ class Sealed(Source):
         return [self.decoding]
 
     def decode(self, ask: Token) -> list[Read]:
-        t, pool = ask.tables, self.pool
+        t = ask.tables
         mass = None if ask.watch is None else ask.watch.mass(t, ask.q.shape[1])
-        return [Read(*pool.fused.paged_decode(
-            ask.q, pool.sealed.layer(ask.layer), pool.format, t.table, t.n_blocks,
-            pool.open.layer(ask.layer), t.open_slot, t.open_now, scale=ask.scale, mass=mass,
-            scratch=pool.workspace.scratch,
-        ), mass)]
+        return [self.decode_over(ask, t.table, t.n_blocks, mass)]
 
-    def decode_over(self, ask: Token, table: Tensor, n_blocks: Tensor) -> Read:
-        """Over the blocks of another table, see `paged_decode`, and over the open tail."""
+    def decode_over(
+        self, ask: Token, table: Tensor, n_blocks: Tensor, mass: Tensor | None = None
+    ) -> Read:
+        """Over the blocks of `table`, see `paged_decode`, and over the open tail, which takes
+        `ask.new`."""
         pool, t = self.pool, ask.tables
         return Read(*pool.fused.paged_decode(
             ask.q, pool.sealed.layer(ask.layer), pool.format, table, n_blocks,
-            pool.open.layer(ask.layer), t.open_slot, t.open_now, scale=ask.scale,
-            scratch=pool.workspace.scratch,
-        ))
+            pool.open.layer(ask.layer), t.open_slot, t.open_now, scale=ask.scale, mass=mass,
+            scratch=pool.workspace.scratch, new=ask.new,
+        ), mass)
 
     # ---- accounts
 

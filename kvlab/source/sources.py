@@ -33,7 +33,7 @@ class Sources(Source):
         self.entries = Summaries(spec.summary, pool)
         self.sealed = Sealed(pool, tables, spec.window, segment, inv_freq)
         self.host = Host(spec.offload.build(pool), pool, self.sealed, self.entries)
-        self.tail = Tail(self.sealed)
+        self.tail = Tail(pool)
         self.past, self.digests = self.sealed, Source()
         stored = [self.host, self.sealed] if spec.offload.keeps else [self.sealed]
         self.readers, self._beside = [*stored], []
@@ -52,7 +52,6 @@ class Sources(Source):
         self._all = [*self._read, *self._idle]
         self._doing = {verb: overriding(self._all, verb) for verb in LIFE}
         self._doing |= {verb: overriding(self._read, verb) for verb in READING}
-        self.observed = bool(self._doing["observe"])  # whether any wants the lse of everything
 
     def add(self, source: Source) -> None:
         """Have attention read one more source, before any sequence is open."""
@@ -115,6 +114,11 @@ class Sources(Source):
         return [x for source in self._read for x in source.in_place()]
 
     # ---- accounts
+
+    @property
+    def observed(self) -> bool:
+        """Whether any source wants to know what a layer's queries found in all."""
+        return bool(self._doing["observe"])
 
     @property
     def obstacle(self) -> str:

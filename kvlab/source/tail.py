@@ -7,9 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from kvlab.pool import BlockPool
 from kvlab.source.base import Ask, Part, Read, Source, Token
-from kvlab.source.sealed import Sealed
 from kvlab.source.step import Extent
+from kvlab.source.tables import DecodeTables
 
 
 class Tail(Source):
@@ -17,8 +18,8 @@ class Tail(Source):
 
     obstacle = ""
 
-    def __init__(self, sealed: Sealed):
-        self.sealed, self.pool = sealed, sealed.pool
+    def __init__(self, pool: BlockPool):
+        self.pool = pool
 
     @property
     def nbytes(self) -> int:
@@ -45,10 +46,10 @@ class Tail(Source):
         """The kernel that reads sealed blocks reads the open one, too."""
         return []
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> None:
+    def append(self, layer: int, k: Tensor, v: Tensor, tables: DecodeTables) -> None:
         """Store one token of every row, k and v [B, H, D]."""
-        pool, t = self.pool, self.sealed.decoding
-        pool.fused.append(k, v, pool.open.layer(layer), t.open_slot, t.open_len)
+        pool = self.pool
+        pool.fused.append(k, v, pool.open.layer(layer), tables.open_slot, tables.open_len)
 
     def joined(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The open tail and the step's tokens behind it, [fill + T, H, D]."""

@@ -47,6 +47,7 @@ class Bytes(NoStorage):
     opens_single = True
 
     def __init__(self, host: int):
+        super().__init__()
         self.limit = host
         self.device: dict[int, tuple] = {}
         self.host: dict[int, tuple] = {}
@@ -55,7 +56,7 @@ class Bytes(NoStorage):
         self.fails = False
         self.keys = 0
 
-    def take(self, step, table):
+    def take(self, step):
         if self.fails:
             raise MemoryError
 
@@ -156,9 +157,7 @@ class House:
                     tier(BlockLedger(None, by_name("lru")), store)}  # fmt: skip
         ledger = BlockLedger(capacity, by_name(policy))
         slides = SinkWindow(sinks=2, recent=4, middle=False) if window else None
-        group = member(ledger, SIZE, store, slides, **more)
-        store.tables = group.tables
-        return group
+        return member(ledger, SIZE, store, slides, **more)
 
     def pick(self, which: int) -> int | None:
         return sorted(self.tokens)[which % len(self.tokens)] if self.tokens else None

@@ -89,10 +89,10 @@ def test_known_blocks_behind_a_gap_do_not_return_to_a_changed_model():
     cache = cache_of(budget_blocks=8)
     seq, _ = run(cache, WORDS)
     cache.close(seq)
-    share = cache.groups[0].share
-    first = share.found(cache._chain(WORDS))[1]
+    share = cache.groups[0].held
+    first = share.found(cache.sequences.chain(WORDS))[1]
     cache.groups[0].ledger.pin([b for b in share.known if b != first])
-    cache.groups[0].evict(1)
+    cache.groups[0].held.evict(1)
     cache.groups[0].ledger.unpin(list(share.known))
     seq = cache.open(WORDS)
     assert cache.length(seq) == 4 and share.claims[seq].kept
@@ -153,7 +153,7 @@ def test_random_lives_under_a_changing_model(hold, groups, offload):
         seq, new = draw.choice(list(live)), [draw.randrange(1, 3) for _ in range(5)]
         step(cache, [seq], [5], [new])
         live[seq] = live[seq] + new
-        if not getattr(cache._chains[seq], "outdated", False):
+        if not getattr(cache.sequences.chains[seq], "outdated", False):
             whole = range(SIZE, len(live[seq]) + 1, SIZE)
             made.update((cache.identity, *live[seq][:n]) for n in whole)
 
@@ -175,7 +175,7 @@ def test_random_lives_under_a_changing_model(hold, groups, offload):
     def changed():
         change(cache, draw.choice(sorted(set("abc") - {cache.facts.identity})))
         cache.recheck()
-        assert cache.prefix_tokens == 0 and not cache._handles
+        assert cache.prefix_tokens == 0 and not cache.prefixes.handles
         made.clear()
 
     def attached():

@@ -68,8 +68,8 @@ def state(cache) -> dict:
           for m in g.ledger._metas if m.state], g.ledger.now)
         for g in cache.groups
     ]  # fmt: skip
-    return {"stats": stats, "groups": groups, "tokens": dict(cache._tokens),
-            "chains": {seq: chain.ids().tolist() for seq, chain in cache._chains.items()}}
+    return {"stats": stats, "groups": groups, "tokens": dict(cache.sequences.lengths),
+            "chains": {seq: chain.ids().tolist() for seq, chain in cache.sequences.chains.items()}}
 
 
 def contents(cache) -> list[torch.Tensor]:
@@ -212,13 +212,13 @@ def test_shared_prefixes_of_a_copy():
     handle = cache.attach_prefix(ids[:40])
     other, its = copy.deepcopy((cache, handle))
     other.check()
-    other.groups[0].share.index.check()
+    other.groups[0].held.index.check()
     assert other.length(other.open(ids)) == len(ids) - 1
     with pytest.raises(KvlabError, match="not pinned in this cache"):
         other.release_prefix(handle)
     other.release_prefix(its)
     assert handle.pinned and not its.pinned
-    other.close(max(other._tokens))
+    other.close(max(other.sequences.lengths))
     assert other.drop_prefixes() == len(ids)
     assert cache.prefix_tokens == len(ids)
     assert cache.length(cache.open(ids)) == len(ids) - 1

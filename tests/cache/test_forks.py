@@ -182,7 +182,7 @@ def test_a_prompt_longer_than_the_budget():
         cache.begin([seq], [100])
     cache.close(seq)
     cache.check()
-    assert cache.stats().blocks == 0 and not cache._tokens
+    assert cache.stats().blocks == 0 and not cache.sequences.lengths
 
 
 @pytest.mark.parametrize(("budget", "cut", "fits"), [

@@ -27,7 +27,7 @@ def store_tokens(cache, seq, tokens, chunk=8192):
         cache.begin([seq], [count])
         x = torch.zeros(count, g.kv_heads, g.head_dim, dtype=cache.dtype)
         for layer in range(g.layers):
-            cache.groups[0]._seal(layer, cache.running.rows[0][0], x, x)
+            cache.groups[0]._seal(layer, cache.sequences.under_way[0][0], x, x)
         cache.commit()
 
 
@@ -126,7 +126,7 @@ def test_sliding_window_bounds_what_is_read(window):
     for count in (6, 1, 13, 1, 1, 9):
         driver.step([seq], [count], window=window)
     driver.cache.begin([seq], [1])
-    (extent,) = driver.cache.running.rows[0]
+    (extent,) = driver.cache.sequences.under_way[0]
     group = driver.cache.groups[0]
     pieces = group.sources.sealed.pieces(extent, window)
     assert sum(len(piece.blocks) for piece in pieces) <= -(-window // 4) + 1
@@ -139,7 +139,7 @@ def test_segments_are_bounded_by_the_workspace():
     driver.step([seq], [50])
     driver.cache.begin([seq], [1])
     group = driver.cache.groups[0]
-    pieces = group.sources.sealed.pieces(driver.cache.running.rows[0][0])
+    pieces = group.sources.sealed.pieces(driver.cache.sequences.under_way[0][0])
     assert [len(piece.blocks) for piece in pieces] == [3, 3, 3, 3]
     assert [piece.start for piece in pieces] == [0, 12, 24, 36]
 

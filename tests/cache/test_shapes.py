@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from kvlab.blocks import BlockLedger, Holding, Sequences
+from kvlab.blocks.sliding import SPARE
 from kvlab.cache import CacheSpec, PagedCache
-from kvlab.cache.sliding import SPARE, Sliding
-from kvlab.core import BadInput, CacheGeometry, KvlabError, LayerShape
+from kvlab.core import BadInput, CacheGeometry, KvlabError, LayerShape, first_seen
 from kvlab.format import NAMES, by_name
 from kvlab.kernel import attend_ref, attend_sdpa
 from kvlab.pool import BlockPool, Workspace
-from kvlab.sim.sizes import ModelShape, token_bytes
+from kvlab.sim.sizes import ModelShape, seen_pairs, token_bytes
 
 WIDE, NARROW = LayerShape(1, 24, 8), LayerShape(2, 16, 16, window=6)
 UNLIKE = CacheGeometry.of((NARROW, WIDE, NARROW), query_heads=4, block_size=4)
@@ -165,17 +167,35 @@ def test_what_a_window_leaves_no_room_for_is_refused(axes, sentence):
         CacheSpec(block_size=4, **more).checked_for(UNLIKE)
 
 
-@given(st.integers(1, 40), st.integers(1, 16), st.lists(st.integers(1, 60), max_size=8))
+windows = st.one_of(st.none(), st.integers(1, 40), st.integers(-40, -1))
+
+
+@given(st.integers(0, 200), windows)
+def test_the_first_position_seen_is_that_of_the_mask(position, window):
+    seen = attend_ref.visible(1, position + 1, position, 0, True, window, "cpu")[0]
+    assert int(seen.nonzero()[0]) == max(0, first_seen(position, window))
+    if window is not None:
+        other = [k // -window == position // -window if window < 0 else k > position - window
+                 for k in range(position + 1)]  # fmt: skip
+        assert seen.tolist() == other
+    assert LayerShape(1, 8, 8, window).seen(position + 1) == int(seen.sum())
+    assert seen_pairs(np.array(position + 1.0), window) == sum(
+        LayerShape(1, 8, 8, window).seen(n + 1) for n in range(position + 1))  # fmt: skip
+
+
+@given(windows, st.integers(1, 16), st.lists(st.integers(1, 60), max_size=8))
 def test_a_window_lets_go_only_what_no_later_token_sees(window, size, counts):
-    sliding, length = Sliding(window, size), 0
-    sliding.open(0)
+    holding, length = Holding(BlockLedger(None), size, reach=window), 0
+    sequences = Sequences([holding])
+    seq, _ = sequences.open()
     for count in counts:
-        sliding.check_reach(0, length, window)  # the first of the step looks back farthest
+        holding.check_reach(seq, length, window)  # the first of the step looks back farthest
+        sequences.begin([seq], [count])
+        sequences.commit()
         length += count
-        blocks = sliding.slid(0, length)
-        assert blocks * size <= max(0, length - window + 1 - SPARE)
-        readable = sliding.within([(0, length)], length)
-        assert not blocks or blocks * size <= readable[0][0] < (blocks + 1) * size
+        behind = max(0, first_seen(length, window) - SPARE)
+        assert holding.tables[seq].holes == list(range(behind // size))
+        assert holding.claims[seq].let_go == behind // size * size
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -202,7 +222,7 @@ def test_sinks_join_what_the_kernels_read(observed):
         q, k, v = (torch.randn(1, h, count, 32, generator=random) for h in (4, 2, 2))
         past.append((k[0].transpose(0, 1), v[0].transpose(0, 1)))
         cache.begin([seq], [count])
-        assert cache.running.decodes == (count == 1)
+        assert cache._decodes == (count == 1)
         out = cache.attend(0, q, k, v, scale=0.2, sinks=sinks)
         cache.commit()
         keys, values = (torch.cat(x) for x in zip(*past))

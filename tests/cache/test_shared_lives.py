@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import partial
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from driver import SCALE, Driver, held_bytes, make, oracle
 
 from kvlab.blocks import HashSharing
 from kvlab.core import KvlabError, OutOfBlocks
+from kvlab.offload import HostStore
 from kvlab.retrieval import Quest
 
 LOSSY = HashSharing(hold=False)
@@ -19,6 +21,10 @@ LIVES = {
     "fifo": {"policy": "fifo", "budget_blocks": 24},
     "prompts only": {"policy": "sieve", "budget_blocks": 24, "prefix": HashSharing(outputs=False)},
     "two tiers": {"policy": "fifo", "budget_blocks": 24, "offload": "host"},
+    "write back": {"policy": "fifo", "budget_blocks": 24,
+                   "offload": partial(HostStore, mode="write_back", policy="fifo")},
+    "write through": {"policy": "lru", "budget_blocks": 24, "groups": "per_layer",
+                      "offload": partial(HostStore, mode="write_through")},
     "per layer": {"policy": "fifo", "budget_blocks": 24, "groups": "per_layer"},
     "per layer, two tiers": {"policy": "lru", "budget_blocks": 24, "groups": "per_layer",
                              "offload": "host"},
@@ -35,6 +41,7 @@ class World:
     """Keys and values follow from the tokens up to their own, as a model's do."""
 
     def __init__(self, seed: int, **axes):
+        axes = {name: axis() if isinstance(axis, partial) else axis for name, axis in axes.items()}
         self.cache = make(**{"prefix": "hash", "block_size": 3, "head_dim": 4} | axes)
         self.random, self.tokens, self.handles = random.Random(seed), {}, []
         self.made: dict[tuple, torch.Tensor] = {}
@@ -153,7 +160,7 @@ class World:
         places = group.away.places(seq, group.tables[seq], (length - count) // size)
         for index, place in enumerate(places):
             if place == -1:
-                assert not group.share.hold, "running sequences keep their blocks"
+                assert not group.held.hold, "running sequences keep their blocks"
                 keep[index * size : (index + 1) * size] = False
         return keep
 
@@ -185,7 +192,7 @@ def test_many_lives(life, seed):
             world.cache.abort()
         world.cache.check()
         for group in world.cache.groups:
-            group.share.index.check()
+            group.held.index.check()
     found = "".join(row["codes"] for row in world.cache.audit())
     assert happened > 80
     assert "h" in found or "H" in found or not world.cache.spec.prefix.hold

@@ -9,8 +9,7 @@ import torch
 from driver import Driver, held_bytes, make
 
 from kvlab import policy as policies
-from kvlab.blocks import HashSharing, victims
-from kvlab.cache.share import Serving, Shared
+from kvlab.blocks import HashSharing, Serving, Shared, victims
 from kvlab.core import BadInput, OutOfBlocks
 from kvlab.model import PagedCache, prefill
 from kvlab.model.decode import generate
@@ -169,7 +168,7 @@ def test_the_last_token_is_always_computed(model):
 def test_answers_are_right_under_pressure(model, policy):
     """Requests over few prefixes in few blocks, gaps included: each answer is the cold one."""
     cache, chosen, plain = paged(model, policy=policy, budget_blocks=14), random.Random(1), {}
-    for _ in range(60):
+    for _ in range(40):
         ids = words(24, chosen.randrange(3)) + words(chosen.randrange(1, 60), chosen.randrange(3))
         key = tuple(ids)
         if key not in plain:
@@ -177,7 +176,7 @@ def test_answers_are_right_under_pressure(model, policy):
         logits = serve(model, cache, ids, chunk=chosen.choice((5, 16, 64)))
         torch.testing.assert_close(logits, plain[key], rtol=1e-4, atol=1e-4)
         cache.check()
-        cache.groups[0].share.index.check()
+        cache.groups[0].held.index.check()
     found = "".join(row["codes"] for row in cache.audit())
     assert cache.stats().evictions > 50 and "h" in found and "e" in found
     cache.reset()
@@ -211,7 +210,7 @@ def test_hits_and_victims_are_the_simulators(policy):
         turn, length = chosen.randrange(4), chosen.randrange(1, 12)
         ids = [t for d in range(length) for t in [root, turn if d > 3 else 0, d, 7]]
         codes += store(cache, ids)
-        trace.append((float(at), len(ids), 1, as_ids(cache._chain(ids).names())))
+        trace.append((float(at), len(ids), 1, as_ids(cache.sequences.chain(ids).names())))
     cache.check()
     result = simulate(from_requests(trace, 4), policy, 40, shape=cache.shape,
                       events=simulated.append)
@@ -253,7 +252,7 @@ def test_two_tiers_hit_as_simulated(policy):
         root, turn, length = (chosen.randrange(n) for n in (30, 4, 12))
         ids = [t for d in range(length + 1) for t in [root, turn if d > 3 else 0, d, 7]]
         codes += store(cache, ids)
-        trace.append((float(at), len(ids), 1, as_ids(cache._chain(ids).names())))
+        trace.append((float(at), len(ids), 1, as_ids(cache.sequences.chain(ids).names())))
     cache.check()
     host = Host(capacity_blocks=10_000)
     result = simulate(from_requests(trace, 4), policy, 40, shape=cache.shape, host=host)
@@ -268,7 +267,7 @@ def test_a_full_host_loses_what_has_waited_longest(model):
     for seed in range(6):
         serve(model, cache, words(4 * SIZE + 1, seed))
         cache.check()
-    assert 0 < len(cache.groups[0].share.waiting) <= 6
+    assert 0 < len(cache.groups[0].held.tier.keys) <= 6
     assert cache.stats().host_bytes <= 6 * block
     serve(model, cache, words(4 * SIZE + 1, 4))
     assert cache.audit()[-1]["hit_host"] == 4
@@ -283,11 +282,11 @@ def test_a_request_that_does_not_fit_leaves_the_host_as_it_was(model):
     cache.release_prefix(handle)
     serve(model, cache, words(6 * SIZE, 1))
     handle = cache.cache_prefix(words(6 * SIZE, 1))
-    waiting = len(cache.groups[0].share.waiting)
+    waiting = len(cache.groups[0].held.tier.keys)
     with pytest.raises(OutOfBlocks):
         cache.open(words(5 * SIZE))
     cache.check()
-    assert len(cache.groups[0].share.waiting) == waiting == 5
+    assert len(cache.groups[0].held.tier.keys) == waiting == 5
     cache.release_prefix(handle)
     assert cache.length(cache.open(words(5 * SIZE))) == 4 * SIZE
     cache.check()
@@ -358,10 +357,10 @@ def test_reserved_room_is_there_or_nothing_happens(model):
         cache.open(words(17), reserve=4 * SIZE + 1)
     cache.check()
     assert cache.length(cache.open(words(17))) == 16, "what is shared takes no room"
-    assert cache.groups[0].share.reserved_count == 3
+    assert cache.groups[0].held.reserved_count == 3
     cache.close(seq)
     cache.check()
-    assert cache.groups[0].share.reserved_count == 0
+    assert cache.groups[0].held.reserved_count == 0
 
 
 def test_what_is_truncated_is_forgotten(model):
@@ -407,7 +406,7 @@ def leftovers(model, seed):
     cache = paged(model, prefix=HashSharing(hold=False), policy="fifo", budget_blocks=100)
     ids = words(30 * SIZE, seed)
     prefill(model, torch.tensor([ids[: 12 * SIZE]]), cache)
-    cache.groups[0].evict(6)
+    cache.groups[0].held.evict(6)
     prefill(model, torch.tensor([ids[12 * SIZE :]]), cache)
     cache.finish()
     serve(model, cache, ids[: 6 * SIZE + 1])
@@ -459,10 +458,10 @@ def test_what_a_lossy_cache_shares_is_exact(model, axes):
 
 def compare(cache, full, seq, ids):
     """Every block that `cache` knows of `ids` against the full cache's."""
-    chain = cache._chain(ids)
+    chain = cache.sequences.chain(ids)
     place = full.groups[0]
     for number, group in enumerate(cache.groups):
-        for index, block in enumerate(group.share.found(chain)):
+        for index, block in enumerate(group.held.found(chain)):
             if block is not None:
                 for local in range(group.pool.geometry.layers):
                     layer = number + local
@@ -478,7 +477,7 @@ def test_blocks_that_left_the_window_are_not_known(model):
     serve(model, cache, words(80), chunk=SIZE)
     cache.check()
     assert cache.length(cache.open(words(80))) == SIZE
-    assert isinstance(cache.groups[0].share, Serving)
+    assert isinstance(cache.groups[0].held, Serving)
 
 
 # ---- refusals and reasons

@@ -65,7 +65,7 @@ def same_next(model, theirs, ours, rows):
 
 
 def accounts(cache):
-    return list(cache.rows), cache.seen, cache.stats(), dict(cache._tokens)
+    return list(cache.rows), cache.seen, cache.stats(), dict(cache.sequences.lengths)
 
 
 # ---- crop
@@ -159,7 +159,7 @@ def test_repeats_without_room_leave_nothing(model, axes):
     cache.batch_repeat_interleave(2)
     cache.finish()
     cache.check()
-    assert not cache._tokens
+    assert not cache.sequences.lengths
     assert prefill(model, words(1, 38, seed=2), cache).tokens == 38
 
 
@@ -174,7 +174,7 @@ def test_beams_without_room(model, budget):
     cache.check()
     cache.finish()
     cache.check()
-    assert cache.stats().blocks == 0 and not cache._tokens
+    assert cache.stats().blocks == 0 and not cache.sequences.lengths
 
 
 def test_a_step_that_failed_is_forgotten(model):

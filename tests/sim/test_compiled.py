@@ -61,7 +61,7 @@ def replay(trace, policy, capacity, host=None, **how):
     """Every field of the result, and what became of each access and when what left."""
     pieces = []
     host = host and Host(host[0], host[1]())
-    how |= {"host": host, "outcomes": lambda _, outcome: pieces.append(outcome)}
+    how |= {"host": host, "outcomes": lambda _, outcome: pieces.append(outcome[:3])}
     result = vars(simulate(trace, policy(), capacity, **how))
     result["orphans"] = None  # counted where the ledger is
     return result, [np.concatenate(arrays).tolist() for arrays in zip(*pieces)]

@@ -1,0 +1,126 @@
+"""What work takes: seconds of prefill, decode and copies, money and joules.
+
+Round numbers by default, or those that `job=calibrate` measured on a machine, a plain JSON file.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from kvlab.core import BadInput
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Coefficients that `job=calibrate` fitted to its measurements; `about` says of what.
+
+    prefill: ms of a prompt of n tokens is prefill[0] + prefill[1] n + prefill[2] n^2.
+    decode: ms of a step of r rows over c tokens in all is decode[0] + decode[1] r + decode[2] c.
+    to_host, to_device: of a copy of b bytes, ms = [0] + [1] b. token_bytes: of one cached token.
+    """
+
+    prefill: tuple[float, float, float]
+    decode: tuple[float, float, float]
+    to_host: tuple[float, float]
+    to_device: tuple[float, float]
+    token_bytes: float
+    about: dict
+
+    @classmethod
+    def read(cls, path: str | Path) -> Calibration:
+        """Of a file, or of a folder with a `calibration.json`; BadInput where it is none."""
+        file = Path(path) / "calibration.json" if Path(path).is_dir() else Path(path)
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            made = cls(**found)
+            numbers = [*made.prefill, *made.decode, *made.to_host, *made.to_device]
+            right = [len(made.prefill), len(made.decode), len(made.to_host), len(made.to_device)]
+            sound = right == [3, 3, 2, 2] and min(map(float, numbers)) >= 0
+        except (OSError, ValueError, TypeError) as error:
+            remedy = f"is no file that job=calibrate wrote ({type(error).__name__})"
+            raise BadInput("service.calibration", path, remedy) from None
+        if not sound or not sum(made.prefill) > 0:
+            raise BadInput("service.calibration", path, "holds numbers that no machine has")
+        return made
+
+    def write(self, path: str | Path) -> None:
+        text = json.dumps(asdict(self), indent=1)
+        Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+class NoService:
+    """A request is over before the next one comes: hits are counted, times are not."""
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """How long a request holds its blocks: prompt tokens that did not hit are computed, then output
+    tokens are made one by one.
+
+    The rates are round numbers of an 8B model on one H100-class device; take measured ones from a
+    run with `measured`, or name a file of `job=calibrate`.
+    calibration: such a file, whose times stand in for both rates: prefill then depends on the
+    length and on what stands before it, a step of decode on how many run and how much they read.
+    prefills: prompts computed at a time; more wait in a queue (null: none waits).
+    running: requests at a time (null: as many as there is room for).
+    dollars_per_hour, watts: of the device, for money and joules a million tokens (null: not told).
+    """
+
+    prefill_tokens_per_second: float = 20_000.0
+    decode_tokens_per_second: float = 50.0
+    calibration: str | None = None
+    prefills: int | None = None
+    running: int | None = None
+    dollars_per_hour: float | None = None
+    watts: float | None = None
+
+    def __post_init__(self):
+        for name in ("prefill_tokens_per_second", "decode_tokens_per_second"):
+            if not getattr(self, name) > 0:
+                raise BadInput(f"service.{name}", getattr(self, name), "must be more than 0")
+        least = {"prefills": 1, "running": 1, "dollars_per_hour": 0, "watts": 0}
+        for name, at_least in least.items():
+            value = getattr(self, name)
+            if value is not None and not value >= at_least:
+                raise BadInput(f"service.{name}", value, f"must be at least {at_least}, or null")
+        if self.calibration is not None:
+            self.measures  # noqa: B018 -- a file that is none is refused now
+
+    @cached_property
+    def measures(self) -> Calibration | None:
+        return None if self.calibration is None else Calibration.read(self.calibration)
+
+    @classmethod
+    def measured(cls, run: str | Path) -> CostModel:
+        """The mean rates that a run folder (or its measurements.jsonl) holds."""
+        path = Path(run)
+        path = path / "measurements.jsonl" if path.is_dir() else path
+        names = ("prefill_tokens_per_second", "decode_tokens_per_second")
+        found: dict[str, list[float]] = {name: [] for name in names}
+        for row in map(json.loads, path.read_text().splitlines()):
+            if row["name"] in found:
+                found[row["name"]].append(row["value"])
+        missing = [name for name in names if not found[name]]
+        if missing:
+            raise BadInput("service", path, f"the run has no measurement {' or '.join(missing)}")
+        return cls(*(float(np.mean(found[name])) for name in names))
+
+    def prefill_ms(self, tokens: int, behind: int = 0) -> float:
+        """Of `tokens` computed on top of `behind` tokens that are there."""
+        if self.measures is None:
+            return 1e3 * tokens / self.prefill_tokens_per_second
+        fixed, each, pair = self.measures.prefill
+        return fixed + each * tokens + pair * ((behind + tokens) ** 2 - behind**2)
+
+    def decode_ms(self, tokens: int, context: int = 0, running: int = 1) -> float:
+        """Of `tokens` output tokens over `context` ones, while `running` requests of that length
+        take part in each step."""
+        if self.measures is None:
+            return 1e3 * tokens / self.decode_tokens_per_second
+        step, row, read = self.measures.decode
+        return tokens * (step + row * running + read * running * (context + tokens / 2))
