@@ -6,12 +6,12 @@ from __future__ import annotations
 from kvlab.blocks.chain import Chain, CutOff
 from kvlab.blocks.holding import Holding
 from kvlab.blocks.ledger import BlockLedger
-from kvlab.blocks.names import NameIndex, Names
+from kvlab.blocks.names import NameIndex, Names, leading
 from kvlab.blocks.prefix import PrefixIndex, chained_hashes
 from kvlab.blocks.prefixes import Prefixes, PrefixHandle
 from kvlab.blocks.reasons import Reasons
 from kvlab.blocks.replay import replay, victims
-from kvlab.blocks.sequences import Sequences, leading
+from kvlab.blocks.sequences import Sequences
 from kvlab.blocks.serving import Serving
 from kvlab.blocks.shared import Shared
 from kvlab.blocks.sharing import HashSharing, NoSharing

@@ -46,8 +46,7 @@ class NameIndex:
 
     def add(self, chain: Names | Chain, logical: Sequence[int], ids: list[BlockId]) -> None:
         """Make known that `ids[n]` holds whole block `logical[n]`; nothing may be known there."""
-        names = chain.names()
-        names = [names[i] for i in logical]
+        names = picked(chain.names(), logical)
         self._where.update(zip(names, ids))
         self._names.update(zip(ids, names))
         self.changes += 1
@@ -80,3 +79,15 @@ class NameIndex:
     def check(self) -> None:
         """Raise AssertionError unless both directions agree."""
         assert {id: name for name, id in self._where.items()} == self._names
+
+
+def picked(items: list, logical: Sequence[int]) -> list:
+    """items[i] for each of `logical`: a slice where these fall one by one, as they mostly do."""
+    if isinstance(logical, range) and logical.step == -1:
+        return items[logical.stop + 1 : logical.start + 1][::-1]
+    return [items[i] for i in logical]
+
+
+def leading(found: list) -> int:
+    """How many blocks are held before the first gap."""
+    return found.index(None) if None in found else len(found)
