@@ -3,10 +3,10 @@ here."""
 
 from __future__ import annotations
 
-from kvlab.blocks.chain import Chain, CutOff
+from kvlab.blocks.chain import Chain, CutOff, leading
 from kvlab.blocks.holding import Holding
 from kvlab.blocks.ledger import BlockLedger
-from kvlab.blocks.names import NameIndex, Names, leading
+from kvlab.blocks.names import NameIndex, Names
 from kvlab.blocks.prefix import PrefixIndex, chained_hashes
 from kvlab.blocks.prefixes import Prefixes, PrefixHandle
 from kvlab.blocks.reasons import Reasons

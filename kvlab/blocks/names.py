@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, KeysView, Sequence
 
-from kvlab.blocks.chain import Chain
+from kvlab.blocks.chain import Chain, picked
 from kvlab.core import BlockId
 
 
 class Names:
     """Whole blocks of a sequence by name, with the interface of `Chain` that lookups need."""
 
-    __slots__ = ("block_size", "_names")
+    __slots__ = ("block_size", "_names", "_lineage")
     changes = 0
 
-    def __init__(self, names: list[int], block_size: int):
-        self._names, self.block_size = names, block_size
+    def __init__(
+        self, names: list[int], block_size: int, lineage: tuple[list, list] | None = None
+    ):
+        """lineage: depth of each block and the name before it, where they do not follow from the
+        order: a request may name a block twice."""
+        self._names, self.block_size, self._lineage = names, block_size, lineage
 
     @property
     def tokens(self) -> int:
@@ -26,6 +30,13 @@ class Names:
 
     def names(self, stop: int | None = None) -> list[int]:
         return self._names if stop is None else self._names[:stop]
+
+    def lineage(self, logical: Sequence[int]) -> tuple[Sequence[int], list[int | None]]:
+        """See `Chain.lineage`."""
+        if self._lineage is None:
+            return logical, picked([None, *self._names], logical)
+        depths, parents = self._lineage
+        return picked(depths, logical), picked(parents, logical)
 
     def raw(self, index: int) -> bytes:
         """Nothing: equal names are equal blocks."""
@@ -79,15 +90,3 @@ class NameIndex:
     def check(self) -> None:
         """Raise AssertionError unless both directions agree."""
         assert {id: name for name, id in self._where.items()} == self._names
-
-
-def picked(items: list, logical: Sequence[int]) -> list:
-    """items[i] for each of `logical`: a slice where these fall one by one, as they mostly do."""
-    if isinstance(logical, range) and logical.step == -1:
-        return items[logical.stop + 1 : logical.start + 1][::-1]
-    return [items[i] for i in logical]
-
-
-def leading(found: list) -> int:
-    """How many blocks are held before the first gap."""
-    return found.index(None) if None in found else len(found)

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from kvlab.blocks.chain import Chain
+from kvlab.blocks.chain import Chain, leading
 from kvlab.blocks.holding import Holding
-from kvlab.blocks.names import Names, leading
+from kvlab.blocks.names import Names
 from kvlab.blocks.step import Opened, Step
 from kvlab.core import BadInput, KvlabError, SeqId
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence, Set
 
 from kvlab.blocks import renewal
-from kvlab.blocks.chain import Chain
+from kvlab.blocks.chain import Chain, leading, picked
 from kvlab.blocks.claim import Claim
 from kvlab.blocks.holding import Holding
-from kvlab.blocks.names import NameIndex, leading, picked
+from kvlab.blocks.names import NameIndex
 from kvlab.blocks.prefix import PrefixIndex
 from kvlab.blocks.reasons import REMEMBERED, Reasons
 from kvlab.blocks.step import Step
@@ -179,12 +179,11 @@ class Shared(Holding):
         claim, table = self.claims[seq], self.tables[seq].ids
         chain, alone = claim.chain, claim.seen == (self.index.added, claim.chain.changes)
         names, ids = chain.names(), picked(table, logical)
-        while len(self._costs) < len(names):
+        depths, parents = chain.lineage(logical)
+        while len(self._costs) <= max(depths):
             self._costs.append(self.cost(len(self._costs)))
-        self.ledger.seal(
-            ids, picked(names, logical), logical, cost=picked(self._costs, logical),
-            parent=picked([None, *names], logical),
-        )
+        costs = picked(self._costs, depths)
+        self.ledger.seal(ids, picked(names, logical), depths, cost=costs, parent=parents)
         self.index.add(chain, logical, ids)
         if alone:
             claim.seen = self.index.added, chain.changes
