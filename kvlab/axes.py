@@ -43,8 +43,10 @@ def _axis(name: str, null: str, room: str, members: dict[str, tuple[str, str]], 
     return Axis(name, null, table, **more)
 
 
-def _format(name: str, told: str) -> tuple[str, Member]:
-    return name, Member("kvlab.format.shipped", told, {"name": name})
+def _format(name: str, told: str, key: str = "", value: str = "") -> tuple[str, Member]:
+    """A format is a codec for keys and one for values, each by its own name."""
+    stored = {"name": name, "key": key or name, "value": value or name}
+    return name, Member("kvlab.format.shipped", told, stored)
 
 
 _FORMATS = dict([
@@ -56,9 +58,9 @@ _FORMATS = dict([
     _format("int4", "both in 4-bit integers"),
     _format("int3", "both in 3-bit integers"),
     _format("int2", "both in 2-bit integers"),
-    _format("k8v4", "keys in 8 bits, values in 4"),
-    _format("k4v2", "keys in 4 bits, values in 2"),
-    _format("k3v2", "keys in 3 bits, values in 2"),
+    _format("k8v4", "keys in 8 bits, values in 4", "int8", "int4"),
+    _format("k4v2", "keys in 4 bits, values in 2", "int4", "int2"),
+    _format("k3v2", "keys in 3 bits, values in 2", "int3", "int2"),
 ])  # fmt: skip
 
 TABLE: dict[str, Axis] = {axis.name: axis for axis in (
@@ -196,6 +198,50 @@ def enlist(axis: str, name: str, made: Callable) -> None:
     _NAMED[axis, name] = made
 
 
+def with_axes(cls: type) -> type:
+    """A field for each axis before the other fields of a dataclass, its null member by default;
+    annotated with the root of the members' classes."""
+    kinds = {axis: type(by_name(axis, TABLE[axis].null)).__mro__[-2] | str for axis in AXES}
+    cls.__annotations__ = kinds | cls.__annotations__
+    for axis in AXES:
+        setattr(cls, axis, TABLE[axis].null)
+    return cls
+
+
 def is_null(axis: str, member: object) -> bool:
     """Whether a member of `axis` is the one that changes nothing."""
     return type(member) is find(axis, TABLE[axis].null)
+
+
+# ---- what a choice is called
+
+_BUDGETS = {"cache.budget_percent": "{}%", "cache.budget_blocks": "{} blocks",
+            "cache.budget_bytes": "{} bytes"}  # fmt: skip
+
+
+def label(settings: dict[str, object]) -> str:
+    """A short readable name: `int8 lru 10%`; keys that no axis names stay `key=value`."""
+    return " ".join(_word(key, value) for key, value in settings.items())
+
+
+def _word(key: str, value: object) -> str:
+    if key in AXES:
+        return f"no {key}" if value in ("none", None) else str(value)
+    if key in _BUDGETS and value is not None:
+        return _BUDGETS[key].format(value)
+    return f"{key}={value}"
+
+
+def of_members(settings: dict[str, object]) -> dict[str, object]:
+    """A member given by its class, `policy._target_=my_module.MyPolicy`, in place of the option
+    that it was laid over, by its short name or, without one, by its path: what a variant is called
+    after and what its rows say."""
+    found = {}
+    for key, value in settings.items():
+        axis = key.removesuffix("._target_")
+        path = settings.get(f"{axis}._target_") if axis in AXES else None
+        if path is None:
+            found[key] = value
+        else:
+            found[axis] = getattr(load(axis, str(path)), "name", None) or path
+    return found

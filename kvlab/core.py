@@ -54,11 +54,23 @@ class RunFailed(KvlabError):
     """What all other numbers of a run are compared with could not be measured."""
 
 
+def first_seen(position, window: int | None):
+    """The first position that a query at `position` sees; numbers and tensors alike.
+
+    window: the last so many positions, the query's own included; None: all; negative: chunked
+    attention (Llama 4), which starts anew at every multiple of -window.
+    """
+    if window is None:
+        return 0 * position
+    return position // -window * -window if window < 0 else position - window + 1
+
+
 class LayerShape(NamedTuple):
     """What one layer stores of a token, and how far back its queries see.
 
     kv_heads: key/value heads; k_width, v_width: elements of a head's key and of its value.
-    window: the model's own sliding window, the token itself included; None: all of the past.
+    window: the model's own sliding window, or its chunks if negative, see `first_seen`; None: all
+        of the past.
     softcap: logits are softly capped at this value (Gemma 2); None: not at all.
     """
 
@@ -79,8 +91,8 @@ class LayerShape(NamedTuple):
         return self.kv_heads * (self.k_width + self.v_width)
 
     def seen(self, tokens: int) -> int:
-        """Of the last `tokens` tokens, those that the newest of them sees."""
-        return tokens if self.window is None else min(tokens, self.window)
+        """Of `tokens` tokens, those that the newest of them sees."""
+        return tokens - max(0, first_seen(tokens - 1, self.window))
 
 
 @dataclass(frozen=True, init=False)

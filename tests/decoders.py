@@ -9,7 +9,7 @@ from importlib import import_module
 MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 MOE = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2,
        "moe_intermediate_size": 32}  # fmt: skip
-LLAMA4 = {"interleave_moe_layer_step": 2, "intermediate_size_mlp": 48, "attention_chunk_size": 4096,
+LLAMA4 = {"interleave_moe_layer_step": 2, "intermediate_size_mlp": 48, "attention_chunk_size": 14,
           "no_rope_layers": [1, 1, 0]}  # fmt: skip
 # name -> architecture, what differs from SHAPE
 DECODERS: dict[str, tuple[str, dict]] = {

@@ -5,11 +5,13 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import hydra
 import pytest
 import yaml
 
 from kvlab import axes
 from kvlab.config import conf_dir
+from kvlab.config.compose import compose
 from kvlab.core import BadInput
 
 MEMBERS = [(axis, name) for axis in axes.AXES for name in axes.names(axis)]
@@ -33,11 +35,13 @@ def test_yaml_and_table_name_the_same_class(axis, name):
     assert member.told
 
 
-@pytest.mark.parametrize("axis", axes.AXES)
-def test_the_null_member_is_the_default(axis):
-    defaults = yaml.safe_load((conf_dir() / "config.yaml").read_text())["defaults"]
-    assert {axis: axes.TABLE[axis].null} in defaults
-    assert axes.TABLE[axis].null in axes.names(axis)
+def test_the_null_member_is_the_default():
+    with hydra.initialize_config_dir(str(conf_dir()), job_name="kvlab", version_base="1.3"):
+        config = compose(["experiment=none"])
+    for axis in axes.AXES:
+        assert config.hydra.runtime.choices[axis] == axes.TABLE[axis].null
+        assert config.cache[axis] == config[axis]
+        assert axes.is_null(axis, axes.by_name(axis, axes.TABLE[axis].null)) or axis == "format"
 
 
 @pytest.mark.parametrize("axis", axes.TABLE)

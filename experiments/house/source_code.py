@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 # What a request does with blocks: a room that calls all of these on a ledger has the protocol.
 PROTOCOL = {"pin", "unpin", "reclaim", "free"}
-LISTED = 3  # so many different axes named in one literal, signature or call: a list by hand
+LISTED = 3  # so many different axes named in one literal or signature: a list by hand
 
 
 class Class(NamedTuple):
@@ -169,14 +169,13 @@ def axis_lists(root: Path) -> dict[str, int]:
 
 
 def _lists(tree: ast.AST) -> Iterator[set[str]]:
-    """Strings of each collection, keywords of each call, parameters, fields, attributes read."""
+    """Strings of each collection, parameters, fields, attributes read. A call that makes a cache of
+    three axes lists nothing."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Tuple | ast.List | ast.Set):
             yield {n.value for n in node.elts if isinstance(n, ast.Constant)} | _read(node)
         elif isinstance(node, ast.Dict):
             yield {n.value for n in node.keys if isinstance(n, ast.Constant)}
-        elif isinstance(node, ast.Call):
-            yield {k.arg for k in node.keywords if k.arg}
         elif isinstance(node, ast.arguments):
             yield {a.arg for a in (*node.args, *node.kwonlyargs)}
         elif isinstance(node, ast.ClassDef):

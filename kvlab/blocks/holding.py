@@ -25,7 +25,7 @@ class Holding(Room):
     of axis prefix (`Shared`, `Serving`) change what is found, kept and made known.
 
     storage: what stands behind the ids. window: what stays pinned and what may be read.
-    record: the kind of `Step` that the storage wants. reach: tokens that a query of the model sees,
+    record: the kind of `Step` that the storage wants. reach: what a query of the model sees,
     itself included, if it has a window of its own and nobody else begins with what leaves it.
     """
 

@@ -1,7 +1,7 @@
 """What windows do to the blocks of a sequence: pins that move with its end, blocks let go.
 
-Two windows meet here: the one of axis `window`, and the model's own (`Holding.reach`: how many
-tokens a query sees, itself included), beyond which no query looks again. These are methods of
+Two windows meet here: the one of axis `window`, and the model's own (`Holding.reach`: which
+tokens a query sees, as in `first_seen`), beyond which no query looks again. These are methods of
 `Holding`, in a file of their own.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from kvlab.blocks.claim import Claim
 from kvlab.blocks.ledger import BlockLedger
 from kvlab.blocks.states import SEALED
-from kvlab.core import BlockId, KvlabError, SeqId
+from kvlab.core import BlockId, KvlabError, SeqId, first_seen
 from kvlab.window import Range
 
 SPARE = 32  # tokens kept behind the reach, for those who take back what they have just drafted
@@ -23,7 +23,7 @@ def slide(holding, seq: SeqId) -> None:
     grows with every block seen.
     """
     table, claim, window = holding.tables[seq], holding.claims[seq], holding.window
-    first = 0 if holding.reach is None else max(0, table.length - holding.reach + 1 - SPARE)
+    first = max(0, first_seen(table.length, holding.reach) - SPARE)
     protected = _from(first, window.protected(table.length))
     readable = _from(first, window.readable(table.length))
     spans = table.spans(protected), table.spans(readable)
@@ -63,9 +63,9 @@ def _free_unreadable(holding, seq: SeqId, readable: set[BlockId]) -> None:
 def check_back(holding, seq: SeqId, length: int) -> None:
     """Raises `KvlabError` if behind `length` tokens the next one would see what was let go."""
     claim = holding.claims[seq]
-    if length and holding.reach is not None and length - holding.reach + 1 < claim.let_go:
+    if length and claim.let_go and first_seen(length, holding.reach) < claim.let_go:
         raise KvlabError(
-            f"cannot crop to {length} tokens: the model's sliding window of {holding.reach} "
+            f"cannot crop to {length} tokens: the model's sliding window of {abs(holding.reach)} "
             f"would reach back to the first {claim.let_go}, which it had left behind"
         )
     if not length:
@@ -75,8 +75,8 @@ def check_back(holding, seq: SeqId, length: int) -> None:
 def check_reach(holding, seq: SeqId, past: int, window: int | None) -> None:
     """Raises `KvlabError` if a token behind `past` others would see what was let go."""
     gone = holding.claims[seq].let_go
-    if gone and (window is None or past - window + 1 < gone):
+    if gone and first_seen(past, window) < gone:
         raise KvlabError(
-            f"this forward asks a layer for more than the sliding window of {holding.reach} "
+            f"this forward asks a layer for more than the sliding window of {abs(holding.reach)} "
             f"tokens that its model has, and the first {gone} tokens were let go"
         )

@@ -97,8 +97,6 @@ class ChoosingGroup(LayerGroup):
         total = Sum(self.pool.fused, ask.sinks)
         for source in self.sources.readers:
             for part in source.parts(ask):
-                if part.blocks:
-                    self.watch.segment(part.blocks, ask.q, part.keys, part.values, ask.scale)
                 total.add(part.attend(ask))
         out, lse = total.result()
         self._choose(ask, lse)
@@ -107,15 +105,13 @@ class ChoosingGroup(LayerGroup):
     def _choose(self, ask: Ask, lse: Tensor) -> None:
         """Score all tokens that this layer has, and store those that stay."""
         layer, e = ask.layer, ask.extent
-        new = self.sources.tail.joined(layer, e, ask.k, ask.v)
+        k, v = self.sources.tail.joined(layer, e, ask.k, ask.v)
         held = self.storage.sealed(e)
-        tokens = len(held) * self.block_size + len(new[0]) - e.rest_count
-        if ask.q is not None:
-            self.watch.tokens(ask.q, *new, ask.scale)
-        index = self.chooser.stay(e, layer, lse, tokens, len(e.chosen) * self.block_size)
         if held:
-            new = map(torch.cat, zip(self.pool.read(layer, held, e.held_ids), new))
-        k, v = new
+            k, v = map(torch.cat, zip(self.pool.read(layer, held, e.held_ids), (k, v)))
+        tokens = len(k) - e.rest_count
+        row = self.watch.row(e.seq, layer, k, v, tokens, ask.q, lse, ask.scale)
+        index = self.chooser.stay(e, row, len(e.chosen) * self.block_size)
         if e.chosen:
             kept = (by_head(x, index) for x in (k, v))
             self.pool.seal(layer, e.chosen, *kept, e.sealing_ids)

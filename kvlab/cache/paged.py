@@ -20,12 +20,13 @@ from kvlab.blocks import (
 from kvlab.cache.bytes import GroupBytes
 from kvlab.cache.choosing import ChoosingBytes, ChoosingGroup, ChoosingHolding
 from kvlab.cache.copies import Copies
+from kvlab.cache.division import blocks_kept, tokens_allowed
 from kvlab.cache.facts import NO_FACTS, ModelFacts
 from kvlab.cache.group import LayerGroup
 from kvlab.cache.requests import Requests
 from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.cache.stats import CacheStats, counted
-from kvlab.core import BadInput, CacheGeometry, KvlabError, SeqId
+from kvlab.core import BadInput, CacheGeometry, KvlabError, SeqId, first_seen
 from kvlab.pool import FINE_SLAB_TOKENS, SLAB_TOKENS, BlockPool, Meter, Workspace
 from kvlab.sim.service import recompute_cost
 from kvlab.sim.sizes import ModelShape
@@ -58,7 +59,7 @@ class PagedCache(Copies, Requests):
         self.workspace, self.meter = Workspace(), Meter()
         self.facts, self.shape = facts, ModelShape.of(geometry, facts.parameters)
         self.groups, self._place = self._layer_groups()
-        self._decodes = False
+        self.decodes = False
         held = [group.held for group in self.groups]
         self.sequences = Sequences(held, self._named(facts.identity))
         self.prefixes, self.audits = Prefixes(self.sequences), {}
@@ -117,8 +118,8 @@ class PagedCache(Copies, Requests):
         step = self.sequences.begin(seqs, counts)
         for e in (e for extents in step for e in extents):
             e.alone = len(seqs) == 1
-        self._decodes = self.can_decode(counts) and not self._looks(seqs)
-        if self._decodes:
+        self.decodes = self.can_decode(counts) and not self._looks(seqs)
+        if self.decodes:
             for number, group in enumerate(self.groups):
                 group.sources.prepare([extents[number] for extents in step])
 
@@ -147,7 +148,7 @@ class PagedCache(Copies, Requests):
                            "tokens, and a head's own tokens stand side by side; cache.evict=block")
         number, local = self._place[layer]
         group = self.groups[number]
-        if self._decodes and self._sees_all(window):
+        if self.decodes and self._sees_all(window):
             q, k, v = (x[:, :, 0].contiguous() for x in (q, k, v))
             extents = [extents[number] for extents in self.sequences.running()]
             return group.decode(local, extents, q, k, v, scale, sinks)[:, None]
@@ -191,7 +192,7 @@ class PagedCache(Copies, Requests):
                 self.groups[number].store(Ask(local, e, None, keys, values, 1.0))
 
     def _sees_all(self, window: int | None) -> bool:
-        return window is None or all(row[0].past < window for row in self.sequences.running())
+        return all(first_seen(row[0].past, window) <= 0 for row in self.sequences.running())
 
     def commit(self) -> None:
         """Close the step: full blocks are sealed for good, lengths advance."""
@@ -212,10 +213,9 @@ class PagedCache(Copies, Requests):
         """Bring a cache with a relative budget back to its share of the tokens seen."""
         if self.spec.budget_percent is None:
             return
-        size = self.geometry.block_size
-        seen = [sum(-(-group.pool.shape.seen(n) // size) for n in self.sequences.lengths.values())
-                for group in self.groups]  # fmt: skip
-        for group, share in zip(self.groups, self.spec.kept(self._parts, seen)):
+        shapes = [group.pool.shape for group in self.groups]
+        shares = blocks_kept(self.spec, self._parts, shapes, self.sequences.lengths.values())
+        for group, share in zip(self.groups, shares):
             keep = max(1, int(share - group.summaries.blocks))
             short = (group.ledger.held_count - keep) / group.summaries.gain
             over = min(math.ceil(short), group.ledger.evictable_count)
@@ -235,16 +235,8 @@ class PagedCache(Copies, Requests):
         return [{seq: keep[seq] for seq in seqs} for keep in self._allowed(self.sequences.lengths)]
 
     def _allowed(self, seen: dict[SeqId, int]) -> list[dict[SeqId, int]]:
-        """Of the tokens seen, those that may be held: a part of the group's budget in proportion.
-        """
-        if self.spec.budget_percent is not None:
-            count = len(self.groups)
-            kept = {seq: self.spec.kept(self._parts, [n] * count) for seq, n in seen.items()}
-            return [{seq: int(by[i]) for seq, by in kept.items()} for i in range(count)]
-        total = max(1, sum(seen.values()))
-        rooms = [blocks * self.geometry.block_size for blocks in self._capacities]
-        return [{seq: room * n // total if total > room else n for seq, n in seen.items()}
-                for room in rooms]  # fmt: skip
+        """Of the tokens seen, those that each group may hold."""
+        return tokens_allowed(self.spec, self._parts, self._capacities, seen)
 
     def _looks(self, seqs: list[SeqId]) -> bool:
         """Whether this step of single tokens is scored: then it is read piece by piece."""

@@ -143,19 +143,15 @@ class Repack:
         score = score.clone()
         for begin, end in self.window.protected(score.shape[-1] + fill):
             score[..., begin:end] = torch.inf
-        best = score.argsort(dim=-1, descending=True, stable=True)[..., :keep]
-        return best.sort(-1).values
+        return best_of(score, keep)
 
     # ---- within a step
 
-    def stay(
-        self, e: Extent, layer: int, lse: Tensor | None, tokens: int, keep: int
-    ) -> Tensor:
-        """Which `keep` of a layer's first `tokens` stay, int64 [H, keep]; the rest of them all do.
+    def stay(self, e: Extent, row: Standing, keep: int) -> Tensor:
+        """Which `keep` of a layer's tokens stay, int64 [H, keep]; those of the open tail all do.
 
-        Called once for each layer in order; `chose` or `undo` ends the step.
+        row: how they stand. Once for each layer in order; `chose` or `undo` ends the step.
         """
-        row = self.watch.row(e.seq, layer, tokens, lse)
         index = self._best(row.score, keep, e.rest_count)
         self._coming.setdefault(e.seq, []).append(row.chosen(index))
         return index[0]
@@ -196,6 +192,12 @@ def choosing(
             raise BadInput("policy", ledger.policy.name, "scores by logits without the soft cap of "
                            f"{pool.shape.softcap:g} that this model puts on them; policy=snapkv")
     return watch, chooser
+
+
+def best_of(score: Tensor, keep: int) -> Tensor:
+    """The `keep` largest of the last dim, in order of place; of equals the first."""
+    best = score.argsort(dim=-1, descending=True, stable=True)[..., :keep]
+    return best.sort(-1).values
 
 
 def by_head(x: Tensor, index: Tensor) -> Tensor:

@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
 import torch
 
 from kvlab import axes
-from kvlab.blocks import NoSharing
-from kvlab.budget import Equal, blocks_in, blocks_of, parts_of
+from kvlab.budget import blocks_in, blocks_of, parts_of
 from kvlab.cache.making import Copied, made_anew, maker
 from kvlab.core import BadInput, CacheGeometry, LayerShape
-from kvlab.format import KVFormat
-from kvlab.offload import NoOffload
 from kvlab.policy import EvictionPolicy
 from kvlab.pool import fused_kernels, no_kernels
-from kvlab.retrieval import NoRetrieval
 from kvlab.source import check_summary
-from kvlab.summary import NoSummary
-from kvlab.window import NoWindow
 
 
 @dataclass(frozen=True)
+@axes.with_axes
 class CacheSpec:
-    """The axes of a cache. Strings mean the class with its defaults: one of ours by its short
-    name, any other by its dotted path (`policy="my_module.MyPolicy"`).
+    """The axes of a cache, a field for each of the table. Strings mean the class with its defaults:
+    one of ours by its short name, any other by its dotted path (`policy="my_module.MyPolicy"`).
 
     format: how sealed blocks are stored.
     policy: makes the eviction policy, once for each ledger; of an instance each ledger gets a
@@ -49,14 +44,6 @@ class CacheSpec:
     kernels: "auto", "torch" or "triton", see `pool.fused_kernels`.
     """
 
-    format: KVFormat | str = "bf16"
-    policy: Callable[[], EvictionPolicy] | EvictionPolicy | str = "none"
-    window: NoWindow | str = field(default_factory=NoWindow)
-    prefix: NoSharing | str = field(default_factory=NoSharing)
-    summary: NoSummary | str = field(default_factory=NoSummary)
-    retrieval: NoRetrieval | str = field(default_factory=NoRetrieval)
-    offload: NoOffload | str = field(default_factory=NoOffload)
-    budget: Equal | str = field(default_factory=Equal)
     block_size: int = 64
     budget_blocks: int | None = None
     budget_bytes: int | Literal["adaptive"] | None = None
@@ -244,7 +231,7 @@ class CacheSpec:
         windows = {shape.window for shape in g.shapes}
         if windows == {None}:
             return
-        own = f"the model's own sliding window of {min(windows - {None})} tokens"
+        own = f"the model's own sliding window of {min(map(abs, windows - {None}))} tokens"
         if self.by_token:
             raise BadInput("cache.evict", "token", "lets each head's tokens stand side by side, "
                            f"and {own} counts them where they stood; cache.evict=block")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -11,6 +12,7 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from kvlab.config import of_axes  # noqa: F401 -- `conf/` refers to what it offers
 from kvlab.config.explain import tidy
 from kvlab.config.overrides import parse
 from kvlab.config.paths import conf_dir
@@ -92,17 +94,18 @@ def _near(key: str, known: list[str], tree: dict, choices: dict) -> str:
     return did_you_mean(key, [k for k in known if k.rpartition(".")[0] == section and k != "spec"])
 
 
+@lru_cache(None)
 def _shipped(group: str) -> list[tuple[str, set[str]]]:
     """Our options of a config group, each with the keys of its yaml."""
     files = sorted((conf_dir() / group).glob("*.yaml")) if group else []
-    return [(file.stem, set(map(str, OmegaConf.load(file)))) for file in files]
+    return [(file.stem, set(map(str, OmegaConf.load(file))) - {"defaults"}) for file in files]
 
 
 def refuse_strays(tree: dict, choices: dict) -> None:
     """Sections that neither kvlab nor a config group knows, and keys of sections without a
     `_target_` that no shipped yaml has: typos in a user's yaml."""
-    own = map(str, OmegaConf.load(conf_dir() / "config.yaml"))
-    _refuse_stray("", tree, {*own, *choices} - {"defaults", "hydra"})
+    [own] = (keys for name, keys in _shipped(".") if name == "config")
+    _refuse_stray("", tree, own.union(choices) - {"hydra"})
     for group, node in tree.items():
         if isinstance(node, dict) and "_target_" not in node and (files := _shipped(group)):
             _refuse_stray(f"{group}.", node, set().union(*(keys for _, keys in files)))

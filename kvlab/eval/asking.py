@@ -41,7 +41,7 @@ class Asking(Task):
 
     def __init__(
         self, question_tokens: int = 1, query_aware: bool = False, new_tokens: int = 32,
-        scorer: str = "exact", decode_driver: Driver = "eager",
+        scorer: str = "exact", decode_driver: Driver = "auto",
     ):
         for name, value in (("question_tokens", question_tokens), ("new_tokens", new_tokens)):
             if value < 1:

@@ -23,6 +23,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from kvlab import policy as policies
+from kvlab.axes import AXES
 from kvlab.cache import CacheSpec
 from kvlab.core import Variant
 from kvlab.policy import FIFO, EvictionPolicy, Random
@@ -30,6 +31,7 @@ from kvlab.retrieval import NoRetrieval, RandomChoice
 from kvlab.window import SinkWindow
 
 SINKS = 4  # tokens; what StreamingLLM needs, https://arxiv.org/abs/2309.17453
+APART = ("format", "policy", "prefix")  # compared otherwise; what is shared changes no number
 LONG = 1 << 40  # tokens: longer than any window
 
 
@@ -146,15 +148,14 @@ def _peak_blocks(spec: CacheSpec, chunk_tokens: int) -> int:
 
 def _key(spec: CacheSpec) -> tuple:
     """What makes two specs the same cache."""
-    window = (type(spec.window).__name__, *sorted(vars(spec.window).items()))
     others = tuple(
         (type(x).__name__, str(sorted((k, v) for k, v in vars(x).items() if k[0] != "_")))
-        for x in (spec.summary, spec.retrieval, spec.offload, spec.budget)
+        for x in (getattr(spec, axis) for axis in AXES if axis not in APART)
     )
     budget = (spec.budget_blocks, spec.budget_bytes, spec.budget_percent)
     return (
-        spec.format.identity, _made(spec.member), window, others, spec.block_size, budget,
-        spec.groups,
+        spec.format.identity, _made(spec.member), others, spec.block_size, budget, spec.groups,
+        spec.evict,
     )
 
 

@@ -12,7 +12,7 @@ from kvlab.eval.clock import fresh_peak, seconds
 from kvlab.eval.rows import memory
 from kvlab.eval.runner import Runner
 from kvlab.eval.task import Item, TimedTask
-from kvlab.eval.text_loss import check_lengths
+from kvlab.eval.text_loss import check_lengths, with_decode_tokens
 from kvlab.model.decode import Decoder, Driver, check_driver
 from kvlab.model.prefill import prefill
 
@@ -21,8 +21,8 @@ class TextCost(TimedTask):
     """One document through each cache alone: chunked prefill, then decode.
 
     tokens: of the document. decode_tokens: of them, the last ones are fed one at a time through the
-        decode driver; the first of them, which compiles and captures, is not timed if there is
-        another. Wall time with the device synchronized.
+        decode driver (null: 256 on a GPU, 32 elsewhere); the first of them, which compiles and
+        captures, is not timed if there is another. Wall time with the device synchronized.
     driver: see `model.decode.Decoder`.
     account: also rows of the cache's bytes, which tasks of quality have already.
     """
@@ -31,7 +31,7 @@ class TextCost(TimedTask):
     awaited = "prefill_seconds"
 
     def __init__(
-        self, tokens: int = 4096, decode_tokens: int = 32, driver: Driver = "auto",
+        self, tokens: int = 4096, decode_tokens: int | None = None, driver: Driver = "auto",
         account: bool = True,
     ):
         check_lengths(tokens, decode_tokens)
@@ -41,6 +41,9 @@ class TextCost(TimedTask):
 
     def params(self) -> dict:
         return {"tokens": self.tokens, "decode_tokens": self.decode_tokens}
+
+    def parts(self, model) -> list[TextCost]:
+        return [with_decode_tokens(self, model)]
 
     def items(self, model, data, seed: int) -> list[Item]:
         check_driver(self.driver, model.model.device)

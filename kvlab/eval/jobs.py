@@ -16,7 +16,7 @@ from kvlab.model.decode import Driver
 class Evaluate(Bench):
     """Every variant against the full cache on the same documents: quality, bytes and time.
 
-    documents, tokens, decode_tokens, noise_floor: see `TextLoss`. driver: how
+    documents, tokens, decode_tokens, decode_driver, noise_floor: see `TextLoss`. driver: how
     `decode_tokens_per_second` is measured, see `TextCost`. The rest: see `Bench`.
     """
 
@@ -24,12 +24,12 @@ class Evaluate(Bench):
 
     def __init__(
         self, model, data, documents: int | None = 3, tokens: int = 4096,
-        decode_tokens: int = 32, chunk_tokens: int | str = 512, baseline: str = "bf16",
+        decode_tokens: int | None = None, chunk_tokens: int | str = 512, baseline: str = "bf16",
         noise_floor: bool = True, controls: bool = True, progress: bool = True,
         device: str = "auto", cap_gb: float | None = None, seed: int = 0,
-        driver: Driver = "auto",
+        driver: Driver = "auto", decode_driver: Driver = "auto",
     ):
-        quality = self.loss(documents, tokens, decode_tokens, noise_floor=noise_floor)
+        quality = self.loss(documents, tokens, decode_tokens, decode_driver, noise_floor)
         cost = TextCost(tokens, decode_tokens, driver, account=False)
         super().__init__(model, [quality, cost], data, chunk_tokens, baseline, controls, progress,
                          device, cap_gb, seed)
@@ -45,7 +45,7 @@ class Cost(Bench):
     """Bytes and time alone; what a model with random weights can be asked for. See `TextCost`."""
 
     def __init__(
-        self, model, data, tokens: int = 4096, decode_tokens: int = 32,
+        self, model, data, tokens: int = 4096, decode_tokens: int | None = None,
         chunk_tokens: int | str = 512, progress: bool = True, device: str = "auto",
         cap_gb: float | None = None, driver: Driver = "auto",
     ):
@@ -56,7 +56,7 @@ class Cost(Bench):
 class Recall(Bench):
     """Needles at depths x lengths, every variant against the full cache on the same prompts.
 
-    needle to query_aware: see `Needles`. The rest: see `Bench`.
+    needle to query_aware, decode_driver: see `Needles`. The rest: see `Bench`.
     """
 
     def __init__(
@@ -65,9 +65,10 @@ class Recall(Bench):
         needles: int = 1, question_tokens: int = 1, query_aware: bool = False,
         chunk_tokens: int | str = 512, baseline: str = "bf16", controls: bool = True,
         progress: bool = True, device: str = "auto", cap_gb: float | None = None, seed: int = 0,
+        decode_driver: Driver = "auto",
     ):
         task = Needles(needle, documents, trials, lengths, depths, needles, question_tokens,
-                       query_aware)
+                       query_aware, decode_driver)
         super().__init__(model, task, data, chunk_tokens, baseline, controls, progress, device,
                          cap_gb, seed)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from kvlab import axes
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, KvlabError, Variant
 from kvlab.eval.jobs import Evaluate
@@ -18,24 +19,18 @@ OBJECTIVES = {
     "cache_logical_bytes": "minimize",
     "decode_tokens_per_second": "maximize",
 }
-SPACE = {  # key -> its choices; 0 recent tokens: no window
-    "format": ["bf16", "int8", "int4", "k4v2", "int2"],
-    "policy": ["none", "lru", "attention_mass"],
-    "budget_percent": [50, 25, 10],
-    "sinks": [4],
-    "recent": [0, 64],
-    "block_size": [16, 64],
-    "summary": ["none"],
-    "retrieval": ["none"],
-}
+# What a point of the space says: a member of each axis, but for the window in numbers (0 recent
+# tokens: none), and what goes with a policy.
+NAMED = [axis for axis in axes.AXES if axis != "window"]
+NOTHING = {axis: axes.TABLE[axis].null for axis in NAMED if axis != "format"} | {"recent": 0}
+SPACE = (*NAMED, "block_size", "budget_percent", "sinks", "recent")
 JOURNAL = "study.journal"
 
 
 class Pareto(Evaluate):
     """Compositions proposed by Optuna, each measured like a variant of `Evaluate`.
 
-    space: choices for any of format, policy, budget_percent, sinks, recent, block_size, summary and
-        retrieval; what is left out keeps its default. Names as in `CacheSpec`.
+    space: choices for any of `SPACE`; what is left out keeps its default. Names as in `CacheSpec`.
     trials: compositions to measure, refused ones included. batch: of them, measured in lockstep
         with one run of the full cache.
     sampler: "nsga2" (Deb et al. 2002, https://doi.org/10.1109/4235.996017) or "tpe" (its
@@ -50,17 +45,17 @@ class Pareto(Evaluate):
     def __init__(
         self, model, data, space: dict, trials: int = 64, batch: int = 8,
         sampler: Literal["nsga2", "tpe"] = "nsga2", documents: int | None = 2, tokens: int = 4096,
-        decode_tokens: int = 32, chunk_tokens: int | str = 512, baseline: str = "bf16",
+        decode_tokens: int | None = None, chunk_tokens: int | str = 512, baseline: str = "bf16",
         progress: bool = True, device: str = "auto", cap_gb: float | None = None, seed: int = 0,
-        driver: Driver = "auto",
+        driver: Driver = "auto", decode_driver: Driver = "auto",
     ):
         super().__init__(
             model, data, documents, tokens, decode_tokens, chunk_tokens, baseline, False, False,
-            progress, device, cap_gb, seed, driver,
+            progress, device, cap_gb, seed, driver, decode_driver,
         )
         if trials < 1 or not 1 <= batch <= 64:
             raise BadInput("trials", trials, "must be at least 1, and batch 1 to 64")
-        if decode_tokens < 1:
+        if decode_tokens is not None and decode_tokens < 1:
             raise BadInput("eval.decode_tokens", decode_tokens, "must be at least 1: speed counts")
         unknown = [key for key in space if key not in SPACE]
         if unknown or not all(isinstance(c, Sequence) and c for c in space.values()):
@@ -74,6 +69,7 @@ class Pareto(Evaluate):
                            "job.space says from what")
         optuna = _optuna()
         loaded = self.setting.load()
+        self.tasks = [part for task in self.tasks for part in task.parts(loaded)]
         study = self._study(optuna, folder)
         again = _again(study, optuna)
         while (left := self.trials + again + _waiting(study, optuna) - len(study.trials)) > 0:
@@ -104,8 +100,7 @@ class Pareto(Evaluate):
         if not study.trials:
             first = {key: choices[0] for key, choices in self.space.items()}
             for name in self.space.get("format", []):
-                alone = {k: v for k, v in (("policy", "none"), ("recent", 0), ("summary", "none"),
-                                           ("retrieval", "none")) if v in self.space.get(k, ())}
+                alone = {k: v for k, v in NOTHING.items() if v in self.space.get(k, ())}
                 study.enqueue_trial(first | alone | {"format": name})
         failed = {row["variant"] for row in folder.failures()}
         for trial in _ended_early(study, optuna):
@@ -156,27 +151,26 @@ def composition(chosen: dict) -> tuple[str, dict, CacheSpec]:
     A policy comes with its budget, and then a window protects; without one the window alone decides
     what stays. Raises `BadInput` for what does not compose.
     """
-    given = {"policy": "none", "sinks": 4, "recent": 0, "summary": "none", "retrieval": "none"}
-    given |= chosen
+    given = NOTHING | {"sinks": 4} | chosen
     evicts = given["policy"] != "none"
     if not evicts and not given["recent"]:  # nothing leaves that could be summarized
         given["summary"] = "none"
     window = NoWindow()
     if given["recent"]:
         window = SinkWindow(given["sinks"], given["recent"], middle=evicts)
-    named = ("format", "block_size", "policy", "summary", "retrieval")
-    axes = {key: given[key] for key in named if key in given}
-    settings = {k: v for k, v in axes.items() if v != "none"}
+    members = {key: given[key] for key in (*NAMED, "block_size") if key in given}
+    settings = {k: v for k, v in members.items() if v != NOTHING.get(k)}
     if evicts:
-        axes["budget_percent"] = settings["cache.budget_percent"] = given["budget_percent"]
+        members["budget_percent"] = settings["cache.budget_percent"] = given["budget_percent"]
     if given["recent"]:
         settings |= {"window.sinks": given["sinks"], "window.recent": given["recent"]}
     words = [given.get("format", "bf16"), *([given["policy"], f"{given['budget_percent']}%"]
                                            if evicts else [])]  # fmt: skip
     words += [f"window {given['sinks']}+{given['recent']}"] if given["recent"] else []
-    words += [given[axis] for axis in ("summary", "retrieval") if given[axis] != "none"]
+    words += [given[axis] for axis in NOTHING if axis in members and axis != "policy"
+              and given[axis] != NOTHING[axis]]
     words += [f"b{given['block_size']}"] if "block_size" in given else []
-    return " ".join(words), settings, CacheSpec(window=window, **axes)
+    return " ".join(words), settings, CacheSpec(window=window, **members)
 
 
 def _values(folder) -> dict[str, list[float]]:

@@ -34,7 +34,7 @@ class Needles(Forced):
         self, needle: SecretNumber | None = None, documents: int | None = 3, trials: int = 2,
         lengths: Sequence[int] = (2048, 4096), depths: Sequence[float] = (0, 25, 50, 75, 100),
         needles: int = 1, question_tokens: int = 1, query_aware: bool = False,
-        decode_driver: Driver = "eager",
+        decode_driver: Driver = "auto",
     ):
         super().__init__(question_tokens, query_aware, decode_driver=decode_driver)
         if trials < 1:
@@ -47,7 +47,7 @@ class Needles(Forced):
         self.lengths, self.depths, self.needles = sorted(lengths), list(depths), needles
         self.length = self.lengths[0]  # of this part
 
-    def parts(self) -> list[Needles]:
+    def parts(self, model) -> list[Needles]:
         found = []
         for length in self.lengths:
             found.append(copy(self))

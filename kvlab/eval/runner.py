@@ -19,7 +19,7 @@ from kvlab.model.prefill import forward_chunk
 from kvlab.track.failure import Failure
 
 
-@dataclass
+@dataclass(eq=False)
 class Runner:
     """A task's `run` sends tokens through it: `start`, then `fill` or `read`, then `decode`.
 
@@ -91,7 +91,7 @@ class Runner:
         return torch.cat([self._step(ids[i : i + 1]) for i in range(len(ids))])
 
     def _step(self, token: Tensor) -> Tensor:
-        if self.driver == "eager":
+        if self.driver == "eager" or (self.driver == "auto" and not token.is_cuda):
             return self.forward(token)
         self.place = f"token {self.cache.get_seq_length()}"
         if self._decoder is None or self._decoder.cache is not self.cache:

@@ -80,7 +80,7 @@ class Setting:
 
 def is_same(spec: CacheSpec, full: CacheSpec) -> bool:
     """Whether a variant is the full cache itself."""
-    acting = ("window", "summary", "retrieval", "offload")
+    acting = [axis for axis in axes.AXES if axis not in ("format", "policy", "prefix")]
     return (
         not spec.bounded and all(axes.is_null(axis, getattr(spec, axis)) for axis in acting)
         and spec.block_size == full.block_size and spec.format.identity == full.format.identity

@@ -93,8 +93,9 @@ class Task:
         """The settings that rows carry, and by which a resumed run knows them."""
         return {"task": self.name}
 
-    def parts(self) -> list[Task]:
-        """The task at each of its settings, such as lengths; rows of each are apart."""
+    def parts(self, model: LoadedModel) -> list[Task]:
+        """The task at each of its settings, such as lengths; rows of each are apart. What a setting
+        leaves to the device is decided here."""
         return [self]
 
     def beside(self, full: Runner) -> list[Runner]:

@@ -7,6 +7,7 @@ paired and no logits have to be stored.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import replace
 
 import numpy as np
@@ -27,7 +28,8 @@ class TextLoss(StepTask):
     """Perplexity, KL and top-1 agreement over documents, paired token by token.
 
     documents, tokens: how many documents (null: all that are long enough), tokens of each.
-    decode_tokens: of them, the last ones are computed one at a time, through the decode path.
+    decode_tokens: of them, the last ones are computed one at a time, through the decode path; null
+        is 256 on a GPU and 32 elsewhere.
     decode_driver: of that path, see `model.decode.Decoder`; `auto` captures on a GPU.
     noise_floor: also measure the full cache against itself with chunks of half the size.
     """
@@ -37,8 +39,8 @@ class TextLoss(StepTask):
     awaited = "perplexity"
 
     def __init__(
-        self, documents: int | None = 3, tokens: int = 4096, decode_tokens: int = 32,
-        decode_driver: Driver = "eager", noise_floor: bool = True,
+        self, documents: int | None = 3, tokens: int = 4096, decode_tokens: int | None = None,
+        decode_driver: Driver = "auto", noise_floor: bool = True,
     ):
         check_lengths(tokens, decode_tokens)
         check_driver(decode_driver)
@@ -47,6 +49,9 @@ class TextLoss(StepTask):
 
     def params(self) -> dict:
         return {"tokens": self.tokens, "decode_tokens": self.decode_tokens}
+
+    def parts(self, model) -> list[TextLoss]:
+        return [with_decode_tokens(self, model)]
 
     def items(self, model, data, seed: int) -> list[Item]:
         found = data.documents(model.tokenizer, self.documents, self.tokens)
@@ -181,11 +186,20 @@ def windows(tokens: int, chunk_tokens: int, decode_tokens: int) -> Iterator[tupl
         yield start, start + 1
 
 
-def check_lengths(tokens: int, decode_tokens: int) -> None:
+def with_decode_tokens(task, model):
+    """A copy of `task` whose `decode_tokens` are a number: what null stands for on this device."""
+    made = copy(task)
+    if made.decode_tokens is None:
+        usual = 256 if model.model.device.type == "cuda" else 32
+        made.decode_tokens = min(usual, made.tokens // 2)
+    return made
+
+
+def check_lengths(tokens: int, decode_tokens: int | None) -> None:
     """Raises `BadInput` for lengths that leave nothing to prefill."""
     if tokens < 2:
         raise BadInput("eval.tokens", tokens, "must be at least 2 to predict anything")
-    if not 0 <= decode_tokens < tokens:
+    if decode_tokens is not None and not 0 <= decode_tokens < tokens:
         raise BadInput(
             "eval.decode_tokens", decode_tokens,
             f"must lie between 0 and eval.tokens - 1 = {tokens - 1}",

@@ -25,10 +25,12 @@ class Plane(NamedTuple):
 class Codec:
     """How one tensor of a block, its keys or its values, is stored.
 
-    bits: payload bits of one element, without scales.
+    bits: payload bits of one element, without scales. has_kernel: whether the Triton kernels read
+    and write its planes; torch does it elsewhere.
     """
 
     bits: int
+    has_kernel = False
 
     def planes(self, slots: int, heads: int, dim: int) -> dict[str, Plane]:
         """Stored arrays of a block of `slots` tokens; `BadInput` for a `dim` it cannot pack."""

@@ -44,6 +44,8 @@ def spread(scale: Tensor, axis: str, slots: int) -> Tensor:
 class Dense(Codec):
     """No quantization: the tensor in `dtype` (float32, float16 or bfloat16)."""
 
+    has_kernel = True
+
     def __init__(self, dtype: str = "bfloat16"):
         if dtype not in DTYPES:
             raise BadInput("format.dtype", dtype, f"must be one of {', '.join(DTYPES)}")
@@ -72,6 +74,7 @@ class Fp8(Codec):
     """
 
     bits = 8
+    has_kernel = True
 
     def __init__(self, axis: str = "token", slots_last: bool = False):
         self.axis, self.slots_last = check_axis(axis), slots_last
@@ -106,6 +109,8 @@ class Int(Codec):
     symmetric: no zero point; costs accuracy where a channel's mean is far from zero.
     slots_last: store [H, D*bits/8, S]; what the decode kernel wants of values.
     """
+
+    has_kernel = True
 
     def __init__(
         self, bits: int, axis: str = "auto", symmetric: bool = False, slots_last: bool = False

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kvlab.core import first_seen
+
 Partial = tuple[Tensor, Tensor]  # out fp32 [Hq, T, Dv], lse fp32 [Hq, T]
 
 
@@ -19,7 +21,7 @@ def visible(
     q = torch.arange(q_start, q_start + queries, device=device)[:, None]
     k = torch.arange(k_start, k_start + keys, device=device)[None, :]
     seen = k <= q if causal else torch.ones(queries, keys, dtype=torch.bool, device=device)
-    return seen if window is None else seen & (k > q - window)
+    return seen if window is None else seen & (k >= first_seen(q, window))
 
 
 def attend(
@@ -29,7 +31,7 @@ def attend(
 ) -> Partial:
     """Softmax attention of `q` [Hq, T, Dk] over `k` [n, H, Dk], `v` [n, H, Dv], in fp32.
 
-    causal: key position <= query position; window: key position > query position - window, both
+    causal: key position <= query position; window: key position >= `first_seen`, both
     counted from `q_start` and `k_start`. bias: fp32 [n, H], natural log, added to the logits of
     each key: how many tokens it stands for. softcap: logits x become softcap * tanh(x / softcap)
     before any bias (Gemma 2, https://arxiv.org/abs/2408.00118). seen: bool [T, n] in the place of

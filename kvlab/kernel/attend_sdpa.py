@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from kvlab.core import first_seen
 from kvlab.kernel import attend_ref
 from kvlab.kernel.attend_ref import Partial, merge
 
@@ -41,7 +42,7 @@ def attend(
     if bias is not None:
         return _with_bias(q, k, v, bias, scale)
     span = (q_start - k_start, k.shape[0])
-    banded = _banded(q, window, q_start - k_start)
+    banded = _banded(q, window, q_start, k_start)
     if banded or (causal and span != (0, q.shape[1])) or not k.shape[0]:
         return attend_ref.attend(
             q, k, v, scale=scale, causal=causal, window=window, q_start=q_start, k_start=k_start
@@ -67,7 +68,7 @@ def attend_parts(
     whole = q.device.type != "cuda" or q.dtype == torch.float32 or tokens < FEW
     whole |= softcap is not None
     whole |= k.shape[-1] != v.shape[-1] or q.shape[-1] > WIDEST
-    if not (whole or _banded(q, window, q_start - k_start)):
+    if not (whole or _banded(q, window, q_start, k_start)):
         tiles = q.shape[0] * -(-tokens // TILE)
         count = best_parts(tiles, keys, _processors(q.device))
         if count > 1:
@@ -85,9 +86,9 @@ def leveled(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (*(pad(x, (0, -missing)) for x in (q, k)), v) if missing else (q, k, v)
 
 
-def _banded(q: Tensor, window: int | None, ahead: int) -> bool:
-    """Whether a window hides keys from queries; ahead: first query's position less first key's."""
-    return window is not None and ahead + q.shape[1] > window
+def _banded(q: Tensor, window: int | None, q_start: int, k_start: int) -> bool:
+    """Whether a window hides keys, the first at `k_start`, from queries."""
+    return first_seen(q_start + q.shape[1] - 1, window) > k_start
 
 
 def best_parts(tiles: int, keys: int, processors: int) -> int:

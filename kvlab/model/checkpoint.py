@@ -7,10 +7,12 @@ from collections import Counter
 from hashlib import blake2b
 from pathlib import Path
 
+import transformers
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
 from kvlab import hub
 from kvlab.core import BadInput
 
-ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
 _WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
@@ -69,9 +71,9 @@ def read_config(folder: Path) -> dict:
     except (OSError, ValueError) as error:
         raise _refused(folder, f"config.json cannot be read: {error}") from error
     kind = config.get("model_type") if isinstance(config, dict) else None
-    if kind not in ARCHITECTURES:
-        known = ", ".join(ARCHITECTURES)
-        raise _refused(folder, f"architecture {kind!r} is not supported; known: {known}")
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise _refused(folder, f"architecture {kind!r} is no language model of transformers "
+                       f"{transformers.__version__}, and code of a checkpoint is never run")
     if config.get("quantization_config"):
         raise _refused(folder, "its weights are quantized; give the unquantized checkpoint")
     return config

@@ -22,7 +22,7 @@ from kvlab.model.columns import Plan
 from kvlab.model.ends import EndTokens, check_new_tokens, end_tokens
 from kvlab.model.forward import check_window, padded_span
 from kvlab.model.prefill import forward_chunk, prefill
-from kvlab.model.shape import rope_types, sliding_windows
+from kvlab.model.shape import rope_types
 from kvlab.model.step import Step, StepCache
 
 Driver = Literal["auto", "eager", "graph", "static"]
@@ -50,7 +50,7 @@ class Decoder:
         self.why_eager: str | None = None
         self._step: Step | None = None
         self._steps = 0
-        self._windows = sliding_windows(model)
+        self._windows = {shape.window for shape in cache.geometry.shapes}
         self._tables: list | None = None  # of the capture; kept alive as long as the graph is
         self._scratch: list[Tensor] = []  # the same of what its kernels write in between
         self._masses: list[Tensor | None] = []  # where it leaves what the policies observe
@@ -182,9 +182,9 @@ def obstacle(model, cache: PagedCache) -> str | None:
     reasons = [group.sources.obstacle for group in cache.groups if not group.sources.capturable]
     if reasons:
         return reasons[0]
-    windows = sliding_windows(model)
+    windows = {shape.window for shape in cache.geometry.shapes} - {None}
     if windows:
-        return f"the model's own sliding window of {windows.pop()} tokens needs masks"
+        return f"the model's own sliding window of {abs(windows.pop())} tokens needs masks"
     moving = rope_types(model) & {"dynamic", "longrope"}
     if moving:
         return f"rotary positions of type {moving.pop()} look at lengths on the host"

@@ -57,7 +57,7 @@ class PagedLayer(CacheLayerMixin):
         return self, self
 
     def __getattr__(self, name: str):
-        if name in ("shape", "transpose", "size", "dtype"):
+        if hasattr(Tensor, name) and not name.startswith("_"):
             raise Untouchable(
                 f"PagedCache needs the {ATTENTION} attention: make it with "
                 "PagedCache.for_model(model), or call model.set_attn_implementation"

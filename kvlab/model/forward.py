@@ -83,8 +83,8 @@ def padded_span(columns: Columns, plan: Plan) -> int:
 
 def check_window(span: int, window: int | None) -> None:
     """Raises `KvlabError` where a model's own window reaches over padding that is not stored."""
-    if window is not None and span > window:
-        raise KvlabError(f"the sliding window of {window} tokens of this model counts padding "
+    if window is not None and span > abs(window):
+        raise KvlabError(f"the sliding window of {abs(window)} tokens of this model counts padding "
                          "between tokens, which a PagedCache does not store; pad on the left")
 
 

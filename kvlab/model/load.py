@@ -55,7 +55,9 @@ class LoadedModel(NamedTuple):
 
 
 class FolderModel:
-    """A checkpoint folder of the Llama, Mistral, Qwen2 or Qwen3 architecture (`model=local`).
+    """A checkpoint folder of any language model of transformers (`model=local`).
+
+    Whether its decoder can run over a PagedCache is asked of the model itself, see `portrait`.
 
     path: the folder, or a GGUF file. dtype: `auto` is float32 on the CPU and bfloat16 on CUDA.
     """
@@ -82,6 +84,7 @@ class FolderModel:
             checkpoint.check(path)
             folder, weights = path, checkpoint.weights(path)
         model = read_weights(folder, dtype).to(device).eval().requires_grad_(False)
+        portrait(model)
         tokenizer = read_tokenizer(folder, model.config)
         name = path.stem if is_gguf(path) else path.name
         return LoadedModel(model, tokenizer, checkpoint.identity(folder), False, name, weights)

@@ -61,9 +61,9 @@ def _asked(model: nn.Module, config) -> Portrait:
             ids = torch.zeros(1, 1, dtype=torch.long, device=model.device)
             decoder(input_ids=ids, use_cache=True, **{cache_parameter(decoder): sitter})
         except Untouchable as error:
-            raise _refused(config, "its layers compute with what the cache gives back before they "
-                           "attend (MLA keeps latents there), and a PagedCache gives back no "
-                           "tensor") from error
+            raise _refused(config, "its layers compute themselves with what the cache gives back "
+                           "(latents as in MLA, or an attention of their own), and a PagedCache "
+                           "gives back no tensor") from error
         except Exception as error:  # whatever a model does with a cache that is none of its own
             raise _refused(config, _first_line(error)) from error
     missing = [n for n, shape in enumerate(sitter.shapes) if shape is None]

@@ -77,11 +77,19 @@ def activation_bytes(config) -> int:
     """
     heads = config.num_attention_heads
     dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    wide, narrow = heads * dim, config.num_key_value_heads * dim
+    kv_heads = getattr(config, "num_key_value_heads", None) or heads
+    wide, narrow = heads * dim, kv_heads * dim
     along = 2 * 3 * config.hidden_size + 8 + 2 * 2 * dim
     attention = 2 * (3 * wide + 2 * narrow) + 4 * wide + 2 * 4 * heads
-    mlp = 2 * (config.hidden_size + 3 * config.intermediate_size)
+    mlp = 2 * (config.hidden_size + 3 * inner_width(config))
     return along + max(attention, mlp)
+
+
+def inner_width(config) -> int:
+    """Elements of the widest inner product of an MLP for one token: of all its experts together."""
+    plain = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+    experts = getattr(config, "num_experts_per_tok", None) or 0
+    return max(plain, experts * (getattr(config, "moe_intermediate_size", None) or plain))
 
 
 def standing_bytes(model, device: torch.device) -> int:

@@ -19,12 +19,6 @@ def sliding_window(attention) -> int | None:
     return getattr(getattr(attention, "config", None), "sliding_window", None)
 
 
-def sliding_windows(model) -> set[int]:
-    """Those of all layers."""
-    layers = (m for m in model.modules() if hasattr(m, "layer_idx"))
-    return {sliding_window(layer) for layer in layers} - {None}
-
-
 def rotary_frequencies(model) -> Tensor | None:
     """The frequencies [D / 2] by which keys are rotated; None where they depend on the length, or
     on the kind of layer."""

@@ -18,6 +18,7 @@ from torch.nn.functional import pad
 from transformers.masking_utils import (
     ALL_MASK_ATTENTION_FUNCTIONS,
     causal_mask_function,
+    chunked_causal_mask_function,
     sliding_window_causal_mask_function,
 )
 
@@ -64,7 +65,7 @@ def _hides_nothing(mask: Tensor | None, columns: int) -> bool:
 
 
 def window_of(mask: Visibility | Tensor | None) -> int | None:
-    """The sliding window that `mask` asks for.
+    """The sliding window that `mask` asks for, or the chunks, see `first_seen`.
 
     The library's attention goes by the mask alone, and a 4D mask of the caller's says it all.
     Raises `KvlabError` for any other rule than causal attention, with such a window or without.
@@ -73,20 +74,23 @@ def window_of(mask: Visibility | Tensor | None) -> int | None:
         return None
     if not mask.custom and mask.rule is causal_mask_function:
         return None
-    for window in () if mask.custom else numbers_in(mask.rule):
+    for window in () if mask.custom else found_in(mask.rule, int):
         if same_rule(mask.rule, sliding_window_causal_mask_function(window)):
             return window
-    raise KvlabError("a PagedCache attends causally, with a sliding window or without; this "
-                     "forward asks for another rule, which only the library's caches follow")
+        if any(same_rule(mask.rule, chunked_causal_mask_function(window, pads))
+               for pads in found_in(mask.rule, Tensor)):
+            return -window
+    raise KvlabError("a PagedCache attends causally, with a sliding window, in chunks or to all; "
+                     "this forward asks for another rule, which only the library's caches follow")
 
 
-def numbers_in(rule) -> set[int]:
-    """Whole numbers that a function closes over, those of the functions inside it too."""
+def found_in(rule, kind: type) -> list:
+    """What a function closes over of this very type, the functions inside it too."""
     if isinstance(rule, tuple):
-        return set().union(*map(numbers_in, rule))
+        return [x for part in rule for x in found_in(part, kind)]
     if isinstance(rule, FunctionType):
-        return numbers_in(tuple(c.cell_contents for c in rule.__closure__ or ()))
-    return {rule} if type(rule) is int else set()
+        return found_in(tuple(c.cell_contents for c in rule.__closure__ or ()), kind)
+    return [rule] if type(rule) is kind else []
 
 
 def same_rule(a, b) -> bool:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from kvlab.core import BadInput, CacheGeometry, LayerShape
-from kvlab.format import Dense, Fp8, Int, KVFormat
+from kvlab.format import Dense, KVFormat
 from kvlab.kernel.scratch import Scratch
 from kvlab.pool.slabs import LayerPlanes, Meter, SlabStore
 
@@ -43,7 +43,7 @@ def fused_kernels(device_type: str, kernels: str = "auto") -> ModuleType | None:
 def no_kernels(format: KVFormat, shape: LayerShape) -> str | None:
     """Why the Triton kernels cannot read blocks of this format and shape, so that plain torch does
     the work; None where they can."""
-    if not all(isinstance(codec, (Dense, Fp8, Int)) for codec in (format.key, format.value)):
+    if not (format.key.has_kernel and format.value.has_kernel):
         return f"the kernels do not know the codecs of {format.name}"
     if shape.k_width != shape.v_width:
         return f"keys of width {shape.k_width} and values of {shape.v_width} differ"

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from kvlab import axes
 from kvlab.budget import Equal, blocks_in
 from kvlab.core import BadInput, CacheGeometry, LayerShape
 
@@ -55,8 +56,7 @@ class ModelShape:
         tokens = np.asarray(tokens, dtype=float)
         flops = 2.0 * self.parameters * tokens
         for shape, layers in self.by_shape.items():
-            within = tokens if shape.window is None else np.minimum(tokens, shape.window)
-            pairs = within * (within + 1) + 2 * (tokens - within) * within  # twice as many
+            pairs = 2 * seen_pairs(tokens, shape.window)
             each = float(layers * self.query_heads * (shape.k_width + shape.v_width))
             flops = flops + each * pairs
         return flops
@@ -68,6 +68,18 @@ SHAPES = {
     "qwen3-0.6b": ModelShape(28, 16, 8, 128, 0.6e9),
     "qwen3-8b": ModelShape(36, 32, 8, 128, 8.19e9),
 }
+
+
+def seen_pairs(tokens: np.ndarray, window: int | None) -> np.ndarray:
+    """Pairs of a query and a token that it sees, of the first `tokens` tokens; see `first_seen`."""
+    if window is None:
+        return tokens * (tokens + 1) / 2
+    size = float(abs(window))
+    if window < 0:
+        whole, rest = np.divmod(tokens, size)
+        return whole * size * (size + 1) / 2 + rest * (rest + 1) / 2
+    within = np.minimum(tokens, size)
+    return within * (within + 1) / 2 + (tokens - within) * within
 
 
 @dataclass(frozen=True)
@@ -87,24 +99,18 @@ class Codec:
         return self.bits + 16.0 * self.numbers / (block_size if channel else head_dim)
 
 
-def _int(key_bits: int, value_bits: int) -> tuple[Codec, Codec]:
-    """8 bits are symmetric (a scale), fewer bits asymmetric (a scale and a zero)."""
-    key, value = (1 if bits == 8 else 2 for bits in (key_bits, value_bits))
-    return Codec(key_bits, key, "auto"), Codec(value_bits, value, "token")
+def _codec(name: str, axis: str) -> Codec:
+    """By the name that the table of axes has: dense ones (fp16) share nothing, 8 bits are symmetric
+    (a scale), fewer bits asymmetric (a scale and a zero)."""
+    bits = int(name.lstrip("bfpint"))
+    if name.startswith("int"):
+        return Codec(bits, 1 if bits == 8 else 2, axis)
+    return Codec(bits, int(bits == 8))
 
 
 FORMATS = {
-    "fp32": (Codec(32), Codec(32)),
-    "fp16": (Codec(16), Codec(16)),
-    "bf16": (Codec(16), Codec(16)),
-    "fp8": (Codec(8, 1), Codec(8, 1)),
-    "int8": _int(8, 8),
-    "int4": _int(4, 4),
-    "int3": _int(3, 3),
-    "int2": _int(2, 2),
-    "k8v4": _int(8, 4),
-    "k4v2": _int(4, 2),
-    "k3v2": _int(3, 2),
+    name: (_codec(member.given["key"], "auto"), _codec(member.given["value"], "token"))
+    for name, member in axes.TABLE["format"].members.items()
 }
 
 

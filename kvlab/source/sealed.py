@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockTable
-from kvlab.core import SeqId
+from kvlab.core import SeqId, first_seen
 from kvlab.pool import BlockPool
 from kvlab.source.base import Ask, Part, Read, Source, Token
 from kvlab.source.step import Extent, Piece
@@ -57,7 +57,7 @@ class Sealed(Source):
         Positions matter under the model's own sliding window and where keys are rotated anew;
         there a piece also ends at a hole.
         """
-        size, horizon = self.block_size, 0 if window is None else e.past - window + 1
+        size, horizon = self.block_size, first_seen(e.past, window)
         exact = window is not None or self.window.rerotate
         whole = table.ids[: e.past // size]
         pieces: list[tuple[int, list[int], int]] = []
@@ -109,12 +109,13 @@ class Sealed(Source):
     def decode_over(
         self, ask: Token, table: Tensor, n_blocks: Tensor, mass: Tensor | None = None
     ) -> Read:
-        """Over the blocks of `table`, see `paged_decode`, and over the open tail."""
+        """Over the blocks of `table`, see `paged_decode`, and over the open tail, which takes
+        `ask.new`."""
         pool, t = self.pool, ask.tables
         return Read(*pool.fused.paged_decode(
             ask.q, pool.sealed.layer(ask.layer), pool.format, table, n_blocks,
             pool.open.layer(ask.layer), t.open_slot, t.open_now, scale=ask.scale, mass=mass,
-            scratch=pool.workspace.scratch,
+            scratch=pool.workspace.scratch, new=ask.new,
         ), mass)
 
     # ---- accounts

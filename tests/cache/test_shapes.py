@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,11 +11,11 @@ from hypothesis import strategies as st
 from kvlab.blocks import BlockLedger, Holding, Sequences
 from kvlab.blocks.sliding import SPARE
 from kvlab.cache import CacheSpec, PagedCache
-from kvlab.core import BadInput, CacheGeometry, KvlabError, LayerShape
+from kvlab.core import BadInput, CacheGeometry, KvlabError, LayerShape, first_seen
 from kvlab.format import NAMES, by_name
 from kvlab.kernel import attend_ref, attend_sdpa
 from kvlab.pool import BlockPool, Workspace
-from kvlab.sim.sizes import ModelShape, token_bytes
+from kvlab.sim.sizes import ModelShape, seen_pairs, token_bytes
 
 WIDE, NARROW = LayerShape(1, 24, 8), LayerShape(2, 16, 16, window=6)
 UNLIKE = CacheGeometry.of((NARROW, WIDE, NARROW), query_heads=4, block_size=4)
@@ -166,7 +167,23 @@ def test_what_a_window_leaves_no_room_for_is_refused(axes, sentence):
         CacheSpec(block_size=4, **more).checked_for(UNLIKE)
 
 
-@given(st.integers(1, 40), st.integers(1, 16), st.lists(st.integers(1, 60), max_size=8))
+windows = st.one_of(st.none(), st.integers(1, 40), st.integers(-40, -1))
+
+
+@given(st.integers(0, 200), windows)
+def test_the_first_position_seen_is_that_of_the_mask(position, window):
+    seen = attend_ref.visible(1, position + 1, position, 0, True, window, "cpu")[0]
+    assert int(seen.nonzero()[0]) == max(0, first_seen(position, window))
+    if window is not None:
+        other = [k // -window == position // -window if window < 0 else k > position - window
+                 for k in range(position + 1)]  # fmt: skip
+        assert seen.tolist() == other
+    assert LayerShape(1, 8, 8, window).seen(position + 1) == int(seen.sum())
+    assert seen_pairs(np.array(position + 1.0), window) == sum(
+        LayerShape(1, 8, 8, window).seen(n + 1) for n in range(position + 1))  # fmt: skip
+
+
+@given(windows, st.integers(1, 16), st.lists(st.integers(1, 60), max_size=8))
 def test_a_window_lets_go_only_what_no_later_token_sees(window, size, counts):
     holding, length = Holding(BlockLedger(None), size, reach=window), 0
     sequences = Sequences([holding])
@@ -176,7 +193,7 @@ def test_a_window_lets_go_only_what_no_later_token_sees(window, size, counts):
         sequences.begin([seq], [count])
         sequences.commit()
         length += count
-        behind = max(0, length - window + 1 - SPARE)
+        behind = max(0, first_seen(length, window) - SPARE)
         assert holding.tables[seq].holes == list(range(behind // size))
         assert holding.claims[seq].let_go == behind // size * size
 

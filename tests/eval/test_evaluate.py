@@ -7,7 +7,7 @@ import pytest
 
 from kvlab.cache import CacheSpec
 from kvlab.core import Variant
-from kvlab.eval import Evaluate, Study
+from kvlab.eval import Bench, Evaluate, Study, TextLoss
 from kvlab.eval.data import Books
 from kvlab.eval.runner import Runner
 from kvlab.eval.text_loss import decoded
@@ -23,6 +23,7 @@ def job(**changes):
 
 MASS = Variant("attention_mass 40%", {"policy": "attention_mass"}, CacheSpec(
     policy="attention_mass", budget_percent=40, block_size=16))  # fmt: skip
+INT4 = Variant("int4", {"format": "int4"}, CacheSpec(format="int4", block_size=16))
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +77,25 @@ def test_decoded_tokens_are_the_last_scores_of_each_document():
     assert found["kl_decoded_mean_nats"].count == 4
     assert found["perplexity_decoded_delta_percent"].value == pytest.approx(100 * np.expm1(0.2))
     assert not list(decoded(Runner("mine", {"decode_tokens": 1}, CacheSpec()), full, 0))
+
+
+@pytest.mark.parametrize("driver, device", [
+    ("static", "cpu"), pytest.param("graph", "cuda", marks=pytest.mark.gpu),
+])  # fmt: skip
+def test_decoded_tokens_may_go_through_the_step_that_is_captured(tmp_path, driver, device):
+    """Static is that step, run as it is; the numbers are those of the library's forward."""
+    rows = {}
+    for name in ("eager", driver):
+        with RunFolder(tmp_path / name) as folder:
+            task = TextLoss(1, 80, 9, name, noise_floor=False)
+            Bench(ReferenceModel(dtype="float32"), task, Books(), 32, controls=False,
+                  progress=False, device=device).run(folder, [INT4])  # fmt: skip
+            rows[name] = {(r["variant"], r["name"]): r["value"] for r in folder.rows()}
+    assert rows[driver] == pytest.approx(rows["eager"], rel=1e-3, abs=1e-4)
+    assert rows[driver]["int4", "kl_decoded_mean_nats"] > 1e-4
+
+
+def test_null_decodes_what_the_device_can_afford():
+    loaded = ReferenceModel().load("cpu")
+    assert [TextLoss(tokens=n).parts(loaded)[0].decode_tokens for n in (4096, 40)] == [32, 20]
+    assert TextLoss(tokens=40, decode_tokens=7).parts(loaded)[0].decode_tokens == 7

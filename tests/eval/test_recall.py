@@ -71,6 +71,16 @@ def test_one_needle_a_prompt_and_policies_that_know_the_question(tmp_path):
     assert value(rows, "fp32", "needle_recall_percent")["value"] == 100
 
 
+def test_answers_may_go_through_the_step_that_is_captured(tmp_path):
+    """And the next question finds the cache as it was behind the context."""
+    about = {"documents": 1, "lengths": [200], "depths": [20, 80], "needles": 2}
+    eager = measured(tmp_path / "eager", [DENSE], **about)
+    static = measured(tmp_path / "static", [DENSE], decode_driver="static", **about)
+    for name in ("needle_recall_percent", "needle_answer_delta_nats"):
+        mine, other = (value(rows, "fp32", name)["value"] for rows in (static, eager))
+        assert mine == pytest.approx(other, abs=1e-3)
+
+
 def test_controls_run_beside_what_they_control(tmp_path):
     spec = CacheSpec(policy="attention_mass", budget_percent=50, block_size=16)
     variant = Variant("attention_mass 50%", {"policy": "attention_mass"}, spec)

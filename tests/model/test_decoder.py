@@ -69,13 +69,13 @@ def test_the_static_step_through_the_kernels(axes, tiny_model):
     pytest.importorskip("triton")
     model = tiny_model().to("cuda" if CUDA else "cpu")
     caches = [paged(model, **{"kernels": k, "block_size": 16} | axes) for k in ("torch", "triton")]
-    ids = torch.randint(1, 128, (1, 24), device=model.device)
+    ids = torch.randint(1, 128, (1, 30), device=model.device)
     logits = []
     for cache in caches:
         prefill(model, ids, cache)
         decoder = Decoder(model, cache, driver="static")
-        logits.append(torch.stack([decoder.step(ids[:, i]).clone() for i in range(12)]))
-        cache.check()
+        logits.append(torch.stack([decoder.step(ids[:, i]).clone() for i in range(4)]))
+        cache.check()  # a block was filled and the next begun
     torch.testing.assert_close(*logits, atol=5e-4, rtol=2e-3)
     assert caches[0].stats().evictions == caches[1].stats().evictions
     assert ("policy" in axes) == bool(caches[0].stats().evictions)

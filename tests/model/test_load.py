@@ -187,7 +187,7 @@ DAMAGE = {
     "no config": (without("config.json"), "holds no config.json"),
     "config is no json": (write("config.json", b"{"), "config.json cannot be read"),
     "config is a list": (write("config.json", b"[]"), "architecture None"),
-    "other architecture": (change_config(model_type="gpt2"), "'gpt2' is not supported; known"),
+    "other architecture": (change_config(model_type="mine"), "'mine' is no language model of"),
     "quantized": (change_config(quantization_config={"bits": 4}), "quantized"),
     "no weights": (without("model.safetensors"), "holds no model.safetensors"),
     "pickled weights": (pickle_only, "only pickled weights; convert them to safetensors"),

@@ -261,7 +261,8 @@ def test_what_attention_over_blocks_cannot_do_is_refused(llama):
     model.model.layers[0].self_attn.attention_dropout = 0.1
     llama.refused("dropout", words(1, 2))
     model.eval()
-    llama.refused("'softcap'", words(1, 2), softcap=30.0)
+    llama.refused("softly capped at None", words(1, 2), softcap=30.0)
+    llama.refused("'position_bias'", words(1, 2), position_bias=30.0)
     model.requires_grad_(True)
     with pytest.raises(KvlabError, match="gradients"):
         model(words(1, 2), **{cache_parameter(model): llama.ours})
