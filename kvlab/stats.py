@@ -163,6 +163,30 @@ def sample_interval(
     return _ordered(value, float(found.low), float(found.high))
 
 
+def ratio_interval(
+    parts: Sequence[float], wholes: Sequence[float], *, resamples=1000, seed=0
+) -> Interval:
+    """sum(parts) / sum(wholes) over independent units, such as hits and accesses of sessions.
+
+    scipy's percentile bootstrap, a part drawn together with its whole.
+    """
+    parts, wholes = (np.asarray(values, dtype=np.float64) for values in (parts, wholes))
+    value = float(parts.sum() / wholes.sum()) if wholes.sum() else 0.0
+    if len(parts) < 2 or not wholes.sum():
+        return Interval(value, None, None)
+    if not np.ptp(parts - value * wholes):
+        return Interval(value, value, value)
+
+    def ratio(part, whole, axis):
+        return part.sum(axis) / np.maximum(whole.sum(axis), 1e-300)
+
+    found = stats.bootstrap(
+        (parts, wholes), ratio, paired=True, n_resamples=resamples, batch=100,
+        method="percentile", rng=seed,
+    ).confidence_interval  # fmt: skip
+    return _ordered(value, float(found.low), float(found.high))
+
+
 def _pair(a: Sequence[np.ndarray], b: Sequence[np.ndarray]) -> list[np.ndarray]:
     if [np.size(x) for x in a] != [np.size(y) for y in b]:
         raise ValueError("the two sides do not hold the same tokens: lengths differ")

@@ -25,7 +25,8 @@ FLOORS = (
     ("config", "__main__"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
-FUSED = ("_triton", "sides", "tune")  # kernels made for a format; the references lie below formats
+# kernels made for a format; the references lie below formats
+FUSED = ("_triton", "_cuda", "sides", "tune")
 NEIGHBOURS = {("axes", "core"), ("report", "track"), ("offload", "pool"), ("__main__", "config")}
 TORCH_FREE = (
     "policy", "window", "budget", "blocks", "sim", "track", "report", "stats", "hub", "core",

@@ -215,10 +215,13 @@ class Holding(Room):
         if claim.pinned:
             self.storage.drop(ledger.unpin([b for b in blocks if b in claim.pinned]))
             claim.pinned.difference_update(blocks)
-        borrowed = claim.borrowed
-        freed = ledger.free(self.mortal([b for b in blocks if b not in borrowed]))
-        freed += ledger.unpin([b for b in blocks if b in borrowed])
-        borrowed.difference_update(blocks)
+        borrowed, rest = claim.borrowed, blocks
+        if borrowed:
+            rest = [b for b in blocks if b not in borrowed]
+        freed = ledger.free(self.mortal(rest))
+        if len(rest) < len(blocks):
+            freed += ledger.unpin([b for b in blocks if b in borrowed])
+            borrowed.difference_update(blocks)
         self.storage.drop(freed)
 
     def whole(self, seq: SeqId, count: int) -> bool:

@@ -109,10 +109,9 @@ class ChoosingGroup(LayerGroup):
         held = self.storage.sealed(e)
         if held:
             k, v = map(torch.cat, zip(self.pool.read(layer, held, e.held_ids), (k, v)))
-        if ask.q is not None:
-            self.watch.tokens(ask.q, k, v, ask.scale)
         tokens = len(k) - e.rest_count
-        index = self.chooser.stay(e, layer, lse, tokens, len(e.chosen) * self.block_size)
+        row = self.watch.row(e.seq, layer, k, v, tokens, ask.q, lse, ask.scale)
+        index = self.chooser.stay(e, row, len(e.chosen) * self.block_size)
         if e.chosen:
             kept = (by_head(x, index) for x in (k, v))
             self.pool.seal(layer, e.chosen, *kept, e.sealing_ids)

@@ -7,6 +7,7 @@ from torch import Tensor
 from kvlab.blocks import SEALED, Holding
 from kvlab.cache.bytes import GroupBytes
 from kvlab.core import SeqId
+from kvlab.kernel.step_ref import Past
 from kvlab.source import Ask, Extent, Read, Sum, Token, merged
 
 
@@ -53,9 +54,12 @@ class LayerGroup:
         q [B, Hq, D], k and v [B, H, D], contiguous. Waits for nothing and depends on nothing but
         tensors that stay in place, so it may be captured if all sources may.
         """
-        tables = self.sources.sealed.decoding
-        self.sources.tail.append(layer, k, v, tables)
-        ask = Token(layer, extents, q, scale, tables, self.watch if self.watch.active else None)
+        tables, new = self.sources.sealed.decoding, (k, v)
+        if self.sources.past is not self.sources.sealed:
+            self.sources.tail.append(layer, k, v, tables)
+            new = None
+        watch = self.watch if self.watch.active else None
+        ask = Token(layer, extents, q, scale, tables, watch, new)
         reads: list[Read] = []
         for source in self.sources.decoders:
             reads += source.decode(ask)
@@ -66,6 +70,18 @@ class LayerGroup:
             for row in range(len(extents)):
                 self.sources.observe(ask.row(row), lse[row, :, None])
         return out
+
+    def past(self, scale: float) -> Past | None:
+        """What a kernel over all layers reads of a step of single tokens, after `prepare`; None
+        where attention reads more than blocks and tails, or somebody listens to it."""
+        sources, pool = self.sources, self.pool
+        listens = self.watch.active and self.watch.scorer.decodes
+        if sources.decoders != [sources.sealed] or sources.observed or listens:
+            return None
+        planes = ([store.layer(i) for i in range(pool.geometry.layers)]
+                  for store in (pool.sealed, pool.open))
+        t = sources.sealed.decoding
+        return Past(*planes, pool.format, t.table, t.n_blocks, t.open_slot, t.open_now, scale)
 
     def store(self, ask: Ask) -> None:
         """Keep the step's own tokens: full blocks of a chunk are sealed, the rest stays open."""

@@ -59,7 +59,7 @@ class PagedCache(Copies, Requests):
         self.workspace, self.meter = Workspace(), Meter()
         self.facts, self.shape = facts, ModelShape.of(geometry, facts.parameters)
         self.groups, self._place = self._layer_groups()
-        self._decodes = False
+        self.decodes = False
         held = [group.held for group in self.groups]
         self.sequences = Sequences(held, self._named(facts.identity))
         self.prefixes, self.audits = Prefixes(self.sequences), {}
@@ -118,8 +118,8 @@ class PagedCache(Copies, Requests):
         step = self.sequences.begin(seqs, counts)
         for e in (e for extents in step for e in extents):
             e.alone = len(seqs) == 1
-        self._decodes = self.can_decode(counts) and not self._looks(seqs)
-        if self._decodes:
+        self.decodes = self.can_decode(counts) and not self._looks(seqs)
+        if self.decodes:
             for number, group in enumerate(self.groups):
                 group.sources.prepare([extents[number] for extents in step])
 
@@ -148,7 +148,7 @@ class PagedCache(Copies, Requests):
                            "tokens, and a head's own tokens stand side by side; cache.evict=block")
         number, local = self._place[layer]
         group = self.groups[number]
-        if self._decodes and self._sees_all(window):
+        if self.decodes and self._sees_all(window):
             q, k, v = (x[:, :, 0].contiguous() for x in (q, k, v))
             extents = [extents[number] for extents in self.sequences.running()]
             return group.decode(local, extents, q, k, v, scale, sinks)[:, None]

@@ -147,14 +147,11 @@ class Repack:
 
     # ---- within a step
 
-    def stay(
-        self, e: Extent, layer: int, lse: Tensor | None, tokens: int, keep: int
-    ) -> Tensor:
-        """Which `keep` of a layer's first `tokens` stay, int64 [H, keep]; the rest of them all do.
+    def stay(self, e: Extent, row: Standing, keep: int) -> Tensor:
+        """Which `keep` of a layer's tokens stay, int64 [H, keep]; those of the open tail all do.
 
-        Called once for each layer in order; `chose` or `undo` ends the step.
+        row: how they stand. Once for each layer in order; `chose` or `undo` ends the step.
         """
-        row = self.watch.row(e.seq, layer, tokens, lse)
         index = self._best(row.score, keep, e.rest_count)
         self._coming.setdefault(e.seq, []).append(row.chosen(index))
         return index[0]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from kvlab import axes
 from kvlab.core import BadInput
-from kvlab.kernel.attend_ref import capped
+from kvlab.kernel.attend_ref import capped, visible
 
 OBSERVED_QUERIES = 32  # of a step, the last ones: SnapKV's window
 
@@ -54,6 +54,22 @@ class Scorer:
         """
         return self.scores(parts, lse)[None]
 
+    def of_tokens(
+        self, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, *, scale: float, shares
+    ) -> Tensor:
+        """The same of single tokens, all that a layer has: fp32 [H, n], or one row for all heads.
+
+        q [Hq, T, D]: of the step, whose tokens are the last T of k, v [n, H, D]; shares: the
+        kernel `token_shares` or its reference.
+        """
+        last = min(self.queries, q.shape[1])
+        seen = visible(last, len(k), len(k) - last, 0, True, None, k.device)
+        part = self.part(q[:, -last:], k, v, scale=scale, block_size=1, seen=seen)
+        found = self.by_head([part], lse)
+        if len(found) > 1:  # query heads that share a key/value head speak with one voice
+            found = found.unflatten(0, (k.shape[1], -1)).mean(1)
+        return found
+
     def weight(self, steps: int, queries: int) -> float:
         """Share of a step of `queries` tokens in the score of a block scored `steps` times before.
 
@@ -81,6 +97,12 @@ class Mass(Scorer):
         joined = torch.cat(parts, -1)
         total = lse[:, -joined.shape[1] :, None]
         return torch.exp(joined - total).mean(1)
+
+    def of_tokens(self, q, k, v, lse, *, scale, shares):
+        if self.softcap is not None:
+            return Scorer.of_tokens(self, q, k, v, lse, scale=scale, shares=shares)
+        last = min(self.queries, q.shape[1])
+        return shares(q[:, -last:], k, lse[:, -last:], scale=scale)
 
     def weight(self, steps, queries):
         return 1.0 / (steps + 1)
@@ -118,6 +140,12 @@ class SnapKV(Mass):
         top = x.amax(-1, keepdim=True).nan_to_num(neginf=0.0)
         sums = F.avg_pool1d(torch.exp(x - top), self.kernel, 1, self.kernel // 2)
         return torch.log(sums) + top
+
+    def of_tokens(self, q, k, v, lse, *, scale, shares):
+        if self.pool == "max" or self.softcap is not None:  # of each query, before the mean
+            return Scorer.of_tokens(self, q, k, v, lse, scale=scale, shares=shares)
+        found = super().of_tokens(q, k, v, lse, scale=scale, shares=shares)
+        return F.avg_pool1d(found, self.kernel, 1, self.kernel // 2)
 
     weight = Scorer.weight
 

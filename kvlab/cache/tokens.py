@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvlab.cache.scores import Scorer
 from kvlab.core import BlockId, SeqId
+from kvlab.kernel import shares_ref
 from kvlab.kernel.attend_ref import visible
 from kvlab.pool import BlockPool
 
@@ -82,6 +83,7 @@ class TokenWatch:
         self.scorer, self.meter, self._told = scorer, pool.meter, 0
         self.layers, self.heads = pool.geometry.layers, pool.geometry.kv_heads
         self.block_size, self.device = pool.block_size, pool.device
+        self._shares = (pool.fused or shares_ref).token_shares
         self.looking = False  # whether a step of single tokens is scored
         self.standing: dict[SeqId, Standing] = {}
         self.seq: SeqId = 0  # whose tokens are noted now
@@ -143,14 +145,8 @@ class TokenWatch:
             seen = visible(last, count, k.shape[0] - last, 0, True, None, k.device)
             self._note(q[:, -last:], k[:count], v[:count], scale, seen)
 
-    def tokens(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> None:
-        """Note all tokens that a layer has, the step's own the last of them, k and v [n, H, D]."""
-        last = min(self.scorer.queries, q.shape[1])
-        seen = visible(last, len(k), len(k) - last, 0, True, None, k.device)
-        self._note(q[:, -last:], k, v, scale, seen)
-
-    def found(self, lse: Tensor | None) -> Tensor | None:
-        """End a layer: scores fp32 [H, n] of all that was noted; None if nothing was.
+    def found(self, lse: Tensor) -> Tensor | None:
+        """End a layer: scores fp32 [H, n] of the sealed tokens noted; None if none were.
 
         lse: [Hq, T] over everything that its queries saw.
         """
@@ -195,12 +191,20 @@ class TokenWatch:
             old = self._stood(seq).grown(found[0].shape[-1])
             self.set(seq, old.moved(self.scorer, torch.stack(found), self._queries))
 
-    def row(self, seq: SeqId, layer: int, tokens: int, lse: Tensor | None) -> Standing:
-        """How the first `tokens` of a layer stand [1, H, n] once it is scored, within a step."""
-        found, old = self.found(lse), self._stood(seq).layer(layer).grown(tokens)
-        if found is None:
+    def row(
+        self, seq: SeqId, layer: int, k: Tensor, v: Tensor, tokens: int, q: Tensor | None,
+        lse: Tensor | None, scale: float,
+    ) -> Standing:
+        """How the first `tokens` of k, v [n, H, D] stand in a layer, within a step: [1, H, n].
+
+        k, v: all that the layer has, the step's own tokens the last; q, lse: of the step, or None.
+        """
+        old = self._stood(seq).layer(layer).grown(tokens)
+        if q is None:
             return old
-        return old.moved(self.scorer, found[None, :, :tokens], self._queries)
+        new = self.scorer.of_tokens(q, k, v, lse, scale=scale, shares=self._shares)
+        new = new[:, :tokens].expand(self.heads, -1)
+        return old.moved(self.scorer, new[None], q.shape[1])
 
     def set(self, seq: SeqId, standing: Standing) -> None:
         """Let the sealed tokens of a sequence stand so."""

@@ -46,9 +46,14 @@ def seal_open(open, sealed, format, rows: Tensor, blocks: Tensor, layers: int) -
 def paged_decode(
     q: Tensor, sealed, format, table: Tensor, n_blocks: Tensor, open, open_slot: Tensor,
     open_len: Tensor, *, scale: float, mass: Tensor | None = None, setting=None,
-    after_append: bool = False, scratch=None,
+    new: tuple[Tensor, Tensor] | None = None, scratch=None,
 ) -> tuple[Tensor, Tensor]:
-    """As `decode_triton.paged_decode`, in fp32; its launch options have no meaning here."""
+    """As `decode_triton.paged_decode`, in fp32; its launch settings have no meaning here."""
+    for b, count in enumerate(open_len.tolist() if new else ()):
+        tail = block_views(open, int(open_slot[b]))
+        for name, x in zip(("k_data", "v_data"), new):
+            if 0 < count <= tail[name].shape[1]:
+                tail[name][:, count - 1] = x[b]
     rows, heads, _ = q.shape
     kv_heads, slots, _ = open.planes["k_data"].shape
     group = heads // kv_heads

@@ -38,6 +38,15 @@ def load_query(q, PARTS: tl.constexpr, F: tl.constexpr):
 
 
 @triton.jit
+def zero_parts(PARTS: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
+    """PARTS zero tensors [A, B]."""
+    y = ()
+    for _ in tl.static_range(PARTS):
+        y = y + (tl.zeros([A, B], tl.float32),)
+    return y
+
+
+@triton.jit
 def normalizer(top, KIND: tl.constexpr):
     """Factor that brings magnitudes up to `top` into the digits' reach; a power of two for FP8."""
     if KIND == DENSE:
@@ -143,43 +152,3 @@ def absorb(acc, parts, keep, gain, PARTS: tl.constexpr):
     for i in tl.static_range(PARTS):
         y = y + (acc[i] * keep[None, :] + parts[i] * gain[None, :],)
     return y
-
-
-@triton.jit
-def open_tail(query, k, v, count, m, l, out, scale, F: tl.constexpr, V: tl.constexpr):
-    """Adds the `count` tokens of an open block, dense [S, D] at `k` and `v`, to a partial result.
-
-    m, l: running maximum (base 2) and sum [GP]; out: unnormalized parts [W, GP].
-    """
-    PARTS: tl.constexpr = V.parts
-    CHUNK: tl.constexpr = 32
-    W: tl.constexpr = F.D // V.parts
-    w, d = tl.arange(0, W), tl.arange(0, F.D)
-    qc = query_columns(load_query(query, 1, F)[0], DENSE, F.open_dtype)
-    k, v = tl.multiple_of(k, 16), tl.multiple_of(v, 16)
-    for start in range(0, count, CHUNK):
-        t = start + tl.arange(0, CHUNK)
-        seen = t < count
-        kt = tl.load(k + t[:, None] * F.D + d[None, :], mask=seen[:, None], other=0.0)
-        s = tl.sum(grouped(multiply(kt, qc, None, DENSE), F.GP, F.digits), 2) * scale
-        s = tl.where(seen[:, None], s, -float("inf"))
-        new = tl.maximum(m, tl.max(s, 0))
-        keep, p = tl.exp2(m - new), tl.exp2(s - new[None, :])
-        m, l = new, l * keep + tl.sum(p, 0)
-        pc = columns(p, DENSE, F.open_dtype, F.digits)
-        at, parts = v + t[None, :] * F.D + w[:, None], ()
-        for i in tl.static_range(PARTS):
-            vt = tl.load(at + i * W, mask=seen[None, :], other=0.0)
-            o = tl.sum(grouped(multiply(vt, pc, None, DENSE), F.GP, F.digits), 2)
-            parts = parts + (out[i] * keep[None, :] + o,)
-        out = parts
-    return m, l, out
-
-
-@triton.jit
-def open_address(base, slot, off, h, F: tl.constexpr):
-    """Pointer to head `h` of the open row `slot`."""
-    HEAD: tl.constexpr = F.S * F.D * (F.open_dtype.primitive_bitwidth // 8)
-    place = ((slot % F.open_P).to(tl.int64) * F.H + h) * HEAD + off
-    address = tl.load(base + slot // F.open_P) + place
-    return tl.multiple_of(address.to(tl.pointer_type(F.open_dtype)), 16)

@@ -16,10 +16,13 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from kvlab.kernel.codes_triton import (
     DENSE,
     INT,
+    NATIVE,
     fast_log2,
     join_products,
     reach,
 )
+from kvlab.kernel.decode_join_triton import merge_parts
+from kvlab.kernel.decode_open_triton import open_part
 from kvlab.kernel.decode_parts_triton import (
     absorb,
     columns,
@@ -27,10 +30,9 @@ from kvlab.kernel.decode_parts_triton import (
     key_products,
     load_query,
     normalizer,
-    open_address,
-    open_tail,
     query_columns,
     value_products,
+    zero_parts,
 )
 from kvlab.kernel.decode_place_triton import head_address, in_order, place, side_scales, token_order
 
@@ -94,15 +96,6 @@ def rescale(parts, scales, zeros, p, C: tl.constexpr):
 
 
 @triton.jit
-def zero_parts(PARTS: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
-    """PARTS zero tensors [A, B]."""
-    y = ()
-    for _ in tl.static_range(PARTS):
-        y = y + (tl.zeros([A, B], tl.float32),)
-    return y
-
-
-@triton.jit
 def finish(acc, lift, C: tl.constexpr):
     """Running values per part -> unnormalized outputs [W, GP]; lift: what the zeros add."""
     PARTS: tl.constexpr = C.parts
@@ -123,19 +116,28 @@ def keep_cells(cell_lse, p, top, first, stride, cells, CELLS: tl.constexpr, G: t
     tl.store(cell_lse + g[None, :] * stride + cell[:, None], share, mask=known)
 
 
+@triton.constexpr_function
+def floor_power(n):
+    return 1 << max(0, n.bit_length() - 1)
+
+
 @triton.jit
-def decode_split_kernel(
-    q_ptr, part_out, part_lse, cell_lse, base, table, n_blocks, open_base, open_slot, open_len,
-    max_blocks, splits, scale, kd, kh, ks, kz, vd, vh, vs, vz, ok, ov,
-    F: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+def prefetch(at, BYTES: tl.constexpr):
+    """Asks for about BYTES at an address to be brought into the second cache."""
+    if NATIVE:
+        LINES: tl.constexpr = floor_power(BYTES // 128)
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at + tl.arange(0, LINES) * 128],
+            dtype=tl.int32, is_pure=False, pack=1,
+        )
+
+
+@triton.jit
+def sealed_part(
+    query, cell_lse, base, table, max_blocks, blocks, lo, hi, b, h, scale,
+    kd, kh, ks, kz, vd, vh, vs, vz, F: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):
-    """See `decode_triton.paged_decode`. kd .. vz, ok, ov: byte offsets of this layer's planes in a
-    slab (data, high bits, scale, zero of keys and values; open keys and values).
-    """
-    if F.chained and not F.after_append:
-        gdc_wait()
-    PARTS: tl.constexpr = V.parts
-    h, sp, b = tl.program_id(0) % F.H, tl.program_id(1), tl.program_id(0) // F.H
+    """Partial result over tiles lo .. hi of a row's `blocks` sealed blocks."""
     TILE: tl.constexpr = F.tile
     GP: tl.constexpr = F.GP
     W: tl.constexpr = F.D // V.parts
@@ -146,17 +148,11 @@ def decode_split_kernel(
     CELLS: tl.constexpr = F.tile // F.S if F.multi else 1
     plain = tl.arange(0, TILE)
     order = token_order(plain, SHUFFLE, F)
-    query = q_ptr + (b * F.H + h) * F.G * F.D
     m = tl.full([GP], -1e30, tl.float32)
     lsum = tl.zeros([TILE, GP], tl.float32)
     zsum = tl.zeros([TILE, GP], tl.float32)
     acc = zero_parts(V.parts, W, GP)
     line = b * F.H + h if F.per_head else b
-    blocks = tl.load(n_blocks + line)
-    tiles = tl.cdiv(blocks * F.S, F.tile) if F.multi else blocks * F.per_block
-    per = tl.cdiv(tiles, splits)
-    lo = sp * per
-    hi = tl.minimum(lo + per, tiles)
     row = table + line.to(tl.int64) * max_blocks
     # Before a tile stand its block id, its slab's address and its scales, each found through the
     # one before. Each is fetched a tile ahead of its use, so that no tile waits for the chain.
@@ -169,10 +165,13 @@ def decode_split_kernel(
     k_up = head_address(slab, slot, kh, h, F.H, K.high)
     v_at = head_address(slab, slot, vd, h, F.H, V.data)
     v_up = head_address(slab, slot, vh, h, F.H, V.high)
+    if F.chained and F.fresh and not F.multi:
+        prefetch(k_at, K.data)
+        prefetch(v_at, V.data)
     block = tl.load(row + place(lo + 1, order, blocks, F)[0]) * live
     slab, slot = tl.load(base + block // F.P), (block % F.P).to(tl.int64)
     ahead = tl.load(row + place(lo + 2, order, blocks, F)[0]) * live
-    if F.chained and F.after_append:  # what is above was there before the kernel that appends
+    if F.chained and F.fresh:  # what is above was there before the kernel before
         gdc_wait()
     q = load_query(query, K.parts, F)
     if not K.channel:
@@ -217,20 +216,61 @@ def decode_split_kernel(
         v_up = head_address(slab, slot, vh, h, F.H, V.high)
         slab, slot = tl.load(base + ahead // F.P), (ahead % F.P).to(tl.int64)
         ahead = tl.load(row + place(i + 3, order, blocks, F)[0])
+    return m, tl.sum(lsum, 0), finish(acc, tl.sum(zsum, 0)[None, :], V)
+
+
+@triton.jit
+def decode_split_kernel(
+    q_ptr, k_new, v_new, part_out, part_lse, cell_lse, out_ptr, lse_ptr, arrivals, base, table,
+    n_blocks, open_base, open_slot, open_len, max_blocks, splits, scale,
+    kd, kh, ks, kz, vd, vh, vs, vz, ok, ov,
+    F: tl.constexpr, K: tl.constexpr, V: tl.constexpr, JOIN: tl.constexpr,
+):
+    """See `decode_triton.paged_decode`. kd .. vz, ok, ov: byte offsets of this layer's planes in a
+    slab (data, high bits, scale, zero of keys and values; open keys and values).
+
+    Programs of a row and head: F.tails for its open block, then at most `splits` for the sealed
+    ones; what exceeds a row's tiles leaves at once. With JOIN the last to finish merges them.
+    """
     if F.chained:
         gdc_launch_dependents()
-    l = tl.sum(lsum, 0)
-    out = finish(acc, tl.sum(zsum, 0)[None, :], V)
-    if sp == splits - 1:
-        count = tl.load(open_len + b)
-        if count > 0:
-            own = tl.load(open_slot + b)
-            k, v = open_address(open_base, own, ok, h, F), open_address(open_base, own, ov, h, F)
-            m, l, out = open_tail(query, k, v, count, m, l, out, scale, F, V)
-    g, w = tl.arange(0, F.GP), tl.arange(0, W)
+        if not F.fresh:
+            gdc_wait()
+    PARTS: tl.constexpr = V.parts
+    W: tl.constexpr = F.D // V.parts
+    pair, part = tl.program_id(0), tl.program_id(1)
+    h, b = pair % F.H, pair // F.H
+    query = q_ptr + pair * F.G * F.D
+    blocks = tl.load(n_blocks + (pair if F.per_head else b))
+    tiles = tl.cdiv(blocks * F.S, F.tile) if F.multi else blocks * F.per_block
+    per = tl.cdiv(tiles, splits)
+    parts = F.tails + tl.cdiv(tiles, tl.maximum(per, 1))
+    g = tl.arange(0, F.GP)
+    at = (pair * (splits + F.tails) + part) * F.G + g
+    if part >= parts:
+        if not JOIN:
+            tl.store(part_lse + at, tl.full([F.GP], -float("inf"), tl.float32), mask=g < F.G)
+        return
+    if part < F.tails:
+        m, l, out = open_part(
+            query, k_new, v_new, open_base, open_slot, open_len, ok, ov, part, b, h, scale, F, V,
+        )
+    else:
+        lo = (part - F.tails) * per
+        m, l, out = sealed_part(
+            query, cell_lse, base, table, max_blocks, blocks, lo, tl.minimum(lo + per, tiles), b, h,
+            scale, kd, kh, ks, kz, vd, vh, vs, vz, F, K, V,
+        )
+    w = tl.arange(0, W)
     inverse = 1.0 / tl.maximum(l, 1e-37)
-    at = ((b * F.H + h) * splits + sp) * F.G + g
     tl.store(part_lse + at, tl.where(l > 0, m + tl.log2(l), -float("inf")), mask=g < F.G)
     at = part_out + at[None, :] * F.D + w[:, None]
     for i in tl.static_range(PARTS):
         tl.store(at + i * W, out[i] * inverse[None, :], mask=(g < F.G)[None, :])
+    if JOIN:
+        tl.debug_barrier()
+        if tl.atomic_add(arrivals + pair, 1, sem="acq_rel") == parts - 1:
+            tl.store(arrivals + pair, 0)
+            first = pair * (splits + F.tails) * F.G
+            merge_parts(part_out + first.to(tl.int64) * F.D, part_lse + first, out_ptr, lse_ptr,
+                        pair, parts, F)

@@ -2,68 +2,26 @@
 
 One query token per sequence. The past of each sequence is split over programs (flash decoding,
 https://pytorch.org/blog/flash-decoding/); each program multiplies stored bytes directly
-(`decode_split_triton`), and a second small kernel merges the partial results.
+(`decode_split_triton`). A second small kernel merges the partial results; of many rows, the last
+program of each row and head does.
 """
 
 from __future__ import annotations
 
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
-from triton.language.extra.cuda import gdc_wait
 
 from kvlab.core import BadInput
 from kvlab.format import KVFormat
 from kvlab.kernel import tune
-from kvlab.kernel.codes_triton import narrow
+from kvlab.kernel.decode_join_triton import combine_kernel, mass_kernel
 from kvlab.kernel.decode_split_triton import decode_split_kernel
 from kvlab.kernel.scratch import Scratch
 from kvlab.kernel.sides import TYPES, Frame, Side, next_power, offsets, sides
 
 LOG2E = 1.4426950408889634
-
-@triton.jit
-def combine_kernel(
-    part_out, part_lse, out, lse, splits, G: tl.constexpr, D: tl.constexpr, SP: tl.constexpr,
-    WIDTH: tl.constexpr, CHAINED: tl.constexpr,
-):
-    """Merges the splits of WIDTH dims of one query head; writes the natural log-sum-exp.
-
-    CHAINED: launched before the split kernel has ended; waits for what it wrote.
-    """
-    if CHAINED:
-        gdc_wait()
-    bh, g, c = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    i, d = tl.arange(0, SP), c * WIDTH + tl.arange(0, WIDTH)
-    at = (bh * splits + i) * G + g
-    part = tl.load(part_lse + at, mask=i < splits, other=-float("inf"))
-    top = tl.maximum(tl.max(part, 0), -1e30)
-    weight = tl.exp2(part - top)
-    total = tl.sum(weight, 0)
-    x = tl.load(part_out + at[:, None] * D + d[None, :], mask=(i < splits)[:, None], other=0.0)
-    x = tl.sum(x * weight[:, None], 0) / tl.maximum(total, 1e-37)
-    tl.store(out + (bh * G + g) * D + d, narrow(x, out.dtype.element_ty))
-    nat = (top + tl.log2(tl.maximum(total, 1e-37))) * 0.6931471805599453
-    if c == 0:
-        tl.store(lse + bh * G + g, tl.where(total > 0, nat, -float("inf")))
-
-
-@triton.jit
-def mass_kernel(cell_lse, lse, mass, n_blocks, max_blocks, TPB: tl.constexpr, HEADS: tl.constexpr,
-                WIDTH: tl.constexpr):
-    """Share of attention of each sealed block, [B, Hq, max_blocks]; 0 beyond the sequence.
-
-    HEADS: query heads that share a row of the table.
-    """
-    r, i = tl.program_id(0), tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    known = i < tl.load(n_blocks + r // HEADS)
-    total = tl.load(lse + r) * 1.4426950408889634
-    share = tl.zeros([WIDTH], tl.float32)
-    for c in tl.static_range(TPB):
-        at = cell_lse + (r * max_blocks + i) * TPB + c
-        share += tl.exp2(tl.load(at, mask=known, other=-1e30) - total)
-    tl.store(mass + r * max_blocks + i, tl.where(known, share, 0.0), mask=i < max_blocks)
+JOINED = 40  # parts of a row and head that its last program merges, where there are many rows
 
 
 def _tile(k: Side, v: Side, slots: int, wanted: int) -> tuple[int, int, bool]:
@@ -90,6 +48,11 @@ def _splits(rows: int, kv_heads: int, resident: int) -> int:
 
     tried = {resident // pairs, *range(3 if rows > 1 else 1, 9)} - {0}
     return max(sorted(tried), key=lambda n: round(busy(n), 2))
+
+
+def _tails(pairs: int, slots: int, gpu: tune.Device) -> int:
+    """Programs for an open block: of few rows, one for every 32 tokens, read at once."""
+    return -(-slots // 32) if pairs <= gpu.processors else 1
 
 
 def setting_key(format: KVFormat, slots: int, dim: int, group: int) -> str:
@@ -127,7 +90,7 @@ def _check(
 def paged_decode(
     q: Tensor, sealed, format: KVFormat, table: Tensor, n_blocks: Tensor, open, open_slot: Tensor,
     open_len: Tensor, *, scale: float, mass: Tensor | None = None, setting=None,
-    after_append: bool = False, scratch: Scratch | None = None,
+    new: tuple[Tensor, Tensor] | None = None, scratch: Scratch | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of one query token per row over its sealed blocks and its open tail.
 
@@ -137,8 +100,10 @@ def paged_decode(
     (retrieval); open_slot, open_len: int32 [B], the row of the open store and its number of tokens
     (0: none). scale: of the logits. mass: fp32 [B, Hq, max_blocks], receives each sealed block's
     share of attention. setting: launch settings, see `tune`.
-    after_append: the kernel launched before this one is `append`, and table, n_blocks and sealed
-    blocks were written before it; then they are looked up while it still runs.
+    new: k and v [B, H, D] (contiguous) of this step's token, which open_len counts already and the
+        open blocks lack: they are put there, as by `append`, and attended to. Then tables, lengths
+        and stored tokens must not come from the kernel launched before this one: they are looked
+        up while it still runs.
     scratch: where partial results lie until they are merged; None: made for this call.
 
     Returns out [B, Hq, D] in q's dtype and lse fp32 [B, Hq] (natural log; -inf for an empty row).
@@ -156,28 +121,37 @@ def paged_decode(
         format, k, v, slots, setting_key(format, slots, dim, group), gpu.name
     )
     tile, per_block, multi = _tile(k, v, slots, wanted)
-    splits = min(_splits(rows, kv_heads, gpu.processors * fill), max(1, -(-width * slots // tile)))
+    most = max(1, -(-width * slots // tile))  # a table of few columns is half empty mostly
+    most = -(-most // 2) if new and width <= 64 else most
+    splits = min(_splits(rows, kv_heads, gpu.processors * fill), most)
     frame = Frame(
         H=kv_heads, G=group, GP=next_power(group), D=dim, S=slots, P=sealed.slab_blocks,
         open_P=open.slab_blocks, warps=warps, tile=tile, per_block=per_block, multi=multi,
         digits=2, mass=mass is not None, per_head=table.ndim == 3,
-        chained=gpu.chained, after_append=after_append, open_dtype=TYPES[tail.dtype],
+        chained=gpu.chained, fresh=new is not None, tails=_tails(rows * kv_heads, slots, gpu),
+        open_dtype=TYPES[tail.dtype],
     )
     chain = {"launch_pdl": True} if gpu.chained else {}
-    take, parts = (scratch or Scratch()).take, rows * heads * splits
-    part_out, part_lse = take("out", parts * dim, q.device), take("lse", parts, q.device)
+    parts = splits + frame.tails
+    join = parts <= JOINED and rows * kv_heads > gpu.processors
+    scratch, lines = scratch or Scratch(), rows * heads * parts
+    take, arrivals = scratch.take, scratch.counters("arrivals", rows * kv_heads, q.device)
+    part_out, part_lse = take("out", lines * dim, q.device), take("lse", lines, q.device)
     cells = None if mass is None else take("cells", rows * heads * width * per_block, q.device)
     out, lse = torch.empty_like(q), torch.empty(rows, heads, dtype=torch.float32, device=q.device)
-    decode_split_kernel[(rows * kv_heads, splits)](
-        q, part_out, part_lse, cells, sealed.base, table, n_blocks, open.base, open_slot, open_len,
-        width, splits, scale * LOG2E, *offsets(sealed.planes), tail.offset_bytes,
-        open.planes["v_data"].offset_bytes, F=frame, K=k, V=v, num_warps=warps, num_stages=stages,
+    k_new, v_new = new or (q, q)
+    decode_split_kernel[(rows * kv_heads, parts)](
+        q, k_new, v_new, part_out, part_lse, cells, out, lse, arrivals, sealed.base, table,
+        n_blocks, open.base, open_slot, open_len, width, splits, scale * LOG2E,
+        *offsets(sealed.planes), tail.offset_bytes, open.planes["v_data"].offset_bytes,
+        F=frame, K=k, V=v, JOIN=join, num_warps=warps, num_stages=stages,
         **({"maxnreg": cap[0]} if cap else {}), **chain,
     )
-    combine_kernel[(rows * kv_heads, group, dim // 32)](
-        part_out, part_lse, out, lse, splits, G=group, D=dim, SP=next_power(splits), WIDTH=32,
-        CHAINED=gpu.chained, **chain,
-    )
+    if not join:
+        combine_kernel[(rows * kv_heads, group, dim // 32)](
+            part_out, part_lse, out, lse, parts, G=group, D=dim, SP=next_power(parts), WIDTH=32,
+            CHAINED=gpu.chained, **chain,
+        )
     if mass is not None:
         step = min(256, next_power(width))
         mass_kernel[(rows * heads, triton.cdiv(width, step))](

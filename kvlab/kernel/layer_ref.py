@@ -6,9 +6,69 @@ read once, and what costs is the number of launches. Rows B, inner width K, oute
 
 from __future__ import annotations
 
+import sys
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class Finish(NamedTuple):
+    """Weights of a layer behind its attention: output projection, norm and MLP."""
+
+    o: Tensor
+    gain: Tensor
+    eps: float
+    gate: Tensor
+    up: Tensor
+    down: Tensor
+
+
+class Start(NamedTuple):
+    """Weights of a layer before its attention: norm, q, k, v, and the norms of their heads."""
+
+    gain: Tensor
+    eps: float
+    weights: tuple[Tensor, Tensor, Tensor]
+    biases: tuple[Tensor, Tensor, Tensor] | None
+    heads: int
+    kv_heads: int
+    q_gain: Tensor | None
+    k_gain: Tensor | None
+    head_eps: float
+
+
+Heads = tuple[Tensor, Tensor, Tensor]
+
+
+def chained(
+    ops, x: Tensor, mixed: Tensor | None, finish: Finish | None, start: Start | None,
+    cos: Tensor | None, sin: Tensor | None,
+) -> tuple[Tensor, Heads | None]:
+    """`chain` out of the functions below, as the module `ops` has them."""
+    if finish is not None:
+        x = ops.linear_add(mixed, finish.o, x)
+        inner = ops.gated_linear(x, finish.gain, finish.eps, finish.gate, finish.up)
+        x = ops.linear_add(inner, finish.down, x)
+    if start is None:
+        return x, None
+    qkv = ops.norm_linear(x, start.gain, start.eps, start.weights, start.biases)
+    sizes = start.heads, start.kv_heads, start.q_gain, start.k_gain, start.head_eps
+    return x, ops.rotate(qkv, *sizes, cos, sin)
+
+
+def chain(
+    x: Tensor, mixed: Tensor | None, finish: Finish | None, start: Start | None,
+    cos: Tensor | None, sin: Tensor | None,
+) -> tuple[Tensor, Heads | None]:
+    """From one attention to the next: a layer's rest, and the beginning of the layer after it.
+
+    x: [B, K], a layer's input; mixed: what its attention gave, [B, Hq * D]; finish: its weights;
+    start: those of the next layer; cos, sin: [B, D]. Without `finish`, x goes into `start` as it
+    is. Returns the next layer's input and its q, k, v as of `rotate` (None without `start`).
+    """
+    return chained(sys.modules[__name__], x, mixed, finish, start, cos, sin)
 
 
 def norm_linear(

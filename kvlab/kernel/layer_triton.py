@@ -12,6 +12,7 @@ for its first weights, and only then waits (programmatic dependent launch).
 
 from __future__ import annotations
 
+import sys
 from functools import lru_cache
 
 import torch
@@ -21,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kvlab.core import BadInput
+from kvlab.kernel import layer_ref
 from kvlab.kernel.codes_triton import DENSE, narrow
 from kvlab.kernel.decode_parts_triton import multiply
 from kvlab.kernel.interpret import ACTIVE as INTERPRETED
@@ -248,6 +250,11 @@ def gated_linear(x: Tensor, gain: Tensor, eps: float, gate: Tensor, up: Tensor) 
 def linear_add(x: Tensor, weight: Tensor, residual: Tensor) -> Tensor:
     """As `layer_ref.linear_add`."""
     return _launch(x, None, 0.0, (weight,), residual=residual)
+
+
+def chain(x: Tensor, mixed, finish, start, cos, sin) -> tuple[Tensor, layer_ref.Heads | None]:
+    """As `layer_ref.chain`."""
+    return layer_ref.chained(sys.modules[__name__], x, mixed, finish, start, cos, sin)
 
 
 def rotate(

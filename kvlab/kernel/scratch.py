@@ -18,10 +18,17 @@ class Scratch:
 
     def take(self, name: str, size: int, device: torch.device) -> Tensor:
         """fp32 [size or more], with whatever it held before."""
+        return self._taken(name, size, device, torch.empty, torch.float32)
+
+    def counters(self, name: str, size: int, device: torch.device) -> Tensor:
+        """int32 [size or more], zeros, as which every call leaves them."""
+        return self._taken(name, size, device, torch.zeros, torch.int32)
+
+    def _taken(self, name: str, size: int, device: torch.device, make, dtype) -> Tensor:
         key = name, device
         if key not in self._buffers or self._buffers[key].numel() < size:
             with torch.inference_mode(False):  # whoever comes later may write to it
-                self._buffers[key] = torch.empty(size, dtype=torch.float32, device=device)
+                self._buffers[key] = make(size, dtype=dtype, device=device)
         return self._buffers[key]
 
     @property

@@ -57,7 +57,8 @@ class Frame(NamedTuple):
     mass: bool
     per_head: bool  # each key/value head has a table of its own
     chained: bool  # kernels may be launched while the ones before them end
-    after_append: bool  # the one before this wrote neither tables nor sealed blocks
+    fresh: bool  # this step's token comes beside the open block, all else was there long before
+    tails: int  # programs that read an open block, each its share of slots
     open_dtype: tl.dtype
 
 

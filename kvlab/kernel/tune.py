@@ -21,7 +21,7 @@ import torch
 # that wait for a second round cost a quarter. One or two warps leave hardly a barrier.
 Setting = tuple[int, ...]
 DEFAULTS: dict[str, dict[int, Setting]] = {
-    "dense": {256: (64, 4, 2, 4)},
+    "dense": {256: (64, 4, 2, 4, 128)},
     "fp8": {32: (32, 1, 2, 12), 64: (64, 2, 2, 8), 256: (128, 2, 2, 6, 168)},
     "int8": {32: (32, 1, 2, 12), 64: (64, 2, 2, 8), 256: (128, 2, 2, 6, 168)},
     "int4": {32: (32, 1, 2, 12, 168), 64: (64, 1, 2, 12, 168), 256: (128, 1, 2, 8)},

@@ -49,6 +49,11 @@ def is_rms_norm(module: nn.Module) -> bool:
     return hasattr(module, "variance_epsilon") and _runs(type(module), "RMSNorm")
 
 
+def is_rotary(module: nn.Module) -> bool:
+    """Whether `module` gives rotary angles as in the Llama family."""
+    return _runs(type(module), "RotaryEmbedding")
+
+
 def is_llama_like(layer: nn.Module) -> bool:
     """Whether a decoder layer computes what one of the Llama family does, all parts included."""
     attention, mlp = (getattr(layer, name, None) for name in ("self_attn", "mlp"))

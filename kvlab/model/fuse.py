@@ -1,10 +1,11 @@
 """Fewer, larger kernels for one token per row: for every cache alike, undone on leaving.
 
 A decoder layer of the Llama family launches some 50 kernels, and at one token each takes longer
-to start than to run. `fused(model)` replaces, while it is open, the layer's own code by
-`kernel/layer_*`: norm with q, k and v, head norms with RoPE, output with residual, and the MLP in
-two. Cache and attention function are called as the library calls them, so DynamicCache,
-StaticCache and PagedCache run through the same code. Longer inputs only get their RMSNorms fused.
+to start than to run. `fused(model)` replaces, while it is open, the layer's own code by `chain` of
+`kernel/layer_*`: from one attention to the next, in one launch or a few. Cache and attention
+function are called as the library calls them, so DynamicCache, StaticCache and PagedCache run
+through the same code; one row over plain blocks goes through all layers in one launch
+(`kernel/step_cuda`). Longer inputs only get their RMSNorms fused.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from kvlab.core import KvlabError
-from kvlab.kernel import layer_ref
-from kvlab.model.alike import is_llama_like, is_rms_norm
+from kvlab.kernel import layer_cuda, layer_ref, step_cuda
+from kvlab.model.alike import is_llama_like, is_rms_norm, is_rotary
 from kvlab.model.library import cache_parameter
 from kvlab.model.shape import sliding_window
 
 try:
-    from kvlab.kernel import layer_triton
+    from kvlab.kernel import angles_triton, layer_blas_triton, layer_triton
 except ImportError:  # no Triton on this platform
-    layer_triton = None
+    angles_triton = layer_blas_triton = layer_triton = None
+
+
+STATIC_ROPE = ("default", "linear", "llama3", "yarn")  # frequencies that no length changes
 
 
 @contextmanager
@@ -39,24 +43,25 @@ def fused(model: nn.Module) -> Iterator[int]:
     Weights are neither copied nor changed, and prefill runs as before but for the RMSNorms.
     """
     undo: list[nn.Module] = []
+    layers = [module for module in model.modules() if fusible(module)]
+    ahead = Ahead()
     try:
-        count = sum(_replace(module, undo) for module in model.modules())
+        for module in model.modules():
+            if is_rms_norm(module):
+                _put(module, partial(_norm, module), undo)
+        weights = [(_start(layer), _finish(layer)) for layer in layers]
+        for number, layer in enumerate(layers):
+            _put(layer, FusedLayer(number, layers, weights, ahead), undo)
+        rotary = getattr(model.get_decoder(), "rotary_emb", None)
+        if getattr(rotary, "rope_type", None) in STATIC_ROPE and is_rotary(rotary):
+            _put(rotary, partial(_angles, rotary), undo)
         head = model.get_output_embeddings()
         if head is not None and head.bias is None:
             _put(head, partial(_head, head), undo)
-        yield count
+        yield len(layers)
     finally:
         for module in undo:
             del module.forward
-
-
-def _replace(module: nn.Module, undo: list[nn.Module]) -> bool:
-    if is_rms_norm(module):
-        _put(module, partial(_norm, module), undo)
-    elif fusible(module):
-        _put(module, partial(_layer, module, cache_parameter(module)), undo)
-        return True
-    return False
 
 
 def _put(module: nn.Module, forward, undo: list[nn.Module]) -> None:
@@ -81,62 +86,145 @@ def fusible(layer: nn.Module) -> bool:
 
 
 def kernels(x: Tensor):
-    """The module that computes rows `x`: Triton's where it is on CUDA and takes them."""
-    usable = layer_triton is not None and x.is_cuda and layer_triton.takes(x)
-    return layer_triton if usable else layer_ref
+    """The module that computes rows `x`, the first of those on CUDA that take them."""
+    if layer_triton is None or not x.is_cuda:
+        return layer_ref
+    return next((ops for ops in (layer_triton, layer_blas_triton) if ops.takes(x)), layer_ref)
+
+
+def chain_for(x: Tensor, finish: layer_ref.Finish, start: layer_ref.Start):
+    """`chain` for rows `x` of a layer with these weights: in one launch where that runs."""
+    if layer_cuda.takes(x, finish, start):
+        return partial(layer_cuda.chain, of=layer_cuda.sizes(x, finish, start))
+    return kernels(x).chain
 
 
 def _norm(module: nn.Module, x: Tensor) -> Tensor:
     return F.rms_norm(x, module.weight.shape, module.weight, module.variance_epsilon)
 
 
+def _angles(rotary: nn.Module, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+    if angles_triton is None or not x.is_cuda or position_ids.shape[1:] != (1,):
+        return type(rotary).forward(rotary, x, position_ids)
+    positions = position_ids.contiguous()
+    return angles_triton.angles(positions, rotary.inv_freq, rotary.attention_scaling, x.dtype)
+
+
 def _head(head: nn.Linear, x: Tensor) -> Tensor:
     rows = x.flatten(0, -2)
-    if len(rows) > 16 or kernels(rows) is layer_ref:
+    if kernels(rows) is not layer_triton:
         return F.linear(x, head.weight)
-    return kernels(rows).norm_linear(rows, None, 0.0, (head.weight,)).view(*x.shape[:-1], -1)
+    return layer_triton.norm_linear(rows, None, 0.0, (head.weight,)).view(*x.shape[:-1], -1)
 
 
-def _layer(layer: nn.Module, parameter: str, hidden_states: Tensor, *args, **given) -> Tensor:
-    """The forward of a decoder layer, [B, 1, K] -> [B, 1, K]; longer inputs go the usual way.
+class Ahead:
+    """What a fused layer computed for those behind it: the next one's q, k and v, for just this
+    input, or all that they would."""
 
-    parameter: which argument holds the cache; `KvlabError` where one should come and does not.
+    def __init__(self):
+        self._made: tuple | None = None
+        self._done: Tensor | None = None
+
+    def put(self, hidden: Tensor, angles, heads) -> None:
+        self._made, self._done = (hidden, angles, heads), None
+
+    def take(self, hidden: Tensor, angles):
+        """The heads, or None where they were not made, or for other tensors."""
+        made, self._made = self._made, None
+        return made[2] if made and made[0] is hidden and made[1] is angles else None
+
+    def finish(self, hidden: Tensor) -> None:
+        """`hidden` has been through all layers."""
+        self._made, self._done = None, hidden
+
+    def finished(self, hidden: Tensor) -> bool:
+        return hidden is self._done
+
+
+class FusedLayer:
+    """The forward of decoder layer `number`, [B, 1, K] -> [B, 1, K]; longer inputs go as usual.
+
+    Behind its attention it goes on to the next layer's: q, k, v wait in `ahead` until that layer is
+    called with the very tensors. The first one computes all of them where one launch can.
     """
-    if hidden_states.shape[1] != 1 or args:
-        return type(layer).forward(layer, hidden_states, *args, **given)
-    cache, due = given.pop(parameter, None), given.pop("use_cache", None)
-    stray = [name for name, value in given.items() if isinstance(value, Cache)]
-    if stray or (due and cache is None):
-        raise KvlabError(f"{type(layer).__name__} should get its cache as {parameter!r} and got "
-                         f"{f'one as {stray[0]!r}' if stray else 'none'}")
-    x = hidden_states[:, 0].contiguous()
-    ops, mlp, norm = kernels(x), layer.mlp, layer.post_attention_layernorm
-    angles = given.pop("position_embeddings")
-    mixed = _attention(layer, ops, x, angles, cache, given.pop("attention_mask", None), given)
-    x = ops.linear_add(mixed, layer.self_attn.o_proj.weight, x)
-    inner = ops.gated_linear(
-        x, norm.weight, norm.variance_epsilon, mlp.gate_proj.weight, mlp.up_proj.weight
-    )
-    return ops.linear_add(inner, mlp.down_proj.weight, x)[:, None]
+
+    def __init__(self, number: int, layers: list[nn.Module], weights: list, ahead: Ahead):
+        self.number, self.layer, self.layers = number, layers[number], layers
+        self.weights, self.ahead = weights, ahead
+        self.parameter = cache_parameter(self.layer)  # which argument holds the cache
+        self.start, self.finish = weights[number]
+        self.next = weights[number + 1][0] if number + 1 < len(layers) else None
+
+    def __call__(self, hidden_states: Tensor, *args, **given) -> Tensor:
+        """Raises `KvlabError` where a cache should come and does not."""
+        layer = self.layer
+        if self.ahead.finished(hidden_states):
+            return hidden_states
+        if hidden_states.shape[1] != 1 or args:
+            return type(layer).forward(layer, hidden_states, *args, **given)
+        cache, due = given.pop(self.parameter, None), given.pop("use_cache", None)
+        stray = [name for name, value in given.items() if isinstance(value, Cache)]
+        if stray or (due and cache is None):
+            raise KvlabError(
+                f"{type(layer).__name__} should get its cache as {self.parameter!r} and got "
+                f"{f'one as {stray[0]!r}' if stray else 'none'}")
+        x, angles = hidden_states[:, 0].contiguous(), given.pop("position_embeddings")
+        cos, sin = (t[:, 0].expand(len(x), -1) for t in angles)
+        if self.number == 0 and (out := self._all(x, cos, sin, cache)) is not None:
+            self.ahead.finish(out)
+            return out
+        chain, heads = chain_for(x, self.finish, self.start), self.ahead.take(hidden_states, angles)
+        if heads is None:
+            _, heads = chain(x, None, None, self.start, cos, sin)
+        mixed = _attention(layer, heads, cache, given.pop("attention_mask", None), given)
+        x, heads = chain(x, mixed, self.finish, self.next, cos, sin)
+        out = x[:, None]
+        self.ahead.put(out, angles, heads)
+        return out
+
+    def _all(self, x: Tensor, cos: Tensor, sin: Tensor, cache) -> Tensor | None:
+        """All layers at once, [1, 1, K], where cache and device allow that."""
+        scales = {layer.self_attn.scaling for layer in self.layers}
+        windows = {sliding_window(layer.self_attn) for layer in self.layers}
+        past = getattr(cache, "past", None)
+        if past is None or len(scales) > 1 or windows != {None}:
+            return None
+        past = past(*scales)
+        if past is None or not step_cuda.takes(x, self.weights, past):
+            return None
+        out = step_cuda.decode_layers(x, self.weights, cos, sin, past)
+        cache.served += len(self.layers)
+        return out[:, None]
 
 
-def _attention(layer, ops, x: Tensor, angles, cache, mask, kwargs) -> Tensor:
-    """[B, K] -> what the output projection takes, [B, Hq * D]."""
+def _start(layer: nn.Module) -> layer_ref.Start:
     a, norm = layer.self_attn, layer.input_layernorm
     linears = (a.q_proj, a.k_proj, a.v_proj)
-    biases = None if a.q_proj.bias is None else tuple(m.bias for m in linears)
-    qkv = ops.norm_linear(
-        x, norm.weight, norm.variance_epsilon, tuple(m.weight for m in linears), biases
-    )
-    heads, kv_heads = (m.weight.shape[0] // a.head_dim for m in linears[:2])
     gains = [getattr(getattr(a, name, None), "weight", None) for name in ("q_norm", "k_norm")]
-    eps = getattr(getattr(a, "q_norm", None), "variance_epsilon", 0.0)
-    cos, sin = (t[:, 0].expand(len(x), -1) for t in angles)
-    q, k, v = (t[:, :, None] for t in ops.rotate(qkv, heads, kv_heads, *gains, eps, cos, sin))
+    return layer_ref.Start(
+        norm.weight, norm.variance_epsilon, tuple(m.weight for m in linears),
+        None if a.q_proj.bias is None else tuple(m.bias for m in linears),
+        *(m.weight.shape[0] // a.head_dim for m in linears[:2]), *gains,
+        getattr(getattr(a, "q_norm", None), "variance_epsilon", 0.0),
+    )
+
+
+def _finish(layer: nn.Module) -> layer_ref.Finish:
+    norm, mlp = layer.post_attention_layernorm, layer.mlp
+    return layer_ref.Finish(
+        layer.self_attn.o_proj.weight, norm.weight, norm.variance_epsilon, mlp.gate_proj.weight,
+        mlp.up_proj.weight, mlp.down_proj.weight,
+    )
+
+
+def _attention(layer: nn.Module, heads, cache, mask, kwargs) -> Tensor:
+    """q [B, Hq, D], k and v [B, H, D] -> what the output projection takes, [B, Hq * D]."""
+    a = layer.self_attn
+    q, k, v = (t[:, :, None] for t in heads)
     if cache is not None:
         k, v = cache.update(k, v, a.layer_idx)
     plain = sys.modules[type(a).__module__].eager_attention_forward
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(a.config._attn_implementation, plain)
     out, _ = attend(a, q, k, v, mask, dropout=0.0, scaling=a.scaling,
                     sliding_window=sliding_window(a), **kwargs)
-    return out.reshape(len(x), -1)
+    return out.reshape(len(q), -1)

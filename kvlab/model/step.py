@@ -8,6 +8,7 @@ from transformers.cache_utils import Cache
 
 from kvlab.cache import ModelFacts
 from kvlab.core import KvlabError
+from kvlab.kernel.step_ref import Past
 from kvlab.model.adapter import PagedCache
 from kvlab.model.doors import Logits, PagedLayer
 from kvlab.model.fuse import fused
@@ -34,6 +35,12 @@ class StepCache(Cache):
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
+
+    def past(self, scale: float) -> Past | None:
+        """What one launch over all layers may read; None where more than that is at work."""
+        groups = self.paged.groups
+        alone = len(groups) == 1 and self.paged.decodes
+        return groups[0].past(scale) if alone else None
 
     def check_served(self) -> None:
         """Raises `KvlabError` unless every layer attended over this cache once."""

@@ -68,8 +68,10 @@ def _line(axes: Axes, label: str, entries: list[Entry], name: str, index: int) -
     if entries[0].control:
         look |= {"alpha": 0.55, "markerfacecolor": "white"}
     rows = [e.rows[name] for e in entries]
-    ends = [[max(0, r["value"] - (r["value"] if r["low"] is None else r["low"])) for r in rows],
-            [max(0, (r["value"] if r["high"] is None else r["high"]) - r["value"]) for r in rows]]
+    ends = [
+        [max(0, r["value"] - (r["value"] if r["low"] is None else r["low"])) for r in rows],
+        [max(0, (r["value"] if r["high"] is None else r["high"]) - r["value"]) for r in rows],
+    ]
     x = [share(e) for e in entries]
     axes.errorbar(x, [r["value"] for r in rows], yerr=ends, label=label, capsize=2, **look)
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from kvlab.core import BadInput
-from kvlab.report import canvas
-from kvlab.report.entries import entries
+from kvlab.report import canvas, operate
+from kvlab.report.entries import Entry, entries
 from kvlab.report.figures import drawings
 from kvlab.report.frontier import frontier_table
 from kvlab.report.page import Page, html_page, markdown_page
 from kvlab.report.source import Run, curve_file, load
-from kvlab.report.tables import failures, families, summary
+from kvlab.report.tables import Table, failures, families, summary
 from kvlab.track import encode, plain
 
 
@@ -33,13 +33,13 @@ def write_report(
     """
     runs = load([run_dirs] if isinstance(run_dirs, (str, Path)) else list(run_dirs))
     out = Path(out_dir)
+    rows = [row for run in runs for row in run.rows]
     everything = entries(runs)
     page = Page(
         title=title or _title(runs),
-        text=text,
+        text="\n\n".join([*operate.advice(rows), *([text] if text else [])]),
         runs=runs,
-        tables=[*frontier_table(everything), summary(everything), *failures(everything),
-                *families(everything)],
+        tables=_tables(rows, everything),
         figures=drawings(everything, runs),
     )
     try:
@@ -52,6 +52,13 @@ def write_report(
     except OSError as error:
         raise BadInput("out", out, f"cannot be written ({error.strerror})") from None
     return readme
+
+
+def _tables(rows: list[dict], everything: list[Entry]) -> list[Table]:
+    if operate.is_operators(rows):
+        return [*operate.tables(rows), *failures(everything)]
+    return [*frontier_table(everything), summary(everything), *failures(everything),
+            *families(everything)]  # fmt: skip
 
 
 def _title(runs: list[Run]) -> str:

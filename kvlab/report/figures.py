@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from kvlab.report import canvas, hit_rates
+from kvlab.report import canvas, hit_rates, operate
 from kvlab.report.budgets import budget_figures
 from kvlab.report.entries import BYTES, Entry, names
 from kvlab.report.frontier import frontier_figures
@@ -39,7 +39,8 @@ class Drawing(NamedTuple):
 
 def drawings(everything: list[Entry], runs: list[Run]) -> list[Drawing]:
     """All figures that the measurements allow, the important ones first."""
-    replayed = hit_rates.pictures([row for run in runs for row in run.rows])
+    rows = [row for run in runs for row in run.rows]
+    replayed = operate.pictures(rows) or hit_rates.pictures(rows)
     if replayed:  # a trace was replayed: nothing else was measured
         return [Drawing(*picture) for picture in replayed]
     there, crowded = names(everything), len(everything) > CROWD

@@ -23,7 +23,8 @@ LABELS = 14  # numbers written beside points
 def searched(everything: list[Entry]) -> list[Entry]:
     """Entries of a search that were measured in every objective."""
     return [
-        e for e in everything
+        e
+        for e in everything
         if any("search" in r["params"] for r in e.rows.values())
         and all(name in e.rows and np.isfinite(e.value(name)) for name in OBJECTIVES)
     ]

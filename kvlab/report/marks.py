@@ -14,7 +14,10 @@ from kvlab.report.tables import described, labels, scaling
 
 
 def series(
-    axes: Axes, points: list[Entry], name: str, x_of: Callable[[Entry], float],
+    axes: Axes,
+    points: list[Entry],
+    name: str,
+    x_of: Callable[[Entry], float],
     everything: list[Entry],
 ) -> None:
     """One series for each variant (and run), with intervals; joined where it has several points.

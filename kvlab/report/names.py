@@ -34,18 +34,26 @@ KNOWN = {
             ("kl_p99_nats", "KL p99", "nats", "lower"),
             ("kl_p999_nats", "KL p99.9", "nats", "lower"),
             ("kl_max_nats", "KL max", "nats", "lower"),
-            ("perplexity_decoded_delta_percent", "perplexity change, decoded tokens", "%",
-             "lower"),
+            ("perplexity_decoded_delta_percent", "perplexity change, decoded tokens", "%", "lower"),
             ("kl_decoded_mean_nats", "KL mean, decoded tokens", "nats", "lower"),
             ("perplexity", "perplexity", "", "lower"),
             ("perplexity_full", "perplexity, full cache", "", "lower"),
             ("needle_recall_percent", "needle recall", "%", "higher"),
             ("needle_recall_full_percent", "needle recall, full cache", "%", "higher"),
             ("needle_recall_delta_points", "needle recall minus full cache's", "points", "higher"),
-            *((f"kl_minus_{c}_nats", f"KL mean minus {c} control's", "nats", "lower")
-              for c in CONTROLS),
-            *((f"needle_recall_minus_{c}_points", f"needle recall minus {c} control's", "points",
-               "higher") for c in CONTROLS),
+            *(
+                (f"kl_minus_{c}_nats", f"KL mean minus {c} control's", "nats", "lower")
+                for c in CONTROLS
+            ),
+            *(
+                (
+                    f"needle_recall_minus_{c}_points",
+                    f"needle recall minus {c} control's",
+                    "points",
+                    "higher",
+                )
+                for c in CONTROLS
+            ),
             ("needle_answer_delta_nats", "loss of answers minus full cache's", "nats", "lower"),
         ),
         *_family(

@@ -86,9 +86,11 @@ class Part(NamedTuple):
 class Token(NamedTuple):
     """What one layer of a step of one token in every row asks, through the kernels.
 
-    q       [B, Hq, D]; the step's own tokens are stored already
+    q       [B, Hq, D]
     tables  sealed blocks and open places of the rows, on the device
     watch   who gives a buffer for each block's share of attention; None if nobody listens
+    new     k, v [B, H, D] of the step's own tokens, which whoever reads the open tails stores on
+            the way; None where they are stored already
 
     `extents`, by row, is for sources that look at the host; one that may be captured must not.
     """
@@ -99,6 +101,7 @@ class Token(NamedTuple):
     scale: float
     tables: DecodeTables
     watch: object = None
+    new: tuple[Tensor, Tensor] | None = None
 
     def row(self, number: int) -> Ask:
         """What one row asks."""

@@ -109,12 +109,13 @@ class Sealed(Source):
     def decode_over(
         self, ask: Token, table: Tensor, n_blocks: Tensor, mass: Tensor | None = None
     ) -> Read:
-        """Over the blocks of `table`, see `paged_decode`, and over the open tail."""
+        """Over the blocks of `table`, see `paged_decode`, and over the open tail, which takes
+        `ask.new`."""
         pool, t = self.pool, ask.tables
         return Read(*pool.fused.paged_decode(
             ask.q, pool.sealed.layer(ask.layer), pool.format, table, n_blocks,
             pool.open.layer(ask.layer), t.open_slot, t.open_now, scale=ask.scale, mass=mass,
-            scratch=pool.workspace.scratch,
+            scratch=pool.workspace.scratch, new=ask.new,
         ), mass)
 
     # ---- accounts

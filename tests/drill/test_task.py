@@ -112,7 +112,8 @@ def test_a_question_inside_the_compressed_text_is_said_in_the_record(tmp_path):
 def test_what_is_no_task_is_refused():
     for wrong, told in (("nothing", "known: text_loss"), ("no_such.Task", "cannot be imported"),
                         ("kvlab.eval.Bench", "is no kvlab.eval.Task"),
-                        ("kvlab.eval.Task", "nothing to measure"), ([], "nothing to measure")):
+                        ("kvlab.eval.Task", "nothing to measure"),
+                        ("kvlab.eval.Asking", "no `name`"), ([], "nothing to measure")):
         with pytest.raises(BadInput, match=told):
             Bench(ReferenceModel(), wrong, Books())
 

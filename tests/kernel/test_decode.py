@@ -12,15 +12,17 @@ from kvlab.kernel import blocks_ref
 from kvlab.kernel.scratch import Scratch
 
 decode = pytest.importorskip("kvlab.kernel.decode_triton")
+seal_triton = pytest.importorskip("kvlab.kernel.seal_triton")
 SCRATCH = Scratch()  # whose contents no call may depend on
 
 
-def run(p, q, *, mass=None, setting=None, scale=None):
+def run(p, q, *, mass=None, setting=None, scale=None, new=None):
     for buffer in SCRATCH.tensors:
-        buffer.fill_(float("nan"))
+        if buffer.is_floating_point():
+            buffer.fill_(float("nan"))
     table, counts, slots, tails = p.args
     return decode.paged_decode(
-        q, p.sealed.layer(1), p.format, table, counts, p.open.layer(1), slots, tails,
+        q, p.sealed.layer(1), p.format, table, counts, p.open.layer(1), slots, tails, new=new,
         scale=scale or q.shape[2] ** -0.5, mass=mass, setting=setting, scratch=SCRATCH,
     )
 
@@ -150,6 +152,38 @@ def test_agrees_with_the_reference(name, per_head, device):
     assert relative(out, want.float()) < 1e-3
     torch.testing.assert_close(lse, want_lse, atol=1e-3, rtol=0)
     torch.testing.assert_close(*masses, atol=5e-4, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["bf16", "int4"])
+def test_many_rows_are_merged_by_their_last_programs(name, device):
+    """More pairs than multiprocessors; again and again, for a merge that comes too early."""
+    lengths = [64 * (i % 7) + i for i in range(48)]
+    p = past(by_name(name), lengths, S=64, D=128, H=8, dtype=torch.bfloat16, device=device)
+    q = torch.randn(48, 16, 128, device=device, dtype=torch.bfloat16)
+    first = run(p, q)
+    for b, (k, v) in enumerate(zip(p.keys, p.values)):
+        if len(k):
+            want, want_lse, _ = oracle(q[b], k, v)
+            assert relative(first[0][b], want) <= max(2 * plain_error(q[b], k, v, want), 2e-4)
+            torch.testing.assert_close(first[1][b], want_lse, atol=1e-3, rtol=0)
+    for _ in range(50):
+        assert all(torch.equal(a, b) for a, b in zip(run(p, q), first))
+
+
+@pytest.mark.parametrize("name, S", [("bf16", 16), ("int4", 64)])
+def test_puts_the_newest_token_into_its_block(name, S, device):
+    """As `append` and then attention, to the bit; rows with an empty, a half and a full block."""
+    q, k, v = (torch.randn(4, n, 64, device=device, dtype=torch.float16) for n in (6, 3, 3))
+    p = past(by_name(name), [100, S, 9, S - 1], S=S, H=3, device=device)
+    grown = p._replace(args=(*p.args[:3], p.args[3] + 1))
+    got = run(grown, q, new=(k, v))
+    written = [slab.clone() for slab in p.open.slabs.values()]
+    seal_triton.append(k, v, p.open.layer(1), p.args[2], p.args[3])
+    assert all(torch.equal(a, b) for a, b in zip(written, p.open.slabs.values()))
+    want = run(grown, q)
+    assert all(torch.equal(a, b) for a, b in zip(got, want))
 
 
 @pytest.mark.gpu

@@ -1,0 +1,109 @@
+"""The open block in the decode kernel: dense tokens, and this step's own.
+
+F is a `sides.Frame`, V the values' `sides.Side`.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_wait
+
+from kvlab.kernel.codes_triton import DENSE
+from kvlab.kernel.decode_parts_triton import (
+    columns,
+    grouped,
+    load_query,
+    multiply,
+    query_columns,
+    zero_parts,
+)
+
+
+@triton.jit
+def tail_tile(k, v, t, known, F: tl.constexpr, V: tl.constexpr):
+    """Tokens `t` of a dense open block [S, D] at `k`, `v`: keys [T, D], values in parts [W, T]."""
+    PARTS: tl.constexpr = V.parts
+    W: tl.constexpr = F.D // V.parts
+    w, d = tl.arange(0, W), tl.arange(0, F.D)
+    k, v = tl.multiple_of(k, 16), tl.multiple_of(v, 16)
+    kt = tl.load(k + t[:, None] * F.D + d[None, :], mask=known[:, None], other=0.0)
+    at, parts = v + t[None, :] * F.D + w[:, None], ()
+    for i in tl.static_range(PARTS):
+        parts = parts + (tl.load(at + i * W, mask=known[None, :], other=0.0),)
+    return kt, parts
+
+
+@triton.jit
+def with_newest(kt, parts, k_new, v_new, here, V: tl.constexpr):
+    """The tile with this step's token, [D] at `k_new` and `v_new`, where `here` [T] is set."""
+    PARTS: tl.constexpr = V.parts
+    W: tl.constexpr = parts[0].shape[0]
+    w, d = tl.arange(0, W), tl.arange(0, kt.shape[1])
+    kt, y = tl.where(here[:, None], tl.load(k_new + d)[None, :], kt), ()
+    for i in tl.static_range(PARTS):
+        y = y + (tl.where(here[None, :], tl.load(v_new + i * W + w)[:, None], parts[i]),)
+    return kt, y
+
+
+@triton.jit
+def tail_attention(qc, kt, parts, seen, m, l, out, scale, F: tl.constexpr, V: tl.constexpr):
+    """Adds a tile of an open block to a partial result; qc: the query's columns.
+
+    m, l: running maximum (base 2) and sum [GP]; out: unnormalized parts [W, GP].
+    """
+    PARTS: tl.constexpr = V.parts
+    s = tl.sum(grouped(multiply(kt, qc, None, DENSE), F.GP, F.digits), 2) * scale
+    s = tl.where(seen[:, None], s, -float("inf"))
+    new = tl.maximum(m, tl.max(s, 0))
+    keep, p = tl.exp2(m - new), tl.exp2(s - new[None, :])
+    pc, y = columns(p, DENSE, F.open_dtype, F.digits), ()
+    for i in tl.static_range(PARTS):
+        o = tl.sum(grouped(multiply(parts[i], pc, None, DENSE), F.GP, F.digits), 2)
+        y = y + (out[i] * keep[None, :] + o,)
+    return new, l * keep + tl.sum(p, 0), y
+
+
+@triton.jit
+def open_address(base, slot, off, h, F: tl.constexpr):
+    """Pointer to head `h` of the open row `slot`."""
+    HEAD: tl.constexpr = F.S * F.D * (F.open_dtype.primitive_bitwidth // 8)
+    place = ((slot % F.open_P).to(tl.int64) * F.H + h) * HEAD + off
+    address = tl.load(base + slot // F.open_P) + place
+    return tl.multiple_of(address.to(tl.pointer_type(F.open_dtype)), 16)
+
+
+@triton.jit
+def open_part(
+    query, k_new, v_new, open_base, open_slot, open_len, ok, ov, part, b, h, scale,
+    F: tl.constexpr, V: tl.constexpr,
+):
+    """Partial result over share `part` of a row's open block. With F.fresh its last token comes
+    from `k_new`, `v_new` [B, H, D] and is put into the block."""
+    CHUNK: tl.constexpr = 32
+    STRIDE: tl.constexpr = F.tails * 32
+    GP: tl.constexpr = F.GP
+    W: tl.constexpr = F.D // V.parts
+    count, own = tl.load(open_len + b), tl.load(open_slot + b)
+    k, v = open_address(open_base, own, ok, h, F), open_address(open_base, own, ov, h, F)
+    stored = count - 1 if F.fresh else count
+    at, d = (b * F.H + h) * F.D, tl.arange(0, F.D)
+    m, l = tl.full([GP], -1e30, tl.float32), tl.zeros([GP], tl.float32)
+    out = zero_parts(V.parts, W, GP)
+    t = part * CHUNK + tl.arange(0, CHUNK)
+    kt, parts = tail_tile(k, v, t, t < stored, F, V)
+    if F.chained and F.fresh:
+        gdc_wait()
+    qc = query_columns(load_query(query, 1, F)[0], DENSE, F.open_dtype)
+    for start in range(part * CHUNK, count, STRIDE):
+        if start > part * CHUNK:
+            t = start + tl.arange(0, CHUNK)
+            kt, parts = tail_tile(k, v, t, t < stored, F, V)
+        if F.fresh:
+            kt, parts = with_newest(kt, parts, k_new + at, v_new + at, t == stored, V)
+        m, l, out = tail_attention(qc, kt, parts, t < count, m, l, out, scale, F, V)
+    if F.fresh:  # noqa: SIM102 - the outer one is known at compile time
+        if (part == stored // CHUNK % F.tails) & (stored >= 0) & (stored < F.S):
+            tl.store(k + stored * F.D + d, tl.load(k_new + at + d))
+            tl.store(v + stored * F.D + d, tl.load(v_new + at + d))
+    return m, l, out

@@ -1,0 +1,187 @@
+"""All layers of a decoder for one token of one row, attention included, in one launch (`step.cu`).
+
+At one row a step is a chain of some 200 small products, each waiting for the one before. As
+kernels they end and begin anew each time; here 128 blocks stay, and words travel between them.
+Where `takes` says no, the kernels of `layer_triton` and `decode_triton` compute the same.
+
+One launch at a time on a device: blocks wait for each other.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from math import e, log2
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kvlab.format import Dense
+from kvlab.kernel import nvrtc
+from kvlab.kernel.layer_ref import Finish, Start
+from kvlab.kernel.step_ref import Past
+
+GRID, THREADS, SLOTS = 128, 288, 11
+COPIES, BACKOFF = 1, 0  # of words that all blocks wait for; ns between two looks
+MOST_TOKENS = 8192  # of a row's table: beyond, the kernels that only attend read faster
+WORDS = ("qkv", "parts", "lse", "mixed", "mid", "inner", "next")
+ABSENT = -1  # bits of a word that has not come
+
+
+class Sizes(NamedTuple):
+    """Compiled into the kernel, by the names of its macros."""
+
+    TYPE_F16: int
+    LAYERS: int
+    HIDDEN: int
+    MIXED: int
+    INNER: int
+    DIM: int
+    HEADS: int
+    KV: int
+    NORMED: int
+    BIASED: int
+    BLOCK: int
+    SLAB: int
+    OPEN_SLAB: int
+
+
+LAYER = ("o", "mid_gain", "gate", "up", "down", "gain", "q", "k", "v", "q_bias", "k_bias",
+         "v_bias", "q_gain", "k_gain")
+POINTERS = ("x", "cos", "sin", "out", *WORDS, "base", "open_base", "table", "n_blocks",
+            "open_slot", "open_now")
+NUMBERS = ("k_at", "v_at", "step", "open_k", "open_v", "open_step")
+
+
+class Layer(ctypes.Structure):
+    """As in `step.cu`."""
+
+    _fields_ = [(name, ctypes.c_uint64) for name in LAYER]
+
+
+@lru_cache(maxsize=8)
+def _arguments(layers: int) -> type[ctypes.Structure]:
+    class Args(ctypes.Structure):
+        _fields_ = [
+            *((name, ctypes.c_uint64) for name in (*POINTERS, *NUMBERS)),
+            *((name, ctypes.c_double) for name in ("scale", "mid_eps", "eps", "head_eps")),
+            ("layers", Layer * layers),
+        ]
+
+    return Args
+
+
+def sizes(x: Tensor, layers: Sequence[tuple[Start, Finish]], past: Past) -> Sizes:
+    start, finish = layers[0]
+    dim = len(start.weights[0]) // start.heads
+    return Sizes(
+        int(x.dtype == torch.float16), len(layers), x.shape[1], start.heads * dim,
+        len(finish.gate), dim, start.heads, start.kv_heads, int(start.q_gain is not None),
+        int(start.biases is not None), past.open[0].planes["k_data"].shape[1],
+        past.sealed[0].slab_blocks, past.open[0].slab_blocks,
+    )
+
+
+def takes(x: Tensor, layers: Sequence[tuple[Start, Finish]], past: Past) -> bool:
+    """Whether the kernel runs here and takes this row, these layers and this past."""
+    if len(x) != 1 or x.dtype.itemsize != 2 or not nvrtc.usable(x.device):
+        return False
+    slots = past.open[0].planes["k_data"].shape[1]
+    if past.table.ndim != 2 or past.table.shape[1] * slots > MOST_TOKENS:
+        return False
+    sides = past.format.key, past.format.value
+    planes = [p for side in (past.sealed[0], past.open[0]) for p in side.planes.values()]
+    dense = all(isinstance(side, Dense) for side in sides)
+    alike = len({(p.shape, p.dtype) for p in planes}) == 1 and planes[0].dtype == x.dtype
+    eps = {(s.eps, s.head_eps, f.eps) for s, f in layers}
+    shapes = {(len(s.weights[0]), len(s.weights[1]), f.gate.shape) for s, f in layers}
+    regular = len(eps) == len(shapes) == 1 and past.sealed[0].planes["k_data"].offset_bytes >= 0
+    return dense and alike and regular and _fits(x.device, sizes(x, layers, past))
+
+
+@lru_cache(maxsize=64)
+def _fits(device: torch.device, of: Sizes) -> bool:
+    if torch.cuda.get_device_properties(device).multi_processor_count < GRID:
+        return False
+    whole = of.LAYERS % 2 == 0 and of.HIDDEN in (1024, 2048) and of.DIM in (64, 128)
+    whole = whole and of.KV in (4, 8, 16) and of.HEADS % of.KV == 0 and of.HEADS // of.KV <= 4
+    return (whole and of.MIXED % 512 == 0 and of.INNER % 512 == 0
+            and of.MIXED // GRID % (256 // (GRID // of.KV)) == 0)
+
+
+def _tiles(count: int, choices: tuple[int, ...]) -> int:
+    """Tiles that a block multiplies at once, of `count`: the fewest rounds, then the least work."""
+    fitting = [n for n in choices if count % n == 0]
+    return min(fitting, key=lambda n: (-(-count // n // GRID) * n, -n))
+
+
+def _macros(of: Sizes) -> dict[str, int]:
+    wide = all(w % 1024 == 0 for w in (of.HIDDEN, of.MIXED, of.INNER))
+    heads = (of.HEADS + 2 * of.KV) * of.DIM // 16
+    few = tuple(n for n in (1, 2) if of.DIM // 16 % n == 0)
+    return of._asdict() | {
+        "PIECE": 1024 if wide else 512, "SLOTS": SLOTS if wide else 2 * SLOTS, "GRID": GRID,
+        "COPIES": COPIES, "BACKOFF": BACKOFF,
+        "OUT_HALVES": of.HIDDEN // 1024, "GATE_TILES": _tiles(of.INNER // 8, (1, 2, 3, 4)),
+        "QKV_TILES": _tiles(heads, few),
+    }
+
+
+def shared_bytes(m: dict[str, int]) -> int:
+    """Shared memory of a block: the ring, then struct `Shared`."""
+    pitch, tiles = 2 * m["PIECE"] + 64, max(m["GATE_TILES"], m["QKV_TILES"])
+    part = 8 * max(128 * tiles, m["HEADS"] // m["KV"] * (m["DIM"] + 2))
+    return m["SLOTS"] * (8 * pitch + 16) + 4 * pitch + 4 * (part + 8)
+
+
+class Kernel(NamedTuple):
+    """A loaded kernel and the words that its blocks send each other."""
+
+    function: object
+    shared: int
+    words: dict[str, Tensor]
+
+
+@cache  # captured graphs go on using it
+def _kernel(device: torch.device, of: Sizes) -> Kernel:
+    m = _macros(of)
+    shared = shared_bytes(m)
+    shares = of.HEADS * GRID // of.KV
+    counts = ((of.HEADS + 2 * of.KV) * of.DIM // 2, shares * of.DIM, shares,
+              *(COPIES * n // 2 for n in (of.MIXED, of.HIDDEN, of.INNER, of.HIDDEN)))
+    with torch.inference_mode(False):
+        words = {name: torch.full((2, n), ABSENT, dtype=torch.int32, device=device)
+                 for name, n in zip(WORDS, counts)}
+    return Kernel(nvrtc.function("step.cu", "step", m, shared), shared, words)
+
+
+def decode_layers(
+    x: Tensor, layers: Sequence[tuple[Start, Finish]], cos: Tensor, sin: Tensor, past: Past
+) -> Tensor:
+    """As `step_ref.decode_layers`, of one row that it `takes`."""
+    of = sizes(x, layers, past)
+    kernel, out = _kernel(x.device, of), torch.empty_like(x)
+    (start, finish), sealed, open = layers[0], past.sealed, past.open
+    a = _arguments(of.LAYERS)(
+        scale=past.scale * log2(e), mid_eps=finish.eps, eps=start.eps, head_eps=start.head_eps
+    )
+    given = {"x": x, "cos": cos, "sin": sin, "out": out, **kernel.words, "base": sealed[0].base,
+             "open_base": open[0].base, "table": past.table, "n_blocks": past.n_blocks,
+             "open_slot": past.open_slot, "open_now": past.open_now}
+    for name, tensor in given.items():
+        setattr(a, name, tensor.data_ptr())
+    for names, planes in ((NUMBERS[:3], sealed), (NUMBERS[3:], open)):
+        k, v = (planes[0].planes[n].offset_bytes for n in ("k_data", "v_data"))
+        further = planes[1].planes["k_data"].offset_bytes - k
+        for name, value in zip(names, (k, v, further)):
+            setattr(a, name, value)
+    for i, (start, finish) in enumerate(layers):
+        tensors = (finish.o, finish.gain, finish.gate, finish.up, finish.down, start.gain,
+                   *start.weights, *(start.biases or (None,) * 3), start.q_gain, start.k_gain)
+        for name, tensor in zip(LAYER, tensors):
+            setattr(a.layers[i], name, 0 if tensor is None else tensor.data_ptr())
+    nvrtc.launch(kernel.function, a, grid=GRID, threads=THREADS, shared=kernel.shared,
+                 device=x.device)
+    return out
