@@ -211,3 +211,37 @@ def with_axes(cls: type) -> type:
 def is_null(axis: str, member: object) -> bool:
     """Whether a member of `axis` is the one that changes nothing."""
     return type(member) is find(axis, TABLE[axis].null)
+
+
+# ---- what a choice is called
+
+_BUDGETS = {"cache.budget_percent": "{}%", "cache.budget_blocks": "{} blocks",
+            "cache.budget_bytes": "{} bytes"}  # fmt: skip
+
+
+def label(settings: dict[str, object]) -> str:
+    """A short readable name: `int8 lru 10%`; keys that no axis names stay `key=value`."""
+    return " ".join(_word(key, value) for key, value in settings.items())
+
+
+def _word(key: str, value: object) -> str:
+    if key in AXES:
+        return f"no {key}" if value in ("none", None) else str(value)
+    if key in _BUDGETS and value is not None:
+        return _BUDGETS[key].format(value)
+    return f"{key}={value}"
+
+
+def of_members(settings: dict[str, object]) -> dict[str, object]:
+    """A member given by its class, `policy._target_=my_module.MyPolicy`, in place of the option
+    that it was laid over, by its short name or, without one, by its path: what a variant is called
+    after and what its rows say."""
+    found = {}
+    for key, value in settings.items():
+        axis = key.removesuffix("._target_")
+        path = settings.get(f"{axis}._target_") if axis in AXES else None
+        if path is None:
+            found[key] = value
+        else:
+            found[axis] = getattr(load(axis, str(path)), "name", None) or path
+    return found

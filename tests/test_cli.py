@@ -48,12 +48,13 @@ def test_run_folder_holds_config_environment_numbers_and_report(toy):
     assert [row["value"] for row in rows(folder)] == [4, 4, 7]
 
 
-def test_a_long_table_is_cut_and_says_so(toy, capsys):
-    variants = ",".join(f"'cache.size={size}'" for size in range(1, 44))
+def test_a_long_table_is_cut_and_says_so(toy, capsys, monkeypatch):
+    monkeypatch.setattr("kvlab.__main__._TABLE_LINES", 4)
+    variants = ",".join(f"'cache.size={size}'" for size in range(1, 8))
     _, folder = toy(f"variants=[{variants}]")
     shown = capsys.readouterr().out
-    assert "cache.size=40" in shown and "cache.size=41" not in shown
-    assert "... 3 more in the report" in shown and len(names(folder)) == 43
+    assert "cache.size=4" in shown and "cache.size=5" not in shown
+    assert "... 3 more in the report" in shown and len(names(folder)) == 7
 
 
 def test_default_folder_lies_under_outputs(toy, tmp_path):

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from kvlab.config.place import Place
 from kvlab.core import BadInput
-from kvlab.track import RunFolder, owner
+from kvlab.track import Place, RunFolder, owner
 from kvlab.track.owner import LOCK, Busy, own
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,15 +17,16 @@ ROOT = Path(__file__).resolve().parents[1] / "kvlab"
 HANDED = {
     "PagedCache -> PagedLayer",  # transformers hands layers on and asks them for sizes
     "StepCache -> PagedLayer",
-    "TextSummary -> Teller",  # a teller reads its settings
+    "Sitter -> PagedLayer",
+    "TextSummary -> Teller",  # a teller reads its settings; nobody keeps the teller here
+    "PrefillSpeed -> Arm",  # and so do the arms of a measurement
+    "PrefillSpeed -> PeerArm",
+    "PrefixTTFT -> Requests",
     "Line = self in meta.line",  # a linked list, of which an entry leaves without a search
-    "Holding -> Alone",
 }
 RINGS = {
     ("PagedCache", "PagedLayer"),
     ("BlockMeta", "Line"),
-    ("Alone", "LayerGroup"),
-    ("LayerGroup", "Serving"),
 }
 CACHES = {
     "plain": {},

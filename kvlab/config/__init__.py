@@ -6,12 +6,6 @@ from kvlab.config.paths import add_config_dir, conf_dir
 from kvlab.config.plan import Plan, make_plan
 
 __all__ = [
-    "Plan",
-    "add_config_dir",
-    "conf_dir",
-    "complaint",
-    "explain",
-    "first_of_sweep",
-    "make_plan",
+    "Plan", "add_config_dir", "complaint", "conf_dir", "explain", "first_of_sweep", "make_plan",
     "quote",
-]
+]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Override strings: split, parsed, refused where their form is wrong, layered, named."""
+"""Override strings: split, parsed, refused where their form is wrong, layered."""
 
 from __future__ import annotations
 
@@ -9,12 +9,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import OverrideParseException
 
-from kvlab.axes import AXES, load
 from kvlab.config.signature import show
 from kvlab.core import BadInput
-
-_BUDGETS = {"cache.budget_percent": "{}%", "cache.budget_blocks": "{} blocks",
-            "cache.budget_bytes": "{} bytes"}  # fmt: skip
 
 
 def parse(strings: Sequence[str], sweep: bool = False) -> list[Override]:
@@ -81,31 +77,3 @@ def split(variant: str) -> list[Override]:
 def layer(*layers: Iterable[Override]) -> dict[str, Override]:
     """Overrides by key; a later layer replaces what an earlier one says of the same key."""
     return {override.get_key_element(): override for part in layers for override in part}
-
-
-def label(settings: dict[str, object]) -> str:
-    """A short readable name: `int8 lru 10%`; keys that no axis names stay `key=value`."""
-    return " ".join(_word(key, value) for key, value in settings.items())
-
-
-def _word(key: str, value: object) -> str:
-    if key in AXES:
-        return f"no {key}" if value in ("none", None) else str(value)
-    if key in _BUDGETS and value is not None:
-        return _BUDGETS[key].format(value)
-    return f"{key}={value}"
-
-
-def of_members(settings: dict[str, object]) -> dict[str, object]:
-    """A member given by its class, `policy._target_=my_module.MyPolicy`, in place of the option
-    that it was laid over, by its short name or, without one, by its path: what a variant is called
-    after and what its rows say."""
-    found = {}
-    for key, value in settings.items():
-        axis = key.removesuffix("._target_")
-        path = settings.get(f"{axis}._target_") if axis in AXES else None
-        if path is None:
-            found[key] = value
-        else:
-            found[axis] = getattr(load(axis, str(path)), "name", None) or path
-    return found

@@ -8,13 +8,14 @@ from typing import Literal, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
+from kvlab.axes import label, of_members
 from kvlab.config.build import build, check, check_call, target_of
 from kvlab.config.compose import compose, refuse_strays
-from kvlab.config.overrides import label, layer, of_members, parse, split
-from kvlab.config.place import Place
+from kvlab.config.overrides import layer, parse, split
 from kvlab.config.signature import show
 from kvlab.config.tree import is_used, reachable
 from kvlab.core import BadInput, Variant
+from kvlab.track import Place
 
 # Read by __main__ itself; every other key on the command line must reach the job.
 OWN_KEYS = ("seed", "device", "resume", "variants", "experiment", "job", "track")

@@ -49,10 +49,10 @@ class Bench:
     ):
         self.data, self.progress, self.seed = data, progress, seed
         self.tasks = [find(task) for task in listed(tasks)]
-        if not self.tasks or any(type(task) is Task for task in self.tasks):
-            told = "none" if self.tasks else "[]"
-            raise BadInput("tasks", told, "has nothing to measure; choose task=NAME, or tasks=[...]"
-                           f" of {', '.join(TASKS)} and of your own classes by dotted path")
+        if not self.tasks or any(task.name == Task.name for task in self.tasks):
+            told = [type(task).__name__ for task in self.tasks]
+            raise BadInput("tasks", told, "has nothing to measure, or no `name`; choose task=NAME, "
+                           f"or tasks=[...] of {', '.join(TASKS)} and of your own classes by path")
         self.setting = Setting(model, chunk_tokens, baseline, controls, device, cap_gb)
 
     def run(self, folder, variants: list[Variant]) -> None:
@@ -81,6 +81,8 @@ class Bench:
     def pair(self, folder, task: Task, runners: list[Runner], loaded: LoadedModel) -> None:
         """A task whose rows are paired with the full cache, `runners[0]`."""
         items = list(task.items(loaded, self.data, self.seed))
+        if not items:
+            raise BadInput("task", task.name, "has no items; its settings or the data leave none")
         Round(folder, task, runners, items, self.seed, self.progress).run()
 
     def time(self, folder, task: Task, runners: list[Runner], loaded: LoadedModel) -> None:

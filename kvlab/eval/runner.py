@@ -19,7 +19,7 @@ from kvlab.model.prefill import forward_chunk
 from kvlab.track.failure import Failure
 
 
-@dataclass
+@dataclass(eq=False)
 class Runner:
     """A task's `run` sends tokens through it: `start`, then `fill` or `read`, then `decode`.
 

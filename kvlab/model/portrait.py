@@ -20,7 +20,7 @@ from kvlab.model.doors import ATTENTION, PagedLayer, Untouchable
 from kvlab.model.library import cache_parameter
 from kvlab.model.visibility import window_of
 
-# Kinds of layers by the library's names that hold keys and values; others keep a state.
+# Kinds of layers by the library's names that hold keys and values; others keep a state, or nothing.
 ATTENDING = ("full_attention", "sliding_attention", "chunked_attention")
 
 
@@ -79,8 +79,8 @@ def _check_kind(model: nn.Module, config) -> None:
     kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or []
     odd = [kind for kind in kinds if kind not in ATTENDING]
     if odd:
-        raise _refused(config, f"{len(odd)} of its {len(kinds)} layers are of kind {odd[0]} and "
-                               "keep a state instead of keys and values")
+        raise _refused(config, f"{len(odd)} of its {len(kinds)} layers are of kind {odd[0]}, which "
+                               "is no attention over keys and values alone")
 
 
 def _refused(config, reason: str) -> BadInput:

@@ -5,6 +5,7 @@ from kvlab.track.environment import collect as collect_environment
 from kvlab.track.folder import RunFolder
 from kvlab.track.online import WandbTracker
 from kvlab.track.owner import Busy, Owner, own
+from kvlab.track.place import Place
 from kvlab.track.rows import FAILED, encode, identity, plain, read_rows, standing
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "FAILED",
     "JsonlTracker",
     "Owner",
+    "Place",
     "RunFolder",
     "Tracker",
     "WandbTracker",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from kvlab.config.overrides import label, of_members
+from kvlab.axes import label, of_members
 from kvlab.core import BadInput
 
 

@@ -112,7 +112,8 @@ def test_a_question_inside_the_compressed_text_is_said_in_the_record(tmp_path):
 def test_what_is_no_task_is_refused():
     for wrong, told in (("nothing", "known: text_loss"), ("no_such.Task", "cannot be imported"),
                         ("kvlab.eval.Bench", "is no kvlab.eval.Task"),
-                        ("kvlab.eval.Task", "nothing to measure"), ([], "nothing to measure")):
+                        ("kvlab.eval.Task", "nothing to measure"),
+                        ("kvlab.eval.Asking", "no `name`"), ([], "nothing to measure")):
         with pytest.raises(BadInput, match=told):
             Bench(ReferenceModel(), wrong, Books())
 
@@ -130,5 +131,7 @@ def test_the_command_line_runs_it(line, tmp_path, monkeypatch):
     assert main([*line, *settings]) == 0
     rows = [json.loads(x) for x in (tmp_path / "run/measurements.jsonl").read_text().splitlines()]
     assert value(rows, "int4", "leading_digits_percent")["count"] == (2 if len(line) > 3 else 4)
+    page = (tmp_path / "run/report/README.md").read_text()
+    assert "leading digits" in page and "leading digits at" not in page, "no table of cells"
     timed = {r["variant"] for r in rows if r["name"] == "prefill_seconds"}
     assert timed == ({"full", "int4"} if line[0].startswith("tasks") else set())

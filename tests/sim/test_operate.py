@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from kvlab.core import BadInput
 from kvlab.report import write_report
-from kvlab.sim import Host, from_requests, load_trace, simulate, workloads
+from kvlab.sim import Host, Sessions, from_requests, load_trace, simulate, workloads
 from kvlab.sim.describe import ideal
 from kvlab.sim.operate import Operate, hot_prefixes
 from kvlab.stats import ratio_interval
@@ -97,3 +99,13 @@ def test_what_makes_no_sense_is_refused(wrong):
 def test_golden_rates_of_the_bundled_traces():
     for name, percent in (("conversation", 36.64), ("synthetic", 63.96)):
         assert round(ideal(load_trace(name)).block_hit_percent, 2) == percent
+
+
+def test_golden_rate_of_three_agent_sessions():
+    """Sessions of kv-cache-tester as published, less what no rate depends on (tests/data/weka)."""
+    trace = load_trace(Path(__file__).parents[1] / "data" / "weka")
+    result = ideal(trace)
+    assert (len(trace), result.block_hits, result.block_accesses) == (83, 70_565, 77_257)
+    assert round(result.block_hit_percent, 2) == 91.34
+    ended = Sessions(context_tokens=32_768, over_context="end").apply(trace)
+    assert round(ideal(ended).block_hit_percent, 2) == 46.58 and len(ended) == 8

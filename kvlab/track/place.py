@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvlab.core import BadInput
-from kvlab.track import Busy, Owner, own
+from kvlab.track.owner import Busy, Owner, own
 
 
 class Place(NamedTuple):
