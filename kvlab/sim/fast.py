@@ -11,14 +11,15 @@ import numpy as np
 
 from kvlab.core import BadInput
 from kvlab.policy import Belady, EvictionPolicy, by_name
-from kvlab.sim.outcome import Outcome
+from kvlab.sim.outcome import Outcome, Tally
+from kvlab.sim.sizes import ModelShape
 from kvlab.sim.trace import Trace
 
 try:
-    from kvlab.sim.compiled import catalog
+    from kvlab.sim.compiled import catalog, sums
     from kvlab.sim.compiled import runner as loops
 except ModuleNotFoundError:  # numba is an optional extra
-    catalog = loops = None
+    catalog = sums = loops = None
 
 PREFIX = (
     "arc", "belady", "fifo", "gdsf", "hybrid", "leaf_first", "lfu", "lru", "mq", "pgdsf",
@@ -30,9 +31,8 @@ FLAT = ("fifo", "lru", "lfu", "sieve", "s3fifo")  # of them those that libcaches
 class Compiled:
     """Runs pieces of a trace; tables grow with the different blocks, 30 to 70 bytes each.
 
-    policy: a name, or an object that has served nobody yet; Belady needs `of` its trace. cost: of
-    computing a block, by depth. host: (policy, capacity) of a tier behind. whole: the only piece is
-    a loaded trace.
+    policy: a name, or an object that has served nobody yet. cost: of computing a block, by depth.
+    host: (policy, capacity, mode) of a tier behind. whole: the only piece is a loaded trace.
     """
 
     def __init__(
@@ -43,14 +43,16 @@ class Compiled:
         partial_misses: bool = False,
         *,
         cost: Callable[[int], float] = lambda depth: 1.0,
-        host: tuple[str | EvictionPolicy, int] | None = None,
+        host: tuple[str | EvictionPolicy, int, str] | None = None,
         whole: bool = False,
     ):
         if loops is None:
             raise BadInput("compiled", True, 'needs numba: pip install "kvlab[fast]"')
-        device, behind = _made(policy), host and _made(host[0])
-        tiers = device, capacity, behind, host[1] if host else 0
-        self._runner = loops.Runner(*tiers, prefix, partial_misses, cost, whole)
+        self._prefix = prefix
+        tier = host and (_made(host[0]), *host[1:])
+        self._runner = loops.Runner(
+            _made(policy), capacity, tier, prefix, partial_misses, cost, whole
+        )
 
     def foresee(self, trace: Trace, uses: np.ndarray | None) -> None:
         """Tell Belady the future: this trace, of each request the first `uses` [R] accesses."""
@@ -58,6 +60,12 @@ class Compiled:
 
     def run(self, piece: Trace) -> Outcome:
         return self._runner.run(piece)
+
+    def tally(self, shape: ModelShape, window_seconds: float | None) -> Tally:
+        """Sums of what `run` returns; call `add` after each piece."""
+        if not self._prefix:
+            return Tally(shape, window_seconds)
+        return sums.CompiledTally(shape, window_seconds, self._runner)
 
     def more(self) -> dict:
         return self._runner.more()

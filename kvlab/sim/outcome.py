@@ -25,6 +25,21 @@ class Outcome(NamedTuple):
     ran: Trace | None = None
 
 
+class Told(NamedTuple):
+    """Of one piece, what counts: accesses by code [7], misses of blocks that were never asked for,
+    requests refused, evictions that were thrash; hits and accesses of each request [R]; and for
+    each run of hits its first token and the token behind its last."""
+
+    codes: np.ndarray
+    compulsory: int
+    refused: int
+    thrashed: int
+    hits: np.ndarray
+    blocks: np.ndarray
+    begins: np.ndarray
+    ends: np.ndarray
+
+
 class Tally:
     """Sums of a run, piece by piece, in memory that the length of the trace does not change but
     for 8 bytes a distinct block.
@@ -58,41 +73,53 @@ class Tally:
         if len(piece):
             self.first_ms = piece.arrival_ms[0] if self.first_ms is None else self.first_ms
             self.last_ms = piece.arrival_ms[-1]
-        mask = np.ones(piece.accesses, dtype=bool) if piece.counted is None else piece.counted
-        self.accesses += int(np.count_nonzero(mask))
-        self._add_hits(piece, outcome.code, mask)
-        self._add_misses(piece, outcome.code, mask)
+        told = self._count(piece, outcome)
+        self.accesses += int(told.blocks.sum())
+        self._add_hits(told)
+        self._add_misses(told)
         if self.window_ms is not None:
-            self._add_thrash(piece, outcome)
+            self.thrashed += told.thrashed
 
-    def _add_hits(self, piece: Trace, code: np.ndarray, mask: np.ndarray) -> None:
-        hit = np.flatnonzero((code >= HIT) & mask)
-        self.hits += len(hit)
-        self.host_hits += int(np.count_nonzero(code[hit] == HOST_HIT))
-        self.deep_hits += int(np.count_nonzero(code[hit] == DEEP_HIT))
-        of_request = np.bincount(piece.request_of[hit], minlength=len(piece))
-        blocks = np.bincount(piece.request_of[mask], minlength=len(piece))
-        self.any_hit += int(np.count_nonzero(of_request))
-        shares = np.rint(SHARE * of_request / np.maximum(blocks, 1))
+    def _add_hits(self, told: Told) -> None:
+        self.hits += int(told.hits.sum())
+        self.host_hits += int(told.codes[HOST_HIT])
+        self.deep_hits += int(told.codes[DEEP_HIT])
+        self.any_hit += int(np.count_nonzero(told.hits))
+        shares = np.rint(SHARE * told.hits / np.maximum(told.blocks, 1))
         self.hit_shares += int(shares.astype(np.int64).sum())
-        tokens = piece.block_tokens[hit]
-        self.token_hits += int(tokens.sum())
-        start = piece.depth[hit] * piece.block_size
+        self.token_hits += int((told.ends - told.begins).sum())
         flops = self.shape.prefill_flops
-        self.flops_saved += float((flops(start + tokens) - flops(start)).sum())
+        self.flops_saved += float((flops(told.ends) - flops(told.begins)).sum())
 
-    def _add_misses(self, piece: Trace, code: np.ndarray, mask: np.ndarray) -> None:
-        count = np.bincount(code[mask], minlength=HOST_HIT + 1).tolist()
+    def _add_misses(self, told: Told) -> None:
+        self.misses["compulsory"] += told.compulsory
+        self.misses["capacity"] += int(told.codes[MISS]) - told.compulsory
+        self.misses["partial_block"] += int(told.codes[PARTIAL])
+        self.misses["broken_chain"] += int(told.codes[BROKEN_CHAIN])
+        self.misses["refused"] += int(told.codes[REFUSED])
+        self.refused += told.refused
+
+    def _count(self, piece: Trace, outcome: Outcome) -> Told:
+        code = outcome.code
+        mask = np.ones(piece.accesses, dtype=bool) if piece.counted is None else piece.counted
+        hit = np.flatnonzero((code >= HIT) & mask)
+        request = piece.request_of
+        follows = (np.diff(hit, prepend=-2) == 1) & (np.diff(request[hit], prepend=-1) == 0)
+        starts = np.flatnonzero(~follows)
+        last = hit[np.append(starts[1:], len(hit)) - 1] if len(hit) else hit
         first_seen = self._seen.first(piece)
-        compulsory = int(np.count_nonzero(first_seen & (code == MISS) & mask))
-        self.misses["compulsory"] += compulsory
-        self.misses["capacity"] += count[MISS] - compulsory
-        self.misses["partial_block"] += count[PARTIAL]
-        self.misses["broken_chain"] += count[BROKEN_CHAIN]
-        self.misses["refused"] += count[REFUSED]
-        self.refused += len(np.unique(piece.request_of[(code == REFUSED) & mask]))
+        return Told(
+            codes=np.bincount(code[mask], minlength=DEEP_HIT + 1),
+            compulsory=int(np.count_nonzero(first_seen & (code == MISS) & mask)),
+            refused=len(np.unique(request[(code == REFUSED) & mask])),
+            thrashed=0 if self.window_ms is None else self._thrashed(piece, outcome),
+            hits=np.bincount(request[hit], minlength=len(piece)),
+            blocks=np.bincount(request[mask], minlength=len(piece)),
+            begins=piece.depth[hit[starts]] * piece.block_size,
+            ends=piece.depth[last] * piece.block_size + piece.block_tokens[last],
+        )
 
-    def _add_thrash(self, piece: Trace, outcome: Outcome) -> None:
+    def _thrashed(self, piece: Trace, outcome: Outcome) -> int:
         """Count misses whose block was evicted less than a window before.
 
         Evictions and misses of a block alternate, so in the order of (block, time) the event
@@ -111,9 +138,9 @@ class Tally:
         back = np.flatnonzero((before >> 32 == after >> 32) & (before & 1 == 0) & (after & 1 == 1))
         at = (events & 0xFFFFFFFF) >> 1
         absent = ms[at[back + 1]] - ms[at[back]]
-        self.thrashed += int(np.count_nonzero(absent <= self.window_ms))
         recent = ms[gone_at] >= (self.last_ms or 0) - self.window_ms
         self._gone = gone_ids[recent], ms[gone_at[recent]]
+        return int(np.count_nonzero(absent <= self.window_ms))
 
 
 def _small(ids: np.ndarray) -> np.ndarray:

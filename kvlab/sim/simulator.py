@@ -72,18 +72,16 @@ def simulate(
         ledger = _ledger(policy, capacity_blocks, events)
         _check_asks(ledger.policy, prefix, trace)
         runner = _runner(ledger, trace, prefix, partial_blocks, host, service, shape, sessions)
-    tally = Tally(shape, window_seconds)
+    made = runner.tally if compiled else Tally
+    tally = made(shape, window_seconds)
     for piece in trace.pieces():
         outcome = runner.run(piece)
         piece = piece if outcome.ran is None else outcome.ran
         tally.add(piece, outcome)
         if outcomes:
             outcomes(piece, outcome)
-    more = runner.more()
-    if compiled and host:  # exclusive: all that leaves the device is written to it
-        dropped = more["host_evictions"]
-        more["tiers"] = {"host_written_blocks": tally.evictions, "host_dropped_blocks": dropped}
-    return SimResult.of(tally, _name(policy), capacity_blocks, trace.block_size, **more)
+    named = _name(policy), capacity_blocks, trace.block_size
+    return SimResult.of(tally, *named, **runner.more())
 
 
 def _name(policy: str | EvictionPolicy) -> str:
@@ -110,12 +108,12 @@ def _clairvoyant(
     _check_known_ahead(name, trace, service)
     if not prefix:
         return by_name(name, future=trace.ids.tolist(), by_request=False)
-    keep = _uses(trace, capacity, partial_blocks).tolist()
+    keep = hittable(trace, capacity, partial_blocks).tolist()
     future = (ids[:count] for ids, count in zip(trace.requests(), keep))
     return by_name(name, future=future, by_request=True)
 
 
-def _uses(trace: Trace, capacity: int, partial_blocks: str) -> np.ndarray:
+def hittable(trace: Trace, capacity: int, partial_blocks: str) -> np.ndarray:
     """How many accesses of each request could hit, int64 [R]."""
     trace.check_prefix_chained()
     hides = not_hittable(partial_blocks) & trace.partial
@@ -138,20 +136,20 @@ def _compiled(policy, capacity, trace, prefix, partial_blocks, host, shape) -> C
     cost = recompute_cost(shape, trace.block_size) if prefix else (lambda depth: 1.0)
     runner = Compiled(
         policy, _capacity(capacity), prefix, not_hittable(partial_blocks), cost=cost,
-        host=host and (host.policy, _capacity(host.capacity_blocks)),
+        host=host and (host.policy, _capacity(host.capacity_blocks), host.mode),
         whole=isinstance(trace, Trace),
     )  # fmt: skip
     if policy == "belady":
         _check_known_ahead(policy, trace)
-        runner.foresee(trace, _uses(trace, capacity, partial_blocks) if prefix else None)
+        runner.foresee(trace, hittable(trace, capacity, partial_blocks) if prefix else None)
     return runner
 
 
 def _check_compiled(service, events, host) -> None:
     if service or events:
         raise BadInput("compiled", True, "has no service times and no events")
-    if host and (host.mode != "exclusive" or host.behind):
-        raise BadInput("compiled", True, "has one exclusive host tier; the others are not compiled")
+    if host and host.behind:
+        raise BadInput("compiled", True, "has two tiers at most; leave host.behind out")
 
 
 def _check(prefix, partial_blocks, host, service) -> None:

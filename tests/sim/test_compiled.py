@@ -60,7 +60,7 @@ def heaps(draw):
 def replay(trace, policy, capacity, host=None, **how):
     """Every field of the result, and what became of each access and when what left."""
     pieces = []
-    host = host and Host(host[0], host[1]())
+    host = host and Host(host[0], host[1](), *host[2:])
     how |= {"host": host, "outcomes": lambda _, outcome: pieces.append(outcome[:3])}
     result = vars(simulate(trace, policy(), capacity, **how))
     result["orphans"] = None  # counted where the ledger is
@@ -97,13 +97,17 @@ def test_requests_by_leaves(name):
 
 
 @needs_numba
-@pytest.mark.parametrize("device, host", [("lru", "lru"), ("fifo", "arc"), ("pgdsf", "random"),
-                                          ("sieve", "hybrid"), ("mq", "lfu")])  # fmt: skip
-def test_a_tier_behind(device, host):
+@pytest.mark.parametrize("device, host, mode", [
+    ("lru", "lru", "exclusive"), ("fifo", "arc", "exclusive"), ("pgdsf", "random", "write_back"),
+    ("mq", "hybrid", "write_back"), ("sieve", "lfu", "write_through"),
+    ("lru", "arc", "write_through"),
+])  # fmt: skip
+def test_a_tier_behind(device, host, mode):
     @settings(max_examples=120, deadline=None)
     @given(tries() | heaps(), st.sampled_from([1, 2, 3, 5, 8, 13]), st.sampled_from([1, 2, 5, 9]))
     def check(trace, capacity, room):
-        same(trace, ROWS[device], capacity, host=(room, ROWS[host]), partial_blocks="miss")
+        tier = room, ROWS[host], mode
+        same(trace, ROWS[device], capacity, host=tier, partial_blocks="miss")
 
     check()
 

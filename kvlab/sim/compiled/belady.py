@@ -3,7 +3,7 @@
 from kvlab.sim.compiled import order
 from kvlab.sim.compiled.bind import verb
 
-ORDERED = ORDER = True
+ORDERED = ORDER = EARLY = True
 hold, release, remove, pop = order.hold, order.release, order.remove, order.pop
 
 

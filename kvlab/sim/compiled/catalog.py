@@ -21,7 +21,6 @@ from kvlab.sim.compiled import (
     lfu,
     lru,
     mq,
-    nothing,
     priority,
     random,
     request,
@@ -94,12 +93,11 @@ def _by_leaves(module: ModuleType) -> ModuleType:
 
 
 @cache
-def requests(device: ModuleType, host: ModuleType | None):
+def requests(device: ModuleType, host: ModuleType | None, mode: str):
     """The compiled loop over requests for verbs of the device and of a host tier, or none."""
-    tier, label = nothing, device.__name__
-    if host:
-        label = f"{device.__name__}_{host.__name__}"
-        tier = module_of(f"behind_{host.__name__}", bind(behind, host.__name__, p=host))
+    label = f"{device.__name__}_{host.__name__}_{mode}" if host else device.__name__
+    bound = bind(behind, host.__name__, p=host) if host else bind(behind, "none")
+    tier = module_of(mode, {name: bound[does] for name, does in behind.MODES[mode].items()})
     return bind(request, label, "replay", p=device, b=tier)["replay"]
 
 

@@ -21,10 +21,13 @@ KNOWN, PINNED = 1, 2
 
 
 def add(s, x, at):
-    m.add(s, x, at)
-    s.meta[x, MARKS] = KNOWN
-    if s.content[s.meta[x, CONTENT], CHILDREN]:
+    waits = s.content[s.meta[x, CONTENT], CHILDREN] > 0
+    if waits and m.EARLY:
         m.hold(s, x)
+    m.add(s, x, at)
+    if waits and not m.EARLY:
+        m.hold(s, x)
+    s.meta[x, MARKS] = KNOWN
     parent = s.meta[x, PARENT]
     if parent:
         s.content[parent, CHILDREN] += 1

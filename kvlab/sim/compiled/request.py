@@ -5,19 +5,19 @@
 
 from __future__ import annotations
 
-from kvlab.sim.compiled import nothing as b
-from kvlab.sim.compiled import verbs as p  # those of a policy are given by `bind`
+from kvlab.sim.compiled import behind as b
+from kvlab.sim.compiled import verbs as p  # those of policies are given by `bind`
 from kvlab.sim.compiled.blocks import free, seal
 from kvlab.sim.compiled.state import CAPACITY, CONTENT, HELD, NOTE, NOW, WHERE
 from kvlab.sim.outcome import BROKEN_CHAIN, HIT, HOST_HIT, MISS, PARTIAL, REFUSED
 
 
-def replay(s, host, ids, first, partial, code, gone, gone_at, block, at):
+def replay(s, host, ids, first, partial, code, gone, gone_at, block, at, moved):
     """Replay requests; how many blocks left, `gone` [E] the contents and `gone_at` [E] when.
 
     s, host: the states of the tiers. ids int32 [A] contents; first int64 [R + 1]; partial bool [R]:
     the last block must not hit. Written: code uint8 [A], gone int32 [A], gone_at int64 [A].
-    block int32, at int64: room for the longest request.
+    block and moved int32, at int64: room for the longest request.
     """
     left = 0
     for request in range(len(first) - 1):
@@ -30,15 +30,16 @@ def replay(s, host, ids, first, partial, code, gone, gone_at, block, at):
             if partial[request] and end > begin and code[end - 1] >= HIT:
                 code[end - 1] = PARTIAL
             pin(s, unique, block)
-            b.take(s, host, ids, begin, end)
+            b.claim(host, ids, unique, block, at)
             short = missing + s.book[HELD] - s.book[CAPACITY]
             if short > 0:
-                evict(s, ids, begin, end, short, gone, left)
-                b.put(s, host, gone, left, short)
-                for i in range(left, left + short):
-                    gone[i], gone_at[i] = s.meta[gone[i], CONTENT], begin
+                evict(s, ids, short, moved, block, at)
+                for i in range(short):
+                    gone[left + i], gone_at[left + i] = s.meta[moved[i], CONTENT], begin
                 left += short
-            publish(s, ids, begin, unique, block, at)
+                b.left(s, host, moved, short)
+            b.arrived(host, ids, unique, block, at)
+            publish(s, host, ids, unique, block, at, moved)
             unpin(s, unique, block)
         s.book[NOW] += 1
         p.tick(s)
@@ -46,8 +47,8 @@ def replay(s, host, ids, first, partial, code, gone, gone_at, block, at):
 
 
 def look_up(s, host, ids, begin, end, code, block, at):
-    """Codes of the accesses; the different contents in order, their blocks (0: missing) and their
-    last access in `block` and `at`. Returns how many contents, and how many are missing."""
+    """Codes of the accesses; of the different contents, in order, their blocks (0: missing) and
+    accesses in `block` and `at`. Returns how many contents, and how many are missing."""
     where = s.content
     unique = missing = 0
     leading = True
@@ -62,13 +63,12 @@ def look_up(s, host, ids, begin, end, code, block, at):
             leading = False
             code[access] = MISS
         if x < 0 or (x > 0 and s.node[x, NOTE]):  # wanted before in this request
-            at[-1 - x if x < 0 else s.node[x, NOTE] - 1] = access
             continue
         if x == 0:
             missing += 1
-            where[content, WHERE] = -1 - unique
+            where[content, WHERE] = -1
         else:
-            s.node[x, NOTE] = unique + 1
+            s.node[x, NOTE] = 1
         block[unique], at[unique] = x, access
         unique += 1
     return unique, missing
@@ -78,7 +78,12 @@ def give_up(s, ids, unique, block, at):
     """Leave all as it was, but for the marks that pins leave."""
     if p.MARKED:
         pin(s, unique, block)
-        for i in range(unique):
+        run = 0
+        while run < unique and block[run]:
+            run += 1
+        for i in range(run - 1, -1, -1):
+            p.release(s, block[i])
+        for i in range(unique - 1, run, -1):
             if block[i]:
                 p.release(s, block[i])
     for i in range(unique):
@@ -101,36 +106,38 @@ def unpin(s, unique, block):
             s.node[block[i], NOTE] = 0
 
 
-def evict(s, ids, begin, end, short, gone, left):
-    """Blocks that leave, in order, into `gone`; the last of the missing contents, tail first, come
+def evict(s, ids, short, moved, block, at):
+    """Blocks that leave, in order, into `moved`; the last of the missing contents, tail first, come
     in their places."""
-    access = begin - 1
+    wanted, missing = -1, 0
     if p.EXPECTS:
-        for _ in range(short):  # where the last of these begin
-            access += 1
-            while s.content[ids[access], WHERE] >= 0:
-                access += 1
-    for i in range(left, left + short):
+        while missing < short:  # where the last of these begin
+            wanted += 1
+            missing += not block[wanted]
+    for i in range(short):
         if p.EXPECTS:
-            p.expect(s, ids[access])
-            access -= 1
-            while access >= begin and s.content[ids[access], WHERE] >= 0:
-                access -= 1
+            p.expect(s, ids[at[wanted]])
+            wanted -= 1
+            while wanted >= 0 and block[wanted]:
+                wanted -= 1
         x = p.pop(s)
-        gone[i] = x
+        moved[i] = x
         free(s, x, p.ORDERED)
 
 
-def publish(s, ids, begin, unique, block, at):
+def publish(s, host, ids, unique, block, at, moved):
     """The prompt's blocks can be found. Metadata changes once, tail first."""
     for i in range(unique):
         if not block[i]:
-            access = at[i]
-            parent = ids[access - 1] if access > begin else 0
-            block[i] = -seal(s, ids[access], parent, access - begin, p.ORDERED)
+            parent = ids[at[i - 1]] if i else 0
+            block[i] = -seal(s, ids[at[i]], parent, i, p.ORDERED)
+    high = unique - 1
     for i in range(unique - 1, -1, -1):
         s.book[NOW] += 1
-        if block[i] < 0:
-            p.add(s, -block[i], at[i])
-        else:
+        if block[i] > 0:
             p.touch(s, block[i], at[i])
+            high = i - 1
+            continue
+        p.add(s, -block[i], at[i])
+        if i == 0 or block[i - 1] > 0:
+            b.born(s, host, block, i, high, moved)

@@ -13,6 +13,7 @@ from kvlab.sim.compiled.numbering import Numbering
 from kvlab.sim.compiled.state import (
     DROPPED,
     MINE,
+    WRITTEN,
     new_state,
     with_contents,
 )  # fmt: skip
@@ -32,23 +33,25 @@ def numbered(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Runner:
-    """One policy at one capacity, a tier behind it or none.
+    """One policy at one capacity, a tier behind it (policy, capacity, mode) or none.
 
+    last: contents by number of the latest piece, and those that left; contents: how many there are.
     cost: of computing a block, by depth. whole: the only piece is a loaded trace, whose numbers are
     kept for the next run.
     """
 
-    def __init__(self, device, capacity, host, host_capacity, prefix, partial_misses, cost, whole):
+    def __init__(self, device, capacity, tier, prefix, partial_misses, cost, whole):
+        host, room, mode = tier or (None, 1, "none")
         self.prefix, self.partial_misses, self.whole = prefix, partial_misses, whole
-        behind = host.state(host_capacity) if host else new_state(1, 1)
+        behind = host.state(room) if host else new_state(room, 1)
         self.tiers = [device.state(capacity), behind]
-        self.cost = cost
+        self.cost, self.has_host = cost, host is not None
         self.draws = [device.draws(), host and host.draws()]
         self.numbering = Numbering()
-        host_verbs = host and host.verbs
-        self.loop = (
-            catalog.requests(device.verbs, host_verbs) if prefix else catalog.accesses(device.verbs)
-        )
+        if prefix:
+            self.loop = catalog.requests(device.verbs, host and host.verbs, mode)
+        else:
+            self.loop = catalog.accesses(device.verbs)
 
     def run(self, piece: Trace) -> Outcome:
         if self.whole:
@@ -57,6 +60,7 @@ class Runner:
             numbers = self.numbering.number(piece.ids)
             ids = self.numbering.ids
         code, gone, gone_at = self.replay(piece, numbers, len(ids))
+        self.last, self.contents = (numbers, gone), len(ids)
         return Outcome(code, ids[gone], gone_at)
 
     def replay(self, piece: Trace, numbers: np.ndarray, count: int):
@@ -67,7 +71,7 @@ class Runner:
         gone = np.empty(piece.accesses, dtype=np.int32)
         gone_at = np.empty(piece.accesses, dtype=np.int64)
         if self.prefix:
-            room = np.empty(longest, dtype=np.int32), np.empty(longest, dtype=np.int64)
+            room = [np.empty(longest, dtype=kind) for kind in (np.int32, np.int64, np.int32)]
             partial = self.partial_misses & piece.partial
             left = self.loop(
                 *self.tiers, numbers, piece.first, partial, code, gone, gone_at, *room
@@ -91,7 +95,10 @@ class Runner:
             self.tiers[tier] = state
 
     def more(self) -> dict:
-        return {"host_evictions": int(self.tiers[1].book[DROPPED])}
+        """Host evictions, and the traffic of the tier where there is one."""
+        written, dropped = (int(self.tiers[1].book[at]) for at in (WRITTEN, DROPPED))
+        tiers = {"host_written_blocks": written, "host_dropped_blocks": dropped}
+        return {"host_evictions": dropped} | ({"tiers": tiers} if self.has_host else {})
 
     def foresee(self, keys: np.ndarray) -> None:
         """Belady's keys, by access."""

@@ -16,20 +16,21 @@ import numpy as np
 FIRST_BLOCK = FIRST_CONTENT = 16  # rows for the ends of lines
 END = 1  # the row of `content` that is the end of all ghost lists
 
-# Columns of `node`. NEXT and PREV link a line or, for a block that is late, a heap; NOTE is its
-# place among the blocks that a request wants, plus one.
+# Columns of `node`. NEXT and PREV link a line or, for a block that is late, a heap; NOTE says that
+# the running request wants the block.
 NEXT, PREV, CHILD, STATE, LINE, USES, SPOT, NOTE = range(8)
 LATE, SIZE, HIDDEN = CHILD, USES, NOTE  # of the end of a line
 # Columns of `meta`; MARKS are those of `leaves`
 CONTENT, PARENT, DEPTH, MARKS = range(4)
-# Columns of `content`: the block that holds it, or minus one minus its place among those that a
-# request wants; its known children; then a pair for each ghost list, and a number remembered.
+# Columns of `content`: the block that holds it, -1 where the running request wants it and none
+# does; its known children; then a pair for each ghost list, and a number remembered.
 WHERE, CHILDREN, LISTS = range(3)
 VALUE = LISTS + 2  # where there is one list only
 # Numbers in `book`
-CAPACITY, HELD, FRESH, FREE, NOW, ENTRIES, DROPPED, LENGTH, HEAD, TAIL = range(10)
-GHOSTS = 10  # how many are remembered in each of three ghost lists
-MINE = 13  # from here on the policy's own
+CAPACITY, HELD, FRESH, FREE, NOW, ENTRIES, DROPPED, LENGTH, HEAD, TAIL, OTHERS, PART = range(12)
+PINNED, WRITTEN = 12, 13  # of a tier behind
+GHOSTS = 14  # how many are remembered in each of three ghost lists
+MINE = 17  # from here on the policy's own
 BOOK = 24
 THRESHOLD, CLOCK, OWN = range(3)  # numbers in `key`, in rows that are no block's
 BINS = 1024  # of the histogram that finds the threshold of `order`
@@ -40,7 +41,7 @@ class State(NamedTuple):
 
     node int32 [N, 8], meta int32 [N, 4]; place int64 [N], the order of a line; key float64 [N],
     that of `order`, and bits, the same memory as int64; rows before FIRST_BLOCK are the policy's.
-    heap int32 and bound float64 [2 N], first int32 and first_key int64 [2, N], digits
+    heap int32 and bound float64 [N], first int32 and first_key int64 [2, N], digits
     int64 [256]: the books of `order`. free int32 [N], ids given back. content int32 [C, W]. book
     int64. draws float64, random numbers to be used. costs float64, of computing a block, by depth.
     """
@@ -77,7 +78,7 @@ def new_state(capacity: int, width: int, rows: int = 0, ordered: bool = False) -
     key[THRESHOLD] = -np.inf
     return State(
         node, np.zeros((count, 4), dtype=np.int32), np.zeros(count, dtype=np.int64), key,
-        key.view(np.int64), np.zeros(2 * entries, dtype=np.int32), np.zeros(2 * entries),
+        key.view(np.int64), np.zeros(entries, dtype=np.int32), np.zeros(entries),
         np.zeros((2, entries), dtype=np.int32), np.zeros((2, entries), dtype=np.int64),
         np.zeros(256, dtype=np.int64), np.zeros(count, dtype=np.int32), _contents(width), book,
         np.zeros(0), np.zeros(0),

@@ -7,7 +7,8 @@ hold, release, remove (s, x); pop(s); expect(s, content); tick(s): as in `policy
 
 prepare(state, policy)  plain Python: the policy's parameters, from the object, into an empty state
 ORDERED: ties go by block id, so that ids must be the ledger's own. MARKED: pins leave a mark.
-EXPECTS: it listens to `expect`. ORDER: it uses the arrays of `order`.
+EXPECTS: it listens to `expect`. ORDER: it uses the arrays of `order`. EARLY: a block may be held
+before it is added, which spares the work of taking it out again.
 WIDTH: columns of `content`. ROWS: more rows of `node` than blocks, as (a block, in all).
 """
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 from kvlab.sim.compiled.bind import verb
 from kvlab.sim.compiled.state import CHILDREN
 
-ORDERED = MARKED = EXPECTS = ORDER = False
+ORDERED = MARKED = EXPECTS = ORDER = EARLY = False
 WIDTH, ROWS = CHILDREN, (0, 0)
 SAYS = "ORDERED", "MARKED", "EXPECTS", "ORDER", "WIDTH", "ROWS"
 
