@@ -15,8 +15,7 @@ from unittest import mock
 
 import torch
 
-from kvlab.blocks import HashSharing
-from kvlab.cache.share import Shared
+from kvlab.blocks import HashSharing, Shared
 from kvlab.eval.data import Books
 from kvlab.model import PagedCache, prefill
 from kvlab.model.load import ReferenceModel

@@ -3,7 +3,7 @@ here."""
 
 from __future__ import annotations
 
-from kvlab.blocks.chain import Chain, CutOff
+from kvlab.blocks.chain import Chain, CutOff, leading
 from kvlab.blocks.holding import Holding
 from kvlab.blocks.ledger import BlockLedger
 from kvlab.blocks.names import NameIndex, Names
@@ -11,7 +11,7 @@ from kvlab.blocks.prefix import PrefixIndex, chained_hashes
 from kvlab.blocks.prefixes import Prefixes, PrefixHandle
 from kvlab.blocks.reasons import Reasons
 from kvlab.blocks.replay import replay, victims
-from kvlab.blocks.sequences import Sequences, leading
+from kvlab.blocks.sequences import Sequences
 from kvlab.blocks.serving import Serving
 from kvlab.blocks.shared import Shared
 from kvlab.blocks.sharing import HashSharing, NoSharing

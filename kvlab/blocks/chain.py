@@ -88,6 +88,10 @@ class Chain:
             names.append(name)
         return names[:stop]
 
+    def lineage(self, logical: Sequence[int]) -> tuple[Sequence[int], list[int | None]]:
+        """Depth of each of these whole blocks, and the name of the block before it."""
+        return logical, picked([None, *self.names()], logical)
+
     def raw(self, index: int) -> bytes:
         """Token bytes of a whole block, to tell equal names from equal blocks."""
         step = self.block_size * TOKEN.itemsize
@@ -117,3 +121,15 @@ class CutOff(Chain):
 
     def tell(self, at, token_ids):
         """What two models or unknown inputs computed is the prefix of no other."""
+
+
+def picked(items: list, logical: Sequence[int]) -> list:
+    """items[i] for each of `logical`: a slice where these fall one by one, as they mostly do."""
+    if isinstance(logical, range) and logical.step == -1:
+        return items[logical.stop + 1 : logical.start + 1][::-1]
+    return [items[i] for i in logical]
+
+
+def leading(found: list) -> int:
+    """How many blocks are held before the first gap."""
+    return found.index(None) if None in found else len(found)

@@ -11,7 +11,7 @@ class Claim:
     """Beside its table, what one sequence holds or waits for.
 
     chain     its tokens, as far as they are known
-    found     what a lookup found, while the sequence is opened
+    found     what a lookup found, while the sequence is opened; with `gaps`, not all of it leads
     borrowed  blocks of the table that it pins and does not own
     pinned    blocks that the window protects
     slid      what the windows last acted on
@@ -28,13 +28,14 @@ class Claim:
     """
 
     __slots__ = (
-        "chain", "found", "borrowed", "pinned", "slid", "let_go", "kept", "guarded", "reserved",
-        "coming", "prompt", "settled", "clean", "own", "seen",
+        "chain", "found", "gaps", "borrowed", "pinned", "slid", "let_go", "kept", "guarded",
+        "reserved", "coming", "prompt", "settled", "clean", "own", "seen",
     )  # fmt: skip
 
     def __init__(self, chain: Chain | Names | None, prompt: int = 0, clean: int = 0):
         self.chain, self.prompt, self.clean = chain, prompt, clean
         self.found: list[BlockId | None] = []
+        self.gaps = False
         self.borrowed: set[BlockId] = set()
         self.pinned: set[BlockId] = set()
         self.slid: tuple | None = None

@@ -25,8 +25,8 @@ class Holding(Room):
     of axis prefix (`Shared`, `Serving`) change what is found, kept and made known.
 
     storage: what stands behind the ids. window: what stays pinned and what may be read.
-    record: the kind of `Step` that the storage wants. reach: what a query of the model sees,
-    itself included, if it has a window of its own and nobody else begins with what leaves it.
+    record: the kind of `Step` that the storage wants. reach: the model's own window, see
+    `first_seen`, if it has one and nobody else begins with what leaves it.
     """
 
     hold = False  # whether running sequences keep their blocks
@@ -215,10 +215,13 @@ class Holding(Room):
         if claim.pinned:
             self.storage.drop(ledger.unpin([b for b in blocks if b in claim.pinned]))
             claim.pinned.difference_update(blocks)
-        borrowed = claim.borrowed
-        freed = ledger.free(self.mortal([b for b in blocks if b not in borrowed]))
-        freed += ledger.unpin([b for b in blocks if b in borrowed])
-        borrowed.difference_update(blocks)
+        borrowed, rest = claim.borrowed, blocks
+        if borrowed:
+            rest = [b for b in blocks if b not in borrowed]
+        freed = ledger.free(self.mortal(rest))
+        if len(rest) < len(blocks):
+            freed += ledger.unpin([b for b in blocks if b in borrowed])
+            borrowed.difference_update(blocks)
         self.storage.drop(freed)
 
     def whole(self, seq: SeqId, count: int) -> bool:

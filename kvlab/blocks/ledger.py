@@ -121,11 +121,11 @@ class BlockLedger:
         self._described = True
         rows = zip(ids, content, depth, level, cost, size, parent)
         rows = list(rows) if self.events else rows
-        for id, *facts in rows:
+        for id, named, deep, rank, worth, large, before in rows:
             meta = metas[id]
             now += 1
-            meta.content, meta.depth, meta.level, meta.cost, meta.size, meta.parent = facts
-            meta.state = SEALED
+            meta.content, meta.depth, meta.parent, meta.cost = named, deep, before, worth
+            meta.level, meta.size, meta.state = rank, large, SEALED
             meta.born = meta.last = now
             meta.hits, meta.score = 0, 0.0
             add(meta)
@@ -143,13 +143,17 @@ class BlockLedger:
         """
         if count > len(self.policy):
             raise OutOfBlocks(count, len(self.policy), self.capacity)
-        coming, metas, pop, victims = list(coming), self._metas, self.policy.pop, []
-        for content in islice(chain(coming, repeat(None)), count):
-            if self._expect and content is not None:
-                self._expect(content)
-            id = pop()
+        coming, metas, pop, expect = list(coming), self._metas, self.policy.pop, self._expect
+        if expect is None:
+            victims = [pop() for _ in range(count)]
+        else:
+            victims = []
+            for content in islice(chain(coming, repeat(None)), count):
+                if content is not None:
+                    expect(content)
+                victims.append(pop())
+        for id in victims:
             metas[id].state = LEAVING
-            victims.append(id)
         if self.events:
             self.events(("reclaim", count, coming, victims))
         return victims

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, KeysView, Sequence
 
-from kvlab.blocks.chain import Chain
+from kvlab.blocks.chain import Chain, picked
 from kvlab.core import BlockId
 
 
 class Names:
     """Whole blocks of a sequence by name, with the interface of `Chain` that lookups need."""
 
-    __slots__ = ("block_size", "_names")
+    __slots__ = ("block_size", "_names", "_lineage")
     changes = 0
 
-    def __init__(self, names: list[int], block_size: int):
-        self._names, self.block_size = names, block_size
+    def __init__(
+        self, names: list[int], block_size: int, lineage: tuple[list, list] | None = None
+    ):
+        """lineage: depth of each block and the name before it, where they do not follow from the
+        order: a request may name a block twice."""
+        self._names, self.block_size, self._lineage = names, block_size, lineage
 
     @property
     def tokens(self) -> int:
@@ -26,6 +30,13 @@ class Names:
 
     def names(self, stop: int | None = None) -> list[int]:
         return self._names if stop is None else self._names[:stop]
+
+    def lineage(self, logical: Sequence[int]) -> tuple[Sequence[int], list[int | None]]:
+        """See `Chain.lineage`."""
+        if self._lineage is None:
+            return logical, picked([None, *self._names], logical)
+        depths, parents = self._lineage
+        return picked(depths, logical), picked(parents, logical)
 
     def raw(self, index: int) -> bytes:
         """Nothing: equal names are equal blocks."""
@@ -46,8 +57,7 @@ class NameIndex:
 
     def add(self, chain: Names | Chain, logical: Sequence[int], ids: list[BlockId]) -> None:
         """Make known that `ids[n]` holds whole block `logical[n]`; nothing may be known there."""
-        names = chain.names()
-        names = [names[i] for i in logical]
+        names = picked(chain.names(), logical)
         self._where.update(zip(names, ids))
         self._names.update(zip(ids, names))
         self.changes += 1

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvlab.blocks.chain import CutOff
+from kvlab.blocks.chain import CutOff, leading
 from kvlab.blocks.prefix import PrefixIndex
-from kvlab.blocks.sequences import Sequences, leading
+from kvlab.blocks.sequences import Sequences
 from kvlab.core import BlockId, KvlabError, SeqId
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from kvlab.blocks.chain import Chain
+from kvlab.blocks.chain import Chain, leading
 from kvlab.blocks.holding import Holding
 from kvlab.blocks.names import Names
 from kvlab.blocks.step import Opened, Step
@@ -278,11 +278,6 @@ class Sequences:
             raise KvlabError(f"a step is under way, and no sequence can be {what} within it; "
                              "commit or abort it first")
 
-
-
-def leading(found: list) -> int:
-    """How many blocks are held before the first gap."""
-    return found.index(None) if None in found else len(found)
 
 
 def reach(group: Holding, chain: Chain | Names) -> int:

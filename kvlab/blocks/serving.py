@@ -30,10 +30,13 @@ class Serving(Shared):
 
     def _hold_found(self, claim, near):
         """All that is found is pinned until the sequence ends; what lies behind a gap waits."""
-        found = claim.found
-        claim.kept = {i: b for i, b in enumerate(found[near:], near) if b is not None}
-        self.ledger.pin([b for b in found if b is not None])
-        claim.borrowed.update(found[:near])
+        found = used = claim.found[:near]
+        if claim.gaps:
+            behind = enumerate(claim.found[near:], near)
+            claim.kept = {i: b for i, b in behind if b is not None}
+            found = [*used, *claim.kept.values()]
+        self.ledger.pin(found)
+        claim.borrowed.update(used)
 
     def _brought(self, seq, logical, far):
         claim, ids = self.claims[seq], self.tables[seq].ids
@@ -75,8 +78,10 @@ class Serving(Shared):
         if stop <= first:
             return
         claim.settled = stop
-        own = [i for i in claim.own if first <= i < stop and ids[i] is not None]
-        claim.own = [i for i in claim.own if i >= stop]
+        own, claim.own = claim.own, []
+        if None in ids or own and not first <= own[0] <= own[-1] < stop:
+            claim.own = [i for i in own if i >= stop]
+            own = [i for i in own if first <= i < stop and ids[i] is not None]
         own = self._known_again(seq, own)
         for is_new, run in _runs(own, first, stop):
             if is_new:
@@ -110,11 +115,10 @@ class Serving(Shared):
 
 def _runs(own: Sequence[int], first: int, stop: int) -> Iterator[tuple[bool, range]]:
     """[first, stop) in runs of `own` (rising) and of others, all of it falling."""
-    end = stop
-    at = len(own) - 1
+    end, at = stop, len(own) - 1
     while end > first:
         if at >= 0 and own[at] == end - 1:
-            start = at
+            start = 0 if own[at] - own[0] == at else at  # mostly they are one run
             while start > 0 and own[start - 1] == own[start] - 1:
                 start -= 1
             yield True, range(end - 1, own[start] - 1, -1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence, Set
 
 from kvlab.blocks import renewal
-from kvlab.blocks.chain import Chain
+from kvlab.blocks.chain import Chain, leading, picked
 from kvlab.blocks.claim import Claim
 from kvlab.blocks.holding import Holding
 from kvlab.blocks.names import NameIndex
@@ -38,7 +38,7 @@ class Shared(Holding):
         reads_part: bool = False, remembered: int = REMEMBERED,
     ):
         super().__init__(ledger, block_size, storage, window, record)
-        self.index, self.cost = index, cost
+        self.index, self.cost, self._costs = index, cost, []
         self.tier = NoTier() if tier is None else tier
         self.outputs, self.reads_part, self.reasons = outputs, reads_part, Reasons(remembered)
         self.orphans: set[BlockId] = set()
@@ -65,7 +65,8 @@ class Shared(Holding):
         super().enter(seq, chain, near)
         found, claim = self.found(chain), self.claims[seq]
         claim.found, claim.prompt, claim.clean = found, len(found), near * self.block_size
-        if found.count(None) == len(found) - near:
+        claim.gaps = found.count(None) < len(found) - near
+        if not claim.gaps:
             claim.seen = self.index.added, chain and chain.changes
         self._hold_found(claim, near)
         self.tables[seq].append(found[:near], near * self.block_size)
@@ -119,8 +120,12 @@ class Shared(Holding):
 
     def coming(self, seq, logical):
         chain = self.claims[seq].chain
-        names = chain.names() if chain is not None and logical else []
-        return [names[i] for i in reversed(logical) if i < len(names)]
+        if chain is None or not logical:
+            return []
+        names, end = chain.names(), len(chain)
+        if isinstance(logical, range):
+            return picked(names, range(min(logical.stop, end) - 1, logical.start - 1, -1))
+        return [names[i] for i in reversed(logical) if i < end]
 
     # ---- a step makes blocks known
 
@@ -173,10 +178,12 @@ class Shared(Holding):
             return
         claim, table = self.claims[seq], self.tables[seq].ids
         chain, alone = claim.chain, claim.seen == (self.index.added, claim.chain.changes)
-        names, ids = chain.names(), [table[i] for i in logical]
-        parents = [names[i - 1] if i else None for i in logical]
-        costs = list(map(self.cost, logical))
-        self.ledger.seal(ids, [names[i] for i in logical], logical, cost=costs, parent=parents)
+        names, ids = chain.names(), picked(table, logical)
+        depths, parents = chain.lineage(logical)
+        while len(self._costs) <= max(depths):
+            self._costs.append(self.cost(len(self._costs)))
+        costs = picked(self._costs, depths)
+        self.ledger.seal(ids, picked(names, logical), depths, cost=costs, parent=parents)
         self.index.add(chain, logical, ids)
         if alone:
             claim.seen = self.index.added, chain.changes
@@ -190,15 +197,10 @@ class Shared(Holding):
     def publish(self, seq):
         """Make known what a sequence holds and nobody knows: its tokens were told late."""
         claim, table = self.claims[seq], self.tables[seq]
-        found, stop = self.found(claim.chain), min(self._shareable(claim), self._whole(seq))
+        there = leading(table.ids[: table.length // self.block_size])
+        found, stop = self.found(claim.chain), min(self._shareable(claim), there)
         late = [i for i in range(stop) if found[i] is None]
         self.index.add(claim.chain, late, [table.ids[i] for i in late])
-
-    def _whole(self, seq: SeqId) -> int:
-        """Leading whole blocks that are still there."""
-        table = self.tables[seq]
-        ids = table.ids[: table.length // self.block_size]
-        return ids.index(None) if None in ids else len(ids)
 
     # ---- a sequence shrinks, goes
 
@@ -290,9 +292,7 @@ class Shared(Holding):
 
     # ---- accounts
 
-    @property
-    def known(self):
-        return self.index.blocks
+    known = property(lambda self: self.index.blocks)
 
     def extra(self):
         return super().extra().union(self.index.blocks, self.orphans)

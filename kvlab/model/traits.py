@@ -113,8 +113,9 @@ class Traits:
         if isinstance(f, functools.partial):
             self.value("args", [*f.args, *f.keywords.values()], depth - 1)
             f = f.func
-        if getattr(f, "__self__", None) is not None:
-            self.object(f.__self__, depth - 1)
+        owner = getattr(f, "__self__", None)  # of a builtin function its module, which is no state
+        if owner is not None and not isinstance(owner, ModuleType):
+            self.object(owner, depth - 1)
         f = _inner(f)
         if not isinstance(f, FunctionType):
             self.object(f, depth - 1)

@@ -50,13 +50,13 @@ class Prompts:
         None when the blocks of running requests leave too little room; nothing has changed then.
         """
         unique = list(dict.fromkeys(contents))
+        twice = len(unique) < len(contents)
+        names = Names(unique, 1, _lineage(unique, contents) if twice else None)
         try:
-            seq, opened = self.sequences.open(Names(unique, 1), reserve=len(unique) + extra)
+            seq, opened = self.sequences.open(names, reserve=len(unique) + extra)
         except OutOfBlocks:
             return None
-        code = _codes(opened)
-        if len(unique) < len(contents):
-            code = _repeated(opened, unique, contents)
+        code = _repeated(opened, unique, contents) if twice else _codes(opened)
         if isinstance(self.tier, Stack):
             code = [DEEP_HIT if c == HOST_HIT and content in self.tier.deep else c
                     for c, content in zip(code, contents)]  # fmt: skip
@@ -104,6 +104,13 @@ def _codes(opened: Opened) -> list[int]:
         code.append(HOST_HIT if found[run] is None else HIT)
         run += 1
     return code + [MISS if block is None else BROKEN_CHAIN for block in found[run:]]
+
+
+def _lineage(unique: list[int], contents: list[int]) -> tuple[list[int], list[int | None]]:
+    """Depth of each block and the one before it, by where it is named last."""
+    last = {content: depth for depth, content in enumerate(contents)}
+    depths = [last[content] for content in unique]
+    return depths, [contents[depth - 1] if depth else None for depth in depths]
 
 
 def _repeated(opened: Opened, unique: list[int], contents: list[int]) -> list[int]:

@@ -91,6 +91,19 @@ def test_padding_forks_and_crops_under_mixed_windows(name, groups, ids):
     torch.testing.assert_close(again, whole[:, -5:], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.past_key_values. is deprecated")
+@pytest.mark.parametrize("name", ["gemma3", "gpt_oss", "llama4"])
+def test_prompts_are_shared_under_mixed_windows(name, ids):
+    model = make_decoder(name)
+    want = continued(model, ids, DynamicCache())
+    cache = PagedCache.for_model(model, format="fp32", block_size=BLOCK, prefix="hash")
+    for known in (0, PROMPT - PROMPT % BLOCK):
+        assert torch.equal(continued(model, ids, cache), want)
+        assert cache.audit()[-1]["hit_tokens"] == known
+        cache.finish()
+        cache.check()
+
+
 def test_a_portrait_leaves_the_model_as_it_was(ids):
     model = make_decoder("gemma3")
     before = {k: v.clone() for k, v in model.state_dict().items()}
@@ -113,7 +126,7 @@ def test_what_cannot_be_right_is_refused_by_its_reason(name, reason):
 
 @pytest.mark.parametrize(
     ("kind", "changes", "reason"),
-    [("Lfm2", {"layer_types": ["conv", "full_attention", "conv"]}, "keep a state instead"),
+    [("Lfm2", {"layer_types": ["conv", "full_attention", "conv"]}, "which is no attention over"),
      ("Qwen3Next", {"layer_types": ["linear_attention"] * 2 + ["full_attention"]},
       "2 of its 3 layers are of kind linear_attention"),
      ("T5", {}, "has an encoder")],

@@ -115,7 +115,7 @@ def test_rows(model, verb, value, rows, axes):
     getattr(ours, verb)(value)
     same_next(model, theirs, ours, rows)
     ours.finish()
-    assert not ours._tokens
+    assert not ours.sequences.lengths
 
 
 @pytest.mark.parametrize(("verb", "value"), [
