@@ -26,12 +26,17 @@ class Member(NamedTuple):
 
 
 class Axis(NamedTuple):
-    """name: also its config group, where `conf`. null: the member that changes nothing."""
+    """name: also its config group, where `conf`. null: the member that changes nothing.
+
+    apart: whether caches that differ in it are told apart otherwise than by a member's class and
+    settings: formats by identity, policies by what is made, sharing by no number at all.
+    """
 
     name: str
     null: str
     members: dict[str, Member]
     conf: bool = True
+    apart: bool = False
 
 
 def _axis(name: str, null: str, room: str, members: dict[str, tuple[str, str]], **more) -> Axis:
@@ -64,7 +69,7 @@ _FORMATS = dict([
 ])  # fmt: skip
 
 TABLE: dict[str, Axis] = {axis.name: axis for axis in (
-    Axis("format", "bf16", _FORMATS),
+    Axis("format", "bf16", _FORMATS, apart=True),
     _axis("policy", "none", "kvlab.policy", {
         "adaptive": ("Adaptive", "experts weighted by what their evictions cost"),
         "admit_cost": ("AdmitCost", "another policy, short prompts wait at its door"),
@@ -96,7 +101,7 @@ TABLE: dict[str, Axis] = {axis.name: axis for axis in (
         "tova": ("TOVA", "least attention of the newest token leaves"),
         "ttl": ("TTL", "LRU, and what was not used for some minutes is gone"),
         "wa_lru": ("WALRU", "age, chance of reuse and size, weighed together (SAGA)"),
-    }),
+    }, apart=True),
     _axis("window", "none", "kvlab.window", {
         "none": ("NoWindow", "everything may be read"),
         "sink": ("SinkWindow", "the first and the newest tokens stay"),
@@ -104,7 +109,7 @@ TABLE: dict[str, Axis] = {axis.name: axis for axis in (
     _axis("prefix", "none", "kvlab.blocks", {
         "none": ("NoSharing", "each sequence holds its own blocks"),
         "hash": ("HashSharing", "equal beginnings share blocks"),
-    }),
+    }, apart=True),
     _axis("summary", "none", "kvlab.summary", {
         "none": ("NoSummary", "evicted blocks leave a hole"),
         "merged": ("Merged", "centroids of evicted tokens"),
@@ -138,6 +143,7 @@ TABLE: dict[str, Axis] = {axis.name: axis for axis in (
     }, conf=False),
 )}  # fmt: skip
 AXES = tuple(name for name, axis in TABLE.items() if axis.conf)
+
 _NAMED: dict[tuple[str, str], Callable] = {}  # members from outside that carry a short name
 
 
@@ -206,6 +212,11 @@ def with_axes(cls: type) -> type:
     for axis in AXES:
         setattr(cls, axis, TABLE[axis].null)
     return cls
+
+
+def alike() -> list[str]:
+    """Axes whose members are compared by class and settings."""
+    return [name for name in AXES if not TABLE[name].apart]
 
 
 def is_null(axis: str, member: object) -> bool:

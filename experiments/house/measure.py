@@ -17,7 +17,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOMS = ("cache", "sim", "blocks", "eval", "config")  # the goal counts these, and what they become
 HEIRS = ("source", "bench")
-DRIVERS = ("model", "eager", "static")
+DRIVERS = ("model", "eager", "static", "replay")
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 

@@ -11,6 +11,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import NamedTuple
@@ -95,8 +96,9 @@ def listened(root: Path, run: Callable[[], object]) -> Passed:
 
 
 def decoded(root: Path, driver: str, layers: int) -> list[Passed]:
-    """`TOKENS` tokens of one sequence after a prompt, by `driver` of `Decoder` ("model": the
-    library's own forward, called as `generate()` calls it)."""
+    """`TOKENS` tokens of one sequence after a prompt, by `driver` of `Decoder`; or "model": the
+    library's own forward, called as `generate()` calls it; or "replay": the static step without
+    what a CUDA graph repeats."""
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
     from triton.runtime.interpreter import InterpretedFunction
@@ -110,10 +112,16 @@ def decoded(root: Path, driver: str, layers: int) -> list[Passed]:
     cache = PagedCache.for_model(model, format="int8", block_size=BLOCK, kernels="triton")
     with torch.inference_mode():
         prefill(model, torch.randint(1, 32, (1, PROMPT)), cache, chunk_tokens=PROMPT)
-        step = (lambda token: model(token, past_key_values=cache, use_cache=True)) \
-            if driver == "model" else Decoder(model, cache, driver=driver).step  # fmt: skip
         token = torch.ones(1, 1, dtype=torch.long)
-        passed = [listened(root, lambda: step(token)) for _ in range(TOKENS + 1)]
+        if driver == "model":
+            step = partial(model, token, past_key_values=cache, use_cache=True)
+        else:
+            decoder = Decoder(model, cache, driver="static" if driver == "replay" else driver)
+            step = partial(decoder.step, token)
+        passed = [listened(root, step)]
+        if driver == "replay":
+            decoder._step.run = lambda: None  # where the graph would be launched
+        passed += [listened(root, step) for _ in range(TOKENS)]
     return passed[1:]  # the first sets things up
 
 

@@ -1,9 +1,14 @@
 """The cache: puts the axes together."""
 
 from kvlab.blocks import PrefixHandle as Handle
+from kvlab.cache.copies import Copies
 from kvlab.cache.facts import NO_FACTS, ModelFacts
 from kvlab.cache.paged import PagedCache
+from kvlab.cache.running import Running
 from kvlab.cache.spec import CacheSpec
 from kvlab.cache.stats import CacheStats
 
-__all__ = ["CacheSpec", "CacheStats", "NO_FACTS", "Handle", "ModelFacts", "PagedCache"]
+__all__ = [
+    "CacheSpec", "CacheStats", "Copies", "Handle", "ModelFacts", "NO_FACTS", "PagedCache",
+    "Running",
+]  # fmt: skip

@@ -16,8 +16,8 @@ from kvlab.blocks import Holding, slide
 from kvlab.cache.bytes import GroupBytes
 from kvlab.cache.group import LayerGroup
 from kvlab.cache.repack import by_head
-from kvlab.core import BlockId, SeqId
-from kvlab.source import Ask, Extent, Sum
+from kvlab.core import BadInput, BlockId, SeqId
+from kvlab.source import Ask, Extent
 
 
 class ChoosingHolding(Holding):
@@ -94,13 +94,18 @@ class ChoosingGroup(LayerGroup):
         self.watch.seq = e.seq
         if e.chosen is None:
             return super().attend(ask)
-        total = Sum(self.pool.fused, ask.sinks)
-        for source in self.sources.readers:
-            for part in source.parts(ask):
-                total.add(part.attend(ask))
-        out, lse = total.result()
+        out, lse = self.over_sources(ask).result()
         self._choose(ask, lse)
         return out
+
+    def hear(self, ask: Ask, part) -> None:
+        """All tokens are scored anew in `_choose`, if the step chooses."""
+        if ask.extent.chosen is None:
+            super().hear(ask, part)
+
+    def check_window(self, window: int) -> None:
+        raise BadInput("cache.evict", "token", f"a layer of this model looks back {window} tokens,"
+                       " and a head's own tokens stand side by side; cache.evict=block")
 
     def _choose(self, ask: Ask, lse: Tensor) -> None:
         """Score all tokens that this layer has, and store those that stay."""

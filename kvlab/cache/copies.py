@@ -23,7 +23,7 @@ class Copies:
         """Raises `KvlabError` within a step, `OutOfHost` where an offload's limit leaves no room
         for a second copy, and what the allocator raises; this cache is as it was then."""
         self.sequences.between_steps("copied")
-        self._catch_up()
+        self.catch_up()
         for constant in _constants(self):
             memo[id(constant)] = constant
         with torch.inference_mode(False), torch.no_grad():  # who writes later may be in any mode

@@ -8,7 +8,7 @@ from kvlab.blocks import SEALED, Holding
 from kvlab.cache.bytes import GroupBytes
 from kvlab.core import SeqId
 from kvlab.kernel.step_ref import Past
-from kvlab.source import Ask, Extent, Read, Sum, Token, merged
+from kvlab.source import Ask, Extent, Part, Read, Sum, Token, merged
 
 
 class LayerGroup:
@@ -26,18 +26,26 @@ class LayerGroup:
     def attend(self, ask: Ask) -> Tensor:
         """Attention of the step's queries over all sources, fp32 [Hq, T, Dv]; stores k and v."""
         self.held.check_reach(ask.extent.seq, ask.extent.past, ask.window)
-        total = Sum(self.pool.fused, ask.sinks)
-        for source in self.sources.readers:
-            for part in source.parts(ask):
-                if part.blocks:
-                    q = ask.q if part.queries is None else part.queries
-                    self.watch.segment(part.blocks, q, part.keys, part.values, ask.scale)
-                total.add(part.attend(ask))
+        total = self.over_sources(ask)
         self.store(ask)
         out, lse = total.result()
         self.watch.layer(lse)
         self.sources.observe(ask, lse)
         return out
+
+    def over_sources(self, ask: Ask) -> Sum:
+        """The running result of all that there is to read; policies hear of sealed blocks."""
+        total = Sum(self.pool.fused, ask.sinks)
+        for source in self.sources.readers:
+            for part in source.parts(ask):
+                self.hear(ask, part)
+                total.add(part.attend(ask))
+        return total
+
+    def hear(self, ask: Ask, part: Part) -> None:
+        if part.blocks:
+            q = ask.q if part.queries is None else part.queries
+            self.watch.segment(part.blocks, q, part.keys, part.values, ask.scale)
 
     def look(self, ask: Ask) -> Tensor:
         """The same for queries of padding, `ask.before`: nothing is stored, no policy hears."""
@@ -47,29 +55,18 @@ class LayerGroup:
                 total.add(part.attend(ask))
         return total.result()[0]
 
-    def decode(self, layer: int, extents: list[Extent], q: Tensor, k: Tensor, v: Tensor,
-               scale: float, sinks: Tensor | None = None) -> Tensor:  # fmt: skip
-        """One token per row through the kernels, [B, Hq, D]; `prepare` came before.
-
-        q [B, Hq, D], k and v [B, H, D], contiguous. Waits for nothing and depends on nothing but
-        tensors that stay in place, so it may be captured if all sources may.
-        """
-        tables, new = self.sources.sealed.decoding, (k, v)
-        if self.sources.past is not self.sources.sealed:
-            self.sources.tail.append(layer, k, v, tables)
-            new = None
-        watch = self.watch if self.watch.active else None
-        ask = Token(layer, extents, q, scale, tables, watch, new)
-        reads: list[Read] = []
-        for source in self.sources.decoders:
-            reads += source.decode(ask)
+    def settled(self, ask: Token, reads: list[Read], sinks: Tensor | None) -> Tensor:
+        """Parts of a decode step merged, [B, Hq, D]; policies and sources hear of them."""
         out, lse = merged(reads, self.sources.observed, sinks)
         for read in reads:
-            self.watch.decoded(tables, read.mass)
+            self.watch.decoded(ask.tables, read.mass)
         if self.sources.observed:
-            for row in range(len(extents)):
+            for row in range(len(ask.extents)):
                 self.sources.observe(ask.row(row), lse[row, :, None])
         return out
+
+    def check_window(self, window: int) -> None:
+        """Raises `BadInput` where what is held cannot be read through a model's own window."""
 
     def past(self, scale: float) -> Past | None:
         """What a kernel over all layers reads of a step of single tokens, after `prepare`; None

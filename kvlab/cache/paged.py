@@ -24,13 +24,14 @@ from kvlab.cache.division import blocks_kept, tokens_allowed
 from kvlab.cache.facts import NO_FACTS, ModelFacts
 from kvlab.cache.group import LayerGroup
 from kvlab.cache.requests import Requests
+from kvlab.cache.running import Running
 from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.cache.stats import CacheStats, counted
-from kvlab.core import BadInput, CacheGeometry, KvlabError, SeqId, first_seen
+from kvlab.core import CacheGeometry, KvlabError, SeqId
 from kvlab.pool import FINE_SLAB_TOKENS, SLAB_TOKENS, BlockPool, Meter, Workspace
 from kvlab.sim.service import recompute_cost
 from kvlab.sim.sizes import ModelShape
-from kvlab.source import Ask, Extent
+from kvlab.source import Extent
 
 
 class PagedCache(Copies, Requests):
@@ -59,10 +60,10 @@ class PagedCache(Copies, Requests):
         self.workspace, self.meter = Workspace(), Meter()
         self.facts, self.shape = facts, ModelShape.of(geometry, facts.parameters)
         self.groups, self._place = self._layer_groups()
-        self.decodes = False
+        self._running: Running | None = None
         held = [group.held for group in self.groups]
         self.sequences = Sequences(held, self._named(facts.identity))
-        self.prefixes, self.audits = Prefixes(self.sequences), {}
+        self.prefixes, self.audits, self._late = Prefixes(self.sequences), {}, []
 
     def _layer_groups(self) -> tuple[list[LayerGroup], list[tuple[int, int]]]:
         """The groups, and for each layer the number of its group and its place in there."""
@@ -118,10 +119,17 @@ class PagedCache(Copies, Requests):
         step = self.sequences.begin(seqs, counts)
         for e in (e for extents in step for e in extents):
             e.alone = len(seqs) == 1
-        self.decodes = self.can_decode(counts) and not self._looks(seqs)
-        if self.decodes:
+        decodes = self.can_decode(counts) and not self._looks(seqs)
+        if decodes:
             for number, group in enumerate(self.groups):
                 group.sources.prepare([extents[number] for extents in step])
+        self._running = Running(self.groups, self._place, step, decodes)
+
+    @property
+    def running(self) -> Running:
+        """The step under way. Raises `KvlabError` where there is none."""
+        self.sequences.running()
+        return self._running
 
     @property
     def capturable(self) -> bool:
@@ -143,61 +151,21 @@ class PagedCache(Copies, Requests):
         Padding positions of the result are zero. window: the model's own sliding window; sinks:
         logits [Hq] that every query weighs beside those of the keys.
         """
-        if self.spec.by_token and window is not None:
-            raise BadInput("cache.evict", "token", f"a layer of this model looks back {window} "
-                           "tokens, and a head's own tokens stand side by side; cache.evict=block")
-        number, local = self._place[layer]
-        group = self.groups[number]
-        if self.decodes and self._sees_all(window):
-            q, k, v = (x[:, :, 0].contiguous() for x in (q, k, v))
-            extents = [extents[number] for extents in self.sequences.running()]
-            return group.decode(local, extents, q, k, v, scale, sinks)[:, None]
-        out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
-        for row, extents in enumerate(self.sequences.running()):
-            e = extents[number]
-            if e.count:
-                new = slice(q.shape[2] - e.count, None)
-                keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
-                part = group.attend(Ask(
-                    local, e, q[row, :, new], keys, values, scale, window,
-                    softcap=group.pool.shape.softcap, sinks=sinks,
-                ))
-                out[row, new] = part.transpose(0, 1).to(out.dtype)
-        return out
-
-    def look(
-        self, layer: int, row: int, q: Tensor, k: Tensor, v: Tensor, before: Tensor, scale: float,
-        sinks: Tensor | None = None,
-    ) -> Tensor:
-        """What queries q [Hq, P, D] that are not stored see of row `row` of the step: all of its
-        past and the first `before` [P] of its new tokens, k and v [n, H, D]. Fp32 [P, Hq, D].
-        """
-        number, local = self._place[layer]
-        e, group = self.sequences.running()[row][number], self.groups[number]
-        ask = Ask(local, e, q, k, v, scale, before=before, softcap=group.pool.shape.softcap,
-                  sinks=sinks)  # fmt: skip
-        return group.look(ask).transpose(0, 1)
+        how = {"scale": scale, "window": window, "sinks": sinks}
+        return self.running.attend(layer, q, k, v, **how)
 
     def store(self, layer: int, k: Tensor, v: Tensor) -> None:
         """Take over k, v [B, H, T, D] of a step without attending: to fill a cache from elsewhere.
 
         In place of `attend`, once for every layer in order; policies hear of no attention.
         """
-        number, local = self._place[layer]
-        for row, extents in enumerate(self.sequences.running()):
-            e = extents[number]
-            new = slice(k.shape[2] - e.count, None)
-            if e.count:
-                keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
-                self.groups[number].store(Ask(local, e, None, keys, values, 1.0))
-
-    def _sees_all(self, window: int | None) -> bool:
-        return all(first_seen(row[0].past, window) <= 0 for row in self.sequences.running())
+        self.running.store(layer, k, v)
 
     def commit(self) -> None:
         """Close the step: full blocks are sealed for good, lengths advance."""
         singles = all(row[0].single for row in self.sequences.running())
         self.sequences.commit()
+        self._running = None
         for group in self.groups:
             group.end_step()
         if self.spec.by_token:
@@ -208,6 +176,7 @@ class PagedCache(Copies, Requests):
     def abort(self) -> None:
         """Undo a step that did not reach `commit`; the cache is as before `begin`."""
         self.sequences.abort()
+        self._running = None
 
     def _trim(self) -> None:
         """Bring a cache with a relative budget back to its share of the tokens seen."""

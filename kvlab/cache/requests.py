@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from kvlab.blocks import Chain, Prefixes, Sequences
 from kvlab.blocks import PrefixHandle as Handle
 from kvlab.cache import store
@@ -25,6 +28,7 @@ class Requests:
     prefixes: Prefixes
     audits: dict[SeqId, Audit]
     renewals = 0
+    _late: list[tuple[list[tuple[SeqId, int]], Tensor]]  # told, and not looked at yet
 
     @property
     def identity(self) -> str:
@@ -84,8 +88,18 @@ class Requests:
         """
         self.sequences.tell(seq, token_ids, at)
 
-    def _catch_up(self) -> None:
-        """Hear of tokens that a driver tells late; here there is none."""
+    def tell_later(self, places: list[tuple[SeqId, int]], tokens: Tensor) -> None:
+        """The same of a token of each (sequence, position), tokens [B] on the device: looked at
+        when somebody has to know, so that nobody waits before."""
+        self._late.append((places, tokens))
+
+    def catch_up(self) -> None:
+        """Hear of what was told late."""
+        late, self._late = self._late, []
+        tokens = torch.cat([tokens for _, tokens in late]).tolist() if late else ()
+        places = [place for places, _ in late for place in places]
+        for (seq, at), token in zip(places, tokens):
+            self.tell(seq, [token], at)
 
     def close(self, seq: SeqId) -> None:
         """Forget `seq` and give its blocks back; a step that it takes part in is aborted."""
@@ -97,7 +111,7 @@ class Requests:
         self.sequences.stop(seqs)
         if seqs:
             self.recheck(here=False)
-        self._catch_up()
+        self.catch_up()
         self.sequences.close(seqs)
 
     def fork(self, seq: SeqId) -> SeqId:
@@ -107,7 +121,7 @@ class Requests:
     def fork_all(self, parents: Sequence[SeqId]) -> list[SeqId]:
         """A fork of each of `parents`; all forks or none, see `Sequences.fork`."""
         self.sequences.between_steps("forked")
-        self._catch_up()
+        self.catch_up()
         return self.sequences.fork(parents)
 
     def truncate(self, seq: SeqId, length: int) -> None:
@@ -117,7 +131,7 @@ class Requests:
     def truncate_all(self, lengths: dict[SeqId, int]) -> None:
         """The same for several sequences; what one of them cannot do is done to none."""
         self.sequences.between_steps("cropped")
-        self._catch_up()
+        self.catch_up()
         self.sequences.truncate(lengths)
 
     # ---- prefixes in no sequence's name
@@ -133,7 +147,7 @@ class Requests:
         handle may hold fewer `tokens` than were asked for, or none.
         """
         self._refuse_none()
-        self._catch_up()
+        self.catch_up()
         self.recheck()
         if seq is not None:
             self._refuse_outdated([seq], "nothing of it can be kept")

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from kvlab import policy as policies
-from kvlab.axes import AXES
+from kvlab.axes import alike
 from kvlab.cache import CacheSpec
 from kvlab.core import Variant
 from kvlab.policy import FIFO, EvictionPolicy, Random
@@ -31,7 +31,6 @@ from kvlab.retrieval import NoRetrieval, RandomChoice
 from kvlab.window import SinkWindow
 
 SINKS = 4  # tokens; what StreamingLLM needs, https://arxiv.org/abs/2309.17453
-APART = ("format", "policy", "prefix")  # compared otherwise; what is shared changes no number
 LONG = 1 << 40  # tokens: longer than any window
 
 
@@ -126,8 +125,9 @@ _REPLACED = {
 def _control(variant: Variant, word: str, told: str, spec: CacheSpec) -> Variant:
     """Named after its variant, `word` in place of the policy; its params mark it as a control."""
     axes = _REPLACED[word.partition(" ")[0]]
-    members = {"policy": variant.spec.member, "window": variant.spec.window,
-               "retrieval": variant.spec.retrieval}  # fmt: skip
+    own = variant.spec
+    members = {axis: own.member if axis == "policy" else getattr(own, axis)
+               for axis in axes}  # fmt: skip
     gone = {form for axis in axes for form in (members[axis].name, f"{axis}={members[axis].name}")}
     words = [w for w in variant.name.split() if w not in gone and w.partition(".")[0] not in axes]
     params = {k: v for k, v in variant.params.items() if k.partition(".")[0] not in axes}
@@ -150,7 +150,7 @@ def _key(spec: CacheSpec) -> tuple:
     """What makes two specs the same cache."""
     others = tuple(
         (type(x).__name__, str(sorted((k, v) for k, v in vars(x).items() if k[0] != "_")))
-        for x in (getattr(spec, axis) for axis in AXES if axis not in APART)
+        for x in (getattr(spec, axis) for axis in alike())
     )
     budget = (spec.budget_blocks, spec.budget_bytes, spec.budget_percent)
     return (

@@ -9,10 +9,10 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
-from unittest.mock import patch
 
 import datasets
 import numpy as np
@@ -177,7 +177,7 @@ class HubText(Source):
         try:
             if reason is None:
                 return load_dataset(self.name, self.config, split=self.split, streaming=True)
-            with patch("datasets.config.HF_HUB_OFFLINE", True):  # the cache, without retries
+            with offline():
                 return load_dataset(self.name, self.config, split=self.split)
         except _READ_ERRORS as error:
             reason = reason or str(error).strip().partition("\n")[0]
@@ -190,6 +190,16 @@ class HubText(Source):
 
     def __str__(self) -> str:
         return self.name
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """`datasets` looks into its cache only, without retries; it reads its environment once."""
+    before, datasets.config.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE = before
 
 
 def join_lines(lines: Iterable[str], heading: str) -> Iterator[str]:

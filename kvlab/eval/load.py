@@ -135,11 +135,17 @@ def failing(cache: PagedCache, share: float, seed: int) -> Iterator[Counter]:
 
     for group in cache.groups:
         group.storage.take = faulty(group.storage.take, share)
-    cache.attend = faulty(cache.attend, share / cache.geometry.layers)
+    core, begin = cache.core, cache.core.begin
+
+    def begun(*step):
+        begin(*step)
+        core.running.attend = faulty(core.running.attend, share / core.geometry.layers)
+
+    core.begin = begun
     try:
         yield faults
     finally:
-        del cache.attend
+        del core.begin
         for group in cache.groups:
             del group.storage.take
 

@@ -80,9 +80,8 @@ class Setting:
 
 def is_same(spec: CacheSpec, full: CacheSpec) -> bool:
     """Whether a variant is the full cache itself."""
-    acting = [axis for axis in axes.AXES if axis not in ("format", "policy", "prefix")]
     return (
-        not spec.bounded and all(axes.is_null(axis, getattr(spec, axis)) for axis in acting)
+        not spec.bounded and all(axes.is_null(axis, getattr(spec, axis)) for axis in axes.alike())
         and spec.block_size == full.block_size and spec.format.identity == full.format.identity
         and spec.kernels == full.kernels
     )

@@ -10,46 +10,59 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from kvlab import cache as core
-from kvlab.cache import NO_FACTS, CacheSpec
-from kvlab.core import BadInput, KvlabError
-from kvlab.model.columns import Columns, Plan
-from kvlab.model.doors import ATTENTION, Logits, PagedLayer
-from kvlab.model.forward import Forward, known_tokens
+from kvlab.cache import NO_FACTS, CacheSpec, Copies
+from kvlab.core import BadInput
+from kvlab.model.columns import Columns
+from kvlab.model.doors import ATTENTION, PagedLayer
+from kvlab.model.forward import Forward, NoForward
 from kvlab.model.identity import LiveModel
 from kvlab.model.portrait import model_geometry
-from kvlab.model.refusals import refuse_gradients, refuse_other_cap
+from kvlab.model.refusals import refuse_misfit, refuse_other_depth
 from kvlab.model.room import adaptive_budget
 from kvlab.model.rows import removed_columns, selected_rows
 from kvlab.model.shape import check_shared_rotary, rotary_frequencies
-from kvlab.model.tokens import left_pads, watch_ends, watch_tokens
+from kvlab.model.tokens import Watched, left_pads, watch_ends, watch_tokens
 from kvlab.model.visibility import window_of
 
+NO_FORWARD = NoForward()
 
-class PagedCache(core.PagedCache, Cache):
-    """`kvlab.cache.PagedCache` that transformers models take as `past_key_values`.
+
+class PagedCache(Copies, Watched, Cache):
+    """A `kvlab.cache.PagedCache` that transformers models take as `past_key_values`.
 
     Make it with `for_model`. Rows of a batch are sequences; left padding is not stored. With
     prefix=hash the first forward of `generate()` computes only what is not known; `finish` ends
     a request, so that the next one may begin with what it left.
+
+    core: the cache itself, whose methods are reached from here: `stats`, `cache_prefix`,
+    `attach_prefix`, `release_prefix`, `save`, `load`, ...
     """
 
     def __init__(
         self, geometry, spec=None, *, device="cpu", dtype=torch.float32, inv_freq=None,
         facts=NO_FACTS,
     ):
-        core.PagedCache.__init__(
-            self, geometry, spec, device=device, dtype=dtype, inv_freq=inv_freq, facts=facts
+        self.core = core.PagedCache(
+            geometry, spec, device=device, dtype=dtype, inv_freq=inv_freq, facts=facts
         )
-        Cache.__init__(self, layers=[PagedLayer(self, i) for i in range(geometry.layers)])
+        layers = geometry.layers
+        Cache.__init__(self, layers=[PagedLayer(self, i, i == layers - 1) for i in range(layers)])
+        # by layer: heads of queries and of keys, both widths, the cap of logits
+        self.made = [(geometry.query_heads, s.kv_heads, s.k_width, s.v_width, s.softcap)
+                     for s in geometry.shapes]  # fmt: skip
         self._rows: list[int] = []
         self.columns = Columns(0)  # of the rows: what transformers counts
-        self._forward: Forward | None = None  # the one under way
+        self.forward = NO_FORWARD  # the one under way
         self._fresh = False  # rows begin with what is known, and nothing was computed yet
         self.begun_by_hook = False  # and it was a forward of the model that opened them
         # ids [B, T] of the forward that is about to run, and its positions if given
-        self._late: list[tuple[list[tuple[int, int]], Tensor]] = []
         self.coming: tuple[Tensor, Tensor | None] | None = None
         self.teller = None  # who rewrites the prompt before a chunk (summary=text)
+
+    def __getattr__(self, name: str):
+        if name == "core" or name.startswith("__"):  # a copy asks before it has one
+            raise AttributeError(name)
+        return getattr(self.core, name)
 
     @classmethod
     def for_model(
@@ -84,7 +97,7 @@ class PagedCache(core.PagedCache, Cache):
     # ---- what transformers calls
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        return self.seen
+        return self.columns.seen
 
     @property
     def rows(self) -> list[int]:
@@ -95,7 +108,7 @@ class PagedCache(core.PagedCache, Cache):
     def rows(self, rows: list[int]) -> None:
         """Sequences opened before become the rows, padded on the left to one length."""
         self._rows = list(rows)
-        self.seen = max(map(self.length, rows), default=0)
+        self.seen = max(map(self.core.length, rows), default=0)
 
     @property
     def seen(self) -> int:
@@ -105,25 +118,25 @@ class PagedCache(core.PagedCache, Cache):
     @seen.setter
     def seen(self, columns: int) -> None:
         """Rows that another driver filled count as so many columns, their tokens being the last."""
-        self.columns = Columns.padded([self.length(row) for row in self.rows], columns)
+        self.columns = Columns.padded([self.core.length(row) for row in self._rows], columns)
 
     def reset(self) -> None:
         """Forget everything, known prefixes included, and give all bytes back."""
         self.finish()
-        self.recheck()
-        self.drop_prefixes()
+        self.core.recheck()
+        self.core.drop_prefixes()
 
     def finish(self) -> None:
         """End the request of all rows. With prefix=hash what they computed stays known.
 
         A forward that failed between layers is undone; ending twice does nothing more.
         """
-        self.abort()
+        self.core.abort()
         rows, self.rows, self.coming = self.rows, [], None
         for layer in self.layers:
             layer.reset()
-        here = self.sequences.lengths
-        self.close_all([row for row in rows if row in here])  # or its opener closed it
+        here = self.core.sequences.lengths
+        self.core.close_all([row for row in rows if row in here])  # or its opener closed it
 
     def start(self, ids: Tensor, mask: Tensor | None = None) -> int:
         """Open a row for each prompt in `ids` [B, T], on the known prefix of each.
@@ -136,10 +149,10 @@ class PagedCache(core.PagedCache, Cache):
         if self.rows or pads is None:
             return 0
         prompts = [row[pad:] for row, pad in zip(ids.cpu().numpy(), pads)]
-        self.rows = self.open_together(prompts, pads)
+        self.rows = self.core.open_together(prompts, pads)
         self._fresh = True
-        seen = pads[0] + self.length(self.rows[0]) if len(ids) else 0
-        self.seen = seen * any(map(self.length, self.rows))  # cold rows skip no padding either
+        seen = pads[0] + self.core.length(self.rows[0]) if len(ids) else 0
+        self.seen = seen * any(map(self.core.length, self.rows))  # cold rows skip no padding either
         return self.seen
 
     def crop(self, tokens_to_remove) -> None:
@@ -149,9 +162,9 @@ class PagedCache(core.PagedCache, Cache):
         `KvlabError`, all rows being as before, where a block that would be cut was evicted.
         """
         columns = removed_columns(tokens_to_remove)
-        self.abort()
+        self.core.abort()
         if columns:
-            self.truncate_all(dict(zip(self.rows, map(int, self.columns.left(columns)))))
+            self.core.truncate_all(dict(zip(self.rows, map(int, self.columns.left(columns)))))
             self.columns.crop(columns)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -172,7 +185,7 @@ class PagedCache(core.PagedCache, Cache):
         """Row i becomes what row `select([0, 1, ...])[i]` was; the library's own operation says
         which. Without tokens there are no rows yet, and nothing happens.
         """
-        self.abort()
+        self.core.abort()
         if self.seen:
             sources = selected_rows(len(self.rows), key, value, select)
             self._become(sources)
@@ -181,69 +194,39 @@ class PagedCache(core.PagedCache, Cache):
         """A row's first copy is the row itself, the others are forks."""
         free = dict(enumerate(self.rows))
         chosen = [free.pop(s, None) for s in sources]
-        forks = iter(self.fork_all([self.rows[s] for s, c in zip(sources, chosen) if c is None]))
+        parents = [self.rows[s] for s, c in zip(sources, chosen) if c is None]
+        forks = iter(self.core.fork_all(parents))
         self._rows = [next(forks) if c is None else c for c in chosen]
-        self.sequences.close(list(free.values()))
+        self.core.sequences.close(list(free.values()))
         self.columns.select(sources)
-
-    # ---- which tokens they are
 
     def tell_later(self, tokens: Tensor, positions: list[int]) -> None:
         """Tokens [B] that the rows have just computed at `positions`, from a driver whose forward
         the cache does not see. They are looked at when a request ends: until then nobody waits.
         """
         if self.spec.prefix.shares:
-            self._late.append((list(zip(self.rows, positions)), tokens.clone()))
-
-    def _catch_up(self) -> None:
-        late, self._late = self._late, []
-        tokens = torch.cat([t for _, t in late]).tolist() if late else ()
-        for (row, at), token in zip((place for places, _ in late for place in places), tokens):
-            self.tell(row, [token], at)
+            self.core.tell_later(list(zip(self.rows, positions)), tokens.clone())
 
     # ---- one forward of the model
 
-    def forward(self, layer: PagedLayer, query: Tensor, mask, how: Logits, positions=None):
-        """Attention of one layer; the first one opens the step, the last one commits it.
+    def open_forward(self, module, q: Tensor, k: Tensor, v: Tensor, mask, positions) -> None:
+        """The first layer of a forward attends: q [B, Hq, T, Dk], k and v [B, H, T, Dk or Dv].
 
-        query [B, Hq, T, D] -> [B, T, Hq, D]; mask: what `paged_mask` returned, or a 4D mask of the
-        caller; positions [1 or B, T], None for those that follow.
+        mask: what `paged_mask` returned, or a 4D mask of the caller; positions [1 or B, T], None
+        for those that follow. Raises before anything has changed.
         """
-        keys, values = layer.pending
-        layer.pending = None
-        try:
-            out = self._layer(layer.index, query, keys, values, mask, how, positions)
-        except BaseException:
-            self.abort()
-            raise
-        return out
+        self.core.facts.check(module)
+        refuse_other_depth(len(self.layers), module)
+        window_of(mask)
+        refuse_misfit(self.made[0][:4], q, k, v)
+        self.forward = Forward.begun(self, q, mask, positions)
 
-    def _layer(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask, how: Logits, positions):
-        window = window_of(mask)
-        refuse_gradients(q, k, v)
-        refuse_other_cap(self.geometry.shapes[layer].softcap, how.softcap)
-        self._check_fits(layer, q, k, v)
-        if layer == 0:
-            self._forward = Forward.begun(self, q, mask, positions)
-        if self._forward is None:
-            raise KvlabError(f"layer {layer} attended first: a PagedCache wants the layers of a "
-                             "model in order, each once")
-        out = self._forward.attend(self, layer, mask, q, k, v, how, window)
-        if layer == len(self.layers) - 1:
-            forward, self._forward, self._fresh = self._forward, None, False
-            self.begun_by_hook = False
-            self.columns.advance(forward.plan, positions)  # first: a budget may fail to evict
-            self.commit()
-        return out
-
-    def _check_fits(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> None:
-        shape, heads = self.geometry.shapes[layer], self.geometry.query_heads
-        made = heads, shape.kv_heads, shape.k_width, shape.v_width
-        found = q.shape[1], k.shape[1], k.shape[3], v.shape[3]
-        if found != made:
-            raise KvlabError(f"this cache was made for {made[0]} query heads, {made[1]} key/value "
-                             f"heads and a head width of {_width(*made[2:])}; this model has "
-                             f"{found[0]}, {found[1]} and {_width(*found[2:])}")
+    def close_forward(self, positions) -> None:
+        """The last layer has attended."""
+        forward, self.forward, self._fresh = self.forward, NO_FORWARD, False
+        self.begun_by_hook = False
+        self.columns.advance(forward.plan, positions)  # first: a budget may fail to evict
+        self.core.commit()
 
     def undo_forward(self) -> int | None:
         """A forward has ended: undo it if it did not reach the last layer.
@@ -251,47 +234,11 @@ class PagedCache(core.PagedCache, Cache):
         Returns in how many layers it attended then. Rows that it opened on known prefixes go, too,
         or the same prompt would come again behind them.
         """
-        forward, self._forward = self._forward, None
+        forward, self.forward = self.forward, NO_FORWARD
         self.begun_by_hook = False
-        if forward is not None:
-            self.abort()
+        if forward is not NO_FORWARD:
+            self.core.abort()
         if self._fresh:
             self._fresh = False
             self.finish()
-        return None if forward is None else forward.layers
-
-    def admit(self, batch: int) -> Columns:
-        """The columns of a batch of so many rows that is about to come, new or those that are here.
-
-        Raises `KvlabError` for another number of rows than the cache holds.
-        """
-        self.abort()  # what a forward that failed between layers left behind
-        if self.teller is not None:
-            self.teller.admit()
-        if self.rows and len(self.rows) != batch:
-            raise KvlabError(f"the cache holds {len(self.rows)} rows, the batch has {batch}")
-        return self.columns if self.rows else Columns(batch)
-
-    def take(self, columns: Columns, plan: Plan, positions: Tensor | None) -> None:
-        """Open the step of `plan`; what its mask hides for good is forgotten before."""
-        fresh = not self.rows
-        if fresh:
-            self.rows = [self.open() for _ in range(columns.rows)]
-            self.columns = columns
-        if plan.keep:
-            self.truncate_all({self.rows[row]: count for row, count in plan.keep.items()})
-            self.columns.hide(plan.keep)
-        coming, self.coming = self.coming, None
-        self._catch_up()
-        for row, ids in known_tokens(self, coming, plan, positions):
-            self.keep_apart(row) if ids is None else self.tell(row, ids)
-        try:
-            self.begin(self.rows, plan.counts)
-        except BaseException:
-            if fresh:  # another batch may come first
-                self.finish()
-            raise
-
-
-def _width(k: int, v: int) -> str:
-    return f"{k}" if k == v else f"{k} for keys and {v} for values"
+        return None if forward is NO_FORWARD else forward.layers

@@ -2,21 +2,22 @@
 
 transformers' attention layers do nothing with the result of `Cache.update` but hand it to the
 registered attention function, so `update` stages the new keys and values and returns the layer
-itself; the attention function finds cache, queries and new tokens in one place.
+itself; the attention function finds cache, queries and new tokens in one place. From there it is
+one call to the step under way, and one more to each source that it reads.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import CacheLayerMixin
 
 from kvlab.core import KvlabError
 from kvlab.model.dense import dense_attention
-from kvlab.model.refusals import refuse_other_depth, refuse_unknown
+from kvlab.model.refusals import refuse_gradients, refuse_unknown
 from kvlab.model.visibility import KeyColumns, paged_mask
 
 ATTENTION = "kvlab_paged"
@@ -26,15 +27,6 @@ class Untouchable(KvlabError):
     """A model looked at what `update` gave back, instead of handing it to attention."""
 
 
-class Logits(NamedTuple):
-    """How a layer's products of queries and keys become weights: times `scale`, then softly capped
-    at `softcap`, beside the logits `sinks` [Hq], which take weight and give nothing."""
-
-    scale: float
-    softcap: float | None = None
-    sinks: Tensor | None = None
-
-
 class PagedLayer(CacheLayerMixin):
     """One layer's door into the cache; holds nothing but the tokens on their way in."""
 
@@ -42,9 +34,10 @@ class PagedLayer(CacheLayerMixin):
     is_sliding = False
     is_croppable = True
 
-    def __init__(self, cache, index: int):
+    def __init__(self, cache, index: int, last: bool = False):
         super().__init__()
         self.cache, self.index = weakref.proxy(cache), index  # weakly: the cache owns its layers
+        self.last = last  # whether the forward ends with it
         self.pending: tuple[Tensor, Tensor] | None = None
         self.is_initialized = True
 
@@ -105,12 +98,25 @@ def paged_attention(
             **told,
         )
     refuse_unknown(module, dropout, told)
-    how = Logits(scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, s_aux)
-    cache = key.cache
-    if key.index == 0:
-        cache.facts.check(module)
-        refuse_other_depth(len(cache.layers), module)
-    return cache.forward(key, query, attention_mask, how, position_ids), None
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    cache, index = key.cache, key.index
+    (keys, values), key.pending = key.pending, None
+    if torch.is_grad_enabled():
+        refuse_gradients(query, keys, values)
+    try:
+        if index == 0:
+            cache.open_forward(module, query, keys, values, attention_mask, position_ids)
+        forward = cache.forward
+        window = forward.enter(index, query, keys, values, attention_mask, softcap)
+        out = forward.step.attend(
+            index, query, keys, values, scale=scale, window=window, sinks=s_aux
+        )
+        if key.last:
+            cache.close_forward(position_ids)
+    except BaseException:
+        cache.abort()
+        raise
+    return out, None
 
 
 AttentionInterface.register(ATTENTION, paged_attention)

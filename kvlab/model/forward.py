@@ -3,68 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from kvlab.cache import Running
 from kvlab.core import KvlabError, SeqId
 from kvlab.model.columns import Columns, Look, Plan
-from kvlab.model.doors import Logits
-from kvlab.model.visibility import Visibility, tokens_of
+from kvlab.model.refusals import refuse_misfit, refuse_other_cap
+from kvlab.model.visibility import Visibility, tokens_of, window_of
 
 
-class Forward:
-    """plan: which columns are tokens, the same in all layers; mask: what the first layer got; span:
-    the columns over which a row has padding between tokens, 0 without."""
+class NoForward:
+    """No forward is under way."""
 
-    def __init__(self, plan: Plan, mask, span: int):
-        self.plan, self.span, self._agreed = plan, span, [mask]
+    layers = 0
+
+    def enter(self, layer: int, q, k, v, mask, softcap: float | None) -> int | None:
+        raise KvlabError(f"layer {layer} attended first: a PagedCache wants the layers of a "
+                         "model in order, each once")
+
+
+class Forward(NoForward):
+    """One forward of the rows of a cache.
+
+    plan: which columns are tokens, the same in all layers. mask: what the first layer got. span:
+    the columns over which a row has padding between tokens, 0 without. step: what attends, the
+    step under way in the cache. made: by layer, see `refuse_misfit`, and
+    the cap of its logits.
+    """
+
+    def __init__(self, plan: Plan, mask, span: int, step: Running, made: list[tuple]):
+        self.plan, self.span, self.made, self._agreed = plan, span, made, [mask]
+        self.step = step if plan.order is None and not plan.looks else Packed(plan, step)
         self.layers = 0  # that have attended
+        self._windows: dict[int, tuple] = {}  # of masks that were met
 
     @classmethod
     def begun(cls, cache, query: Tensor, mask, positions) -> Forward:
         """Open the step of `query` [B, Hq, T, D] in `cache`; raises before anything has changed."""
         batch, _, tokens, _ = query.shape
-        columns = cache.admit(batch)
+        columns = admitted(cache, batch)
         real = tokens_of(mask, batch, tokens, columns.seen + tokens)
         plan = columns.plan(real, tokens)
-        cache.take(columns, plan, positions)  # first: what is hidden now is padding, too
-        return cls(plan, mask, padded_span(columns, plan))
+        take(cache, columns, plan, positions)  # first: what is hidden now is padding, too
+        return cls(plan, mask, padded_span(columns, plan), cache.core.running, cache.made)
 
-    def attend(
-        self, cache, layer: int, mask, q: Tensor, k: Tensor, v: Tensor, how: Logits,
-        window: int | None,
-    ) -> Tensor:
-        """As `PagedCache.attend`, with tokens wherever the plan has them; q [B, Hq, T, D] ->
-        [B, T, Hq, D]. Padding sees what is before it."""
+    def enter(self, layer: int, q, k, v, mask, softcap: float | None) -> int | None:
+        """The sliding window of a layer that is about to attend, which its mask tells."""
         if layer != self.layers:
             raise KvlabError(f"layer {layer} attended where layer {self.layers} was due: a "
                              "PagedCache wants the layers of a model in order, each once")
         self.layers += 1
-        self._same(mask)
-        check_window(self.span, window)
-        plan = self.plan
-        found = [(look, self._look(cache, layer, look, q, k, v, how)) for look in plan.looks]
-        asked = {"scale": how.scale, "window": window, "sinks": how.sinks}
-        if plan.order is None:
-            out = cache.attend(layer, q, k, v, **asked)
-        else:
-            order = torch.from_numpy(plan.order).to(q.device)[:, :, None, None]
-            packed = (x.gather(2, order.transpose(1, 2).expand_as(x)) for x in (q, k, v))
-            out = cache.attend(layer, *packed, **asked)
-            out = torch.empty_like(out).scatter_(1, order.expand_as(out), out)
-        for look, part in found:
-            out[look.row, torch.from_numpy(look.columns).to(out.device)] = part.to(out.dtype)
-        return out
-
-    def _look(self, cache, layer: int, look: Look, q: Tensor, k: Tensor, v: Tensor, how):
-        """What the queries of padding see, [P, Hq, D]."""
-        columns, real, before = (torch.from_numpy(x).to(q.device) for x in (
-            look.columns, self.plan.real[look.row], look.before))
-        keys, values = (x[look.row, :, real].transpose(0, 1) for x in (k, v))
-        return cache.look(layer, look.row, q[look.row, :, columns], keys, values, before, how.scale,
-                          how.sinks)  # fmt: skip
+        if (q.shape[1], k.shape[1], k.shape[3], v.shape[3], softcap) != self.made[layer]:
+            refuse_misfit(self.made[layer][:4], q, k, v)
+            refuse_other_cap(self.made[layer][4], softcap)
+        if id(mask) not in self._windows:
+            found = window_of(mask)
+            self._same(mask)
+            check_window(self.span, found)
+            self._windows[id(mask)] = found, mask  # which stays, so that its id does
+        return self._windows[id(mask)][0]
 
     def _same(self, mask) -> None:
         """Layers may ask for other rules, but must agree on which columns are tokens."""
@@ -74,6 +75,75 @@ class Forward:
             raise KvlabError("layers of one forward got different attention masks; a PagedCache "
                              "stores the same tokens in all of them")
         self._agreed.append(mask)
+
+
+class Packed(NamedTuple):
+    """A step of rows with padding between or behind their tokens, or that asks itself."""
+
+    plan: Plan
+    step: Running
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **how) -> Tensor:
+        """As `Running.attend`, with tokens wherever the plan has them; padding sees what is before
+        it."""
+        found = [(look, self._look(layer, look, q, k, v, how)) for look in self.plan.looks]
+        if self.plan.order is None:
+            out = self.step.attend(layer, q, k, v, **how)
+        else:
+            order = torch.from_numpy(self.plan.order).to(q.device)[:, :, None, None]
+            packed = (x.gather(2, order.transpose(1, 2).expand_as(x)) for x in (q, k, v))
+            out = self.step.attend(layer, *packed, **how)
+            out = torch.empty_like(out).scatter_(1, order.expand_as(out), out)
+        for look, part in found:
+            out[look.row, torch.from_numpy(look.columns).to(out.device)] = part.to(out.dtype)
+        return out
+
+    def _look(self, layer: int, look: Look, q: Tensor, k: Tensor, v: Tensor, how: dict) -> Tensor:
+        """What the queries of padding see, [P, Hq, D]."""
+        columns, real, before = (torch.from_numpy(x).to(q.device) for x in (
+            look.columns, self.plan.real[look.row], look.before))
+        keys, values = (x[look.row, :, real].transpose(0, 1) for x in (k, v))
+        asked = q[look.row, :, columns]
+        return self.step.look(
+            layer, look.row, asked, keys, values, before, how["scale"], how["sinks"]
+        )
+
+
+def admitted(cache, batch: int) -> Columns:
+    """The columns of a batch of so many rows that is about to come, new or those that are here.
+
+    Raises `KvlabError` for another number of rows than the cache holds.
+    """
+    cache.abort()  # what a forward that failed between layers left behind
+    if cache.teller is not None:
+        cache.teller.admit()
+    rows = cache.rows
+    if rows and len(rows) != batch:
+        raise KvlabError(f"the cache holds {len(rows)} rows, the batch has {batch}")
+    return cache.columns if rows else Columns(batch)
+
+
+def take(cache, columns: Columns, plan: Plan, positions: Tensor | None) -> None:
+    """Open the step of `plan`; what its mask hides for good is forgotten before."""
+    core, fresh = cache.core, not cache.rows
+    if fresh:
+        cache.rows = [core.open() for _ in range(columns.rows)]
+        cache.columns = columns
+    rows = cache.rows
+    if plan.keep:
+        core.truncate_all({rows[row]: count for row, count in plan.keep.items()})
+        columns.hide(plan.keep)
+    coming, cache.coming = cache.coming, None
+    if cache.spec.prefix.shares:
+        core.catch_up()
+        for row, ids in known_tokens(cache, coming, plan, positions):
+            core.keep_apart(row) if ids is None else core.tell(row, ids)
+    try:
+        core.begin(rows, plan.counts)
+    except BaseException:
+        if fresh:  # another batch may come first
+            cache.finish()
+        raise
 
 
 def padded_span(columns: Columns, plan: Plan) -> int:
@@ -104,8 +174,6 @@ def known_tokens(
     coming: the ids [B, T] of the forward, None where nobody saw them. Tokens at other positions
     than their place in the sequence make other keys.
     """
-    if not cache.spec.prefix.shares:
-        return
     if coming is None or coming[0].shape != (len(cache.rows), plan.tokens):
         yield from ((row, None) for row in cache.rows)
         return

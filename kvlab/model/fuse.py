@@ -193,7 +193,7 @@ class FusedLayer:
         if past is None or not step_cuda.takes(x, self.weights, past):
             return None
         out = step_cuda.decode_layers(x, self.weights, cos, sin, past)
-        cache.served += len(self.layers)
+        cache.forward.served += len(self.layers)
         return out[:, None]
 
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
-from kvlab.cache import NO_FACTS, CacheSpec
+from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, CacheGeometry, KvlabError, LayerShape
-from kvlab.model.doors import ATTENTION, Logits, PagedLayer, Untouchable
+from kvlab.model.doors import ATTENTION, PagedLayer, Untouchable
 from kvlab.model.library import cache_parameter
 from kvlab.model.visibility import window_of
 
@@ -70,7 +70,7 @@ def _asked(model: nn.Module, config) -> Portrait:
     if missing:
         raise _refused(config, f"layer {missing[0]} of {len(sitter.shapes)} does not attend over "
                                "its cache through the library's interface")
-    return Portrait(tuple(sitter.shapes), sitter.query_heads)
+    return Portrait(tuple(sitter.shapes), sitter.forward.query_heads)
 
 
 def _check_kind(model: nn.Module, config) -> None:
@@ -97,24 +97,46 @@ class Sitter(Cache):
     """A cache of nothing: it notes what each layer brings, and answers with zeros."""
 
     seen = 0
-    facts = NO_FACTS
 
     def __init__(self, layers: int):
         super().__init__(layers=[PagedLayer(self, i) for i in range(layers)])
-        self.shapes: list[LayerShape | None] = [None] * layers
-        self.query_heads = 0
+        self.forward = Sketch(layers)
+
+    @property
+    def shapes(self) -> list[LayerShape | None]:
+        return self.forward.shapes
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
 
-    def forward(self, layer: PagedLayer, query: Tensor, mask, how: Logits, positions) -> Tensor:
-        (k, v), layer.pending = layer.pending, None
-        if self.query_heads not in (0, query.shape[1]):
-            raise KvlabError(f"its layers have {self.query_heads} and {query.shape[1]} query heads")
-        self.query_heads = query.shape[1]
-        self.shapes[layer.index] = LayerShape(
-            k.shape[1], k.shape[3], v.shape[3], window_of(mask), how.softcap)
-        return query.new_zeros(query.shape[0], 1, query.shape[1], v.shape[3])
+    def open_forward(self, module, *brought) -> None:
+        """Any model may sit."""
+
+    def abort(self) -> None:
+        """There is nothing to undo."""
+
+
+class Sketch:
+    """What the layers of a forward have shown so far."""
+
+    def __init__(self, layers: int):
+        self.shapes: list[LayerShape | None] = [None] * layers
+        self.query_heads = 0
+
+    @property
+    def step(self) -> Sketch:
+        return self
+
+    def enter(self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask, softcap) -> int | None:
+        """See `Forward.enter`."""
+        if self.query_heads not in (0, q.shape[1]):
+            raise KvlabError(f"its layers have {self.query_heads} and {q.shape[1]} query heads")
+        self.query_heads, window = q.shape[1], window_of(mask)
+        self.shapes[layer] = LayerShape(k.shape[1], k.shape[3], v.shape[3], window, softcap)
+        return window
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **how) -> Tensor:
+        return q.new_zeros(q.shape[0], 1, q.shape[1], v.shape[3])
 
 
 @contextmanager

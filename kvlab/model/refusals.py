@@ -54,3 +54,19 @@ def refuse_unknown(module, dropout: float, told: dict) -> None:
     if odd:
         raise KvlabError(f"attention over a PagedCache does not know the argument {odd[0]!r} that "
                          f"{type(module).__name__} was given")
+
+
+def refuse_misfit(made: tuple[int, int, int, int], q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raises `KvlabError` where a layer has other heads or widths than its cache was made for.
+
+    made: query heads, key/value heads, widths of a key and of a value. q, k, v: [B, heads, T, D].
+    """
+    found = q.shape[1], k.shape[1], k.shape[3], v.shape[3]
+    if found != made:
+        raise KvlabError(f"this cache was made for {made[0]} query heads, {made[1]} key/value "
+                         f"heads and a head width of {_width(*made[2:])}; this model has "
+                         f"{found[0]}, {found[1]} and {_width(*found[2:])}")
+
+
+def _width(k: int, v: int) -> str:
+    return f"{k}" if k == v else f"{k} for keys and {v} for values"

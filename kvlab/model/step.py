@@ -6,17 +6,35 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from kvlab.cache import ModelFacts
+from kvlab.cache import Running
 from kvlab.core import KvlabError
 from kvlab.kernel.step_ref import Past
 from kvlab.model.adapter import PagedCache
-from kvlab.model.doors import Logits, PagedLayer
+from kvlab.model.doors import PagedLayer
 from kvlab.model.fuse import fused
 from kvlab.model.library import cache_parameter
+from kvlab.model.refusals import refuse_other_depth
+
+
+class StepForward:
+    """A forward inside one step: it attends, it neither begins nor ends.
+
+    windows: the model's own, by layer.
+    """
+
+    def __init__(self, windows: list[int | None]):
+        self.windows = windows
+        self.step: Running | None = None
+        self.served = 0  # layers that attended in the run under way
+
+    def enter(self, layer: int, *asked) -> int | None:
+        """The sliding window of a layer that is about to attend."""
+        self.served += 1
+        return self.windows[layer]
 
 
 class StepCache(Cache):
-    """The model's view of a `PagedCache` inside one step: it attends, it neither begins nor ends.
+    """The model's view of a `PagedCache` inside one step.
 
     The driver calls the cache's `begin` before and `commit` after; between them nothing here may
     depend on a length. The library asks for one to place a mask that is never built.
@@ -25,42 +43,37 @@ class StepCache(Cache):
     seen = 0
 
     def __init__(self, cache: PagedCache):
-        self.paged = cache
-        self.served = 0  # layers that attended in the run under way
+        self.core = cache.core
+        self.forward = StepForward([shape.window for shape in cache.geometry.shapes])
         super().__init__(layers=[PagedLayer(self, i) for i in range(cache.geometry.layers)])
-
-    @property
-    def facts(self) -> ModelFacts:
-        return self.paged.facts
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
 
     def past(self, scale: float) -> Past | None:
         """What one launch over all layers may read; None where more than that is at work."""
-        groups = self.paged.groups
-        alone = len(groups) == 1 and self.paged.decodes
+        groups = self.core.groups
+        alone = len(groups) == 1 and self.core.running.decodes
         return groups[0].past(scale) if alone else None
-
-    def check_served(self) -> None:
-        """Raises `KvlabError` unless every layer attended over this cache once."""
-        served, self.served = self.served, 0
-        if served != len(self.layers):
-            raise KvlabError(f"{served} of {len(self.layers)} layers attended over the cache that "
-                             "the model was given: transformers hands it on in another way here")
 
     def get_mask_sizes(self, *args) -> tuple[int, int]:
         return 1, 0  # one query that sees everything: there is no mask
 
-    def forward(
-        self, layer: PagedLayer, query: Tensor, mask, how: Logits, positions: Tensor | None = None
-    ):
-        """Attention of one layer, [B, Hq, 1, D] -> [B, 1, Hq, D]."""
-        (keys, values), layer.pending = layer.pending, None
-        self.served += 1
-        window = self.paged.geometry.shapes[layer.index].window
-        return self.paged.attend(layer.index, query, keys, values, scale=how.scale, window=window,
-                                 sinks=how.sinks)  # fmt: skip
+    def open_forward(self, module, *asked) -> None:
+        """The first layer attends, of the model that the cache was made for."""
+        self.core.facts.check(module)
+        refuse_other_depth(len(self.layers), module)
+        self.forward.step = self.core.running
+
+    def abort(self) -> None:
+        """The driver undoes a step that failed."""
+
+    def check_served(self) -> None:
+        """Raises `KvlabError` unless every layer attended over this cache once."""
+        served, self.forward.served, self.forward.step = self.forward.served, 0, None
+        if served != len(self.layers):
+            raise KvlabError(f"{served} of {len(self.layers)} layers attended over the cache that "
+                             "the model was given: transformers hands it on in another way here")
 
 
 class Step:

@@ -8,7 +8,6 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kvlab.cache import PagedCache
 from kvlab.core import KvlabError
 
 # Arguments of a forward under which the same token ids have the same keys. Any other tensor
@@ -16,6 +15,10 @@ from kvlab.core import KvlabError
 PLAIN = ("input_ids", "attention_mask", "position_ids", "cache_position", "labels",
          "logits_to_keep")  # fmt: skip
 WHOLE = ("labels", "output_hidden_states", "output_attentions")  # these want all given tokens
+
+
+class Watched:
+    """A cache that hears of the model's forwards: what `PagedCache` is for this file."""
 
 
 def left_pads(ids: Tensor, mask: Tensor | None) -> list[int] | None:
@@ -72,7 +75,7 @@ def watch_ends(model) -> None:
 
 def _ended(decoder, args, kwargs, output):
     """What did not go through all layers is undone; without an error of its own it is one."""
-    for cache in (x for x in (*args, *kwargs.values()) if isinstance(x, PagedCache)):
+    for cache in (x for x in (*args, *kwargs.values()) if isinstance(x, Watched)):
         layers = cache.undo_forward()
         if output is not None and layers is not None:
             raise KvlabError(f"this forward attended over its PagedCache in {layers} of "
@@ -108,7 +111,7 @@ def _watching(model, args, kwargs):
     return None
 
 
-def _started(cache: PagedCache, call: inspect.BoundArguments, given: dict):
+def _started(cache: Watched, call: inspect.BoundArguments, given: dict):
     """Open the rows, and cut off what they know from the arguments."""
     skip = cache.start(given["input_ids"], given.get("attention_mask"))
     cache.begun_by_hook = bool(cache.rows)
@@ -127,9 +130,9 @@ def _forgetting(model, args, kwargs, output):
         cache.coming = None
 
 
-def _cache_of(args, kwargs) -> PagedCache | None:
+def _cache_of(args, kwargs) -> Watched | None:
     """The cache that shares prefixes, by its type: its argument's name is the library's affair."""
-    caches = (x for x in (*args, *kwargs.values()) if isinstance(x, PagedCache))
+    caches = (x for x in (*args, *kwargs.values()) if isinstance(x, Watched))
     return next((cache for cache in caches if cache.spec.prefix.shares), None)
 
 

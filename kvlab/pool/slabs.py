@@ -79,7 +79,7 @@ class SlabStore:
         self._live: dict[int, set[int]] = {}
         self._base: Tensor | None = None
         self._offsets: dict[str, int] = {}
-        self._layers: dict[int, dict[str, PlaneView]] = {}  # made once: decode asks at every step
+        self._layers: dict[int, LayerPlanes] = {}  # made once: decode asks at every step
         end = 0
         for name, plane in planes.items():
             self._offsets[name] = end
@@ -90,7 +90,8 @@ class SlabStore:
         """The same rows in slabs of their own, at addresses of their own."""
         other = object.__new__(type(self))
         vars(other).update(
-            vars(self), meter=deepcopy(self.meter, memo), slabs={}, _views={}, _live={}, _base=None
+            vars(self), meter=deepcopy(self.meter, memo), slabs={}, _views={}, _live={}, _base=None,
+            _layers={},
         )
         other._take_over(self)
         return other
@@ -150,14 +151,15 @@ class SlabStore:
     def layer(self, layer: int) -> LayerPlanes:
         """Addresses and strides of one layer, for the kernels."""
         if layer not in self._layers:
-            self._layers[layer] = {
+            views = {
                 name: PlaneView(
                     self._offsets[name] + layer * self.slab_rows * plane.nbytes,
                     plane.nbytes, plane.shape, plane.dtype,
                 )
                 for name, plane in self.planes.items()
             }
-        return LayerPlanes(self.base, self.slabs, self.slab_rows, self._layers[layer])
+            self._layers[layer] = LayerPlanes(self.base, self.slabs, self.slab_rows, views)
+        return self._layers[layer]
 
     @property
     def base(self) -> Tensor:

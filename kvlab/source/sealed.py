@@ -102,21 +102,22 @@ class Sealed(Source):
         return [self.decoding]
 
     def decode(self, ask: Token) -> list[Read]:
-        t = ask.tables
+        pool, t = self.pool, ask.tables
         mass = None if ask.watch is None else ask.watch.mass(t, ask.q.shape[1])
-        return [self.decode_over(ask, t.table, t.n_blocks, mass)]
+        return [Read(*pool.fused.paged_decode(
+            ask.q, pool.sealed.layer(ask.layer), pool.format, t.table, t.n_blocks,
+            pool.open.layer(ask.layer), t.open_slot, t.open_now, scale=ask.scale, mass=mass,
+            scratch=pool.workspace.scratch, new=ask.new,
+        ), mass)]
 
-    def decode_over(
-        self, ask: Token, table: Tensor, n_blocks: Tensor, mass: Tensor | None = None
-    ) -> Read:
-        """Over the blocks of `table`, see `paged_decode`, and over the open tail, which takes
-        `ask.new`."""
+    def decode_over(self, ask: Token, table: Tensor, n_blocks: Tensor) -> Read:
+        """Over the blocks of another table, see `paged_decode`, and over the open tail."""
         pool, t = self.pool, ask.tables
         return Read(*pool.fused.paged_decode(
             ask.q, pool.sealed.layer(ask.layer), pool.format, table, n_blocks,
-            pool.open.layer(ask.layer), t.open_slot, t.open_now, scale=ask.scale, mass=mass,
+            pool.open.layer(ask.layer), t.open_slot, t.open_now, scale=ask.scale,
             scratch=pool.workspace.scratch, new=ask.new,
-        ), mass)
+        ))
 
     # ---- accounts
 

@@ -222,7 +222,7 @@ def test_sinks_join_what_the_kernels_read(observed):
         q, k, v = (torch.randn(1, h, count, 32, generator=random) for h in (4, 2, 2))
         past.append((k[0].transpose(0, 1), v[0].transpose(0, 1)))
         cache.begin([seq], [count])
-        assert cache._decodes == (count == 1)
+        assert cache.running.decodes == (count == 1)
         out = cache.attend(0, q, k, v, scale=0.2, sinks=sinks)
         cache.commit()
         keys, values = (torch.cat(x) for x in zip(*past))

@@ -69,8 +69,8 @@ def test_a_second_session_computes_its_own_tokens_only(model, groups, monkeypatc
     assert (first.tokens, first.cached) == (49, 0)
     cache.rows, sessions = [], list(cache.rows)  # it stays open
     blocks, counts = cache.stats().blocks, []
-    begin = cache.begin
-    monkeypatch.setattr(cache, "begin", lambda s, n: (counts.extend(n), begin(s, n))[1])
+    begin = cache.core.begin
+    monkeypatch.setattr(cache.core, "begin", lambda s, n: (counts.extend(n), begin(s, n))[1])
     second = prefill(model, torch.tensor([system + b]), cache, chunk_tokens=16)
     assert (second.tokens, second.cached, sum(counts)) == (51, 40, 11)
     torch.testing.assert_close(second.logits[0], cold(model, system + b), rtol=1e-4, atol=1e-4)

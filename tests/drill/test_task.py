@@ -131,5 +131,7 @@ def test_the_command_line_runs_it(line, tmp_path, monkeypatch):
     assert main([*line, *settings]) == 0
     rows = [json.loads(x) for x in (tmp_path / "run/measurements.jsonl").read_text().splitlines()]
     assert value(rows, "int4", "leading_digits_percent")["count"] == (2 if len(line) > 3 else 4)
+    page = (tmp_path / "run/report/README.md").read_text()
+    assert "leading digits" in page and "leading digits at" not in page, "no table of cells"
     timed = {r["variant"] for r in rows if r["name"] == "prefill_seconds"}
     assert timed == ({"full", "int4"} if line[0].startswith("tasks") else set())

@@ -64,7 +64,7 @@ def test_constant_entries_are_read_by_chunks_and_decoded_tokens(kernels):
     past = dict.fromkeys(seqs, extra)
     for count in (6, 1, 1, 5, 1):
         cache.begin(seqs, [count] * 2)
-        assert cache._decodes == (kernels == "triton" and count == 1)
+        assert cache.running.decodes == (kernels == "triton" and count == 1)
         q = torch.randn(2, 4, count, 32, generator=random)
         k, v = torch.randn(2, 2, 2, count, 32, generator=random)
         out = cache.attend(0, q, k, v, scale=SCALE)

@@ -1,0 +1,86 @@
+"""The step under way: attention of one layer after another, over the sources of its group."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from kvlab.cache.group import LayerGroup
+from kvlab.source import Ask, Extent, Token
+
+
+class Running:
+    """What `PagedCache.begin` opens and `commit` or `abort` ends.
+
+    rows: what the step does to each sequence, by row, then by layer group. place: number of its
+    group, and place in there, of each layer. decodes: whether the sources are prepared for the
+    kernels of a step of one token in every row.
+    """
+
+    def __init__(
+        self, groups: list[LayerGroup], place: list[tuple[int, int]], rows: list[list[Extent]],
+        decodes: bool,
+    ):
+        self.rows, self.decodes = rows, decodes
+        self.longest = max((row[0].past for row in rows), default=0)
+        by_group = [[row[number] for row in rows] for number in range(len(groups))]
+        listening = [group.watch if group.watch.active else None for group in groups]
+        self.layers = [(groups[n], local, by_group[n], listening[n]) for n, local in place]
+
+    def attend(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float,
+        window: int | None = None, sinks: Tensor | None = None,
+    ) -> Tensor:
+        """See `PagedCache.attend`. The short way, of single tokens through the kernels, waits for
+        nothing and depends on nothing but tensors that stay in place: it may be captured."""
+        group, local, extents, watch = self.layers[layer]
+        if window is not None:
+            group.check_window(window)
+        if not self.decodes or (window is not None and self.longest >= abs(window)):
+            how = {"scale": scale, "window": window, "sinks": sinks}
+            return self._by_row(group, local, extents, q, k, v, how)
+        sources = group.sources
+        q, k, v = q[:, :, 0].contiguous(), k[:, :, 0].contiguous(), v[:, :, 0].contiguous()
+        tables, new = sources.sealed.decoding, (k, v)
+        if sources.past is not sources.sealed:  # whose kernel stores the token on its way
+            sources.tail.append(local, k, v, tables)
+            new = None
+        ask = Token(local, extents, q, scale, tables, watch, new)
+        reads = []
+        for source in sources.decoders:
+            reads += source.decode(ask)
+        if len(reads) > 1 or sources.observed or watch is not None or sinks is not None:
+            return group.settled(ask, reads, sinks)[:, None]
+        return reads[0].out[:, None]
+
+    def _by_row(self, group, local: int, extents: list[Extent], q: Tensor, k: Tensor, v: Tensor,
+                how: dict) -> Tensor:  # fmt: skip
+        out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
+        for row, e in enumerate(extents):
+            if e.count:
+                new = slice(q.shape[2] - e.count, None)
+                keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
+                ask = Ask(local, e, q[row, :, new], keys, values, **how)
+                ask.softcap = group.pool.shape.softcap
+                part = group.attend(ask)
+                out[row, new] = part.transpose(0, 1).to(out.dtype)
+        return out
+
+    def look(
+        self, layer: int, row: int, q: Tensor, k: Tensor, v: Tensor, before: Tensor, scale: float,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """What queries q [Hq, P, D] that are not stored see of row `row`: all of its past and the
+        first `before` [P] of its new tokens, k and v [n, H, D]. Fp32 [P, Hq, D]."""
+        group, local, extents, _ = self.layers[layer]
+        ask = Ask(local, extents[row], q, k, v, scale, before=before,
+                  softcap=group.pool.shape.softcap, sinks=sinks)  # fmt: skip
+        return group.look(ask).transpose(0, 1)
+
+    def store(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """See `PagedCache.store`."""
+        group, local, extents, _ = self.layers[layer]
+        for row, e in enumerate(extents):
+            if e.count:
+                new = slice(k.shape[2] - e.count, None)
+                keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
+                group.store(Ask(local, e, None, keys, values, 1.0))
