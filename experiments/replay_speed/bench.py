@@ -22,7 +22,7 @@ from time import process_time
 
 import numpy as np
 
-from kvlab.sim import Trace, load_trace, simulate
+from kvlab.sim import Trace, load_trace, simulate, sweep
 from kvlab.sim.fast import PREFIX, Compiled
 from kvlab.sim.service import recompute_cost
 from kvlab.sim.simulator import hittable
@@ -145,8 +145,6 @@ def stream(accesses: int, policies: list[str], capacity: int) -> None:
 
 
 def swept(accesses: int, jobs: int, capacities: list[int]) -> None:
-    from kvlab.sim.sweep import sweep
-
     wall, cpu = time.perf_counter(), process_time()
     for result in sweep(Stream(accesses), TEN, capacities, jobs=jobs, compiled=True):
         print(f"{result.policy:8} {result.capacity_blocks:>8} {result.block_hit_percent:6.2f} % at "

@@ -12,11 +12,12 @@ from kvlab.sim.files import TraceStream, load_trace, load_traces, write_trace
 from kvlab.sim.result import SimResult
 from kvlab.sim.sessions import Sessions
 from kvlab.sim.simulator import simulate
+from kvlab.sim.sweeps import sweep
 from kvlab.sim.tiers import Host, NoHost
 from kvlab.sim.trace import Trace, from_requests
 
 __all__ = [
     "Calibration", "CostModel", "Definitions", "Host", "NoHost", "NoService", "Sessions",
     "SimResult", "Trace", "TraceStream", "from_requests", "hit_curve", "load_trace",
-    "load_traces", "simulate", "stack_distances", "weighted_curve", "write_trace",
+    "load_traces", "simulate", "stack_distances", "sweep", "weighted_curve", "write_trace",
 ]  # fmt: skip

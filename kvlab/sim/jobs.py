@@ -11,13 +11,15 @@ from typing import NamedTuple
 
 from kvlab.core import BadInput, Measurement
 from kvlab.policy import asked, by_name
-from kvlab.sim import bounds
+from kvlab.sim import bounds, fast
 from kvlab.sim.costs import CostModel, NoService
 from kvlab.sim.definitions import Definitions
+from kvlab.sim.fast import PREFIX
 from kvlab.sim.result import SimResult
 from kvlab.sim.sessions import Sessions
 from kvlab.sim.simulator import simulate
 from kvlab.sim.sizes import blocks_for, shape_by_name, token_bytes
+from kvlab.sim.sweeps import attempts
 from kvlab.sim.tiers import Host, NoHost
 from kvlab.sim.trace import Trace
 
@@ -37,8 +39,10 @@ class Point(NamedTuple):
 class Replay:
     """Simulates points under one set of rules, each once; Belady is computed as the bound it is."""
 
-    def __init__(self, prefix: bool, partial_blocks: str, tiers: dict, **settings):
-        self.rules = (prefix, partial_blocks)
+    def __init__(
+        self, prefix: bool, partial_blocks: str, tiers: dict, compiled: bool = False, **settings
+    ):
+        self.rules, self.compiled = (prefix, partial_blocks), compiled
         self.tiers = {name: value for name, value in tiers.items() if value is not None}
         self.settings = settings
         self._done: dict[tuple, SimResult] = {}
@@ -52,7 +56,9 @@ class Replay:
     def _run(self, trace: Trace, policy: str, capacity: int) -> SimResult:
         if policy == "belady":
             return bounds.bound(trace, capacity, *self.rules, **self.settings)
-        return simulate(trace, policy, capacity, *self.rules, **self.tiers, **self.settings)
+        how = self.tiers | self.settings
+        compiled = self.compiled and policy in PREFIX
+        return simulate(trace, policy, capacity, *self.rules, compiled=compiled, **how)
 
 
 class HitRate:
@@ -63,6 +69,8 @@ class HitRate:
     lets it, for the model `shape` quantized in blocks of `block_size` tokens.
     prefix, window_seconds, host, service: as in `simulate`. partial_blocks, measured, outputs,
     first_requests, common_head: as in `Definitions`. sessions: as in `Sessions`; null: as recorded.
+    compiled: replay those policies with numba that are compiled; rows are the same but for orphans,
+    which it does not count. jobs: simulations at a time, -1 for all cores (joblib).
     """
 
     def __init__(
@@ -85,6 +93,8 @@ class HitRate:
         first_requests: str = "counted",
         sessions: Sessions | None = None,
         common_head: str = "counted",
+        compiled: bool = False,
+        jobs: int = 1,
     ):
         definitions = Definitions(partial_blocks, measured, outputs, first_requests, common_head)
         sessions = sessions or Sessions()
@@ -99,7 +109,12 @@ class HitRate:
         tiers = {"host": host, "service": service, "sessions": closed}
         known_shape = shape_by_name(shape)
         rules = prefix, definitions.replayed
-        self.replay = Replay(*rules, tiers, shape=known_shape, window_seconds=window_seconds)
+        if compiled and (service or fast.loops is None):
+            remedy = 'has no service times, and needs numba: pip install "kvlab[fast]"'
+            raise BadInput("compiled", compiled, remedy)
+        self.compiled, self.jobs = compiled, jobs
+        settings = {"shape": known_shape, "window_seconds": window_seconds}
+        self.replay = Replay(*rules, tiers, compiled, **settings)
         self._fixed = {"prefix": prefix, **definitions.params(), **sessions.params()}
         told = {"host": host, "service": service}
         self._fixed |= {name: str(value) for name, value in told.items() if value is not None}
@@ -121,11 +136,13 @@ class HitRate:
 
     def run(self, folder, variants: Sequence = ()) -> None:
         refuse_variants(variants)
-        for point in [*self._by_capacity(), *self._by_budget()]:
-            if not folder.done(point.variant, point.params):
-                with folder.surviving(point.variant, point.params):
-                    result = self.replay(point.trace, point.policy, point.capacity_blocks)
-                    folder.add(point.variant, point.params, result.measurements())
+        points = [*self._by_capacity(), *self._by_budget()]
+        points = [point for point in points if not folder.done(point.variant, point.params)]
+        calls = [(point.trace, point.policy, point.capacity_blocks) for point in points]
+        ready = attempts(self.replay, calls, self.jobs, self.compiled)
+        for point, result in zip(points, ready):
+            with folder.surviving(point.variant, point.params):
+                folder.add(point.variant, point.params, result().measurements())
 
     def _by_capacity(self) -> Iterator[Point]:
         for trace in self.traces:

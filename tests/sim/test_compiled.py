@@ -34,7 +34,7 @@ ROWS = {name: partial(by_name, name) for name in fast.PREFIX if name != "belady"
     "mq 3": lambda: MQ(queues=3, lifetime=5, ghosts=0.5),
     "hybrid 5": lambda: Hybrid(half_life=5, frequency=-1.0, cost=0.5),
 }
-BY_LEAVES = ("fifo", "random", "arc", "gdsf")  # one of each kind of order
+BY_LEAVES = ("fifo", "arc")
 
 
 @st.composite
@@ -98,9 +98,8 @@ def test_requests_by_leaves(name):
 
 @needs_numba
 @pytest.mark.parametrize("device, host, mode", [
-    ("lru", "lru", "exclusive"), ("fifo", "arc", "exclusive"), ("pgdsf", "random", "write_back"),
-    ("mq", "hybrid", "write_back"), ("sieve", "lfu", "write_through"),
-    ("lru", "arc", "write_through"),
+    ("fifo", "arc", "exclusive"), ("lru", "hybrid", "exclusive"), ("lru", "random", "write_back"),
+    ("sieve", "lfu", "write_through"),
 ])  # fmt: skip
 def test_a_tier_behind(device, host, mode):
     @settings(max_examples=120, deadline=None)
@@ -113,7 +112,7 @@ def test_a_tier_behind(device, host, mode):
 
 
 @needs_numba
-@pytest.mark.parametrize("name", ["lru", "lfu", "sieve", "s3fifo", "arc", "mq", "gdsf", "random"])
+@pytest.mark.parametrize("name", ["lru", "s3fifo", "arc", "gdsf"])
 def test_single_accesses(name, trie):
     for seed in range(12):
         for capacity in (1, 2, 7, 11, 33, 60):
