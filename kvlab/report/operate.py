@@ -145,13 +145,26 @@ def _points(rows: list[dict], policy: str, x: str) -> list[tuple[float, dict]]:
 def _name_ends(axes: Axes, ends: list[tuple]) -> None:
     """The name of each line right of its end, moved apart where ends lie close together."""
     low, high = axes.get_ylim()
-    least, placed = (high - low) / 22, -1e9
-    for x, y, name, colour in sorted(ends, key=lambda end: end[1]):
-        placed = max(y, placed + least)
+    ends = sorted(ends, key=lambda end: end[1])
+    for (x, _, name, colour), at in zip(ends, apart([end[1] for end in ends], (high - low) / 22)):
         axes.annotate(
-            f" {name}", (x, placed), color=colour, fontsize=9, va="center", annotation_clip=False
+            f" {name}", (x, at), color=colour, fontsize=9, va="center", annotation_clip=False
         )
     axes.margins(x=0.02)
+
+
+def apart(rising: list[float], least: float) -> list[float]:
+    """Places at least so far apart that lie as near to the rising values as they can: what is too
+    close together is spread around its mean."""
+    pools: list[tuple[float, int]] = []  # (mean of value - index * least, members)
+    for index, value in enumerate(rising):
+        mean, count = value - index * least, 1
+        while pools and pools[-1][0] > mean:
+            other, more = pools.pop()
+            mean, count = (mean * count + other * more) / (count + more), count + more
+        pools.append((mean, count))
+    means = [mean for mean, count in pools for _ in range(count)]
+    return [mean + index * least for index, mean in enumerate(means)]
 
 
 def tables(rows: list[dict]) -> list[Table]:

@@ -9,6 +9,7 @@ import pytest
 
 from kvlab.core import BadInput
 from kvlab.report import write_report
+from kvlab.report.operate import apart
 from kvlab.sim import Host, Sessions, from_requests, load_trace, simulate, workloads
 from kvlab.sim.describe import ideal
 from kvlab.sim.operate import Operate, hot_prefixes
@@ -109,3 +110,10 @@ def test_golden_rate_of_three_agent_sessions():
     assert round(result.block_hit_percent, 2) == 91.34
     ended = Sessions(context_tokens=32_768, over_context="end").apply(trace)
     assert round(ideal(ended).block_hit_percent, 2) == 46.58 and len(ended) == 8
+
+
+def test_names_of_lines_lie_apart_around_their_ends():
+    assert apart([1.0, 50.0], 5.0) == [1.0, 50.0]
+    assert apart([10.0, 10.0, 10.0], 4.0) == [6.0, 10.0, 14.0]
+    places = apart([0.0, 1.0, 9.0, 9.5], 2.0)
+    assert places == [-0.5, 1.5, 8.25, 10.25]
