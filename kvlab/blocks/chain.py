@@ -88,6 +88,10 @@ class Chain:
             names.append(name)
         return names[:stop]
 
+    def coming(self, logical: Sequence[int]) -> list[int]:
+        """Names of these blocks as far as they are known, the last first."""
+        return backwards(self.names(), logical)
+
     def lineage(self, logical: Sequence[int]) -> tuple[Sequence[int], list[int | None]]:
         """Depth of each of these whole blocks, and the name of the block before it."""
         return logical, picked([None, *self.names()], logical)
@@ -133,3 +137,10 @@ def picked(items: list, logical: Sequence[int]) -> list:
 def leading(found: list) -> int:
     """How many blocks are held before the first gap."""
     return found.index(None) if None in found else len(found)
+
+
+def backwards(names: list[int], logical: Sequence[int]) -> list[int]:
+    """The names of these blocks, rising, that are among `names`; the last first."""
+    if isinstance(logical, range):
+        return picked(names, range(min(logical.stop, len(names)) - 1, logical.start - 1, -1))
+    return [names[i] for i in reversed(logical) if i < len(names)]

@@ -188,10 +188,10 @@ class Holding(Room):
         """
         if done:
             self.leave(seq)
-        claim = self.claims[seq]
-        self.release(seq, [b for b in reversed(self.tables[seq].ids) if b is not None])
+        claim, way = self.claims[seq], -1 if done else 1  # what never ran goes as it came
+        self.release(seq, [b for b in self.tables[seq].ids[::way] if b is not None])
         if claim.kept:
-            self.ledger.unpin(list(claim.kept.values())[::-1])
+            self.ledger.unpin(list(claim.kept.values())[::way])
         if claim.reserved:
             self.ledger.free(claim.reserved)
         self.storage.close(seq)

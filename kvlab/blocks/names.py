@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, KeysView, Sequence
 
-from kvlab.blocks.chain import Chain, picked
+from kvlab.blocks.chain import Chain, backwards, picked
 from kvlab.core import BlockId
 
 
 class Names:
     """Whole blocks of a sequence by name, with the interface of `Chain` that lookups need."""
 
-    __slots__ = ("block_size", "_names", "_lineage")
+    __slots__ = ("block_size", "_names", "_every")
     changes = 0
 
-    def __init__(
-        self, names: list[int], block_size: int, lineage: tuple[list, list] | None = None
-    ):
-        """lineage: depth of each block and the name before it, where they do not follow from the
-        order: a request may name a block twice."""
-        self._names, self.block_size, self._lineage = names, block_size, lineage
+    def __init__(self, names: list[int], block_size: int, every: list[int] | None = None):
+        """every: what was named, where some of it was named twice; a block is where it is named
+        last, and found where it is named first."""
+        self._names, self.block_size, self._every = names, block_size, every
 
     @property
     def tokens(self) -> int:
@@ -31,12 +29,20 @@ class Names:
     def names(self, stop: int | None = None) -> list[int]:
         return self._names if stop is None else self._names[:stop]
 
+    def coming(self, logical: Sequence[int]) -> list[int]:
+        """See `Chain.coming`."""
+        if self._every is None:
+            return backwards(self._names, logical)
+        wanted = set(backwards(self._names, logical))
+        return [name for name in reversed(self._every) if name in wanted]
+
     def lineage(self, logical: Sequence[int]) -> tuple[Sequence[int], list[int | None]]:
         """See `Chain.lineage`."""
-        if self._lineage is None:
+        if self._every is None:
             return logical, picked([None, *self._names], logical)
-        depths, parents = self._lineage
-        return picked(depths, logical), picked(parents, logical)
+        last = {name: depth for depth, name in enumerate(self._every)}
+        depths = [last[self._names[i]] for i in logical]
+        return depths, [self._every[depth - 1] if depth else None for depth in depths]
 
     def raw(self, index: int) -> bytes:
         """Nothing: equal names are equal blocks."""

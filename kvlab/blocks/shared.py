@@ -120,12 +120,7 @@ class Shared(Holding):
 
     def coming(self, seq, logical):
         chain = self.claims[seq].chain
-        if chain is None or not logical:
-            return []
-        names, end = chain.names(), len(chain)
-        if isinstance(logical, range):
-            return picked(names, range(min(logical.stop, end) - 1, logical.start - 1, -1))
-        return [names[i] for i in reversed(logical) if i < end]
+        return [] if chain is None or not logical else chain.coming(logical)
 
     # ---- a step makes blocks known
 

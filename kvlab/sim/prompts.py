@@ -51,7 +51,7 @@ class Prompts:
         """
         unique = list(dict.fromkeys(contents))
         twice = len(unique) < len(contents)
-        names = Names(unique, 1, _lineage(unique, contents) if twice else None)
+        names = Names(unique, 1, contents if twice else None)
         try:
             seq, opened = self.sequences.open(names, reserve=len(unique) + extra)
         except OutOfBlocks:
@@ -104,13 +104,6 @@ def _codes(opened: Opened) -> list[int]:
         code.append(HOST_HIT if found[run] is None else HIT)
         run += 1
     return code + [MISS if block is None else BROKEN_CHAIN for block in found[run:]]
-
-
-def _lineage(unique: list[int], contents: list[int]) -> tuple[list[int], list[int | None]]:
-    """Depth of each block and the one before it, by where it is named last."""
-    last = {content: depth for depth, content in enumerate(contents)}
-    depths = [last[content] for content in unique]
-    return depths, [contents[depth - 1] if depth else None for depth in depths]
 
 
 def _repeated(opened: Opened, unique: list[int], contents: list[int]) -> list[int]:
