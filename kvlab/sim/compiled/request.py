@@ -33,13 +33,13 @@ def replay(s, host, ids, first, partial, code, gone, gone_at, block, at, moved):
             b.claim(host, ids, unique, block, at)
             short = missing + s.book[HELD] - s.book[CAPACITY]
             if short > 0:
-                evict(s, ids, short, moved, block, at)
+                evict(s, ids, begin, short, moved)
                 for i in range(short):
                     gone[left + i], gone_at[left + i] = s.meta[moved[i], CONTENT], begin
                 left += short
                 b.left(s, host, moved, short)
             b.arrived(host, ids, unique, block, at)
-            publish(s, host, ids, unique, block, at, moved)
+            publish(s, host, ids, begin, unique, block, at, moved)
             unpin(s, unique, block)
         s.book[NOW] += 1
         p.tick(s)
@@ -48,7 +48,7 @@ def replay(s, host, ids, first, partial, code, gone, gone_at, block, at, moved):
 
 def look_up(s, host, ids, begin, end, code, block, at):
     """Codes of the accesses; of the different contents, in order, their blocks (0: missing) and
-    accesses in `block` and `at`. Returns how many contents, and how many are missing."""
+    last accesses in `block` and `at`. Returns how many contents, and how many are missing."""
     where = s.content
     unique = missing = 0
     leading = True
@@ -62,13 +62,14 @@ def look_up(s, host, ids, begin, end, code, block, at):
         else:
             leading = False
             code[access] = MISS
-        if x < 0 or (x > 0 and s.node[x, NOTE]):  # wanted before in this request
+        if x < 0 or (x > 0 and s.node[x, NOTE]):  # named before in this request
+            at[-1 - x if x < 0 else s.node[x, NOTE] - 1] = access
             continue
         if x == 0:
             missing += 1
-            where[content, WHERE] = -1
+            where[content, WHERE] = -1 - unique
         else:
-            s.node[x, NOTE] = 1
+            s.node[x, NOTE] = unique + 1
         block[unique], at[unique] = x, access
         unique += 1
     return unique, missing
@@ -106,31 +107,33 @@ def unpin(s, unique, block):
             s.node[block[i], NOTE] = 0
 
 
-def evict(s, ids, short, moved, block, at):
+def evict(s, ids, begin, short, moved):
     """Blocks that leave, in order, into `moved`; the last of the missing contents, tail first, come
     in their places."""
-    wanted, missing = -1, 0
+    access = begin - 1
     if p.EXPECTS:
-        while missing < short:  # where the last of these begin
-            wanted += 1
-            missing += not block[wanted]
+        for _ in range(short):  # where the last of these begin
+            access += 1
+            while s.content[ids[access], WHERE] >= 0:
+                access += 1
     for i in range(short):
         if p.EXPECTS:
-            p.expect(s, ids[at[wanted]])
-            wanted -= 1
-            while wanted >= 0 and block[wanted]:
-                wanted -= 1
+            p.expect(s, ids[access])
+            access -= 1
+            while access >= begin and s.content[ids[access], WHERE] >= 0:
+                access -= 1
         x = p.pop(s)
         moved[i] = x
         free(s, x, p.ORDERED)
 
 
-def publish(s, host, ids, unique, block, at, moved):
+def publish(s, host, ids, begin, unique, block, at, moved):
     """The prompt's blocks can be found. Metadata changes once, tail first."""
     for i in range(unique):
         if not block[i]:
-            parent = ids[at[i - 1]] if i else 0
-            block[i] = -seal(s, ids[at[i]], parent, i, p.ORDERED)
+            access = at[i]
+            parent = ids[access - 1] if access > begin else 0
+            block[i] = -seal(s, ids[access], parent, access - begin, p.ORDERED)
     high = unique - 1
     for i in range(unique - 1, -1, -1):
         s.book[NOW] += 1

@@ -16,14 +16,14 @@ import numpy as np
 FIRST_BLOCK = FIRST_CONTENT = 16  # rows for the ends of lines
 END = 1  # the row of `content` that is the end of all ghost lists
 
-# Columns of `node`. NEXT and PREV link a line or, for a block that is late, a heap; NOTE says that
-# the running request wants the block.
+# Columns of `node`. NEXT and PREV link a line or, for a block that is late, a heap; NOTE is its
+# place among the blocks that the running request names, plus one.
 NEXT, PREV, CHILD, STATE, LINE, USES, SPOT, NOTE = range(8)
 LATE, SIZE, HIDDEN = CHILD, USES, NOTE  # of the end of a line
 # Columns of `meta`; MARKS are those of `leaves`
 CONTENT, PARENT, DEPTH, MARKS = range(4)
-# Columns of `content`: the block that holds it, -1 where the running request wants it and none
-# does; its known children; then a pair for each ghost list, and a number remembered.
+# Columns of `content`: the block that holds it, or -1 minus its place among those that the running
+# request names; its known children; then a pair for each ghost list, and a number remembered.
 WHERE, CHILDREN, LISTS = range(3)
 VALUE = LISTS + 2  # where there is one list only
 # Numbers in `book`
