@@ -40,6 +40,7 @@ class Holding(Room):
         super().__init__(ledger, storage or NoStorage())
         self.block_size, self.window, self.record = block_size, window or NoWindow(), record
         self.reach = reach
+        self._still = reach is None and type(self.window) is NoWindow  # nothing ever slides
         self.claims: dict[SeqId, Claim] = {}
 
     # ---- a sequence comes
@@ -154,7 +155,8 @@ class Holding(Room):
         table.changes += bool(step.sealing)
         self.storage.seal(step)
         self.sealed(step, publish)
-        sliding.slide(self, step.seq)
+        if not self._still:
+            sliding.slide(self, step.seq)
 
     def sealed(self, step: Step, publish: bool) -> None:
         """The step's full blocks are read-only from now on and in the table."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kvlab import PagedCache
+from kvlab.cache import Running
 from kvlab.core import BadInput
 from kvlab.model import adapter
 
@@ -42,9 +42,9 @@ PROGRAM = Program(Setup("mistral", block=8, prefix="none"), (
 
 def late(monkeypatch):
     """Attention that is too warm."""
-    attend = PagedCache.attend
+    attend = Running.attend
     monkeypatch.setattr(
-        PagedCache, "attend", lambda self, *a, scale, **k: attend(self, *a, scale=scale * 0.9, **k)
+        Running, "attend", lambda self, *a, scale, **k: attend(self, *a, scale=scale * 0.9, **k)
     )
 
 

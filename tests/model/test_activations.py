@@ -52,7 +52,7 @@ def as_on_cuda(monkeypatch):
 
     kernels = SimpleNamespace(merge_into=lambda *parts: None)
     monkeypatch.setattr(attend_sdpa, "attend", attend)
-    monkeypatch.setattr(group, "Sum", lambda fused: Sum(kernels))
+    monkeypatch.setattr(group, "Sum", lambda fused, *sinks: Sum(kernels, *sinks))
     monkeypatch.setattr(fuse, "_norm", lambda module, x: torch.empty_like(x))
 
 
