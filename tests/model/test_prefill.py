@@ -82,7 +82,15 @@ def test_stopped_before_the_first_chunk(model, ids, expected):
     same(kvlab.prefill(model, ids, cache).logits, expected)
 
 
-def test_ctrl_c_stops_between_chunks(model, ids, expected):
+@pytest.fixture
+def ctrl_c():
+    """SIGINT as a terminal's program has it; what starts in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_stops_between_chunks(model, ids, expected, ctrl_c):
     cache, before = fresh(model), signal.getsignal(signal.SIGINT)
 
     def interrupt(done, total):
@@ -96,7 +104,7 @@ def test_ctrl_c_stops_between_chunks(model, ids, expected):
     same(kvlab.prefill(model, ids[:, 16:], cache, chunk_tokens=8).logits, expected)
 
 
-def test_the_second_ctrl_c_interrupts_at_once(model, ids, expected):
+def test_the_second_ctrl_c_interrupts_at_once(model, ids, expected, ctrl_c):
     cache, before = fresh(model), signal.getsignal(signal.SIGINT)
 
     def insist(done, total):
