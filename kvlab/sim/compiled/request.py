@@ -79,12 +79,7 @@ def give_up(s, ids, unique, block, at):
     """Leave all as it was, but for the marks that pins leave."""
     if p.MARKED:
         pin(s, unique, block)
-        run = 0
-        while run < unique and block[run]:
-            run += 1
-        for i in range(run - 1, -1, -1):
-            p.release(s, block[i])
-        for i in range(unique - 1, run, -1):
+        for i in range(unique):
             if block[i]:
                 p.release(s, block[i])
     for i in range(unique):
