@@ -47,12 +47,12 @@ class Room:
 
         Raises what the storage raises where it must keep them and cannot; nothing changes then.
         """
-        spills = self._host_room(count)
+        spills = self.host_room(count)
         gone = self._depart(self.ledger.reclaim(count, coming), spills)
         self.evictions += count
         return gone
 
-    def _host_room(self, count: int) -> bool:
+    def host_room(self, count: int) -> bool:
         """Whether `count` blocks that leave can be kept; raises where they must be."""
         self.storage.require(count)
         return True

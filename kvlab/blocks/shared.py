@@ -227,7 +227,7 @@ class Shared(Holding):
         known, orphans = self.index.blocks, self.orphans
         return [b for b in blocks if b not in known and b not in orphans]
 
-    def _host_room(self, count):
+    def host_room(self, count):
         if self.hold:
             return self.tier.make_room(count)
         if not self.tier.make_room(count):
@@ -264,7 +264,7 @@ class Shared(Holding):
         idle = self.idle(self.known)
         if not idle:
             return 0
-        self._depart(idle, spill and self._host_room(len(idle)))
+        self._depart(idle, spill and self.host_room(len(idle)))
         return len(idle)
 
     def idle(self, blocks: Set[BlockId]) -> list[BlockId]:

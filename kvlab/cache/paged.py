@@ -117,6 +117,11 @@ class PagedCache(Copies, Requests):
         if self.spec.by_token:
             self._foresee(dict(zip(seqs, counts)))
         step = self.sequences.begin(seqs, counts)
+        try:
+            self._promise_host(step)
+        except BaseException:  # what the host's allocator raises, too
+            self.sequences.abort()
+            raise
         for e in (e for extents in step for e in extents):
             e.alone = len(seqs) == 1
         decodes = self.can_decode(counts) and not self._looks(seqs)
@@ -190,6 +195,27 @@ class PagedCache(Copies, Requests):
             over = min(math.ceil(short), group.ledger.evictable_count)
             if over > 0:
                 group.held.evict(over)
+
+    def _promise_host(self, step: list[list[Extent]]) -> None:
+        """Have the host memory that a relative budget may need behind this step, before it runs.
+
+        Raises `OutOfHost`: then, the step would stand.
+        """
+        if self.spec.budget_percent is None or not self.spec.offload.keeps:
+            return
+        lengths = dict(self.sequences.lengths)
+        for row in step:
+            lengths[row[0].seq] += row[0].count
+        shapes, others = [group.pool.shape for group in self.groups], {}
+        shares = blocks_kept(self.spec, self._parts, shapes, lengths.values())
+        for number, (group, share) in enumerate(zip(self.groups, shares)):
+            sealing = sum(len(row[number].sealing) for row in step)
+            over = min(group.ledger.held_count - max(1, int(share)),
+                       group.ledger.evictable_count + sealing)
+            if over > 0 and self.spec.prefix.shares:
+                group.held.host_room(over)  # known contents there may go for it
+            elif over > 0:
+                group.sources.host.shelf.require_beside(over, others)
 
     # ---- tokens that are chosen
 

@@ -97,8 +97,14 @@ class Shelf:
 
     def require(self, count: int) -> None:
         """Take the memory that `count` more blocks need. Raises `OutOfHost`; nothing changes."""
-        missing = self.store.missing(self._next(count))
-        self.memory.reserve(missing, self.store.slab_bytes, self.pool.device)
+        self.require_beside(count, {})
+
+    def require_beside(self, count: int, others: dict[int, int]) -> None:
+        """The same beside what others were promised: slabs by their bytes, counted on here."""
+        nbytes = self.store.slab_bytes
+        slabs = others.get(nbytes, 0) + self.store.missing(self._next(count))
+        self.memory.reserve(slabs, nbytes, self.pool.device)
+        others[nbytes] = slabs
 
     def reserve(self, tokens: int) -> None:
         """Have pinned memory ready for `tokens` more tokens, so that no step waits for it."""

@@ -141,6 +141,11 @@ def test_a_relative_budget_that_meets_a_full_host_can_go_on(tiny_model, ids):
     with pytest.raises(OutOfHost):
         prefill(model, ids, cache, chunk_tokens=16)
     cache.check()
+    stands = cache.get_seq_length()
+    with pytest.raises(OutOfHost):  # before the step: a second try changes nothing, either
+        prefill(model, ids[:, stands : stands + 16], cache, chunk_tokens=16)
+    cache.abort()
+    assert cache.get_seq_length() == stands == cache.length(cache.rows[0])
     host.memory.cap_bytes *= 8
     done = cache.get_seq_length()
     assert done == cache.length(cache.rows[0])
