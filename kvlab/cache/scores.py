@@ -65,10 +65,7 @@ class Scorer:
         last = min(self.queries, q.shape[1])
         seen = visible(last, len(k), len(k) - last, 0, True, None, k.device)
         part = self.part(q[:, -last:], k, v, scale=scale, block_size=1, seen=seen)
-        found = self.by_head([part], lse)
-        if len(found) > 1:  # query heads that share a key/value head speak with one voice
-            found = found.unflatten(0, (k.shape[1], -1)).mean(1)
-        return found
+        return by_kv_head(self.by_head([part], lse), k.shape[1])
 
     def weight(self, steps: int, queries: int) -> float:
         """Share of a step of `queries` tokens in the score of a block scored `steps` times before.
@@ -292,6 +289,14 @@ def logits(
     x = torch.einsum("hgtd,nhd->hgtn", grouped, k.float()).flatten(0, 1) * scale
     x = capped(x, softcap)
     return x if seen is None else x.masked_fill(~seen[-last:], -torch.inf)
+
+
+def by_kv_head(scores: Tensor, heads: int) -> Tensor:
+    """Scores [Hq or H, N] as [H, N]: query heads that share a key/value head speak with one voice.
+
+    One row, for all heads, stays one.
+    """
+    return scores if len(scores) == 1 else scores.unflatten(0, (heads, -1)).mean(1)
 
 
 def in_blocks(x: Tensor, block_size: int) -> Tensor:

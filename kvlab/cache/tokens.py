@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kvlab.cache.scores import Scorer
+from kvlab.cache.scores import Scorer, by_kv_head
 from kvlab.core import BlockId, SeqId
 from kvlab.kernel import shares_ref
 from kvlab.kernel.attend_ref import visible
@@ -153,9 +153,7 @@ class TokenWatch:
         parts, self._parts = self._parts, []
         if not parts:
             return None
-        found = self.scorer.by_head(parts, lse)
-        if len(found) > 1:  # query heads that share a key/value head speak with one voice
-            found = found.unflatten(0, (self.heads, -1)).mean(1)
+        found = by_kv_head(self.scorer.by_head(parts, lse), self.heads)
         self._queries = lse.shape[1]
         return found.expand(self.heads, -1)
 

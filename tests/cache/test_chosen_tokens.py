@@ -205,8 +205,15 @@ def test_any_steps(counts, seed, policy, percent):
 def test_every_scorer_and_format_keeps_to_the_budget(policy, format):
     cache = make(**BASE | {"policy": policy, "format": format, "block_size": 16,
                            "budget_blocks": 3, "window": SinkWindow(2, 4)})
+    prefill(cache, (100, 40, 1, 30))
+    stats = cache.stats()
+    assert stats.resident_tokens <= 48 and stats.tokens == 171
+
+
+def prefill(cache, counts):
+    """Steps of so many drawn tokens of a new sequence."""
     seq, random = cache.open(), torch.Generator().manual_seed(0)
-    for count in (100, 40, 1, 30):
+    for count in counts:
         cache.begin([seq], [count])
         for layer in range(LAYERS):
             q = torch.randn(1, QUERY_HEADS, count, DIM, generator=random)
@@ -214,20 +221,12 @@ def test_every_scorer_and_format_keeps_to_the_budget(policy, format):
             assert cache.attend(layer, q, k, v, scale=SCALE).isfinite().all()
         cache.commit()
         cache.check()
-    stats = cache.stats()
-    assert stats.resident_tokens <= 48 and stats.tokens == 171
 
 
 @pytest.mark.parametrize("block_size", [4, 16])
 def test_allocated_is_logical_but_for_the_last_slab(block_size):
     cache = make(**BASE | {"block_size": block_size, "budget_blocks": None, "budget_percent": 10})
-    seq, random = cache.open(), torch.Generator().manual_seed(0)
-    for _ in range(8):
-        cache.begin([seq], [512])
-        for layer in range(LAYERS):
-            q = torch.randn(1, QUERY_HEADS, 512, DIM, generator=random)
-            cache.attend(layer, q, *torch.randn(2, 1, HEADS, 512, DIM), scale=SCALE)
-        cache.commit()
+    prefill(cache, 8 * [512])
     stats = cache.stats()
     assert stats.allocated_bytes <= 1.15 * stats.logical_bytes
 
@@ -318,13 +317,7 @@ def test_a_window_of_the_model_is_refused():
 
 def test_a_chunk_takes_room_for_what_stays_only():
     cache = make(**BASE | {"budget_blocks": None, "budget_percent": 10})
-    seq, random = cache.open(), torch.Generator().manual_seed(0)
-    for _ in range(4):
-        cache.begin([seq], [512])
-        for layer in range(LAYERS):
-            q = torch.randn(1, QUERY_HEADS, 512, DIM, generator=random)
-            cache.attend(layer, q, *torch.randn(2, 1, HEADS, 512, DIM), scale=SCALE)
-        cache.commit()
+    prefill(cache, 4 * [512])
     stats = cache.stats()
     assert stats.peak_allocated_bytes < 2.2 * stats.allocated_bytes
 
