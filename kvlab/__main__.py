@@ -38,6 +38,7 @@ from kvlab.report import console_table, write_report
 from kvlab.track import FAILED, Owner, RunFolder, own
 
 _TABLE_LINES = 40
+_NARROWEST = 80  # columns of the table, also where the terminal is told to have fewer
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # Hydra's own options: switches, and those with a value, one of these or any.
 _SWITCHES = ("-h --help", "--hydra-help", "--resolve", "-r --run", "-m --multirun",
@@ -247,7 +248,8 @@ def _conclude(folder: RunFolder) -> None:
     page = write_report([folder.path], folder.path / "report")
     folder.artifact(page.parent, "report")
     shown, settings = _first(folder.rows(), _TABLE_LINES)
-    Console().print(console_table(shown))
+    console = Console()
+    console.print(console_table(shown, width=max(console.width, _NARROWEST)))
     if settings > _TABLE_LINES:
         print(f"... {settings - _TABLE_LINES} more in the report")
     print(f"\nresults in {folder.path}, report in {page.parent}")
