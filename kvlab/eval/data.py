@@ -133,8 +133,8 @@ class TextFile(Source):
         pieces = [ids[at : at + tokens] for at in range(0, len(ids) - tokens + 1, tokens)]
         if len(pieces) < count:
             there = f"{len(ids)} tokens, enough for {len(pieces)} documents of {tokens}"
-            raise BadInput(self.key, self, f"has {there}; eval.documents={count} were wanted: lower "
-                           "it or eval.tokens, or give longer data")
+            raise BadInput(self.key, self, f"has {there}; eval.documents={count} were wanted: "
+                           "lower it or eval.tokens, or give longer data")
         print(f"{name}: cut into {count} documents of {tokens} tokens, one behind the other; "
               "intervals over them tell about this text", file=sys.stderr, flush=True)
         return [Document(f"{name} {at}/{count}", piece) for at, piece in enumerate(pieces, 1)]
