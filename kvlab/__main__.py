@@ -1,4 +1,5 @@
-"""`python -m kvlab [experiment=NAME] [group=option ...] [key=value ...]`: one run, start to end.
+"""`python -m kvlab [experiment=NAME] [group=option ...] [key=value ...]`: one run, start to end;
+`python -m kvlab list [GROUP ...]`: what there is to choose from.
 
 Exit status: 0 done, 1 some variants failed (the report says which and why), 2 bad input (one
 paragraph on stderr, nothing left behind), 130 interrupted.
@@ -15,6 +16,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import get_terminal_size
 
 import hydra
 import numpy as np
@@ -30,6 +32,7 @@ from kvlab.config import (
     conf_dir,
     explain,
     first_of_sweep,
+    listing,
     make_plan,
     quote,
 )
@@ -80,6 +83,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(argv: list[str]) -> int:
     """Check a run and own its folder before Hydra makes it; Hydra's own commands go to Hydra."""
     args = _parse(argv)
+    if args.overrides[:1] == ["list"]:
+        print(listing(args.overrides[1:], get_terminal_size((120, 24)).columns))
+        return 0
     if any(getattr(args, name) for name in _SHOWS):
         _hydra(lambda _config: None, argv, args)
         return 0
