@@ -36,9 +36,10 @@ class GroupBytes(NoStorage):
         opened = step.writing if step.single else step.rest
         if opened is not None and opened != step.tail:
             self.pool.open_block(opened)
-        self.pool.sealed.commit(step.stored)
-        if step.sealing and not step.single:
-            step.sealing_ids = self.pool.ids(step.stored)
+        if step.sealing:
+            self.pool.sealed.commit(step.stored)
+            if not step.single:
+                step.sealing_ids = self.pool.ids(step.stored)
         self.sources.begin(step)
 
     def undo(self, step):
@@ -51,9 +52,11 @@ class GroupBytes(NoStorage):
 
     def seal(self, step):
         self.sources.commit(step)
+        if not step.sealing:
+            return
         if step.single:
             self.pool.seal_open(step.sealing)
-        elif step.tail is not None and step.sealing:
+        elif step.tail is not None:
             self.pool.close_block(step.tail)
         self.fresh += step.stored
 

@@ -61,6 +61,9 @@ class PagedCache(Copies, Requests):
         self.facts, self.shape = facts, ModelShape.of(geometry, facts.parameters)
         self.groups, self._place = self._layer_groups()
         self._running: Running | None = None
+        self._promises = self.spec.budget_percent is not None and self.spec.offload.keeps
+        fused = all(group.pool.fused is not None for group in self.groups)
+        self._fused = fused and not self.spec.window.rerotate
         held = [group.held for group in self.groups]
         self.sequences = Sequences(held, self._named(facts.identity))
         self.prefixes, self.audits, self._late = Prefixes(self.sequences), {}, []
@@ -109,7 +112,7 @@ class PagedCache(Copies, Requests):
 
     # ---- one step
 
-    def begin(self, seqs: list[SeqId], counts: list[int]) -> None:
+    def begin(self, seqs: list[SeqId], counts: list[int]) -> Running:
         """Find room for `counts[i]` new tokens of `seqs[i]`, evicting where the policy may.
 
         Raises `OutOfBlocks`; lengths and contents are then as before, but for evicted blocks.
@@ -117,18 +120,17 @@ class PagedCache(Copies, Requests):
         if self.spec.by_token:
             self._foresee(dict(zip(seqs, counts)))
         step = self.sequences.begin(seqs, counts)
-        try:
+        if self._promises:
             self._promise_host(step)
-        except BaseException:  # what the host's allocator raises, too
-            self.sequences.abort()
-            raise
-        for e in (e for extents in step for e in extents):
-            e.alone = len(seqs) == 1
-        decodes = self.can_decode(counts) and not self._looks(seqs)
+        for extents in step if len(seqs) == 1 else ():
+            for e in extents:
+                e.alone = True
+        decodes = self.can_decode(counts) and not (self.spec.by_token and self._looks(seqs))
         if decodes:
             for number, group in enumerate(self.groups):
                 group.sources.prepare([extents[number] for extents in step])
         self._running = Running(self.groups, self._place, step, decodes)
+        return self._running
 
     @property
     def running(self) -> Running:
@@ -143,8 +145,7 @@ class PagedCache(Copies, Requests):
 
     def can_decode(self, counts: list[int]) -> bool:
         """Whether a step of these counts may run through the decode kernel."""
-        fused = all(group.pool.fused is not None for group in self.groups)
-        return fused and not self.spec.window.rerotate and all(n == 1 for n in counts)
+        return self._fused and set(counts) <= {1}
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float,
@@ -168,14 +169,13 @@ class PagedCache(Copies, Requests):
 
     def commit(self) -> None:
         """Close the step: full blocks are sealed for good, lengths advance."""
-        singles = all(row[0].single for row in self.sequences.running())
+        running, self._running = self._running, None
         self.sequences.commit()
-        self._running = None
         for group in self.groups:
             group.end_step()
         if self.spec.by_token:
-            self._repack(singles)
-        else:
+            self._repack(singles=all(row[0].single for row in running.rows))
+        elif self.spec.budget_percent is not None:
             self._trim()
 
     def abort(self) -> None:
@@ -185,8 +185,6 @@ class PagedCache(Copies, Requests):
 
     def _trim(self) -> None:
         """Bring a cache with a relative budget back to its share of the tokens seen."""
-        if self.spec.budget_percent is None:
-            return
         shapes = [group.pool.shape for group in self.groups]
         shares = blocks_kept(self.spec, self._parts, shapes, self.sequences.lengths.values())
         for group, share in zip(self.groups, shares):
@@ -199,10 +197,15 @@ class PagedCache(Copies, Requests):
     def _promise_host(self, step: list[list[Extent]]) -> None:
         """Have the host memory that a relative budget may need behind this step, before it runs.
 
-        Raises `OutOfHost`: then, the step would stand.
+        Raises `OutOfHost`, and the step is undone: then, it would stand.
         """
-        if self.spec.budget_percent is None or not self.spec.offload.keeps:
-            return
+        try:
+            self._require_host(step)
+        except BaseException:  # what the host's allocator raises, too
+            self.sequences.abort()
+            raise
+
+    def _require_host(self, step: list[list[Extent]]) -> None:
         lengths = dict(self.sequences.lengths)
         for row in step:
             lengths[row[0].seq] += row[0].count
@@ -235,8 +238,6 @@ class PagedCache(Copies, Requests):
 
     def _looks(self, seqs: list[SeqId]) -> bool:
         """Whether this step of single tokens is scored: then it is read piece by piece."""
-        if not self.spec.by_token:
-            return False
         looks = [group.chooser.look(group.tables, keep)
                  for group, keep in zip(self.groups, self._kept(seqs))]  # all hear of it
         return any(looks)

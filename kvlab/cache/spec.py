@@ -103,7 +103,7 @@ class CacheSpec:
                 raise BadInput("window.rerotate", True, "retrieval scores keys at the positions "
                                "they were stored with; window.rerotate=false")
 
-    @property
+    @cached_property
     def by_token(self) -> bool:
         """Whether tokens are chosen, not blocks."""
         return self.evict == "token"
