@@ -58,7 +58,7 @@ class Fusing:
     @contextmanager
     def on(self) -> Iterator[int]:
         """Within it the model runs fused; gives the number of layers replaced."""
-        if not self._places or any([held.get(name) is not x for held, name, x in self._places]):
+        if not self._places or any(held.get(name) is not x for held, name, x in self._places):
             self._find()
         undo: list[nn.Module] = []
         try:
