@@ -24,6 +24,7 @@ class Runner:
     """A task's `run` sends tokens through it: `start`, then `fill` or `read`, then `decode`.
 
     pieces: into how many parts it cuts each chunk; 2 makes the noise floor. driver: of `decode`.
+    reads: whether it gets the context of a question; who does not is a control.
     raws: item number -> what the task measured. stats, peak_bytes: the account of the cache at the
     end of each context, and the most that it held on the way.
     failure: what it raised; it is left out from there on.
@@ -36,6 +37,7 @@ class Runner:
     loaded: LoadedModel | None = None
     chunk_tokens: int = 512
     driver: Driver = "eager"
+    reads: bool = True
     raws: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
     stats: list = field(default_factory=list)
     peak_bytes: int = 0
