@@ -65,6 +65,22 @@ class Runner:
             self.loaded.model, self.spec, tokenizer=self.loaded.tokenizer
         )
 
+    def open(self, ids) -> int:
+        """A request of tokens [T] in all: how many of them the cache knows already, at most T - 1.
+        Only a cache that shares prefixes knows any."""
+        self.place = "at its start"
+        return self.cache.start(self.on_device(ids)[None]) if self.spec.prefix.shares else 0
+
+    def next_request(self) -> None:
+        """The end of a request; a cache that shares prefixes keeps what it may, any other is empty
+        again."""
+        if not self.spec.prefix.shares:
+            self.start()
+            return
+        self.peak_bytes = max(self.peak_bytes, self.cache.stats().peak_allocated_bytes)
+        self.cache.finish()
+        self._decoder = None
+
     def fill(self, ids) -> None:
         """A context, tokens [T], in prefill chunks; then the account is taken."""
         for start in range(0, len(ids), self.chunk_tokens):

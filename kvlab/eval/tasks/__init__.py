@@ -5,6 +5,7 @@
 
 from kvlab.eval.tasks.documents import Documents, Hotpot, Squad
 from kvlab.eval.tasks.drawn import Drawn
+from kvlab.eval.tasks.infinite import KvRetrieval, MathFind, NumberString, Passkey
 from kvlab.eval.tasks.lists import CommonWords, FrequentWords, VariableTracking
 from kvlab.eval.tasks.niah import (
     Niah,
@@ -18,17 +19,39 @@ from kvlab.eval.tasks.niah import (
     NiahSingle3,
 )
 from kvlab.eval.tasks.protocol import Protocol
+from kvlab.eval.tasks.ruler import RULER, Ruler
+from kvlab.eval.tasks.several import (
+    ScbenchKv,
+    ScbenchKvRequests,
+    ScbenchPrefixSuffix,
+    ScbenchPrefixSuffixRequests,
+    ScbenchVt,
+    ScbenchVtRequests,
+    Several,
+)
 from kvlab.eval.tasks.wording import Asked, Prompt, Wording
+from kvlab.eval.tasks.written import (
+    CopyString,
+    Countdown,
+    PathTraversal,
+    TableToText,
+    Written,
+)
 
-RULER = (
-    NiahSingle1, NiahSingle2, NiahSingle3, NiahMultikey1, NiahMultikey2, NiahMultikey3,
-    NiahMultivalue, NiahMultiquery, VariableTracking, CommonWords, FrequentWords, Squad, Hotpot,
+GENERATED = (
+    *RULER, Passkey, NumberString, KvRetrieval, MathFind,
+    ScbenchKv, ScbenchVt, ScbenchPrefixSuffix,
+    ScbenchKvRequests, ScbenchVtRequests, ScbenchPrefixSuffixRequests,
+    Countdown, PathTraversal, TableToText, CopyString,
 )  # fmt: skip
-TASKS = {task.name: f"{task.__module__}.{task.__qualname__}" for task in RULER}
+TASKS = {task.name: f"kvlab.eval.tasks.{task.__name__}" for task in (*GENERATED, Ruler)}
 
 __all__ = [
-    "RULER", "TASKS", "Asked", "CommonWords", "Documents", "Drawn", "FrequentWords", "Hotpot",
-    "Niah", "NiahMultikey1", "NiahMultikey2", "NiahMultikey3", "NiahMultiquery",
-    "NiahMultivalue", "NiahSingle1", "NiahSingle2", "NiahSingle3", "Prompt", "Protocol", "Squad",
-    "VariableTracking", "Wording",
+    "GENERATED", "RULER", "TASKS", "Asked", "CommonWords", "CopyString", "Countdown", "Documents",
+    "Drawn", "FrequentWords", "Hotpot", "KvRetrieval", "MathFind", "Niah", "NiahMultikey1",
+    "NiahMultikey2", "NiahMultikey3", "NiahMultiquery", "NiahMultivalue", "NiahSingle1",
+    "NiahSingle2", "NiahSingle3", "NumberString", "Passkey", "PathTraversal", "Prompt",
+    "Protocol", "Ruler", "ScbenchKv", "ScbenchKvRequests", "ScbenchPrefixSuffix",
+    "ScbenchPrefixSuffixRequests", "ScbenchVt", "ScbenchVtRequests", "Several", "Squad",
+    "TableToText", "VariableTracking", "Wording", "Written",
 ]  # fmt: skip
