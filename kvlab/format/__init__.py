@@ -3,8 +3,10 @@
 from kvlab import axes
 from kvlab.format.base import Codec, KVFormat, Plane
 from kvlab.format.codecs import Dense, Fp8, Int
+from kvlab.format.rotated import Rotated
 
-__all__ = ["Codec", "Dense", "Fp8", "Int", "KVFormat", "NAMES", "Plane", "by_name", "shipped"]
+__all__ = ["Codec", "Dense", "Fp8", "Int", "KVFormat", "NAMES", "Plane", "Rotated", "by_name",
+           "shipped"]
 
 
 NAMES = tuple(axes.names("format"))

@@ -26,11 +26,13 @@ class Codec:
     """How one tensor of a block, its keys or its values, is stored.
 
     bits: payload bits of one element, without scales. has_kernel: whether the Triton kernels read
-    and write its planes; torch does it elsewhere.
+    and write its planes; torch does it elsewhere. rotated: whether channels are turned before they
+    are stored, see `Rotated`.
     """
 
     bits: int
     has_kernel = False
+    rotated = False
 
     def planes(self, slots: int, heads: int, dim: int) -> dict[str, Plane]:
         """Stored arrays of a block of `slots` tokens; `BadInput` for a `dim` it cannot pack."""
