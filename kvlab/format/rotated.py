@@ -35,6 +35,10 @@ class Rotated(Codec):
     def has_kernel(self) -> bool:
         return self.codec.has_kernel
 
+    @property
+    def scaled(self) -> bool:
+        return self.codec.scaled
+
     def planes(self, slots: int, heads: int, dim: int) -> dict[str, Plane]:
         if dim & (dim - 1):
             raise BadInput("format", repr(self), f"turns heads whose width is a power of two, and "
