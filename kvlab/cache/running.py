@@ -14,8 +14,8 @@ class Running:
     rows: what the step does to each sequence, by row, then by layer group. place: number of its
     group, and place in there, of each layer. decodes: whether the sources are prepared for the
     kernels of a step of one token in every row.
-    layers: by layer, its group, its place there, what the step does to the group's sequences, who
-    listens, and the kernel that reads all there is, where one does.
+    layers: by layer, its group, its place there, what the step does to the group's sequences, and
+    the kernel that reads all there is, where one does.
     """
 
     def __init__(
