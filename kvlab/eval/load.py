@@ -17,9 +17,7 @@ from kvlab.blocks import BlockLedger, replay
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, Measurement
 from kvlab.eval.sweep import Point, Sweep
-from kvlab.model import PagedCache
-from kvlab.model.load import LoadedModel
-from kvlab.model.prefill import forward_chunk
+from kvlab.model import LoadedModel, PagedCache, forward_chunk
 from kvlab.serve import Limits, Loop, Served, StepClock, WallClock, with_cancellations, with_rate
 
 

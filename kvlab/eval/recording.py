@@ -13,9 +13,7 @@ from torch import Tensor
 from kvlab.blocks import BlockLedger, chained_hashes, replay, victims
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, Measurement
-from kvlab.model import PagedCache
-from kvlab.model.load import LoadedModel
-from kvlab.model.prefill import forward_chunk
+from kvlab.model import LoadedModel, PagedCache, forward_chunk
 from kvlab.policy import EvictionPolicy, asked, by_name
 from kvlab.serve import Limits, Loop, Request, Served, StepClock, as_trace
 from kvlab.sim import CostModel, SimResult, Trace, simulate

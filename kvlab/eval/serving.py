@@ -23,11 +23,9 @@ from kvlab.eval.recording import (
     simulated,
 )
 from kvlab.eval.sweep import Point, Sweep
-from kvlab.model import PagedCache
-from kvlab.model.load import LoadedModel
+from kvlab.model import LoadedModel, PagedCache
 from kvlab.policy import by_name
-from kvlab.serve import Limits, Loop, Request, WallClock
-from kvlab.serve.ttft import TtftModel
+from kvlab.serve import Limits, Loop, Request, TtftModel, WallClock
 
 MIB = 1 << 20
 LENGTHS = (1, 16, 64, 128, 256, 384, 512, 768, 1024)  # tokens of the prompts that calibrate
