@@ -59,6 +59,7 @@ _FORMATS = dict([
     _format("fp16", "both in 16 bits, 10 of them mantissa"),
     _format("bf16", "both in 16 bits, 7 of them mantissa"),
     _format("fp8", "both in 8 bits, e4m3"),
+    _format("fp8c", "both in 8 bits, e4m3, keys around their channels' middles", "fp8c", "fp8"),
     _format("int8", "both in 8-bit integers"),
     _format("int4", "both in 4-bit integers"),
     _format("int3", "both in 3-bit integers"),
@@ -66,6 +67,12 @@ _FORMATS = dict([
     _format("k8v4", "keys in 8 bits, values in 4", "int8", "int4"),
     _format("k4v2", "keys in 4 bits, values in 2", "int4", "int2"),
     _format("k3v2", "keys in 3 bits, values in 2", "int3", "int2"),
+    _format("int4g", "both in 4-bit integers, scales for groups of 32"),
+    _format("int3g", "both in 3-bit integers, scales for groups of 32", "int3g", "int3gr"),
+    _format("k4v2g", "keys in 4 bits, values in 2, scales for groups of 32", "int4g", "int2gr"),
+    _format("k3v2g", "keys in 3 bits, values in 2, scales for groups of 32", "int3g", "int2gr"),
+    _format("int2g", "both in 2-bit integers, scales for groups of 32", "int2g", "int2gr"),
+    ("by_layer", Member("kvlab.format.ByLayer", "a format for each layer")),
 ])  # fmt: skip
 
 TABLE: dict[str, Axis] = {axis.name: axis for axis in (

@@ -28,6 +28,7 @@ from kvlab.cache.running import Running
 from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.cache.stats import CacheStats, counted
 from kvlab.core import CacheGeometry, KvlabError, SeqId
+from kvlab.format import KVFormat
 from kvlab.pool import FINE_SLAB_TOKENS, SLAB_TOKENS, BlockPool, Meter, Workspace
 from kvlab.sim.service import recompute_cost
 from kvlab.sim.sizes import ModelShape
@@ -69,18 +70,19 @@ class PagedCache(Copies, Requests):
         """The groups, and for each layer the number of its group and its place in there."""
         g, parts = self.geometry, self.spec.layer_groups(self.geometry)
         self._parts, self._capacities = parts, self.spec.capacities(g)
-        groups = [self._group(g.part(part), n) for part, n in zip(parts, self._capacities)]
+        made = zip(parts, self.spec.formats(g), self._capacities)
+        groups = [self._group(g.part(part), format, n) for part, format, n in made]
         place = {layer: (number, i) for number, part in enumerate(parts)
                  for i, layer in enumerate(part)}  # fmt: skip
         return groups, [place[layer] for layer in range(g.layers)]
 
-    def _group(self, g: CacheGeometry, capacity: int | None) -> LayerGroup:
+    def _group(self, g: CacheGeometry, format: KVFormat, capacity: int | None) -> LayerGroup:
         spec = self.spec
         # Where tokens are chosen, it is after the step: the ledger has room for the step itself.
         capacity = None if spec.by_token else capacity
         ledger = BlockLedger(capacity, spec.policy())
         pool = BlockPool(
-            g, spec.format, self.device, self.dtype, spec.kernels, self.workspace, self.meter,
+            g, format, self.device, self.dtype, spec.kernels, self.workspace, self.meter,
             FINE_SLAB_TOKENS if spec.by_token else SLAB_TOKENS,
         )
         given = ledger, pool, spec, self.inv_freq

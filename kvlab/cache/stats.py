@@ -62,11 +62,11 @@ def counted(cache, lengths: Iterable[int], allocated: int) -> CacheStats:
 
     allocated: bytes of every tensor that it holds.
     """
-    g, format, groups = cache.geometry, cache.spec.format, cache.groups
+    g, groups = cache.geometry, cache.groups
     tokens, parts = sum(lengths), [group.pool.geometry for group in groups]
     held = [group.sealed_blocks * g.block_size + group.open_tokens for group in groups]
     elements = sum(n * part.elements_per_token for n, part in zip(held, parts))
-    blocks = sum(group.sealed_blocks * format.block_bytes(part)
+    blocks = sum(group.sealed_blocks * group.pool.format.block_bytes(part)
                  for group, part in zip(groups, parts))  # fmt: skip
     tails = sum(group.open_tokens * part.elements_per_token * cache.dtype.itemsize
                 for group, part in zip(groups, parts))  # fmt: skip
@@ -78,7 +78,7 @@ def counted(cache, lengths: Iterable[int], allocated: int) -> CacheStats:
         tokens=tokens, resident_tokens=round(_layer_mean(held, parts)),
         blocks=sum(group.ledger.held_count for group in groups),
         evictions=sum(group.held.evictions for group in groups),
-        nominal_bytes=tokens * format.token_bits(g) // 8,
+        nominal_bytes=tokens * cache.spec.format.token_bits(g) // 8,
         logical_bytes=blocks + tails + entries + origins + scores + apart,
         allocated_bytes=allocated,
         host_bytes=sum(group.sources.host_nbytes for group in groups),
