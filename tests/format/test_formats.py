@@ -65,6 +65,8 @@ def bound(codec, x, planes):
     along = -2 if resolve_axis(codec.axis, slots) == "channel" else -1
     scale = planes["scale"].float().unsqueeze(along).transpose(1, 2)
     if isinstance(codec, Fp8):
+        if "zero" in planes:
+            x = x - planes["zero"].float().unsqueeze(along).transpose(1, 2)
         return torch.maximum(x.abs() * 2**-4, scale * 2**-10) * 1.001
     off = 0.0 if codec.symmetric else x.abs().amax(1 if along == -2 else 3, True) * 2**-11 + 2**-25
     return (scale / 2 + off) * 1.001 + x.abs() * 2**-22
@@ -164,7 +166,8 @@ def test_blocks_are_independent_and_rows_keep_their_order(name):
 
 @pytest.mark.parametrize("codec", [Int(b, a, s, t) for b in (8, 4, 3, 2) for a in
                                    ("channel", "token") for s in (True, False)
-                                   for t in (True, False)] + [Fp8("channel"), Fp8("token", True)],
+                                   for t in (True, False)] + [Fp8("channel"), Fp8("token", True),
+                                                               Fp8("channel", centred=True)],
                          ids=repr)  # fmt: skip
 def test_every_granularity_keeps_its_bound(codec):
     for kind in KINDS:
@@ -206,7 +209,8 @@ def spread_out(kind, slots, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("codec", SYMMETRIC + [Fp8("token"), Fp8("channel"), Dense("bfloat16")],
+@pytest.mark.parametrize("codec", SYMMETRIC + [Fp8("token"), Fp8("channel"), Dense("bfloat16"),
+                                               Fp8("auto", centred=True)],
                          ids=repr)  # fmt: skip
 def test_sealing_what_a_block_reads_gives_its_bits(codec, dtype):
     for slots in (7, 16):
