@@ -68,10 +68,10 @@ _FORMATS = dict([
     _format("k4v2", "keys in 4 bits, values in 2", "int4", "int2"),
     _format("k3v2", "keys in 3 bits, values in 2", "int3", "int2"),
     _format("int4g", "both in 4-bit integers, scales for groups of 32"),
-    _format("int3g", "both in 3-bit integers, scales for groups of 32", "int3g", "int3gr"),
-    _format("k4v2g", "keys in 4 bits, values in 2, scales for groups of 32", "int4g", "int2gr"),
-    _format("k3v2g", "keys in 3 bits, values in 2, scales for groups of 32", "int3g", "int2gr"),
-    _format("int2g", "both in 2-bit integers, scales for groups of 32", "int2g", "int2gr"),
+    _format("int3g", "3-bit integers, values turned, scales for groups of 32"),
+    _format("k4v2g", "keys in 4 bits, turned values in 2, groups of 32", "int4g", "int2g"),
+    _format("k3v2g", "keys in 3 bits, turned values in 2, groups of 32", "int3g", "int2g"),
+    _format("int2g", "2-bit integers, values turned, scales for groups of 32"),
     ("by_layer", Member("kvlab.format.ByLayer", "a format for each layer")),
 ])  # fmt: skip
 

@@ -18,7 +18,7 @@ class ByLayer(KVFormat):
     measures it and finds the list for a number of bytes.
 
     layers: formats in the order of the layers: a name (`int8`), a pair of codecs `KEYS/VALUES`
-        (`int4g/int2gr`) or a `KVFormat`; `NAME*3` is three layers of it, and one `NAME*` is as many
+        (`int4g/int2g`) or a `KVFormat`; `NAME*3` is three layers of it, and one `NAME*` is as many
         as the others leave. sinks: first tokens kept as computed in every layer that has scales,
         see `KVFormat`; null: as each named format has it, and none in pairs.
 

@@ -12,7 +12,7 @@ from kvlab.format.rotated import Rotated
 # Those that are one pair of codecs for all layers.
 NAMES = tuple(n for n, member in axes.TABLE["format"].members.items() if member.given)
 CODECS = ("fp32", "fp16", "bf16", "fp8", "fp8c", "int8", "int4", "int3", "int2", "int4g", "int3g",
-          "int2g", "int4gr", "int3gr", "int2gr")  # fmt: skip
+          "int2g")  # fmt: skip
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -49,28 +49,24 @@ def key_codec(name: str) -> Codec:
     if name == "fp8":
         return Fp8()
     bits = _bits(name)
-    if name.endswith("gr"):
-        raise BadInput("format.key", name, "turns channels, which keys with outlier channels do "
-                       f"not bear; take {name[:-1]}")
     if name.endswith("g"):
         return Grouped(bits, centred=True, search=bits < 4)
     return Int(bits, symmetric=bits == 8)
 
 
 def value_codec(name: str) -> Codec:
-    """Values are scaled by token and stored for sums over slots. A name that ends in gr has small
-    groups of rotated channels."""
+    """Values are scaled by token and stored for sums over slots. A name that ends in g has small
+    groups and, where there are few codes, turned values."""
     if name in _DTYPES:
         return Dense(_DTYPES[name])
     if name in ("fp8", "fp8c"):
         return Fp8(slots_last=True)
     bits = _bits(name)
-    if name.endswith("gr"):
-        return Rotated(value_codec(name[:-1]))
     if name.endswith("g"):
-        return Grouped(bits, "token", search=bits < 4, slots_last=True)
+        codec = Grouped(bits, "token", search=bits < 4, slots_last=True)
+        return Rotated(codec) if bits < 4 else codec
     return Int(bits, "token", symmetric=bits == 8, slots_last=True)
 
 
 def _bits(name: str) -> int:
-    return int(name.removeprefix("int").rstrip("gr"))
+    return int(name.removeprefix("int").rstrip("g"))

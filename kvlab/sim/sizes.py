@@ -115,8 +115,8 @@ def _codec(name: str, axis: str) -> Codec:
     """By the name that the table of axes has: dense ones (fp16) share nothing, 8 bits are symmetric
     (a scale), fewer bits asymmetric (a scale and a zero); a last g says that groups have them, a
     last c that keys have a middle too."""
-    bits = int(name.lstrip("bfpint").rstrip("gcr"))
-    if name.endswith(("g", "gr")):
+    bits = int(name.lstrip("bfpint").rstrip("gc"))
+    if name.endswith("g"):
         return Codec(bits, axis=axis, group=32)
     if name.startswith("int"):
         return Codec(bits, 1 if bits == 8 else 2, axis)
