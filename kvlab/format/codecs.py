@@ -8,7 +8,6 @@ from torch import Tensor
 from kvlab.core import BadInput
 from kvlab.format.base import Codec, Plane, check_axis, heads_first, resolve_axis
 from kvlab.kernel import quantize_ref as ref
-from kvlab.kernel.grouped_ref import centre_of
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -73,7 +72,7 @@ class Fp8(Codec):
     axis: what one scale covers: `token` (one token of one head), `channel` (one channel of one
         head within the block), or `auto`.
     centred: where scales belong to channels, what is stored is the distance to the middle of the
-        channel (`centre_of`), which is kept beside it as the zero: e4m3 is finest there.
+        channel (`middle_of`), which is kept beside it as the zero: e4m3 is finest there.
     slots_last: store [H, D, S] instead of [H, S, D]; what the decode kernel wants of values.
     """
 
@@ -104,7 +103,7 @@ class Fp8(Codec):
     def quantize(self, x: Tensor) -> dict[str, Tensor]:
         x, extra = heads_first(x), {}
         if self.has_zero(x.shape[2]):
-            extra["zero"] = centre_of(x)
+            extra["zero"] = ref.middle_of(x, -2)
             x = x - extra["zero"].float().unsqueeze(-2)
         data, scale = ref.quantize_fp8(x, reduced_dim(self.axis, x.shape[2]))
         return {"data": laid(data, self.slots_last), "scale": scale} | extra

@@ -40,26 +40,7 @@ def divide(x, s, AXIS: tl.constexpr):
 
 
 @triton.jit
-def power_below(x):
-    """The greatest power of two that is at most `x` (fp32, positive and normal)."""
-    return (x.to(tl.int32, bitcast=True) & -0x800000).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def centre_of(x, seen, S: tl.constexpr):
-    """The mean of each channel [T, D] over the block's S tokens, on the grid of
-    `grouped_ref.centre_of`: fp16 [D]."""
-    mean = tl.div_rn(tl.sum(tl.where(seen, x, 0.0), 0), tl.full([x.shape[1]], S, tl.float32))
-    high = tl.max(tl.where(seen, x, -float("inf")), 0)
-    low = tl.min(tl.where(seen, x, float("inf")), 0)
-    step = tl.maximum(power_below(tl.maximum(high - low, 5.9604644775390625e-08)) * 0.25,
-                      power_below(tl.maximum(tl.abs(mean), 5.9604644775390625e-08)) * 0.0009765625)
-    centre = (tl.div_rn(mean, step) + ROUND - ROUND) * step
-    return tl.minimum(tl.maximum(centre, -HALF_MAX), HALF_MAX).to(tl.float16)
-
-
-@triton.jit
-def encode(x, seen, S: tl.constexpr, C: tl.constexpr):
+def encode(x, seen, C: tl.constexpr):
     """fp32 [T, D] -> values to store [T, D] (int32 codes or fp32), scale and zero [D] or [T]."""
     AXIS: tl.constexpr = 0 if C.channel else 1
     if C.zero and C.kind == INT:
@@ -74,8 +55,10 @@ def encode(x, seen, S: tl.constexpr, C: tl.constexpr):
         y = (x + ROUND).to(tl.int32, bitcast=True) & (2**C.bits - 1)
     else:
         LIMIT: tl.constexpr = 2.0 ** (C.bits - 1) - 1 if C.kind == INT else TOP
-        if C.zero:
-            zero = centre_of(x, seen, S)
+        if C.zero:  # FP8 around the middle of a channel
+            low = tl.min(tl.where(seen, x, float("inf")), 0)
+            middle = (low + tl.max(tl.where(seen, x, -float("inf")), 0)) * 0.5 + 0.0
+            zero = tl.minimum(tl.maximum(middle, -HALF_MAX), HALF_MAX).to(tl.float16)
             x -= zero.to(tl.float32)[None, :]
         scale, s = stored_scale(tl.max(tl.where(seen, tl.abs(x), 0.0), AXIS), LIMIT)
         if not C.zero:
@@ -122,7 +105,7 @@ def seal_side(
     if C.kind == DENSE:
         y = narrow(x, C.dtype)
     else:
-        y, scales, zeros = encode(x, seen[:, None], S, C)
+        y, scales, zeros = encode(x, seen[:, None], C)
         run = d if C.channel else t
         known = run < (D if C.channel else S)
         place = slab + slot * (C.scale * H) + h * C.scale

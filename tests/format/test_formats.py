@@ -278,6 +278,26 @@ def test_a_group_that_is_sealed_again_does_not_drift(codec, dtype):
         assert grown.median() < 1.1 and grown.quantile(0.95) < 1.5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_middles_of_fp8_stay_where_they_are(dtype):
+    """Where rounding in the compute dtype moves one, it does so once."""
+    codec = Fp8("auto", centred=True)
+    for kind in ("normal", "shifted"):
+        x, planes = spread_out(kind, 64, dtype), []
+        for _ in range(4):
+            planes.append(codec.quantize(x))
+            x = codec.dequantize(planes[-1], dtype)
+        moved = [(a["zero"] != b["zero"]).float().mean() for a, b in zip(planes, planes[1:])]
+        assert moved[0] < 0.02 and moved[-1] < 2e-3
+
+
+def test_fp8_around_middles_errs_less_where_channels_have_means():
+    x = spread_out("shifted", 64, torch.float32)
+    error = [(c.dequantize(c.quantize(x), torch.float32) - x).square().mean((0, 1))
+             for c in (Fp8("channel"), Fp8("channel", centred=True))]
+    assert (error[1] / error[0]).median() < 0.7
+
+
 def test_searched_clips_err_less():
     x = torch.randn(4, 128, 2, 64, generator=torch.Generator().manual_seed(3)) ** 3
     for bits in (4, 3, 2):
