@@ -27,12 +27,13 @@ class Codec:
 
     bits: payload bits of one element, without scales. has_kernel: whether the Triton kernels read
     and write its planes; torch does it elsewhere. scaled: whether an element's rounding depends
-    on others.
+    on others. rotated: whether channels are turned before they are stored, see `Rotated`.
     """
 
     bits: int
     has_kernel = False
     scaled = True
+    rotated = False
 
     def planes(self, slots: int, heads: int, dim: int) -> dict[str, Plane]:
         """Stored arrays of a block of `slots` tokens; `BadInput` for a `dim` it cannot pack."""

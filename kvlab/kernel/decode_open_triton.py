@@ -129,9 +129,9 @@ def open_part(
         here = tl.where(part == 0, apart_here, 0)
         m, l, out = apart_part(qc, apart_base, apart_row, here, ak, av, h, scale, F, V)
         if F.mass:
-            g = tl.arange(0, GP)
-            tl.store(apart_lse + (b * F.H + h) * F.G + g,
-                     tl.where(l > 0, m + tl.log2(l), -float("inf")), mask=g < tl.where(part == 0, F.G, 0))
+            g, sum = tl.arange(0, GP), tl.where(l > 0, m + tl.log2(l), -float("inf"))
+            known = g < tl.where(part == 0, F.G, 0)
+            tl.store(apart_lse + (b * F.H + h) * F.G + g, sum, mask=known)
     for start in range(part * CHUNK, count, STRIDE):
         if start > part * CHUNK:
             t = start + tl.arange(0, CHUNK)

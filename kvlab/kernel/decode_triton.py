@@ -162,7 +162,8 @@ def paged_decode(
         q, k_new, v_new, part_out, part_lse, cells, out, lse, arrivals, sealed.base, table,
         n_blocks, open.base, open_slot, open_len, width, splits, scale * LOG2E,
         *offsets(sealed.planes), tail.offset_bytes, open.planes["v_data"].offset_bytes,
-        *_apart_arguments(apart, apart_lse), F=frame, K=k, V=v, JOIN=join, num_warps=warps, num_stages=stages,
+        *_apart_arguments(apart, apart_lse), F=frame, K=k, V=v, JOIN=join, num_warps=warps,
+        num_stages=stages,
         **({"maxnreg": cap[0]} if cap else {}), **chain,
     )
     if not join:

@@ -46,6 +46,8 @@ def no_kernels(format: KVFormat, shape: LayerShape) -> str | None:
     the work; None where they can."""
     if not (format.key.has_kernel and format.value.has_kernel):
         return f"the kernels do not know the codecs of {format.name}"
+    if format.key.rotated:
+        return f"the kernels multiply keys as they are stored, and {format.name} turns them"
     if shape.k_width != shape.v_width:
         return f"keys of width {shape.k_width} and values of {shape.v_width} differ"
     if shape.softcap is not None:
