@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kvlab.cache import manifest as manifests
+from kvlab.cache.layers import Layers
+from kvlab.cache.lineage import Lineage
 from kvlab.cache.manifest import Manifest, StoredBlock, StoredFile, refused
 from kvlab.core import BadInput, BlockId, KvlabError
 
@@ -35,24 +37,26 @@ class Known(NamedTuple):
     stored: StoredBlock
 
 
-def save(cache, folder: str | Path, handles: Iterable | None = None) -> Stored:
-    """Write known prefixes of a `PagedCache` to `folder`; an earlier store there is replaced.
+def save(
+    layers: Layers, lineage: Lineage, folder: str | Path, handles: Iterable | None = None
+) -> Stored:
+    """Write known prefixes of a cache to `folder`; an earlier store there is replaced.
 
     handles: only their prefixes; by default everything that is known and can be found. The folder
     appears whole or not at all. Raises `BadInput` where it holds anything else.
     """
     folder = Path(os.path.abspath(folder))
     _check_target(folder)
-    known = _known(cache, None if handles is None else list(handles))
+    known = _known(layers, lineage, None if handles is None else list(handles))
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
         new = Path(place) / "new"
         new.mkdir()
-        files = _write_blocks(cache, new, known)
-        manifests.write(new, facts(cache), [k.stored for k in known], files)
+        files = _write_blocks(layers, new, known)
+        manifests.write(new, facts(layers, lineage), [k.stored for k in known], files)
         if folder.exists():
             folder.rename(Path(place) / "old")
         new.rename(folder)
-    size = cache.geometry.block_size
+    size = layers.geometry.block_size
     return Stored(len(known), len(known) * size, sum(file.bytes for file in files))
 
 
@@ -65,9 +69,9 @@ def _check_target(folder: Path) -> None:
         raise refused(folder, "holds something else; choose an empty or a new folder")
 
 
-def facts(cache) -> dict:
+def facts(layers: Layers, lineage: Lineage) -> dict:
     """What a store and a cache must agree on."""
-    g, format = cache.geometry, cache.spec.format
+    g, format = layers.geometry, layers.spec.format
     stored = g.stored
     shape = {"layers": g.layers, "query_heads": g.query_heads, "kv_heads": stored.kv_heads,
              "head_dim": stored.k_width}
@@ -75,15 +79,15 @@ def facts(cache) -> dict:
         shape["value_width"] = stored.v_width
     planes = {n: [KINDS[p.dtype], list(p.shape)]
               for n, p in format.planes_of(stored, g.block_size).items()}  # fmt: skip
-    return {"model": cache.facts.identity, "format": format.identity, "dtype": str(cache.dtype),
+    return {"model": lineage.facts.identity, "format": format.identity, "dtype": str(layers.dtype),
             "block_size": g.block_size, "geometry": shape, "planes": planes,
-            "identity": cache.identity}
+            "identity": lineage.identity}
 
 
-def _known(cache, handles: list | None) -> list[Known]:
+def _known(layers: Layers, lineage: Lineage, handles: list | None) -> list[Known]:
     """Blocks that every layer group holds, each behind its parent."""
-    indices = [group.held.index for group in cache.groups]
-    if any(h.identity != cache.identity for h in handles or ()):
+    indices = [group.held.index for group in layers.groups]
+    if any(h.identity != lineage.identity for h in handles or ()):
         raise KvlabError("the model has changed since this prefix handle was made: attach it anew")
     wanted = None if handles is None else {b for h in handles for b in h.ids}
     known: list[Known] = []
@@ -101,42 +105,42 @@ def _known(cache, handles: list | None) -> list[Known]:
     return known
 
 
-def _write_blocks(cache, folder: Path, known: list[Known]) -> list[StoredFile]:
-    per_file = max(1, SHARD_BYTES // cache.spec.format.block_bytes(cache.geometry))
+def _write_blocks(layers: Layers, folder: Path, known: list[Known]) -> list[StoredFile]:
+    per_file = max(1, SHARD_BYTES // layers.spec.format.block_bytes(layers.geometry))
     files = []
     for number, first in enumerate(range(0, len(known), per_file)):
         part = known[first : first + per_file]
         path = folder / f"blocks-{number:05d}.safetensors"
-        save_file(dict(_tensors(cache, part)), path)
+        save_file(dict(_tensors(layers, part)), path)
         files.append(StoredFile(path.name, path.stat().st_size, manifests.file_checksum(path),
                                 first, len(part)))
     return files
 
 
-def _tensors(cache, part: list[Known]):
-    for layer, (number, local) in enumerate(cache._place):
-        pool = cache.groups[number].pool
+def _tensors(layers: Layers, part: list[Known]):
+    for layer, (number, local) in enumerate(layers.place):
+        pool = layers.groups[number].pool
         planes = pool.sealed.read(local, [k.ids[number] for k in part])
         for name, plane in planes.items():
             yield f"layer.{layer}.{name}", plane.cpu().contiguous()
 
 
-def load(cache, folder: str | Path) -> Stored:
-    """Make the prefixes stored in `folder` known to a `PagedCache`.
+def load(layers: Layers, lineage: Lineage, folder: str | Path) -> Stored:
+    """Make the prefixes stored in `folder` known.
 
     Raises `BadInput` with one sentence, before anything has changed, where model, format, block
     size or shape differ, where a file is missing, truncated, altered or too much, and where the
     budget has too little room.
     """
-    manifest = manifests.read(Path(folder), facts(cache))
+    manifest = manifests.read(Path(folder), facts(layers, lineage))
     for file in manifest.files:
         manifests.check_tensors(manifest, file)
-    places = [_Place(cache, group, manifest) for group in cache.groups]
+    places = [_Place(group, manifest) for group in layers.groups]
     try:
         for place in places:
             place.take_room()
         for file in manifest.files:
-            _read_blocks(cache, manifest, file, places)
+            _read_blocks(layers, manifest, file, places)
     except BaseException:
         for place in places:
             place.undo()
@@ -144,14 +148,14 @@ def load(cache, folder: str | Path) -> Stored:
     for place in places:
         place.settle()
     new = len(places[0].new)
-    return Stored(new, new * cache.geometry.block_size,
-                  new * cache.spec.format.block_bytes(cache.geometry))
+    return Stored(new, new * layers.geometry.block_size,
+                  new * layers.spec.format.block_bytes(layers.geometry))
 
 
 class _Place:
     """Where the blocks of a manifest go in one layer group; `new`: those it does not know."""
 
-    def __init__(self, cache, group, manifest: Manifest):
+    def __init__(self, group, manifest: Manifest):
         self.group, self.manifest = group, manifest
         self.ids: list[BlockId | None] = []
         for block in manifest.blocks:
@@ -199,15 +203,18 @@ class _Place:
         self.group.ledger.unpin(self.pins)
 
 
-def _read_blocks(cache, manifest: Manifest, file: StoredFile, places: list[_Place]) -> None:
+def _read_blocks(
+    layers: Layers, manifest: Manifest, file: StoredFile, places: list[_Place]
+) -> None:
     tensors = load_file(manifest.folder / file.name)
-    for layer, (number, local) in enumerate(cache._place):
+    for layer, (number, local) in enumerate(layers.place):
         place = places[number]
         new = [i for i in place.new if file.first <= i < file.first + file.count]
         if not new:
             continue
         rows = torch.tensor(new) - file.first
-        planes = {n: tensors[f"layer.{layer}.{n}"][rows].to(cache.device) for n in manifest.planes}
+        found = {n: tensors[f"layer.{layer}.{n}"][rows] for n in manifest.planes}
+        planes = {n: plane.to(layers.device) for n, plane in found.items()}
         ids = [place.ids[i] for i in new]
         place.group.pool.sealed.commit(ids)
         place.group.pool.sealed.write(local, ids, planes)

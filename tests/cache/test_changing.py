@@ -40,7 +40,7 @@ def run(cache, ids):
 
 
 def change(cache, name):
-    cache.facts = ModelFacts(name)
+    cache.lineage.facts = ModelFacts(name)
 
 
 WORDS = list(range(1, 22))

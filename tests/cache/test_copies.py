@@ -83,7 +83,7 @@ def test_a_copy_is_equal_and_the_original_untouched(driver):
     twin = twin_of(driver)
     twin.cache.check()
     assert state(twin.cache) == before
-    assert twin.cache.stats().peak_allocated_bytes == twin.cache._allocated_bytes
+    assert twin.cache.stats().peak_allocated_bytes == twin.cache.allocated_bytes
     for _ in range(2):
         twin.step(sorted(twin.past), [1, 3, 2])
     twin.truncate(max(twin.past), twin.cache.length(max(twin.past)) - 1)

@@ -155,7 +155,7 @@ class World:
             self.tokens |= zip(seqs, whole)
 
     def readable(self, seq, layer, length, count):
-        group = self.cache.groups[self.cache._place[layer][0]]
+        group = self.cache.groups[self.cache.place[layer][0]]
         keep, size = torch.ones(length, dtype=torch.bool), group.block_size
         places = group.away.places(seq, group.tables[seq], (length - count) // size)
         for index, place in enumerate(places):
