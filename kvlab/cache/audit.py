@@ -45,7 +45,7 @@ class Audit(NamedTuple):
 
 def audited(layers: Layers, opened: Opened, chain: Chain) -> Audit:
     """What a request is about to find in a cache of `layers`: `opened`, of the prompt `chain`."""
-    g, reasons = layers.geometry, layers.groups[0].held.reasons
+    g, reasons = layers.geometry, layers.groups[0].held.known.reasons
     codes, tokens = reasons.codes(opened, chain), opened.hit * g.block_size
     block_bytes = layers.spec.format.block_bytes(g)
     return Audit(

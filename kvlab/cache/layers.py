@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvlab.blocks import BlockLedger, Holding, PrefixIndex, Serving, Shared
+from kvlab.blocks import Alone, BlockLedger, Ground, Holding, PrefixIndex, Serving, Shared
 from kvlab.cache.bytes import GroupBytes
 from kvlab.cache.choosing import ChoosingBytes, ChoosingGroup, ChoosingHolding
 from kvlab.cache.facts import ModelFacts
@@ -57,23 +57,25 @@ class Layers:
         given = ledger, pool, spec, self.inv_freq
         if spec.by_token:
             storage = ChoosingBytes(*given)
-            held = ChoosingHolding(ledger, g.block_size, storage, spec.window, Extent)
-            return ChoosingGroup(held, storage)
+            alone = Alone(Ground(ledger, g.block_size, storage))
+            return ChoosingGroup(ChoosingHolding(alone, spec.window, Extent), storage)
         storage = GroupBytes(*given)
-        return LayerGroup(self._held(ledger, storage), storage)
+        sharing, reach = self._sharing(ledger, storage), pool.shape.window
+        reach = None if sharing.shares else reach  # others may begin with what leaves it
+        return LayerGroup(Holding(sharing, spec.window, Extent, reach), storage)
 
-    def _held(self, ledger: BlockLedger, storage: GroupBytes) -> Holding:
-        """How a group holds its blocks: the member of axis prefix at work."""
+    def _sharing(self, ledger: BlockLedger, storage: GroupBytes) -> Alone:
+        """The member of axis prefix at work in a group."""
         spec, size = self.spec, self.geometry.block_size
-        given = ledger, size, storage, spec.window, Extent
+        ground = Ground(ledger, size, storage)
         if not spec.prefix.shares:
-            return Holding(*given, storage.pool.shape.window)
+            return Alone(ground)
         if spec.prefix.hold:  # a block is used when a request begins with it
             storage.watch.touches = False
             storage.watch.active &= ledger.policy.scored
         kind = Serving if spec.prefix.hold else Shared
         return kind(
-            *given, index=PrefixIndex(self.identity, size),
+            ground, index=PrefixIndex(self.identity, size),
             tier=spec.offload.tier(storage), cost=recompute_cost(self.shape, size),
             outputs=spec.prefix.outputs, reads_part=spec.retrieval.selects,
         )

@@ -45,7 +45,7 @@ class Shares:
             over = min(group.ledger.held_count - max(1, int(share)),
                        group.ledger.evictable_count + sealing)
             if over > 0 and self.spec.prefix.shares:
-                group.held.host_room(over)  # known contents there may go for it
+                group.held.room.exit.host_room(over)  # known contents there may go for it
             elif over > 0:
                 group.sources.host.shelf.require_beside(over, others)
 
@@ -73,7 +73,7 @@ class Shares:
             short = (group.ledger.held_count - keep) / group.summaries.gain
             over = min(math.ceil(short), group.ledger.evictable_count)
             if over > 0:
-                group.held.evict(over)
+                group.held.room.evict(over)
 
     def _repack(self, singles: bool) -> None:
         for group, kept in zip(self.groups, self.kept(self.sequences.lengths)):

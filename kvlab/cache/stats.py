@@ -78,7 +78,7 @@ def counted(layers: Layers, lengths: Iterable[int], prefix_tokens: int) -> Cache
     return CacheStats(
         tokens=tokens, resident_tokens=round(_layer_mean(held, parts)),
         blocks=sum(group.ledger.held_count for group in groups),
-        evictions=sum(group.held.evictions for group in groups),
+        evictions=sum(group.held.room.evictions for group in groups),
         nominal_bytes=tokens * format.token_bits(g) // 8,
         logical_bytes=blocks + tails + entries + origins + scores, allocated_bytes=allocated,
         host_bytes=sum(group.sources.host_nbytes for group in groups),

@@ -86,7 +86,7 @@ def facts(layers: Layers, lineage: Lineage) -> dict:
 
 def _known(layers: Layers, lineage: Lineage, handles: list | None) -> list[Known]:
     """Blocks that every layer group holds, each behind its parent."""
-    indices = [group.held.index for group in layers.groups]
+    indices = [group.held.known.index for group in layers.groups]
     if any(h.identity != lineage.identity for h in handles or ()):
         raise KvlabError("the model has changed since this prefix handle was made: attach it anew")
     wanted = None if handles is None else {b for h in handles for b in h.ids}
@@ -161,7 +161,7 @@ class _Place:
         for block in manifest.blocks:
             before = None if block.parent < 0 else self.ids[block.parent]
             there = block.parent < 0 or before is not None
-            known = group.held.index.behind(before, block.tokens) if there else None
+            known = group.held.known.index.behind(before, block.tokens) if there else None
             self.ids.append(known)
         self.new = [i for i, id in enumerate(self.ids) if id is None]
         self.pins: list[BlockId] = []
@@ -175,7 +175,7 @@ class _Place:
         if room is not None and room < count:
             raise BadInput("cache.budget_blocks", ledger.capacity,
                            f"has room for {room} of the {count} blocks of {self.manifest.folder}")
-        self.taken = self.group.held.allocate(None, count)
+        self.taken = self.group.held.room.allocate(None, count)
         for index, id in zip(self.new, self.taken):
             self.ids[index] = id
 
@@ -186,20 +186,20 @@ class _Place:
 
     def settle(self) -> None:
         """Seal and make known, the deepest sealed first, so that it is the first to leave."""
-        held, blocks = self.group.held, self.manifest.blocks
+        known, blocks = self.group.held.known, self.manifest.blocks
         depth: list[int] = []
         for block in blocks:
             depth.append(0 if block.parent < 0 else depth[block.parent] + 1)
         order = self.new[::-1]
         self.group.ledger.seal(
             [self.ids[i] for i in order], [blocks[i].name for i in order],
-            [depth[i] for i in order], cost=[held.cost(depth[i]) for i in order],
+            [depth[i] for i in order], cost=[known.cost(depth[i]) for i in order],
             parent=[None if (p := blocks[i].parent) < 0 else blocks[p].name for i in order],
         )
         for index in self.new:
             before = blocks[index].parent
             parent = None if before < 0 else self.ids[before]
-            held.index.graft(parent, blocks[index].tokens, self.ids[index])
+            known.index.graft(parent, blocks[index].tokens, self.ids[index])
         self.group.ledger.unpin(self.pins)
 
 

@@ -212,7 +212,7 @@ def test_shared_prefixes_of_a_copy():
     handle = cache.attach_prefix(ids[:40])
     other, its = copy.deepcopy((cache, handle))
     other.check()
-    other.groups[0].held.index.check()
+    other.groups[0].held.known.index.check()
     assert other.length(other.open(ids)) == len(ids) - 1
     with pytest.raises(KvlabError, match="not pinned in this cache"):
         other.release_prefix(handle)
