@@ -36,6 +36,10 @@ class NoRepack:
     def crop(self, seq: SeqId, length: int) -> None:
         """The table of a sequence ends at `length` now."""
 
+    def whole(self, seq: SeqId) -> bool:
+        """Whether no token of a sequence was given up."""
+        return True
+
     def place(self, seq: SeqId, length: int) -> int:
         """Where in the table the first `length` tokens of a sequence end. Raises `KvlabError` where
         some of them were given up and others not."""
@@ -78,6 +82,10 @@ class Repack:
         self.watch.standings.cut(seq, length // self.size * self.size)
         if not length:
             self.past.pop(seq, None)
+
+    def whole(self, seq: SeqId) -> bool:
+        """See `NoRepack.whole`."""
+        return seq not in self.past
 
     def place(self, seq: SeqId, length: int) -> int:
         """See `NoRepack.place`."""
@@ -170,11 +178,13 @@ class Repack:
         """Seal the tokens `index` of the blocks `old` into the blocks `new`, layer by layer."""
         if not new:
             return
-        self.pool.sealed.commit(new)
-        read, written = self.pool.ids(old), self.pool.ids(new)
-        for layer in range(self.pool.geometry.layers):
-            pair = self.pool.read(layer, old, read)
-            self.pool.seal(layer, new, *(by_head(x, index[layer]) for x in pair), written)
+        pool = self.pool
+        pool.commit(new, first=old[0] in pool.apart.rows)
+        read, written = pool.ids(old), pool.ids(new)
+        for layer in range(pool.geometry.layers):
+            pair = (by_head(x, index[layer]) for x in pool.read(layer, old, read))
+            count = still_apart(pool, layer, old, index[layer])
+            pool.seal(layer, new, *pair, written, count)
 
 
 def choosing(
@@ -198,6 +208,16 @@ def best_of(score: Tensor, keep: int) -> Tensor:
     """The `keep` largest of the last dim, in order of place; of equals the first."""
     best = score.argsort(dim=-1, descending=True, stable=True)[..., :keep]
     return best.sort(-1).values
+
+
+def still_apart(pool: BlockPool, layer: int, held: list[BlockId], index: Tensor) -> Tensor | None:
+    """How many of the tokens `index` [H, m] of the blocks `held`, or of those that a sequence
+    begins with, were kept apart, int32 [H]; they come first. None where no tokens are."""
+    apart = pool.apart
+    if held and held[0] not in apart.rows or not apart.tokens:
+        return None
+    count = apart.row(layer, held[0])["count"] if held else apart.all
+    return (index < count[:, None]).sum(-1, dtype=torch.int32)
 
 
 def by_head(x: Tensor, index: Tensor) -> Tensor:

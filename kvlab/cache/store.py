@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 from kvlab.cache import manifest as manifests
 from kvlab.cache.layers import Layers
 from kvlab.cache.lineage import Lineage
-from kvlab.cache.manifest import Manifest, StoredBlock, StoredFile, refused
+from kvlab.cache.manifest import APART, Manifest, StoredBlock, StoredFile, refused
 from kvlab.core import BadInput, BlockId, KvlabError
 
 SHARD_BYTES = 1 << 30  # of one data file, so that neither side holds more in host memory
 KINDS = {torch.uint8: "U8", torch.int8: "I8", torch.float16: "F16", torch.bfloat16: "BF16",
          torch.float32: "F32", torch.float8_e4m3fn: "F8_E4M3", torch.int32: "I32"}
+FIRST = ("k_data", "v_data")  # of what is kept apart
 
 
 class Stored(NamedTuple):
@@ -79,6 +80,8 @@ def facts(layers: Layers, lineage: Lineage) -> dict:
         shape["value_width"] = stored.v_width
     planes = {n: [KINDS[p.dtype], list(p.shape)]
               for n, p in format.planes_of(stored, g.block_size).items()}  # fmt: skip
+    for n, width in zip(FIRST, (stored.k_width, stored.v_width)) if format.sinks else ():
+        planes[APART + n] = [KINDS[layers.dtype], [stored.kv_heads, format.sinks, width]]
     return {"model": lineage.facts.identity, "format": format.identity, "dtype": str(layers.dtype),
             "block_size": g.block_size, "geometry": shape, "planes": planes,
             "identity": lineage.identity}
@@ -123,6 +126,10 @@ def _tensors(layers: Layers, part: list[Known]):
         planes = pool.sealed.read(local, [k.ids[number] for k in part])
         for name, plane in planes.items():
             yield f"layer.{layer}.{name}", plane.cpu().contiguous()
+        first = [k.ids[number] for k in part if k.stored.parent < 0 and pool.apart.tokens]
+        for name in FIRST if first else ():
+            kept = torch.stack([pool.apart.row(local, id)[name] for id in first])
+            yield f"layer.{layer}.{APART}{name}", kept.cpu().contiguous()
 
 
 def load(layers: Layers, lineage: Lineage, folder: str | Path) -> Stored:
@@ -213,8 +220,23 @@ def _read_blocks(
         if not new:
             continue
         rows = torch.tensor(new) - file.first
+<<<<<<< HEAD
         found = {n: tensors[f"layer.{layer}.{n}"][rows] for n in manifest.planes}
         planes = {n: plane.to(layers.device) for n, plane in found.items()}
         ids = [place.ids[i] for i in new]
         place.group.pool.sealed.commit(ids)
         place.group.pool.sealed.write(local, ids, planes)
+=======
+        pool, ids = place.group.pool, [place.ids[i] for i in new]
+        planes = {n: tensors[f"layer.{layer}.{n}"][rows].to(layers.device)
+                  for n in manifest.planes if not n.startswith(APART)}
+        pool.sealed.commit(ids)
+        pool.sealed.write(local, ids, planes)
+        stored = [i for i in range(file.first, file.first + file.count) if manifest.begins(i)]
+        for n, i in enumerate(stored if APART + FIRST[0] in manifest.planes else ()):
+            if i in new:
+                pool.apart.take([place.ids[i]])
+                kept = (tensors[f"layer.{layer}.{APART}{name}"][n].to(layers.device).transpose(0, 1)
+                        for name in FIRST)
+                pool.apart.write(local, place.ids[i], *kept)
+>>>>>>> main

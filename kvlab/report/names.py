@@ -1,9 +1,12 @@
-"""What measurements are called on paper, and how their numbers are written."""
+"""What measurements and variants are called on paper, and how numbers are written."""
 
 from __future__ import annotations
 
 import math
+import re
 from typing import NamedTuple
+
+from kvlab.axes import TABLE
 
 CONTROLS = ("random", "shuffled", "window", "chance")
 FAMILIES = ("Quality", "Memory", "Speed", "Cache hits", "Other")
@@ -97,6 +100,49 @@ SUFFIXES = (
     ("_ms", "ms"),
     ("_us", "µs"),
 )
+
+
+# Parts of a variant's name that are settings -> what they mean.
+SAYS = (
+    (r"(\d+(?:\.\d+)?)%", "{} %"),
+    (r"cache\.budget_blocks=(\d+)|(\d+) blocks", "{} blocks"),
+    (r"retrieval\.budget_tokens=(\d+)", "{} tokens read"),
+    (r"window\.recent=(\d+)", "{} recent"),
+    (r"window\.sinks=(\d+)", "{} sinks"),
+    (r"cache\.block_size=(\d+)", "blocks of {}"),
+    (r"cache\.evict=token", "by token"),
+    (r"cache\.groups=per_head", "by head"),
+    (r"cache\.groups=per_layer", "by layer"),
+    (r"window\.rerotate=[Tt]rue", "positions moved up"),
+    (r"window\.middle=[Ff]alse", "nothing between"),
+    (r"retrieval\.digests=(\w+)", "digests in {}"),
+    (r"summary\.ratio=(\S+)", "{} of the tokens as entries"),
+)
+OF_AXES = {"host": "rest on the host", "sink": "window", "hash": "shared prefixes"}
+
+
+def words(variant: str) -> str:
+    """A variant's name as a reader would say it: `snapkv 10% cache.evict=token` -> `SnapKV, 10 %,
+    by token`. A name that does not begin with a member of an axis stays as it is."""
+    body, bracket, more = variant.partition(" (")
+    if not any(body.partition(" ")[0] in axis.members for axis in TABLE.values()):
+        return variant
+    return ", ".join(map(_words, body.replace(" blocks", "\0blocks").split())) + bracket + more
+
+
+def _words(part: str) -> str:
+    part = part.replace("\0", " ")
+    for pattern, said in SAYS:
+        found = re.fullmatch(pattern, part)
+        if found:
+            number = next((g for g in found.groups() if g is not None), "")
+            return said.format(f"{int(number):,}" if number.isdigit() else number)
+    if part in OF_AXES:
+        return OF_AXES[part]
+    for axis in ("policy", "retrieval"):
+        if part in TABLE[axis].members and part != TABLE[axis].null:
+            return TABLE[axis].members[part].path.rpartition(".")[2]
+    return part
 
 
 def metric(name: str, unit: str = "", better: str | None = None) -> Metric:
