@@ -220,13 +220,6 @@ def _read_blocks(
         if not new:
             continue
         rows = torch.tensor(new) - file.first
-<<<<<<< HEAD
-        found = {n: tensors[f"layer.{layer}.{n}"][rows] for n in manifest.planes}
-        planes = {n: plane.to(layers.device) for n, plane in found.items()}
-        ids = [place.ids[i] for i in new]
-        place.group.pool.sealed.commit(ids)
-        place.group.pool.sealed.write(local, ids, planes)
-=======
         pool, ids = place.group.pool, [place.ids[i] for i in new]
         planes = {n: tensors[f"layer.{layer}.{n}"][rows].to(layers.device)
                   for n in manifest.planes if not n.startswith(APART)}
@@ -239,4 +232,3 @@ def _read_blocks(
                 kept = (tensors[f"layer.{layer}.{APART}{name}"][n].to(layers.device).transpose(0, 1)
                         for name in FIRST)
                 pool.apart.write(local, place.ids[i], *kept)
->>>>>>> main
