@@ -1,5 +1,5 @@
 """`python -m kvlab [experiment=NAME] [group=option ...] [key=value ...]`: one run, start to end;
-`python -m kvlab list [GROUP ...]`: what there is to choose from.
+`python -m kvlab list [GROUP ...]` and `GROUP=list`: what there is to choose from.
 
 Exit status: 0 done, 1 some variants failed (the report says which and why), 2 bad input (one
 paragraph on stderr, nothing left behind), 130 interrupted.
@@ -35,6 +35,7 @@ from kvlab.config import (
     listing,
     make_plan,
     quote,
+    with_list_of_tasks,
 )
 from kvlab.core import BadInput, KvlabError, RunFailed
 from kvlab.report import console_table, write_report
@@ -83,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(argv: list[str]) -> int:
     """Check a run and own its folder before Hydra makes it; Hydra's own commands go to Hydra."""
     args = _parse(argv)
-    if args.overrides[:1] == ["list"]:
-        print(listing(args.overrides[1:], get_terminal_size((120, 24)).columns))
+    if groups := _listed(args.overrides):
+        print(listing(groups[1:], get_terminal_size((120, 24)).columns))
         return 0
     if any(getattr(args, name) for name in _SHOWS):
         _hydra(lambda _config: None, argv, args)
@@ -97,6 +98,12 @@ def _dispatch(argv: list[str]) -> int:
         if args.multirun:
             return _sweep(argv, args, fixed)
         return _single(plan, owner, argv, args, fixed)
+
+
+def _listed(overrides: list[str]) -> list[str]:
+    """`list` and the groups that are to be listed, which `GROUP=list` asks for, too."""
+    groups = [o.removesuffix("=list") for o in overrides if o.endswith("=list")]
+    return overrides if overrides[:1] == ["list"] else ["list", *groups] if groups else []
 
 
 def _single(plan: Plan, owner: Owner, argv: list[str], args: Namespace, fixed: str) -> int:
@@ -189,7 +196,9 @@ def _parse(argv: list[str]) -> Namespace:
         raise BadInput("command line", " ".join(argv), f"{message}; --help lists the options")
 
     parser.error = refuse
-    return parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    args.overrides = with_list_of_tasks(args.overrides)
+    return args
 
 
 def _check(args: Namespace) -> Plan:

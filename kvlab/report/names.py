@@ -57,6 +57,21 @@ KNOWN = {
                 )
                 for c in CONTROLS
             ),
+            ("task_score_percent", "score", "%", "higher"),
+            ("task_score_delta_points", "score minus full cache's", "points", "higher"),
+            ("task_score_full_percent", "score, full cache", "%", "higher"),
+            *(
+                (f"task_score_minus_{c}_points", f"score minus {c} control's", "points", "higher")
+                for c in CONTROLS
+            ),
+            ("task_exact_percent", "exactly right", "%", "higher"),
+            ("task_copied_percent", "copied before the first error", "%", "higher"),
+            ("task_miscopied_percent", "found but miscopied", "%", "lower"),
+            ("task_same_answers_percent", "same answers as the full cache", "%", "higher"),
+            ("task_answer_tokens", "answer", "tokens", None),
+            ("task_answer_longer_tokens", "answer longer than full cache's", "tokens", None),
+            ("task_ttft_ms", "time to first token of later requests", "ms", "lower"),
+            ("task_ttft_saved_percent", "time to first token saved", "%", "higher"),
             ("needle_answer_delta_nats", "loss of answers minus full cache's", "nats", "lower"),
         ),
         *_family(
