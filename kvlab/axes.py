@@ -66,6 +66,11 @@ _FORMATS = dict([
     _format("k8v4", "keys in 8 bits, values in 4", "int8", "int4"),
     _format("k4v2", "keys in 4 bits, values in 2", "int4", "int2"),
     _format("k3v2", "keys in 3 bits, values in 2", "int3", "int2"),
+    _format("int4g", "both in 4-bit integers, scales for groups of 32"),
+    _format("int3g", "3-bit integers, values turned, scales for groups of 32"),
+    _format("k4v2g", "keys in 4 bits, turned values in 2, groups of 32", "int4g", "int2g"),
+    _format("k3v2g", "keys in 3 bits, turned values in 2, groups of 32", "int3g", "int2g"),
+    _format("int2g", "2-bit integers, values turned, scales for groups of 32"),
 ])  # fmt: skip
 
 TABLE: dict[str, Axis] = {axis.name: axis for axis in (

@@ -2,11 +2,12 @@
 
 from kvlab import axes
 from kvlab.format.base import Codec, KVFormat, Plane
-from kvlab.format.codecs import Dense, Fp8, Int
+from kvlab.format.codecs import Dense, Fp8, Int, Packed
+from kvlab.format.grouped import Grouped
 from kvlab.format.rotated import Rotated
 
-__all__ = ["Codec", "Dense", "Fp8", "Int", "KVFormat", "NAMES", "Plane", "Rotated", "by_name",
-           "shipped"]
+__all__ = ["Codec", "Dense", "Fp8", "Grouped", "Int", "KVFormat", "NAMES", "Packed", "Plane",
+           "Rotated", "by_name", "shipped"]  # fmt: skip
 
 
 NAMES = tuple(axes.names("format"))
@@ -26,10 +27,15 @@ def shipped(name: str, key: str, value: str, sinks: int = 0) -> KVFormat:
 
 def _codec(name: str, side: dict) -> Codec:
     """Values are scaled by token and stored for sums over slots. Keys of 8 bits need no zero point;
-    below, a channel's mean would eat the few steps."""
+    below, a channel's mean would eat the few steps. A name that ends in g has small groups
+    and, where there are few codes, turned values."""
     if name in _DTYPES:
         return Dense(_DTYPES[name])
     if name == "fp8":
         return Fp8(**side)
-    bits = int(name.removeprefix("int"))
+    bits = int(name.removeprefix("int").removesuffix("g"))
+    if name.endswith("g"):
+        own = {"axis": "token"} | side if side else {"centred": True}
+        codec = Grouped(bits, search=bits < 4, **own)
+        return Rotated(codec) if side and bits < 4 else codec
     return Int(bits, symmetric=bits == 8, **({"axis": "token"} | side if side else {}))

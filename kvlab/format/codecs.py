@@ -80,6 +80,10 @@ class Fp8(Codec):
     def __init__(self, axis: str = "token", slots_last: bool = False):
         self.axis, self.slots_last = check_axis(axis), slots_last
 
+    def axis_of(self, slots: int) -> str:
+        """What one scale covers in a block of `slots` tokens: `channel` or `token`."""
+        return resolve_axis(self.axis, slots)
+
     def planes(self, slots: int, heads: int, dim: int) -> dict[str, Plane]:
         shape = data_shape(slots, heads, dim, self.slots_last)
         data = Plane(shape, torch.float8_e4m3fn)
@@ -98,17 +102,61 @@ class Fp8(Codec):
         return f"fp8/{self.axis}" + ("/slots" if self.slots_last else "")
 
 
-class Int(Codec):
+class Packed(Codec):
+    """Unsigned codes of `bits` bits, really packed; 3 bits are a plane of two bits and a plane of
+    one. slots_last: store [H, D*bits/8, S]; what the decode kernel wants of values.
+    """
+
+    slots_last = False
+
+    def axis_of(self, slots: int) -> str:
+        """What one scale covers in a block of `slots` tokens: `channel` or `token`."""
+        raise NotImplementedError
+
+    @property
+    def bit_planes(self) -> dict[str, tuple[int, int]]:
+        """Plane name -> (shift of its bits in the code, bits in the plane)."""
+        return {"data": (0, 2), "high": (2, 1)} if self.bits == 3 else {"data": (0, self.bits)}
+
+    def code_planes(self, slots: int, heads: int, dim: int) -> dict[str, Plane]:
+        """Planes of the codes alone; `BadInput` for a `dim` that cannot be packed."""
+        per_byte = max(8 // bits for _, bits in self.bit_planes.values())
+        if dim % per_byte:
+            raise BadInput(
+                "format", f"int{self.bits}",
+                f"cannot pack head_dim {dim}: it must be a multiple of {per_byte}; "
+                "take int8, fp8 or bf16 for this model",
+            )
+        return {
+            name: Plane(data_shape(slots, heads, dim * bits // 8, self.slots_last), torch.uint8)
+            for name, (_, bits) in self.bit_planes.items()
+        }
+
+    def pack(self, codes: Tensor) -> dict[str, Tensor]:
+        """Codes [N, H, S, D] (uint8) -> their planes."""
+        return {
+            name: laid(ref.pack((codes >> shift) & (2**bits - 1), bits), self.slots_last)
+            for name, (shift, bits) in self.bit_planes.items()
+        }
+
+    def unpack(self, planes: dict[str, Tensor]) -> Tensor:
+        """Inverse of `pack`."""
+        return sum(
+            ref.unpack(laid(planes[name], self.slots_last), bits) << shift
+            for name, (shift, bits) in self.bit_planes.items()
+        )
+
+
+class Int(Packed):
     """Packed integers: keys per channel within a block, values per token, as KIVI and KVQuant do.
 
     KIVI https://arxiv.org/abs/2402.02750, KVQuant https://arxiv.org/abs/2401.18079. Differs from
     KIVI: the group is the block, keys are quantized after RoPE, and the unquantized residual is the
     open tail (less than one block), not a fixed 128 tokens.
 
-    bits: 8, 4, 3 or 2, really packed; 3 bits are a plane of two bits and a plane of one.
+    bits: 8, 4, 3 or 2.
     axis: `channel`, `token` or `auto` (channel from 16 tokens a block on).
     symmetric: no zero point; costs accuracy where a channel's mean is far from zero.
-    slots_last: store [H, D*bits/8, S]; what the decode kernel wants of values.
     """
 
     has_kernel = True
@@ -121,13 +169,11 @@ class Int(Codec):
         self.bits, self.axis, self.symmetric = bits, check_axis(axis), symmetric
         self.slots_last = slots_last
 
+    def axis_of(self, slots: int) -> str:
+        return resolve_axis(self.axis, slots)
+
     def planes(self, slots: int, heads: int, dim: int) -> dict[str, Plane]:
-        self._check(dim)
-        scale = scale_plane(self.axis, slots, heads, dim)
-        data = {
-            name: Plane(data_shape(slots, heads, dim * bits // 8, self.slots_last), torch.uint8)
-            for name, (_, bits) in self._bit_planes.items()
-        }
+        data, scale = self.code_planes(slots, heads, dim), scale_plane(self.axis, slots, heads, dim)
         return data | {"scale": scale} | ({} if self.symmetric else {"zero": scale})
 
     def quantize(self, x: Tensor) -> dict[str, Tensor]:
@@ -138,16 +184,10 @@ class Int(Codec):
         else:
             codes, scale, zero = ref.quantize_asymmetric(x, self.bits, dim)
             extra = {"scale": scale, "zero": zero}
-        return {
-            name: laid(ref.pack((codes >> shift) & (2**bits - 1), bits), self.slots_last)
-            for name, (shift, bits) in self._bit_planes.items()
-        } | extra
+        return self.pack(codes) | extra
 
     def dequantize(self, planes: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
-        codes = sum(
-            ref.unpack(laid(planes[name], self.slots_last), bits) << shift
-            for name, (shift, bits) in self._bit_planes.items()
-        )
+        codes = self.unpack(planes)
         slots = codes.shape[2]
         scale = spread(planes["scale"], self.axis, slots)
         if self.symmetric:
@@ -155,20 +195,6 @@ class Int(Codec):
         else:
             x = codes.float() * scale + spread(planes["zero"], self.axis, slots)
         return x.to(dtype).transpose(1, 2)
-
-    @property
-    def _bit_planes(self) -> dict[str, tuple[int, int]]:
-        """Plane name -> (shift of its bits in the code, bits in the plane)."""
-        return {"data": (0, 2), "high": (2, 1)} if self.bits == 3 else {"data": (0, self.bits)}
-
-    def _check(self, dim: int) -> None:
-        per_byte = max(8 // bits for _, bits in self._bit_planes.values())
-        if dim % per_byte:
-            raise BadInput(
-                "format", f"int{self.bits}",
-                f"cannot pack head_dim {dim}: it must be a multiple of {per_byte}; "
-                "take int8, fp8 or bf16 for this model",
-            )
 
     def __repr__(self) -> str:
         layout = "/slots" if self.slots_last else ""

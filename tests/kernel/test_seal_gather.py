@@ -11,7 +11,7 @@ from kvlab.kernel import blocks_ref
 gather = pytest.importorskip("kvlab.kernel.gather_triton").gather
 seal_triton = pytest.importorskip("kvlab.kernel.seal_triton")
 
-FORMATS = {name: by_name(name) for name in NAMES} | {
+FORMATS = {name: f for name in NAMES if (f := by_name(name)).key.has_kernel} | {
     "int4 mixed axes": KVFormat(Int(4, "token", True), Int(4, "channel", slots_last=True)),
     "int3 slots last": KVFormat(Int(3, "token", True, True), Int(3, "channel")),
     "fp8 per channel": KVFormat(Fp8("channel", True), Fp8("channel")),
