@@ -33,7 +33,7 @@ def test_every_layer_reads_what_its_own_format_stores():
 
 def test_layers_of_one_format_share_a_group_wherever_they_lie():
     cache = make(layers=4, format=ByLayer(["int8", "int4*2", "int8"]))
-    assert [tuple(p) for p in cache._parts] == [(0, 3), (1, 2)]
+    assert [tuple(p) for p in cache.layers.parts] == [(0, 3), (1, 2)]
 
 
 def test_decoded_steps_read_each_layer_through_its_kernel():
