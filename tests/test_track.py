@@ -2,9 +2,9 @@
 
 import inspect
 import json
-import shlex
 import math
 import os
+import shlex
 import signal
 import socket
 import subprocess
