@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from kvlab.blocks import SEALED, Holding
+from kvlab.blocks import SEALED, Holding, check_reach
 from kvlab.cache.bytes import GroupBytes
 from kvlab.core import SeqId
 from kvlab.kernel.step_ref import Past
@@ -26,7 +26,7 @@ class LayerGroup:
 
     def attend(self, ask: Ask) -> Tensor:
         """Attention of the step's queries over all sources, fp32 [Hq, T, Dv]; stores k and v."""
-        self.held.check_reach(ask.extent.seq, ask.extent.past, ask.window)
+        check_reach(self.held, ask.extent.seq, ask.extent.past, ask.window)
         total = self.over_sources(ask)
         self.store(ask)
         out, lse = total.result()
@@ -90,7 +90,7 @@ class LayerGroup:
         """What a kernel over all layers reads of a step of single tokens, after `prepare`; None
         where attention reads more than blocks and tails, or somebody listens to it."""
         pool = self.pool
-        if not self.plain:
+        if not self.plain or pool.apart.tokens:
             return None
         planes = ([store.layer(i) for i in range(pool.geometry.layers)]
                   for store in (pool.sealed, pool.open))
@@ -123,15 +123,15 @@ class LayerGroup:
         fresh, self.storage.fresh = self.storage.fresh, []
         wanted = self.sources.tell(self.watch)
         if wanted:
-            self.held.recall(wanted)
+            self.held.room.recall(wanted)
         if self.watch.active:
             self.watch.commit([b for b in fresh if self.ledger.state(b) == SEALED])
-        self.held.end_step()
+        self.held.sharing.end_step()
 
     def repack(self, seq: SeqId, over: int, seen: int) -> None:
         """Give up `over` blocks' worth of the sealed tokens of `seq`, of the `seen` so far."""
         self.held.release(seq, self.chooser.run(seq, self.tables[seq], over, seen)[::-1])
-        self.held.evictions += over
+        self.held.room.evictions += over
 
     # ---- accounts
 
@@ -152,7 +152,7 @@ class LayerGroup:
     def check(self) -> None:
         """Raise if ledger, tables and sources disagree."""
         self.held.check()
-        self.held.tier.check()
+        self.held.known.tier.check()
         self.summaries.check()
-        self.away.check(self.held.tier.keys)
+        self.away.check(self.held.known.tier.keys)
         self.pool.apart.check({*self.pool.sealed.live, *map(away, self.away.shelf.keys)})

@@ -132,18 +132,18 @@ def admitted(cache, batch: int) -> Columns:
 def take(cache, columns: Columns, plan: Plan, positions: Tensor | None) -> Running:
     """Open the step of `plan`; what its mask hides for good is forgotten before."""
     core, rows = cache.core, cache.rows
-    fresh = not rows
+    fresh, requests = not rows, core.requests
     if fresh:
-        cache.rows = rows = [core.open() for _ in range(columns.rows)]
+        cache.rows = rows = [requests.open() for _ in range(columns.rows)]
         cache.columns = columns
     if plan.keep:
-        core.truncate_all({rows[row]: count for row, count in plan.keep.items()})
+        requests.truncate_all({rows[row]: count for row, count in plan.keep.items()})
         columns.hide(plan.keep)
     coming, cache.coming = cache.coming, None
     if core.spec.prefix.shares:
-        core.catch_up()
+        requests.catch_up()
         for row, ids in known_tokens(cache, coming, plan, positions):
-            core.keep_apart(row) if ids is None else core.tell(row, ids)
+            core.lineage.keep_apart(row) if ids is None else requests.tell(row, ids)
     try:
         return core.begin(rows, plan.counts)
     except BaseException:

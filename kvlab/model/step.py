@@ -61,7 +61,7 @@ class StepCache(Cache):
 
     def open_forward(self, module, *asked) -> None:
         """The first layer attends, of the model that the cache was made for."""
-        self.core.facts.check(module)
+        self.core.lineage.facts.check(module)
         refuse_other_depth(len(self.layers), module)
         self.forward.step = self.core.running
 

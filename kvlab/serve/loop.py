@@ -88,7 +88,7 @@ class Loop:
         size, groups = self.cache.geometry.block_size, self.cache.groups
         group = min(groups, key=lambda g: g.ledger.capacity or 0)  # with a budget, all have one
         needs, capacity = -(-job.most_tokens // size), group.ledger.capacity
-        if capacity is None or needs <= capacity or not group.held.hold:
+        if capacity is None or needs <= capacity or not group.held.sharing.hold:
             return ""
         return f"request {job.request.number}: needs {needs} blocks, the budget is {capacity}"
 

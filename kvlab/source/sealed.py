@@ -107,7 +107,7 @@ class Sealed(Source):
             self.kernels = [self._kernel(layer, t.table, t.n_blocks)
                             for layer in range(self.pool.geometry.layers)]
         open_rows = [self.pool.open_row(e.writing) for e in extents]
-        self.decoding.refresh(extents, self.tables, open_rows)
+        self.decoding.refresh(extents, self.tables, open_rows, self.pool.apart.rows.get)
 
     def in_place(self) -> list:
         return [self.decoding]
@@ -129,6 +129,7 @@ class Sealed(Source):
             pool.fused.paged_decode, sealed=pool.sealed.layer(layer), format=pool.format,
             table=table, n_blocks=n_blocks, open=pool.open.layer(layer), open_slot=t.open_slot,
             open_len=t.open_now, scratch=pool.workspace.scratch,
+            apart=pool.apart.first(layer, t.first_row, t.first),
         )
 
     # ---- accounts
