@@ -199,6 +199,10 @@ class CacheSpec:
         """Self, after every refusal that needs the model's shape."""
         for layers in g.shape_groups:
             self.format.planes(g.part(layers))
+        sinks = self.format.sinks
+        if sinks > g.block_size:
+            raise BadInput("format.sinks", sinks, "first tokens must lie within a block, and cache."
+                           f"block_size={g.block_size}; take larger blocks or format.sinks=0")
         if self.budget_bytes != "adaptive":  # decided when the cache is made
             self.capacities(g)
         self._check_effect()
