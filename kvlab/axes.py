@@ -62,6 +62,7 @@ _FORMATS = dict([
     _format("fp16", "both in 16 bits, 10 of them mantissa"),
     _format("bf16", "both in 16 bits, 7 of them mantissa"),
     _format("fp8", "both in 8 bits, e4m3"),
+    _format("fp8c", "both in 8 bits, e4m3, keys around their channels' middles", "fp8c", "fp8"),
     _format("int8", "both in 8-bit integers"),
     _format("int4", "both in 4-bit integers"),
     _format("int3", "both in 3-bit integers"),
@@ -74,6 +75,7 @@ _FORMATS = dict([
     _format("k4v2g", "keys in 4 bits, turned values in 2, groups of 32", "int4g", "int2g", sinks=4),
     _format("k3v2g", "keys in 3 bits, turned values in 2, groups of 32", "int3g", "int2g", sinks=4),
     _format("int2g", "2-bit integers, values turned, scales for groups of 32", sinks=4),
+    ("by_layer", Member("kvlab.format.ByLayer", "a format for each layer")),
 ])  # fmt: skip
 
 TABLE: dict[str, Axis] = {axis.name: axis for axis in (
