@@ -88,7 +88,7 @@ class Mass(Scorer):
 
     def part(self, q, k, v, *, scale, block_size, seen=None):
         found = logits(q, k, scale, seen, self.queries, self.softcap)
-        return in_blocks(found, block_size).logsumexp(-1)
+        return found.unflatten(-1, (-1, block_size)).logsumexp(-1)
 
     def by_head(self, parts, lse):
         joined = torch.cat(parts, -1)
@@ -128,7 +128,7 @@ class SnapKV(Mass):
 
     def part(self, q, k, v, *, scale, block_size, seen=None):
         pooled = self._pooled(logits(q, k, scale, seen, self.queries, self.softcap))
-        return in_blocks(pooled, block_size).logsumexp(-1)
+        return pooled.unflatten(-1, (-1, block_size)).logsumexp(-1)
 
     def _pooled(self, x: Tensor) -> Tensor:
         """Log weights [Hq, T, n] pooled over tokens; a mean is taken of the weights themselves."""
@@ -173,7 +173,7 @@ class ExpectedAttention(Scorer):
         x = x.flatten(0, 1)  # queries to come see every key
         norms = v.float().norm(dim=-1).clamp_min(1e-20).log().T  # [H, n]
         both = torch.stack([x + norms.repeat_interleave(q.shape[0] // k.shape[1], 0), x])
-        return in_blocks(both, block_size).logsumexp(-1)
+        return both.unflatten(-1, (-1, block_size)).logsumexp(-1)
 
     def _to_come(self, q: Tensor) -> tuple[Tensor, Tensor]:
         """Mean [Hq, D] and covariance [Hq, D, D] of the queries to expect after q [Hq, T, D]."""
@@ -216,7 +216,7 @@ class KeyNorm(Scorer):
     caps = True  # it looks at no logit
 
     def part(self, q, k, v, *, scale, block_size, seen=None):
-        return in_blocks(k.float().norm(dim=-1).T, block_size).mean(-1)
+        return k.float().norm(dim=-1).T.unflatten(-1, (-1, block_size)).mean(-1)
 
     def by_head(self, parts, lse):
         return 1.0 / torch.cat(parts, -1).clamp_min(1e-20)
@@ -297,8 +297,3 @@ def by_kv_head(scores: Tensor, heads: int) -> Tensor:
     One row, for all heads, stays one.
     """
     return scores if len(scores) == 1 else scores.unflatten(0, (heads, -1)).mean(1)
-
-
-def in_blocks(x: Tensor, block_size: int) -> Tensor:
-    """[..., N*S] -> [..., N, S]."""
-    return x.unflatten(-1, (-1, block_size))
