@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput
-from kvlab.model import PagedCache, model_geometry
+from kvlab.model import PagedCache, cache_parameter, model_geometry
 from kvlab.model.load import LoadedModel
 from kvlab.model.prefill import forward_chunk
 
@@ -74,7 +74,7 @@ class KvlabLM(HFLM):
         for ids, seen in self._chunks(context[:, :-1], mask[:, :-1]):
             forward_chunk(self.model, ids, cache, mask=seen, last=True)
         try:
-            given |= {"past_key_values": cache}
+            given[cache_parameter(self.model)] = cache
             return super()._model_generate(context, max_length, stop, **given)
         finally:
             cache.reset()
@@ -85,31 +85,26 @@ class KvlabLM(HFLM):
 
     # -- a batch
 
-    def _judged(self, pairs: list[tuple[list[int], list[int]]]) -> Iterator[tuple[float, bool]]:
+    @torch.inference_mode()
+    def _judged(self, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         """As the harness cuts: the last `max_length` + 1 tokens, of which the last one only is a
         target. Contexts are padded on the left, continuations on the right."""
         rows = [((a + b)[-(self.max_length + 1) :][:-1], b) for a, b in pairs]
-        behind = [min(len(ids), len(target)) for ids, target in rows]  # inputs that predict
-        logits = self._logits(
-            [ids[: len(ids) - n] for (ids, _), n in zip(rows, behind)],
-            [ids[len(ids) - n :] for (ids, _), n in zip(rows, behind)],
-        )
-        for (_, target), row, count in zip(rows, logits, behind):
-            ids = torch.tensor(target[-count:], device=row.device)
-            told = row[:count].float().log_softmax(-1)
-            nats = told.gather(-1, ids[:, None]).sum()
-            yield float(nats), bool((told.argmax(-1) == ids).all())
-
-    @torch.inference_mode()
-    def _logits(self, contexts: list[list[int]], tails: list[list[int]]) -> Tensor:
-        """[B, T, V] of the tails, which have T tokens at most, behind their contexts."""
+        counts = [min(len(ids), len(target)) for ids, target in rows]  # inputs that predict
         cache = self._cache()
+        contexts = [ids[: len(ids) - n] for (ids, _), n in zip(rows, counts)]
         for ids, mask in self._chunks(*padded(contexts, left=True)):
             forward_chunk(self.model, ids, cache, mask=mask, last=True)
-        parts = [forward_chunk(self.model, ids, cache, mask=mask)
-                 for ids, mask in self._chunks(*padded(tails, left=False))]
+        tails = padded([ids[len(ids) - n :] for (ids, _), n in zip(rows, counts)], left=False)
+        targets = padded([target[-n:] for (_, target), n in zip(rows, counts)], left=False)
+        nats, right = torch.zeros(len(rows)), torch.ones(len(rows), dtype=torch.bool)
+        for (ids, mask), (wanted, _) in zip(self._chunks(*tails), self._chunks(*targets)):
+            told = forward_chunk(self.model, ids, cache, mask=mask).float().log_softmax(-1)
+            own = told.gather(-1, wanted[..., None])[..., 0].where(mask.bool(), 0)
+            nats += own.sum(1).cpu()
+            right &= ((told.argmax(-1) == wanted) | ~mask.bool()).all(1).cpu()
         cache.reset()
-        return torch.cat(parts, 1)
+        return list(zip(nats.tolist(), right.tolist()))
 
     def _chunks(self, ids: Tensor, mask: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Of [B, T] each; columns in which all rows have padding come with the first token."""

@@ -79,8 +79,20 @@ def evaluated(model, folder):
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
+    known = TaskManager(include_path=str(folder), include_defaults=False)  # its own take a minute
     return simple_evaluate(model, tasks=list(NAMES), bootstrap_iters=0, log_samples=True,
-                           task_manager=TaskManager(include_path=str(folder)))
+                           task_manager=known)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """The job, knowing the tasks made here only."""
+    import lm_eval.tasks
+
+    sound = lm_eval.tasks.TaskManager
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager",
+                        lambda include_path: sound(include_path=include_path,
+                                                   include_defaults=False))
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +139,7 @@ def test_a_compressed_cache_gives_other_scores_and_serves_a_row_at_a_time(folder
         model._model_call(torch.zeros(1, 2, dtype=torch.long))
 
 
-def test_the_job_writes_scores_and_paired_differences(folder, tmp_path):
+def test_the_job_writes_scores_and_paired_differences(folder, tmp_path, quick):
     variant = Variant("int4", {"format": "int4"}, CacheSpec(format="int4", block_size=16))
     job = LmEval(ReferenceModel(), ["kvlab_choice"], str(folder), limit=3, device="cpu",
                  baseline="fp32")
