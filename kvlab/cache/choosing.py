@@ -54,7 +54,7 @@ class ChoosingHolding(Holding):
         table.length = len(step.chosen) * size + step.rest_count
         table.changes += 1
         self.ledger.seal(step.chosen, depth=range(len(step.chosen)))
-        self.evictions += (length - table.length) // size
+        self.room.evictions += (length - table.length) // size
         self.storage.chooser.chose(step, length - table.length, self.seen[step.seq])
         self.release(step.seq, old[::-1])
         slide(self, step.seq)

@@ -19,9 +19,13 @@ from torch import Tensor
 
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput
-from kvlab.model import PagedCache, cache_parameter, model_geometry
-from kvlab.model.load import LoadedModel
-from kvlab.model.prefill import forward_chunk
+from kvlab.model import (
+    LoadedModel,
+    PagedCache,
+    cache_parameter,
+    forward_chunk,
+    model_geometry,
+)
 
 try:
     from lm_eval.models.huggingface import HFLM

@@ -41,9 +41,12 @@ def non_dominated(points: np.ndarray) -> np.ndarray:
 
 
 def costs(found: list[Entry]) -> np.ndarray:
-    """[N, M] of all objectives, turned so that less is better."""
-    rows = [[e.value(n) * (1 if less else -1) for n, less in OBJECTIVES.items()] for e in found]
-    return np.array(rows, dtype=np.float64).reshape(len(rows), len(OBJECTIVES))
+    """[N, M] of all objectives, turned so that less is better; speed is none of them where any of
+    it was measured beside other work."""
+    speedless = any(e.run.loaded for e in found)
+    weighed = {n: less for n, less in OBJECTIVES.items() if less or not speedless}
+    rows = [[e.value(n) * (1 if less else -1) for n, less in weighed.items()] for e in found]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(weighed))
 
 
 def best(everything: list[Entry]) -> list[Entry]:
@@ -109,4 +112,7 @@ def frontier_figures(everything: list[Entry]) -> list[tuple[str, str, str, Calla
         f"{len(found)} compositions; circles: the {len(kept)} that no other beats in loss, bytes "
         "and decode speed together, numbered as in the table."
     )
+    if any(e.run.loaded for e in found):
+        caption = caption.replace("loss, bytes and decode speed", "loss and bytes")
+        caption += " Speed was measured beside other work and counts for nothing."
     return [("frontier", "Loss, bytes and speed", caption, draw)]

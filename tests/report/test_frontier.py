@@ -10,6 +10,7 @@ from kvlab.report.budgets import budget_figures, methods
 from kvlab.report.entries import entries
 from kvlab.report.frontier import best, frontier_figures, frontier_table, non_dominated, searched
 from kvlab.report.names import words
+from kvlab.report.page import Page
 from kvlab.report.source import Run
 
 NAMES = ("kl_mean_nats", "cache_logical_bytes", "decode_tokens_per_second")
@@ -97,3 +98,16 @@ def test_a_loss_of_nothing_does_not_flatten_an_axis():
 ])  # fmt: skip
 def test_variants_are_told_in_words(variant, said):
     assert words(variant) == said
+
+
+def test_speed_beside_other_work_is_no_objective():
+    found = rows("bf16", 0, 100, 1, baseline=True)
+    for name, *values in (("small", 0.2, 10, 1), ("fast", 0.3, 10, 9)):
+        found += [dict(row, params={"search": "x"}) for row in rows(name, *values)]
+    quiet, busy = (Run("run", found, {"host": {"load_average": load, "cores": 2}})
+                   for load in (0.4, 7.0))  # fmt: skip
+    assert [e.variant for e in best(entries([quiet]))] == ["small", "fast"]
+    assert [e.variant for e in best(entries([busy]))] == ["small"]
+    assert "counts for nothing" in frontier_figures(entries([busy]))[0][2]
+    assert "speeds were measured beside other work" in Page("", "", [busy], [], []).banners[0]
+    assert Page("", "", [quiet], [], []).banners == []
