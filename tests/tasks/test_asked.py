@@ -118,12 +118,13 @@ def test_rows_are_paired_by_item_and_controls_run_along(tmp_path):
     mass = Variant("attention_mass 50%", {"policy": "attention_mass"}, CacheSpec(
         policy="attention_mass", budget_percent=50, block_size=16))  # fmt: skip
     shared = Variant("hash", {"prefix": "hash"}, SHARED)
-    tasks = [Requests(protocol(no_context=True)), Single(protocol())]
+    task = Requests(protocol(no_context=True))
+    assert not Single(protocol()).beside(None)
     with RunFolder(tmp_path / "run") as folder:
-        Bench(ReferenceModel(), tasks, chunk_tokens=32, baseline="fp32", progress=False,
+        Bench(ReferenceModel(), task, chunk_tokens=32, baseline="fp32", progress=False,
               device="cpu").run(folder, [mass, shared])
         rows = folder.rows()
-    found = {(r["variant"], r["name"]): r for r in rows if r["params"].get("mode") == "requests"}
+    found = {(r["variant"], r["name"]): r for r in rows}
     everyone = {"full", "no context", mass.name, "random 50% (control)", "hash"}
     assert everyone <= {variant for variant, _ in found}
     assert found[mass.name, "task_score_percent"]["count"] == 2, "items, not questions"
@@ -137,6 +138,5 @@ def test_rows_are_paired_by_item_and_controls_run_along(tmp_path):
     about = found[mass.name, "task_score_percent"]["params"]
     assert about["task"] == "fixed" and about["samples"] == 2 and not about["query_aware"]
     assert found["no context", "task_score_percent"]["params"]["control"].startswith("the question")
-    single = [r["variant"] for r in rows if "mode" not in r["params"]]
-    assert single and "no context" not in single
+    assert about["mode"] == "requests"
     assert not any(r["name"].startswith("fixed") for r in rows)
