@@ -36,7 +36,7 @@ class GroupBytes(NoStorage):
         opened = step.writing if step.single else step.rest
         if opened is not None and opened != step.tail:
             self.pool.open_block(opened)
-        self.pool.sealed.commit(step.stored)
+        self.pool.reserve(step.stored)
         if step.sealing and not step.single:
             step.sealing_ids = self.pool.ids(step.stored)
         self.sources.begin(step)
@@ -47,7 +47,7 @@ class GroupBytes(NoStorage):
         self.sources.abort(step)
         self.pool.drop(step.own)
         if step.tail is not None and step.sealing:
-            self.pool.sealed.drop([step.tail])
+            self.pool.forgo([step.tail])
 
     def seal(self, step):
         self.sources.commit(step)

@@ -28,7 +28,7 @@ from kvlab.cache.running import Running
 from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.cache.stats import CacheStats, counted
 from kvlab.core import CacheGeometry, KvlabError, SeqId
-from kvlab.pool import FINE_SLAB_TOKENS, SLAB_TOKENS, BlockPool, Meter, Workspace
+from kvlab.pool import FINE_SLAB_TOKENS, SLAB_TOKENS, BlockPool, HeadPool, Meter, Workspace
 from kvlab.sim.service import recompute_cost
 from kvlab.sim.sizes import ModelShape
 from kvlab.source import Extent
@@ -79,7 +79,8 @@ class PagedCache(Copies, Requests):
         # Where tokens are chosen, it is after the step: the ledger has room for the step itself.
         capacity = None if spec.by_token else capacity
         ledger = BlockLedger(capacity, spec.policy())
-        pool = BlockPool(
+        kind = HeadPool if spec.budget.by_head else BlockPool
+        pool = kind(
             g, spec.format, self.device, self.dtype, spec.kernels, self.workspace, self.meter,
             FINE_SLAB_TOKENS if spec.by_token else SLAB_TOKENS,
         )
@@ -124,7 +125,8 @@ class PagedCache(Copies, Requests):
             raise
         for e in (e for extents in step for e in extents):
             e.alone = len(seqs) == 1
-        decodes = self.can_decode(counts) and not self._looks(seqs)
+        looks = all(n == 1 for n in counts) and self._looks(seqs)
+        decodes = self.can_decode(counts) and not looks
         if decodes:
             for number, group in enumerate(self.groups):
                 group.sources.prepare([extents[number] for extents in step])

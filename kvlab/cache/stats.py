@@ -64,9 +64,9 @@ def counted(cache, lengths: Iterable[int], allocated: int) -> CacheStats:
     """
     g, format, groups = cache.geometry, cache.spec.format, cache.groups
     tokens, parts = sum(lengths), [group.pool.geometry for group in groups]
-    held = [group.sealed_blocks * g.block_size + group.open_tokens for group in groups]
+    held = [round(group.sealed_blocks * g.block_size) + group.open_tokens for group in groups]
     elements = sum(n * part.elements_per_token for n, part in zip(held, parts))
-    blocks = sum(group.sealed_blocks * format.block_bytes(part)
+    blocks = sum(round(group.sealed_blocks * format.block_bytes(part))
                  for group, part in zip(groups, parts))  # fmt: skip
     tails = sum(group.open_tokens * part.elements_per_token * cache.dtype.itemsize
                 for group, part in zip(groups, parts))  # fmt: skip

@@ -8,9 +8,10 @@ from kvlab.pool.blocks import (
     fused_kernels,
     no_kernels,
 )
+from kvlab.pool.heads import HeadPool
 from kvlab.pool.slabs import ALIGNMENT, MAX_SLABS, LayerPlanes, Meter, PlaneView, SlabStore
 
 __all__ = [
-    "ALIGNMENT", "FINE_SLAB_TOKENS", "MAX_SLABS", "SLAB_TOKENS", "BlockPool", "LayerPlanes",
-    "Meter", "PlaneView", "SlabStore", "Workspace", "fused_kernels", "no_kernels",
+    "ALIGNMENT", "FINE_SLAB_TOKENS", "MAX_SLABS", "SLAB_TOKENS", "BlockPool", "HeadPool",
+    "LayerPlanes", "Meter", "PlaneView", "SlabStore", "Workspace", "fused_kernels", "no_kernels",
 ]  # fmt: skip

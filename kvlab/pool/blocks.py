@@ -116,7 +116,7 @@ class BlockPool:
         self.geometry, self.format, self.dtype = geometry, format, dtype
         self.block_size = geometry.block_size
         self.device = torch.device(device)
-        self.shape = geometry.shape
+        self.shape = self.row_shape = geometry.shape  # of a layer, and of what a row holds of it
         wanted = fused_kernels(self.device.type, kernels)
         self.why_plain = None if wanted is None else no_kernels(format, self.shape)
         self.fused = wanted if self.why_plain is None else None
@@ -128,6 +128,8 @@ class BlockPool:
         self.open = SlabStore(dense.planes(g), g.layers, 1, device, self.meter)
         self._open_row: dict[int, int] = {}
         self._free_rows: list[int] = []
+
+    by_head = False  # whether heads may hold unlike blocks
 
     @property
     def exact(self) -> bool:
@@ -176,6 +178,14 @@ class BlockPool:
 
     # ---- sealed blocks
 
+    def reserve(self, blocks: list[int]) -> None:
+        """Have memory for these blocks to be sealed into."""
+        self.sealed.commit(blocks)
+
+    def forgo(self, blocks: list[int]) -> None:
+        """Give the sealed contents of `blocks` back, and what was reserved for them."""
+        self.sealed.drop(blocks)
+
     def ids(self, blocks: list[int]) -> Tensor | None:
         """Block ids as the kernels want them, int64 [n] on the device; None without kernels."""
         if self.fused is None:
@@ -197,6 +207,9 @@ class BlockPool:
             return
         whole = (x.unflatten(0, (len(blocks), self.block_size)) for x in (k, v))
         self.sealed.write(layer, blocks, self.format.quantize(*whole))
+
+    def present(self, layer: int, blocks: list[int]) -> Tensor | None:
+        """Which tokens of `read` each head has, bool [n*S, H]; None: all."""
 
     def seal_open(self, blocks: list[int]) -> None:
         """Seal full open `blocks` in all layers; their open places are given back."""
@@ -229,7 +242,7 @@ class BlockPool:
     def gather(self, planes: LayerPlanes, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Blocks `ids` of any planes in this format, dequantized into the workspace."""
         tokens = len(ids) * self.block_size
-        out = self.workspace.take(tokens, self.shape, self.dtype, self.device)
+        out = self.workspace.take(tokens, self.row_shape, self.dtype, self.device)
         self.fused.gather(planes, self.format, ids, *out)
         return out
 
@@ -238,7 +251,7 @@ class BlockPool:
         for block in blocks:
             if block in self._open_row:
                 self.close_block(block)
-        self.sealed.drop(blocks)
+        self.forgo(blocks)
 
     @property
     def nbytes(self) -> int:
