@@ -1,4 +1,5 @@
-"""`python -m kvlab [experiment=NAME] [group=option ...] [key=value ...]`: one run, start to end.
+"""`python -m kvlab [experiment=NAME] [group=option ...] [key=value ...]`: one run, start to end;
+`python -m kvlab list [GROUP ...]` and `GROUP=list`: what there is to choose from.
 
 Exit status: 0 done, 1 some variants failed (the report says which and why), 2 bad input (one
 paragraph on stderr, nothing left behind), 130 interrupted.
@@ -15,6 +16,7 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from shutil import get_terminal_size
 
 import hydra
 import numpy as np
@@ -30,14 +32,17 @@ from kvlab.config import (
     conf_dir,
     explain,
     first_of_sweep,
+    listing,
     make_plan,
     quote,
+    with_list_of_tasks,
 )
 from kvlab.core import BadInput, KvlabError, RunFailed
 from kvlab.report import console_table, write_report
 from kvlab.track import FAILED, Owner, RunFolder, own
 
 _TABLE_LINES = 40
+_NARROWEST = 80  # columns of the table, also where the terminal is told to have fewer
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 # Hydra's own options: switches, and those with a value, one of these or any.
 _SWITCHES = ("-h --help", "--hydra-help", "--resolve", "-r --run", "-m --multirun",
@@ -79,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(argv: list[str]) -> int:
     """Check a run and own its folder before Hydra makes it; Hydra's own commands go to Hydra."""
     args = _parse(argv)
+    if groups := _listed(args.overrides):
+        print(listing(groups[1:], get_terminal_size((120, 24)).columns))
+        return 0
     if any(getattr(args, name) for name in _SHOWS):
         _hydra(lambda _config: None, argv, args)
         return 0
@@ -90,6 +98,12 @@ def _dispatch(argv: list[str]) -> int:
         if args.multirun:
             return _sweep(argv, args, fixed)
         return _single(plan, owner, argv, args, fixed)
+
+
+def _listed(overrides: list[str]) -> list[str]:
+    """`list` and the groups that are to be listed, which `GROUP=list` asks for, too."""
+    groups = [o.removesuffix("=list") for o in overrides if o.endswith("=list")]
+    return overrides if overrides[:1] == ["list"] else ["list", *groups] if groups else []
 
 
 def _single(plan: Plan, owner: Owner, argv: list[str], args: Namespace, fixed: str) -> int:
@@ -182,7 +196,9 @@ def _parse(argv: list[str]) -> Namespace:
         raise BadInput("command line", " ".join(argv), f"{message}; --help lists the options")
 
     parser.error = refuse
-    return parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    args.overrides = with_list_of_tasks(args.overrides)
+    return args
 
 
 def _check(args: Namespace) -> Plan:
@@ -247,7 +263,8 @@ def _conclude(folder: RunFolder) -> None:
     page = write_report([folder.path], folder.path / "report")
     folder.artifact(page.parent, "report")
     shown, settings = _first(folder.rows(), _TABLE_LINES)
-    Console().print(console_table(shown))
+    console = Console()
+    console.print(console_table(shown, width=max(console.width, _NARROWEST)))
     if settings > _TABLE_LINES:
         print(f"... {settings - _TABLE_LINES} more in the report")
     print(f"\nresults in {folder.path}, report in {page.parent}")

@@ -36,10 +36,15 @@ class GroupBytes(NoStorage):
         opened = step.writing if step.single else step.rest
         if opened is not None and opened != step.tail:
             self.pool.open_block(opened)
-        self.pool.reserve(step.stored)
+        self.pool.commit(step.stored, self.begins(step))
         if step.sealing and not step.single:
             step.sealing_ids = self.pool.ids(step.stored)
         self.sources.begin(step)
+
+    def begins(self, step) -> bool:
+        """Whether the first block that the step seals holds the first tokens of its sequence."""
+        there = step.past < self.pool.block_size and step.sealing[:1] == step.stored[:1]
+        return there and self.chooser.whole(step.seq)
 
     def undo(self, step):
         """The old tail was never overwritten below its fill."""
@@ -47,7 +52,7 @@ class GroupBytes(NoStorage):
         self.sources.abort(step)
         self.pool.drop(step.own)
         if step.tail is not None and step.sealing:
-            self.pool.forgo([step.tail])
+            self.pool.unseal([step.tail])
 
     def seal(self, step):
         self.sources.commit(step)

@@ -72,10 +72,12 @@ class ChoosingBytes(GroupBytes):
             return
         if step.rest is not None:
             self.pool.open_block(step.rest)
+        old = step.old
+        first = old[0] in self.pool.apart.rows if old else self.chooser.whole(step.seq)
         if not self.pool.by_head:  # else rows come with the choice
-            self.pool.reserve(step.chosen)
+            self.pool.commit(step.chosen, first)
         step.sealing_ids = self.pool.ids(step.chosen)
-        step.held_ids = self.pool.ids(step.old)
+        step.held_ids = self.pool.ids(old)
 
     def undo(self, step):
         if step.chosen is None:
@@ -133,7 +135,7 @@ class ChoosingGroup(LayerGroup):
         row = self.watch.row(e.seq, layer, new, tokens, e.count)
         kept = self.chooser.stay(e, row, e.keep)
         if e.chosen:
-            self.chooser.seal(layer, e.chosen, (k, v), kept, e.sealing_ids)
+            self.chooser.seal(layer, e.old, e.chosen, (k, v), kept, e.sealing_ids)
         if e.rest is not None:
             self.pool.write(layer, e.rest, 0, k[tokens:], v[tokens:])
 

@@ -28,6 +28,10 @@ def check(spec) -> None:
     if spec.budget.by_head and not (spec.by_token and spec.groups == "per_head"):
         raise BadInput("budget", spec.budget.name, "lets each head hold a number of tokens of its "
                        "own; cache.evict=token cache.groups=per_head, and a policy that scores")
+    if spec.budget.by_head and spec.format.sinks:
+        raise BadInput("format.sinks", spec.format.sinks, f"keeps first tokens apart for all heads "
+                       f"of a block, and budget={spec.budget.name} gives each head blocks of its "
+                       "own; format.sinks=0")
     if spec.by_token:
         _check_tokens(spec, policy)
     elif policy.scored and policy.observes is None:

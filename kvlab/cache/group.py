@@ -8,6 +8,7 @@ from kvlab.blocks import SEALED, Holding
 from kvlab.cache.bytes import GroupBytes
 from kvlab.core import SeqId
 from kvlab.kernel.step_ref import Past
+from kvlab.pool import away
 from kvlab.source import Ask, Extent, Part, Read, Sum, Token, merged
 
 
@@ -135,3 +136,4 @@ class LayerGroup:
         self.held.tier.check()
         self.summaries.check()
         self.away.check(self.held.tier.keys)
+        self.pool.apart.check({*self.pool.sealed.live, *map(away, self.away.shelf.keys)})

@@ -13,6 +13,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128
 from kvlab.blocks.chain import TOKEN, origin
 from kvlab.core import BadInput
 
+APART = "apart."  # before the names of planes of first tokens, see `pool.Apart`
 KIND, VERSION, NAME = "kvlab prefix store", 1, "manifest.json"
 FIELDS = {  # key -> type, and in words what a cache of another value has
     "model": (str, "was made with another model"),
@@ -52,6 +53,10 @@ class Manifest(NamedTuple):
     files: list[StoredFile]
     planes: dict[str, list]  # plane -> [safetensors dtype, shape]
     layers: int
+
+    def begins(self, index: int) -> bool:
+        """Whether a block holds first tokens: only such have planes `APART`."""
+        return self.blocks[index].parent < 0
 
 
 def write(folder: Path, facts: dict, blocks: list[StoredBlock], files: list[StoredFile]) -> None:
@@ -157,8 +162,11 @@ def _check_bytes(folder: Path, file: StoredFile) -> None:
 
 def check_tensors(manifest: Manifest, file: StoredFile) -> None:
     """A data file holds each plane of each layer and nothing else. Raises `BadInput`."""
-    want = {f"layer.{layer}.{name}": (kind, [file.count, *shape])
-            for layer in range(manifest.layers) for name, (kind, shape) in manifest.planes.items()}
+    first = sum(manifest.begins(i) for i in range(file.first, file.first + file.count))
+    count = {name: first if name.startswith(APART) else file.count for name in manifest.planes}
+    want = {f"layer.{layer}.{name}": (kind, [count[name], *shape])
+            for layer in range(manifest.layers) for name, (kind, shape) in manifest.planes.items()
+            if count[name]}
     try:
         with safe_open(manifest.folder / file.name, framework="pt") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118

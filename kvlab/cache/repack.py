@@ -44,6 +44,10 @@ class NoRepack:
     def crop(self, seq: SeqId, length: int) -> None:
         """The table of a sequence ends at `length` now."""
 
+    def whole(self, seq: SeqId) -> bool:
+        """Whether no token of a sequence was given up."""
+        return True
+
     def place(self, seq: SeqId, length: int) -> int:
         """Where in the table the first `length` tokens of a sequence end. Raises `KvlabError` where
         some of them were given up and others not."""
@@ -87,6 +91,10 @@ class Repack:
         self.watch.cut(seq, length // self.size * self.size)
         if not length:
             self.past.pop(seq, None)
+
+    def whole(self, seq: SeqId) -> bool:
+        """See `NoRepack.whole`."""
+        return seq not in self.past
 
     def place(self, seq: SeqId, length: int) -> int:
         """See `NoRepack.place`."""
@@ -231,18 +239,23 @@ class Repack:
         """Seal the tokens `kept` of the blocks `old` into the blocks `new`, layer by layer."""
         if not new:
             return
-        if not self.budget.by_head:
-            self.pool.reserve(new)
-        read, written = self.pool.ids(old), self.pool.ids(new)
-        for layer in range(self.pool.geometry.layers):
-            pair = self.pool.read(layer, old, read)
-            self.seal(layer, new, pair, kept.of(layer), written)
+        pool = self.pool
+        if not pool.by_head:  # else rows come with the choice
+            pool.commit(new, first=old[0] in pool.apart.rows)
+        read, written = pool.ids(old), pool.ids(new)
+        for layer in range(pool.geometry.layers):
+            pair = pool.read(layer, old, read)
+            self.seal(layer, old, new, pair, kept.of(layer), written)
 
-    def seal(self, layer: int, blocks: list[BlockId], pair, kept, ids) -> None:
-        """Of keys and values [n, H, D] what `stay` gave, into `blocks`."""
+    def seal(self, layer: int, held: list[BlockId], blocks: list[BlockId], pair, kept, ids) -> None:
+        """Of keys and values [n, H, D], those of `held` first, what `stay` gave, into `blocks`."""
         index, counts = kept
-        own = {} if counts is None else {"counts": counts}
-        self.pool.seal(layer, blocks, *(by_head(x, index) for x in pair), ids, **own)
+        pair = (by_head(x, index) for x in pair)
+        if counts is not None:
+            self.pool.seal(layer, blocks, *pair, counts=counts)
+        else:
+            apart = still_apart(self.pool, layer, held, index)
+            self.pool.seal(layer, blocks, *pair, ids, apart)
 
 
 def choosing(
@@ -260,6 +273,16 @@ def choosing(
             raise BadInput("policy", ledger.policy.name, "scores by logits without the soft cap of "
                            f"{pool.shape.softcap:g} that this model puts on them; policy=snapkv")
     return watch, chooser
+
+
+def still_apart(pool: BlockPool, layer: int, held: list[BlockId], index: Tensor) -> Tensor | None:
+    """How many of the tokens `index` [H, m] of the blocks `held`, or of those that a sequence
+    begins with, were kept apart, int32 [H]; they come first. None where no tokens are."""
+    apart = pool.apart
+    if held and held[0] not in apart.rows or not apart.tokens:
+        return None
+    count = apart.row(layer, held[0])["count"] if held else apart.all
+    return (index < count[:, None]).sum(-1, dtype=torch.int32)
 
 
 def by_head(x: Tensor, index: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ class CacheStats(NamedTuple):
 
     nominal_bytes: the payload bits alone, for every token seen (what a paper's ratio promises).
     logical_bytes: blocks in use, with scales and zeros, open blocks counted by their tokens, what
-        stands for evicted tokens, and origins.
+        stands for evicted tokens, origins, and first tokens that are kept apart.
     allocated_bytes: every tensor the cache holds: whole slabs, open blocks, tables.
     peak_allocated_bytes: the most that was at one time since the cache was made, or since
         `PagedCache.reset_peak`; in the middle of a step it is more than before and after.
@@ -72,13 +72,15 @@ def counted(cache, lengths: Iterable[int], allocated: int) -> CacheStats:
                 for group, part in zip(groups, parts))  # fmt: skip
     entries = sum(group.summaries.nbytes for group in groups)
     origins = sum(group.origins.nbytes for group in groups)
+    apart = sum(group.pool.apart.nbytes for group in groups)
     scores = sum(group.watch.nbytes for group in groups)
     return CacheStats(
         tokens=tokens, resident_tokens=round(_layer_mean(held, parts)),
         blocks=sum(group.ledger.held_count for group in groups),
         evictions=sum(group.held.evictions for group in groups),
         nominal_bytes=tokens * format.token_bits(g) // 8,
-        logical_bytes=blocks + tails + entries + origins + scores, allocated_bytes=allocated,
+        logical_bytes=blocks + tails + entries + origins + scores + apart,
+        allocated_bytes=allocated,
         host_bytes=sum(group.sources.host_nbytes for group in groups),
         bits_per_element=8 * (allocated - entries) / max(1, elements),
         prefix_tokens=cache.prefix_tokens,

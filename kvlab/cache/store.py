@@ -12,12 +12,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kvlab.cache import manifest as manifests
-from kvlab.cache.manifest import Manifest, StoredBlock, StoredFile, refused
+from kvlab.cache.manifest import APART, Manifest, StoredBlock, StoredFile, refused
 from kvlab.core import BadInput, BlockId, KvlabError
 
 SHARD_BYTES = 1 << 30  # of one data file, so that neither side holds more in host memory
 KINDS = {torch.uint8: "U8", torch.int8: "I8", torch.float16: "F16", torch.bfloat16: "BF16",
          torch.float32: "F32", torch.float8_e4m3fn: "F8_E4M3", torch.int32: "I32"}
+FIRST = ("k_data", "v_data")  # of what is kept apart
 
 
 class Stored(NamedTuple):
@@ -75,6 +76,8 @@ def facts(cache) -> dict:
         shape["value_width"] = stored.v_width
     planes = {n: [KINDS[p.dtype], list(p.shape)]
               for n, p in format.planes_of(stored, g.block_size).items()}  # fmt: skip
+    for n, width in zip(FIRST, (stored.k_width, stored.v_width)) if format.sinks else ():
+        planes[APART + n] = [KINDS[cache.dtype], [stored.kv_heads, format.sinks, width]]
     return {"model": cache.facts.identity, "format": format.identity, "dtype": str(cache.dtype),
             "block_size": g.block_size, "geometry": shape, "planes": planes,
             "identity": cache.identity}
@@ -119,6 +122,10 @@ def _tensors(cache, part: list[Known]):
         planes = pool.sealed.read(local, [k.ids[number] for k in part])
         for name, plane in planes.items():
             yield f"layer.{layer}.{name}", plane.cpu().contiguous()
+        first = [k.ids[number] for k in part if k.stored.parent < 0 and pool.apart.tokens]
+        for name in FIRST if first else ():
+            kept = torch.stack([pool.apart.row(local, id)[name] for id in first])
+            yield f"layer.{layer}.{APART}{name}", kept.cpu().contiguous()
 
 
 def load(cache, folder: str | Path) -> Stored:
@@ -207,7 +214,15 @@ def _read_blocks(cache, manifest: Manifest, file: StoredFile, places: list[_Plac
         if not new:
             continue
         rows = torch.tensor(new) - file.first
-        planes = {n: tensors[f"layer.{layer}.{n}"][rows].to(cache.device) for n in manifest.planes}
-        ids = [place.ids[i] for i in new]
-        place.group.pool.sealed.commit(ids)
-        place.group.pool.sealed.write(local, ids, planes)
+        pool, ids = place.group.pool, [place.ids[i] for i in new]
+        planes = {n: tensors[f"layer.{layer}.{n}"][rows].to(cache.device)
+                  for n in manifest.planes if not n.startswith(APART)}
+        pool.sealed.commit(ids)
+        pool.sealed.write(local, ids, planes)
+        stored = [i for i in range(file.first, file.first + file.count) if manifest.begins(i)]
+        for n, i in enumerate(stored if APART + FIRST[0] in manifest.planes else ()):
+            if i in new:
+                pool.apart.take([place.ids[i]])
+                kept = (tensors[f"layer.{layer}.{APART}{name}"][n].to(cache.device).transpose(0, 1)
+                        for name in FIRST)
+                pool.apart.write(local, place.ids[i], *kept)

@@ -103,7 +103,8 @@ def _of_policy(variant: Variant, member: EvictionPolicy) -> Iterator[Variant]:
         yield _control(variant, word, f"scores of {member.name} dealt to other blocks", shuffled)
     own = spec.window if _keeps_head(spec.window) else SinkWindow(SINKS, spec.block_size)
     groups = "per_layer" if spec.budget.divides else "all"  # the newest are so for every head
-    spec = replace(spec, policy=FIFO, window=own, evict="block", groups=groups)
+    budget = spec.budget.layers if spec.budget.by_head else spec.budget
+    spec = replace(spec, policy=FIFO, window=own, evict="block", groups=groups, budget=budget)
     yield _control(variant, "window", "the newest tokens, in as many bytes", spec)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -102,6 +103,9 @@ class TextFile(Source):
 
     path: a .txt file (one document), a folder of .txt files (one each), a .jsonl or .parquet file
     (one document a row). text_column: the column that holds the text of a row.
+    A lone .txt file of which several documents are wanted is cut: its first tokens, those behind
+    them and so on. That is said, since such documents are alike: intervals over them tell about
+    this text.
     """
 
     key = "data.path"
@@ -119,6 +123,21 @@ class TextFile(Source):
         if files[0].suffix not in _READERS:
             raise BadInput(self.key, path, f"must end in one of {', '.join(_READERS)}")
         return self._rows(path) if files[0].suffix != ".txt" else self._whole(files)
+
+    def documents(self, tokenizer: Callable, count: int | None, tokens: int) -> list[Document]:
+        alone = Path(self.path).suffix == ".txt" and not Path(self.path).expanduser().is_dir()
+        if not (alone and count and count > 1 and tokens > 1):
+            return super().documents(tokenizer, count, tokens)
+        [(name, text)] = self.texts()
+        ids = first_tokens(tokenizer, text, count * tokens)
+        pieces = [ids[at : at + tokens] for at in range(0, len(ids) - tokens + 1, tokens)]
+        if len(pieces) < count:
+            there = f"{len(ids)} tokens, enough for {len(pieces)} documents of {tokens}"
+            raise BadInput(self.key, self, f"has {there}; eval.documents={count} were wanted: "
+                           "lower it or eval.tokens, or give longer data")
+        print(f"{name}: cut into {count} documents of {tokens} tokens, one behind the other; "
+              "intervals over them tell about this text", file=sys.stderr, flush=True)
+        return [Document(f"{name} {at}/{count}", piece) for at, piece in enumerate(pieces, 1)]
 
     def _whole(self, files: list[Path]) -> Iterator[tuple[str, str]]:
         for file in files:

@@ -3,22 +3,25 @@
 from kvlab import axes
 from kvlab.format.base import Codec, KVFormat, Plane
 from kvlab.format.codecs import Dense, Fp8, Int
+from kvlab.format.rotated import Rotated
 
-__all__ = ["Codec", "Dense", "Fp8", "Int", "KVFormat", "NAMES", "Plane", "by_name", "shipped"]
+__all__ = ["Codec", "Dense", "Fp8", "Int", "KVFormat", "NAMES", "Plane", "Rotated", "by_name",
+           "shipped"]
 
 
 NAMES = tuple(axes.names("format"))
 _DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
-def by_name(name: str) -> KVFormat:
-    """The format of this name, or made at this dotted path. BadInput lists the known ones."""
-    return axes.by_name("format", name)
+def by_name(name: str, **settings) -> KVFormat:
+    """The format of this name, or made at this dotted path, with its defaults but for `settings`.
+    BadInput lists the known ones."""
+    return axes.by_name("format", name, **settings)
 
 
-def shipped(name: str, key: str, value: str) -> KVFormat:
+def shipped(name: str, key: str, value: str, sinks: int = 0) -> KVFormat:
     """One of our own formats from the names of its codecs, as the table of axes has them."""
-    return KVFormat(_codec(key, {}), _codec(value, {"slots_last": True}), name=name)
+    return KVFormat(_codec(key, {}), _codec(value, {"slots_last": True}), name=name, sinks=sinks)
 
 
 def _codec(name: str, side: dict) -> Codec:

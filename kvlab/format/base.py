@@ -26,11 +26,14 @@ class Codec:
     """How one tensor of a block, its keys or its values, is stored.
 
     bits: payload bits of one element, without scales. has_kernel: whether the Triton kernels read
-    and write its planes; torch does it elsewhere.
+    and write its planes; torch does it elsewhere. scaled: whether an element's rounding depends
+    on others. rotated: whether channels are turned before they are stored, see `Rotated`.
     """
 
     bits: int
     has_kernel = False
+    scaled = True
+    rotated = False
 
     def planes(self, slots: int, heads: int, dim: int) -> dict[str, Plane]:
         """Stored arrays of a block of `slots` tokens; `BadInput` for a `dim` it cannot pack."""
@@ -50,14 +53,26 @@ class KVFormat:
 
     Keys and values want different treatment: keys have outlier channels and enter the softmax,
     values do not (KIVI, https://arxiv.org/abs/2402.02750).
+
+    sinks: of each sequence so many first tokens, at most a block, stay as they were computed and
+        set no scales; `pool.Apart` keeps them. None of a format without scales.
     """
 
-    def __init__(self, key: Codec, value: Codec, name: str = ""):
+    def __init__(self, key: Codec, value: Codec, name: str = "", sinks: int = 0):
         self.key, self.value = key, value
         self.name = name or f"k:{key!r} v:{value!r}"
+        self.sinks = sinks
+        if sinks < 0:
+            raise BadInput("format.sinks", sinks, "must be 0 or more tokens")
+        if sinks and not (key.scaled or value.scaled):
+            raise BadInput("format.sinks", sinks, f"keeps first tokens from setting scales, and "
+                           f"{self.name} has none; format.sinks=0")
 
     def planes(self, g: CacheGeometry) -> dict[str, Plane]:
         """Plane name -> shape after [L, N] and dtype; scales included. Layers have one shape."""
+        if self.sinks > g.block_size:
+            raise BadInput("format.sinks", self.sinks, "first tokens must lie within a block, and "
+                           f"cache.block_size={g.block_size}; take larger blocks or fewer sinks")
         return self.planes_of(g.shape, g.block_size)
 
     def planes_of(self, shape: LayerShape, slots: int) -> dict[str, Plane]:
@@ -102,7 +117,7 @@ class KVFormat:
     @property
     def identity(self) -> str:
         """What a hash chain or a stored prefix must agree on."""
-        return f"k:{self.key!r} v:{self.value!r}"
+        return f"k:{self.key!r} v:{self.value!r}" + f" sinks:{self.sinks}" * bool(self.sinks)
 
     def __repr__(self) -> str:
         return f"KVFormat({self.name})"

@@ -45,6 +45,7 @@ class Dense(Codec):
     """No quantization: the tensor in `dtype` (float32, float16 or bfloat16)."""
 
     has_kernel = True
+    scaled = False
 
     def __init__(self, dtype: str = "bfloat16"):
         if dtype not in DTYPES:

@@ -31,6 +31,7 @@ from kvlab.kernel.decode_parts_triton import (
     load_query,
     normalizer,
     query_columns,
+    turned_back,
     value_products,
     zero_parts,
 )
@@ -216,7 +217,8 @@ def sealed_part(
         v_up = head_address(slab, slot, vh, h, F.H, V.high)
         slab, slot = tl.load(base + ahead // F.P), (ahead % F.P).to(tl.int64)
         ahead = tl.load(row + place(i + 3, order, blocks, F)[0])
-    return m, tl.sum(lsum, 0), finish(acc, tl.sum(zsum, 0)[None, :], V)
+    out = finish(acc, tl.sum(zsum, 0)[None, :], V)
+    return m, tl.sum(lsum, 0), turned_back(out, V.parts) if V.rotated else out
 
 
 @triton.jit

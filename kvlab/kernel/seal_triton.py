@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents
 
 from kvlab.format import KVFormat
-from kvlab.kernel.codes_triton import DENSE, INT, narrow, tile_pointer, typed
+from kvlab.kernel.codes_triton import DENSE, INT, narrow, rotate, tile_pointer, typed
 from kvlab.kernel.quantize_ref import FP8_MAX, FP16_MAX, SCALE_FLOOR
 from kvlab.kernel.sides import TYPES, next_power, offsets, sides
 from kvlab.kernel.tune import device_facts
@@ -94,11 +94,12 @@ def seal_side(
     t, d = tl.arange(0, SP), tl.arange(0, D)
     seen = t < S
     x = tl.load(source + t[:, None] * ROW + d[None, :], mask=seen[:, None], other=0.0)
+    x = rotate(x.to(tl.float32)) if C.rotated else x.to(tl.float32)
     at = slab + slot * (C.data * H) + data + h * C.data
     if C.kind == DENSE:
-        y = narrow(x.to(tl.float32), C.dtype)
+        y = narrow(x, C.dtype)
     else:
-        y, scales, zeros = encode(x.to(tl.float32), seen[:, None], C)
+        y, scales, zeros = encode(x, seen[:, None], C)
         run = d if C.channel else t
         known = run < (D if C.channel else S)
         place = slab + slot * (C.scale * H) + h * C.scale

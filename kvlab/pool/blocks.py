@@ -14,6 +14,7 @@ from torch import Tensor
 from kvlab.core import BadInput, CacheGeometry, LayerShape
 from kvlab.format import Dense, KVFormat
 from kvlab.kernel.scratch import Scratch
+from kvlab.pool.apart import Apart, behind
 from kvlab.pool.slabs import LayerPlanes, Meter, SlabStore
 
 SLAB_TOKENS = 1024
@@ -45,6 +46,10 @@ def no_kernels(format: KVFormat, shape: LayerShape) -> str | None:
     the work; None where they can."""
     if not (format.key.has_kernel and format.value.has_kernel):
         return f"the kernels do not know the codecs of {format.name}"
+    if format.key.rotated:
+        return f"the kernels multiply keys as they are stored, and {format.name} turns them"
+    if format.sinks:
+        return f"the kernels do not know of the first {format.sinks} tokens kept apart"
     if shape.k_width != shape.v_width:
         return f"keys of width {shape.k_width} and values of {shape.v_width} differ"
     if shape.softcap is not None:
@@ -126,6 +131,7 @@ class BlockPool:
         self.sealed = SlabStore(format.planes(g), g.layers, rows, device, self.meter)
         dense = KVFormat(*(Dense(str(dtype).removeprefix("torch.")) for _ in range(2)))
         self.open = SlabStore(dense.planes(g), g.layers, 1, device, self.meter)
+        self.apart = Apart(format.sinks, self.shape, g.layers, dtype, device, self.meter)
         self._open_row: dict[int, int] = {}
         self._free_rows: list[int] = []
 
@@ -178,28 +184,33 @@ class BlockPool:
 
     # ---- sealed blocks
 
-    def reserve(self, blocks: list[int]) -> None:
-        """Have memory for these blocks to be sealed into."""
-        self.sealed.commit(blocks)
-
-    def forgo(self, blocks: list[int]) -> None:
-        """Give the sealed contents of `blocks` back, and what was reserved for them."""
-        self.sealed.drop(blocks)
-
     def ids(self, blocks: list[int]) -> Tensor | None:
         """Block ids as the kernels want them, int64 [n] on the device; None without kernels."""
         if self.fused is None:
             return None
         return torch.tensor(blocks).to(self.device, non_blocking=True)
 
+    def commit(self, blocks: list[int], first: bool = False) -> None:
+        """Take the memory that sealing `blocks` needs; first: the first of them begins a sequence.
+        """
+        self.sealed.commit(blocks)
+        self.apart.take(blocks[:first])
+
     def seal(
-        self, layer: int, blocks: list[int], k: Tensor, v: Tensor, ids: Tensor | None = None
+        self, layer: int, blocks: list[int], k: Tensor, v: Tensor, ids: Tensor | None = None,
+        count: Tensor | None = None,
     ) -> None:
         """Quantize `k`, `v` [n*S, H, D] into the n `blocks`; they are read-only from then on.
 
-        ids: `self.ids(blocks)`, where the caller has them already.
+        ids: `self.ids(blocks)`, where the caller has them already. count: int32 [H], how many
+        of each head's first tokens stay apart, where the first block begins a sequence; else all
+        that can.
         """
         self.sealed.commit(blocks)
+        if blocks and blocks[0] in self.apart.rows:
+            self.apart.write(layer, blocks[0], k, v, count)
+            count, size = self.apart.all if count is None else count, self.block_size
+            k, v = (torch.cat((behind(x[:size], count), x[size:])) for x in (k, v))
         if self.fused is not None:
             ids = self.ids(blocks) if ids is None else ids
             k, v = k.contiguous(), v.contiguous()
@@ -237,7 +248,9 @@ class BlockPool:
             ids = self.ids(blocks) if ids is None else ids
             return self.gather(self.sealed.layer(layer), ids)
         k, v = self.format.dequantize(self.sealed.read(layer, blocks), self.dtype)
-        return k.flatten(0, 1), v.flatten(0, 1)
+        k, v = k.flatten(0, 1), v.flatten(0, 1)
+        self.apart.patch(layer, blocks, k, v)
+        return k, v
 
     def gather(self, planes: LayerPlanes, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Blocks `ids` of any planes in this format, dequantized into the workspace."""
@@ -251,9 +264,14 @@ class BlockPool:
         for block in blocks:
             if block in self._open_row:
                 self.close_block(block)
-        self.forgo(blocks)
+        self.unseal(blocks)
+
+    def unseal(self, blocks: list[int]) -> None:
+        """Forget what `blocks` hold sealed."""
+        self.sealed.drop(blocks)
+        self.apart.drop(blocks)
 
     @property
     def nbytes(self) -> int:
         """Bytes really held, from the tensors: scales, open blocks and tables included."""
-        return self.sealed.nbytes + self.open.nbytes
+        return self.sealed.nbytes + self.open.nbytes + self.apart.nbytes

@@ -51,7 +51,7 @@ class HeadPool(BlockPool):
         """How many of `blocks` each head has, [L, H]."""
         return (self.rows(blocks) >= 0).sum(0)
 
-    def reserve(self, blocks):
+    def commit(self, blocks, first=False):
         for block in blocks:
             for layer, head in np.ndindex(*self.places):
                 self.sealed.commit([self._row(block, layer, head)])
@@ -68,7 +68,7 @@ class HeadPool(BlockPool):
             rows[layer, head] = heappop(self._free)
         return int(rows[layer, head])
 
-    def forgo(self, blocks):
+    def unseal(self, blocks):
         for block in blocks:
             rows = self._rows.pop(block, None)
             if rows is not None:
@@ -79,7 +79,7 @@ class HeadPool(BlockPool):
 
     # ---- sealed blocks
 
-    def seal(self, layer, blocks, k, v, ids=None, counts=None):
+    def seal(self, layer, blocks, k, v, ids=None, count=None, counts=None):
         """See `BlockPool.seal`. counts: how many of the blocks, from the first on, each head has;
         None: all of them."""
         heads = range(self.places[1])
@@ -91,7 +91,7 @@ class HeadPool(BlockPool):
             super().seal(0, rows, *pair, super().ids(rows))
 
     def seal_open(self, blocks):
-        self.reserve(blocks)
+        self.commit(blocks)
         if self.fused is None:
             for block in blocks:
                 for layer in range(self.places[0]):

@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from kvlab.report.entries import BYTES, Entry, names
 from kvlab.report.names import FAMILIES, Metric, arrow, byte_unit, interval, metric, number
 
-SUMMARY = (BYTES, "perplexity_delta_percent", "kl_mean_nats", "top1_agreement_percent")
+SUMMARY = (  # what was lost, then what it bought
+    *("perplexity_delta_percent", "needle_recall_percent", "task_score_percent"),
+    *("task_score_delta_points", BYTES, "kl_mean_nats"),
+    "top1_agreement_percent",
+)
 FILLERS = (
-    *("needle_recall_percent", "decode_tokens_per_second", "prefill_tokens_per_second"),
+    *("decode_tokens_per_second", "prefill_tokens_per_second"),
     *("ttft_ms", "token_hit_percent", "block_hit_percent", "peak_device_bytes"),
 )
 
@@ -33,7 +37,7 @@ class Table:
 
 
 def summary(everything: list[Entry], *, most: int = 6, short: bool = False) -> Table:
-    """What decides: bytes, loss, agreement, then others, up to `most` measurements.
+    """What decides: loss, bytes, agreement, then others, up to `most` measurements.
 
     `short` leaves intervals to the loss alone, where there is a loss. A variant that failed is
     listed with what it has.

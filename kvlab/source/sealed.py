@@ -123,7 +123,7 @@ class Sealed(Source):
 
     @property
     def nbytes(self) -> int:
-        return self.pool.sealed.nbytes
+        return self.pool.sealed.nbytes + self.pool.apart.nbytes
 
     @property
     def workspace_nbytes(self) -> int:

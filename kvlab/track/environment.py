@@ -224,4 +224,25 @@ def host_facts() -> dict:
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "memory_bytes": memory,
+        "load_average": load_average(),
+        "clock_mhz": clock_mhz(),
     }
+
+
+def load_average() -> float | None:
+    """Processes that wanted to run in the last minute, before this run began; None where the
+    system does not tell. More than half the cores: speeds are not to be believed."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (OSError, AttributeError):
+        return None
+
+
+def clock_mhz() -> float | None:
+    """The processor's clock, a mean over cores at this moment; None where it is not told."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    told = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    return round(sum(told) / len(told), 1) if told else None

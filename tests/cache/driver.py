@@ -25,7 +25,8 @@ def held_bytes(cache: PagedCache) -> int:
 
     Without the kernels' address tables: they stay, 64 KiB each, since graphs refer to them.
     """
-    stores: list[SlabStore] = [s for g in cache.groups for s in (g.pool.sealed, g.pool.open)]
+    stores: list[SlabStore] = [s for g in cache.groups
+                               for s in (g.pool.sealed, g.pool.open, g.pool.apart.store)]
     stores += [g.sources.digests.store for g in cache.groups if cache.spec.retrieval.selects]
     return sum(t.untyped_storage().nbytes() for s in stores for t in s.slabs.values())
 

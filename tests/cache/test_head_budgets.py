@@ -139,7 +139,7 @@ class Pair:
 
 @pytest.mark.parametrize("kernels", ["torch", "triton"])
 def test_each_head_holds_the_best_of_its_layer(kernels):
-    pair = Pair(make(**BASE, budget=AdaKV(), budget_blocks=5, kernels=kernels))
+    pair = Pair(make(**BASE, budget=AdaKV(), budget_blocks=5, kernels=kernels), seed=6)
     seq = pair.open()
     held = set()
     for count in (33, 1, 1) if kernels == "triton" else (20, 7, 33, 1, 5, *(30 * (1,)), 9):

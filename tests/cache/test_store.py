@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from kvlab.cache import manifest as manifests
 from kvlab.core import BadInput
-from kvlab.format import NAMES
+from kvlab.format import NAMES, by_name
 from kvlab.model import PagedCache, prefill
 
 SIZE = 8
@@ -51,7 +51,7 @@ def store(model, tmp_path):
     return tmp_path / "store"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, by_name("int4", sinks=4)], ids=str)
 def test_every_format_comes_back_as_it_was(model, tmp_path, name):
     ids, old = prompt(60), paged(model, format=name, block_size=16)
     serve(model, old, ids)

@@ -36,6 +36,9 @@ def test_tokens_are_compared_with_tokens():
     random, window = controls([mass], 128)
     assert random.spec.by_token and random.spec.groups == "per_head"
     assert window.spec.evict == "block" and window.spec.policy().name == "fifo"
+    unlike = variant("snapkv adakv 10%", policy="snapkv", budget_percent=10, budget="adakv")
+    random, window = controls([unlike], 128)
+    assert random.spec.budget.by_head and window.spec.budget.name == "equal"
 
 
 def test_each_ledger_gets_a_shuffled_policy_of_its_own():
@@ -87,7 +90,7 @@ def test_eviction_to_the_host_loses_nothing():
 def test_companions_are_found_by_what_they_are():
     window = SinkWindow(4, 64)
     mass, fifo, random = (
-        variant(f"{name} 10%", policy=name, budget_percent=10, window=window)
+        variant(f"{name} 10%", policy=name, budget_percent=10, window=window, evict="block")
         for name in ("attention_mass", "fifo", "random")
     )
     everyone = [Runner(v.name, v.params, v.spec) for v in

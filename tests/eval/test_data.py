@@ -50,6 +50,19 @@ def test_short_documents_are_passed_over(tokenizer, tmp_path):
     assert [d.id for d in TextFile(str(tmp_path)).documents(tokenizer, 1, 50)] == ["b"]
 
 
+def test_a_lone_text_is_cut_into_the_documents_wanted(tokenizer, tmp_path, capsys):
+    file = tmp_path / "poem.txt"
+    file.write_text(POEM * 10)
+    whole = tokenizer(POEM * 10)["input_ids"]
+    found = TextFile(str(file)).documents(tokenizer, 3, 50)
+    assert [d.id for d in found] == ["poem 1/3", "poem 2/3", "poem 3/3"]
+    assert [t for d in found for t in d.ids.tolist()] == whole[:150]
+    assert "cut into 3 documents of 50 tokens" in capsys.readouterr().err
+    assert [d.id for d in TextFile(str(file)).documents(tokenizer, 1, 50)] == ["poem"]
+    with pytest.raises(BadInput, match=f"enough for {len(whole) // 100} documents of 100"):
+        TextFile(str(file)).documents(tokenizer, 9, 100)
+
+
 @pytest.mark.parametrize(
     ("count", "tokens", "words"),
     [

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from harness import past
 
 from kvlab.core import BadInput
-from kvlab.format import NAMES, Dense, Fp8, Int, KVFormat, by_name
+from kvlab.format import NAMES, Dense, Fp8, Int, KVFormat, Rotated, by_name
 from kvlab.format.base import Codec
 from kvlab.kernel import blocks_ref
 from kvlab.kernel.scratch import Scratch
@@ -82,6 +82,10 @@ PAIRS = {
     "fp8 per channel, slow value layout": (Fp8("channel"), Int(4, "token")),
     "slow key layout": (Int(8, "auto", slots_last=True), Fp8("token")),
     "dense keys": (Dense("float16"), Int(2, "token", slots_last=True)),
+    "rotated, four to a byte": (Int(4), Rotated(Int(2, "token", slots_last=True))),
+    "rotated, two to a byte, per channel": (Int(8), Rotated(Int(4, "channel", slots_last=True))),
+    "rotated fp8": (Fp8("token"), Rotated(Fp8("token", True))),
+    "rotated, dense": (Dense("float16"), Rotated(Dense("float16"))),
 }
 
 

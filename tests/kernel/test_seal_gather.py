@@ -5,7 +5,7 @@ import torch
 from harness import stores
 
 from kvlab.core import CacheGeometry
-from kvlab.format import NAMES, Fp8, Int, KVFormat, by_name
+from kvlab.format import NAMES, Dense, Fp8, Int, KVFormat, Rotated, by_name
 from kvlab.kernel import blocks_ref
 
 gather = pytest.importorskip("kvlab.kernel.gather_triton").gather
@@ -16,6 +16,8 @@ FORMATS = {name: by_name(name) for name in NAMES} | {
     "int3 slots last": KVFormat(Int(3, "token", True, True), Int(3, "channel")),
     "fp8 per channel": KVFormat(Fp8("channel", True), Fp8("channel")),
     "int8 with zeros": KVFormat(Int(2, "channel", True), Int(8, "token", False, True)),
+    "rotated int2": KVFormat(Int(4), Rotated(Int(2, "token", slots_last=True))),
+    "rotated fp8": KVFormat(Dense("float16"), Rotated(Fp8("channel"))),
 }
 SHAPES = [(16, 64, torch.bfloat16), (24, 128, torch.float16), (4, 32, torch.float32)]
 BLOCKS = [5, 0, 3]
