@@ -122,7 +122,7 @@ def storages(cache: PagedCache) -> int:
     parts = [entries for s in stories for entries in s.entries.values()]
     told = {x.data_ptr(): x.nbytes for part in parts for x in part}
     if cache.spec.by_token:
-        scores = [x for g in cache.groups for s in g.watch.standing.values()
+        scores = [x for g in cache.groups for s in g.watch.standings.of.values()
                   for x in (s.score, s.steps)]
         told |= {x.data_ptr(): x.untyped_storage().nbytes() for x in scores if x.numel()}
     return sum(t.untyped_storage().nbytes() for t in slabs) + sum(told.values())

@@ -57,7 +57,8 @@ class ChoosingHolding(Holding):
         table.length = used * size + step.rest_count
         table.changes += 1
         self.ledger.seal(step.chosen[:used], depth=range(used))
-        self.evictions += length // size - len(step.old) + chooser.held(step.old) - step.keep
+        gone = length // size - len(step.old) + chooser.held(step.old) - step.keep
+        self.room.evictions += gone
         chooser.chose(step, length - table.length, self.seen[step.seq])
         self.release(step.seq, old[::-1])
         slide(self, step.seq)

@@ -22,12 +22,6 @@ class Kept(NamedTuple):
         return self.index[layer], None if self.counts is None else self.counts[layer]
 
 
-def best_of(score: Tensor, keep: int) -> Tensor:
-    """The `keep` largest of the last dim, in order of place; of equals the first."""
-    best = score.argsort(dim=-1, descending=True, stable=True)[..., :keep]
-    return best.sort(-1).values
-
-
 def best_of_each(score: Tensor, counts: list[list[int]], size: int) -> Kept:
     """Of score [L, H, n] the best tokens of each head, counts[l][h] blocks of `size` of them."""
     n, most = score.shape[-1], size * max(map(max, counts))

@@ -17,7 +17,6 @@ from kvlab.blocks import BlockLedger, BlockTable
 from kvlab.cache.heads import (
     Kept,
     adaptive,
-    best_of,
     best_of_each,
     protect,
     protected_blocks,
@@ -26,6 +25,7 @@ from kvlab.cache.scores import scorer_of
 from kvlab.cache.tokens import Standing, TokenWatch
 from kvlab.cache.watch import Watch
 from kvlab.core import BadInput, BlockId, KvlabError, SeqId
+from kvlab.kernel import best_ref
 from kvlab.pool import BlockPool
 from kvlab.source import Extent
 
@@ -78,17 +78,17 @@ class Repack:
     # ---- the life of a sequence
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
-        self.watch.fork(parent, child)
+        self.watch.standings.fork(parent, child)
         if parent in self.past:
             self.past[child] = self.past[parent]
 
     def close(self, seq: SeqId) -> None:
-        self.watch.close(seq)
+        self.watch.standings.close(seq)
         self.past.pop(seq, None)
 
     def crop(self, seq: SeqId, length: int) -> None:
         """Forget how tokens of the table from `length` on stand."""
-        self.watch.cut(seq, length // self.size * self.size)
+        self.watch.standings.cut(seq, length // self.size * self.size)
         if not length:
             self.past.pop(seq, None)
 
@@ -149,14 +149,14 @@ class Repack:
         table.ids[: len(old)] = new
         table.length -= (len(old) - len(new)) * self.size
         table.changes += 1
-        self.watch.choose(seq, kept, len(old) * self.size)
+        self.watch.standings.choose(seq, kept, len(old) * self.size, self.size)
         gone = (len(old) - len(new)) * self.size
         self.past[seq] = Past(seen, self.past.get(seq, (0, 0))[1] + gone)
         return old
 
     def _chosen(self, seq: SeqId, blocks: list[BlockId], keep: int, fill: int) -> Kept:
         """The tokens that stay, `keep` blocks of a head on average, in the order of the table."""
-        score = self.watch.ranked(seq, len(blocks) * self.size)
+        score = self.watch.standings.ranked(seq, len(blocks) * self.size)
         if not self.budget.by_head:
             return self._best(score, keep, fill)
         have = self.pool.held(blocks)
@@ -187,7 +187,7 @@ class Repack:
             return best_of_each(score, counts, self.size)
         for begin, end in self.window.protected(score.shape[-1] + fill):
             score[..., begin:end] = torch.inf
-        return Kept(best_of(score, keep * self.size))
+        return Kept((self.pool.fused or best_ref).best_of(score, keep * self.size))
 
     # ---- within a step
 
@@ -228,7 +228,7 @@ class Repack:
         rows, _ = self._coming.pop(e.seq), self._plan.pop(e.seq, None)
         rows = [row.padded(max(r.tokens for r in rows)) for row in rows]
         score, steps = (torch.cat([getattr(r, n) for r in rows]) for n in ("score", "steps"))
-        self.watch.set(e.seq, Standing(score, steps, rows[0].most))
+        self.watch.standings[e.seq] = Standing(score, steps, rows[0].most)
         self.past[e.seq] = Past(seen, self.past.get(e.seq, (0, 0))[1] + gone)
 
     def undo(self, e: Extent) -> None:

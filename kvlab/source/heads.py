@@ -54,7 +54,7 @@ class HeadTables(DecodeTables):
             held = np.ascontiguousarray(first.transpose(1, 2, 0).astype(np.int32))
             upload(held, self.table[:, mine, : len(first)])
 
-    def refresh(self, extents, tables, open_rows):
+    def refresh(self, extents, tables, open_rows, first_row=None):
         for row, e in enumerate(extents):
             table = tables[e.seq]
             if self._seen[row] != (e.seq, table.changes):
@@ -62,8 +62,8 @@ class HeadTables(DecodeTables):
                 self._seen[row] = e.seq, table.changes
         slots = [r * self.heads + h for r in open_rows for h in range(self.heads)]
         fills = [e.fill for e in extents for _ in range(self.heads)]
-        numbers = np.array([[0] * len(slots), slots, fills, [n + 1 for n in fills]], np.int32)
-        upload(numbers, self._numbers)
+        numbers = [slots, fills, [n + 1 for n in fills]]
+        upload(np.array(numbers, dtype=np.int32), self._numbers[1:4])
 
 
 class HeadSealed(Sealed):

@@ -101,7 +101,7 @@ class Driver:
 
     def resident(self, seq, layer, length):
         """Bool [length]: tokens whose block is no hole."""
-        group = self.cache.groups[self.cache._place[layer][0]]
+        group = self.cache.groups[self.cache.place[layer][0]]
         keep = torch.ones(length, dtype=torch.bool)
         for hole in group.tables[seq].holes:
             if group.away.key(seq, hole) is not None:
@@ -113,7 +113,7 @@ class Driver:
         """Replace sealed tokens of `past` by what their blocks hold, read back from the pool."""
         for layer, (k, v) in enumerate(self.past[seq]):
             k, v = k.clone(), v.clone()
-            number, local = self.cache._place[layer]
+            number, local = self.cache.place[layer]
             group = self.cache.groups[number]
             size = group.block_size
             for index, block in enumerate(group.tables[seq].ids[: len(k) // size]):

@@ -79,7 +79,7 @@ class Pair:
             atol = 2e-3 if cache.spec.kernels == "triton" else 2e-5
             torch.testing.assert_close(out, torch.cat(want, 1), rtol=0, atol=atol)
         cache.commit()
-        ((keep, *_),) = [cache._kept([seq])]
+        ((keep, *_),) = [cache.shares.kept([seq])]
         self.choose(seq, keep[seq], count == 1, looks)
         self.check()
 
@@ -119,7 +119,7 @@ class Pair:
 
     @property
     def kept(self):
-        return self.cache._kept([next(iter(self.heads))])[0][next(iter(self.heads))] // SIZE
+        return self.cache.shares.kept([next(iter(self.heads))])[0][next(iter(self.heads))] // SIZE
 
     def check(self):
         self.cache.check()

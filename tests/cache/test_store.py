@@ -106,7 +106,7 @@ def test_what_is_known_already_is_not_loaded_twice(model, store):
     blocks = cache.stats().blocks
     assert cache.load(store).blocks == 0 and cache.stats().blocks == blocks == 7
     cache.check()
-    cache.groups[0].held.index.check()
+    cache.groups[0].held.known.index.check()
     cache.reset()
     assert held_bytes(cache) == 0
 
