@@ -63,8 +63,10 @@ def simulate(
     if isinstance(trace, Trace):
         trace.check_shares()
     shape = shape_by_name(shape)
+    _check_hosts(host, prefix, trace)
     if compiled:
-        _check_compiled(service, events, host)
+        if service or events:
+            raise BadInput("compiled", True, "has no service times and no events")
         runner = _compiled(policy, capacity_blocks, trace, prefix, partial_blocks, host, shape)
     else:
         if isinstance(policy, str) and asked(policy).foresees:
@@ -134,22 +136,29 @@ def _check_known_ahead(name: str, trace, service=None) -> None:
 
 def _compiled(policy, capacity, trace, prefix, partial_blocks, host, shape) -> Compiled:
     cost = recompute_cost(shape, trace.block_size) if prefix else (lambda depth: 1.0)
+    named = isinstance(policy, str)
+    _check_asks(asked(policy) if named else policy, prefix, trace)
+    tiers = [(tier.policy, _capacity(tier.capacity_blocks), tier.mode) for tier in _levels(host)]
     runner = Compiled(
         policy, _capacity(capacity), prefix, not_hittable(partial_blocks), cost=cost,
-        host=host and (host.policy, _capacity(host.capacity_blocks), host.mode),
-        whole=isinstance(trace, Trace),
+        tiers=tiers, whole=isinstance(trace, Trace),
     )  # fmt: skip
-    if policy == "belady":
+    if named and asked(policy).foresees:
         _check_known_ahead(policy, trace)
+        if policy != "belady" and not prefix:
+            raise BadInput("prefix", prefix, f"{policy} goes by requests; it needs prefix=True")
         runner.foresee(trace, hittable(trace, capacity, partial_blocks) if prefix else None)
     return runner
 
 
-def _check_compiled(service, events, host) -> None:
-    if service or events:
-        raise BadInput("compiled", True, "has no service times and no events")
-    if host and host.behind:
-        raise BadInput("compiled", True, "has two tiers at most; leave host.behind out")
+def _levels(host: Host | None) -> list[Host]:
+    return [] if host is None else [host, *_levels(host.behind)]
+
+
+def _check_hosts(host: Host | None, prefix: bool, trace) -> None:
+    for tier in _levels(host):
+        named = isinstance(tier.policy, str)
+        _check_asks(asked(tier.policy) if named else tier.policy, prefix, trace)
 
 
 def _check(prefix, partial_blocks, host, service) -> None:

@@ -9,21 +9,30 @@ from kvlab.sim.compiled import behind as b
 from kvlab.sim.compiled import verbs as p  # those of policies are given by `bind`
 from kvlab.sim.compiled.blocks import free, seal
 from kvlab.sim.compiled.state import CAPACITY, CONTENT, HELD, NOTE, NOW, WHERE
-from kvlab.sim.outcome import BROKEN_CHAIN, HIT, HOST_HIT, MISS, PARTIAL, REFUSED
+from kvlab.sim.outcome import BROKEN_CHAIN, HIT, MISS, PARTIAL, REFUSED
 
 
-def replay(s, host, ids, first, partial, code, gone, gone_at, block, at, moved):
+def replay(s, host, ids, first, partial, moments, code, gone, gone_at, block, at, moved):
     """Replay requests; how many blocks left, `gone` [E] the contents and `gone_at` [E] when.
 
     s, host: the states of the tiers. ids int32 [A] contents; first int64 [R + 1]; partial bool [R]:
-    the last block must not hit. Written: code uint8 [A], gone int32 [A], gone_at int64 [A].
+    the last block must not hit; moments as in `moments`. Written: code uint8 [A], gone int32 [A], gone_at int64 [A].
     block and moved int32, at int64: room for the longest request.
     """
     left = 0
     for request in range(len(first) - 1):
         begin, end = first[request], first[request + 1]
+        p.begin(s, moments, request)
+        b.begin(host, moments, request)
+        x = p.expired(s) if p.EXPIRES else 0
+        while x:
+            gone[left], gone_at[left] = s.meta[x, CONTENT], begin
+            left += 1
+            free(s, x, p.ORDERED)
+            x = p.expired(s)
         unique, missing = look_up(s, host, ids, begin, end, code, block, at)
-        if unique > s.book[CAPACITY]:
+        short = missing + s.book[HELD] - s.book[CAPACITY]
+        if unique > s.book[CAPACITY] or (short > 0 and not p.EVICTS):
             give_up(s, ids, unique, block, at)
             code[begin:end] = REFUSED
         else:
@@ -31,7 +40,6 @@ def replay(s, host, ids, first, partial, code, gone, gone_at, block, at, moved):
                 code[end - 1] = PARTIAL
             pin(s, unique, block)
             b.claim(host, ids, unique, block, at)
-            short = missing + s.book[HELD] - s.book[CAPACITY]
             if short > 0:
                 evict(s, ids, begin, short, moved)
                 for i in range(short):
@@ -57,11 +65,9 @@ def look_up(s, host, ids, begin, end, code, block, at):
         x = where[content, WHERE]
         if x > 0:
             code[access] = HIT if leading else BROKEN_CHAIN
-        elif leading and b.holds(host, content):
-            code[access] = HOST_HIT
         else:
-            leading = False
-            code[access] = MISS
+            code[access] = b.holds(host, content) if leading else MISS
+            leading = code[access] >= HIT
         if x < 0 or (x > 0 and s.node[x, NOTE]):  # named before in this request
             at[-1 - x if x < 0 else s.node[x, NOTE] - 1] = access
             continue
