@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvlab.policy.adaptive import Adaptive
+from kvlab.policy.adaptive import USES_TOLD, Adaptive
 from kvlab.policy.admission import AdmitCost, AdmitReuse
 from kvlab.policy.attention_mass import AttentionMass
 from kvlab.policy.base import (
@@ -25,6 +25,7 @@ from kvlab.policy.moment import Moment
 from kvlab.policy.priority import Hybrid, Priority
 from kvlab.policy.requests import RequestARC, RequestLFU
 from kvlab.policy.scored import TOVA, ExpectedAttention, KeyNorm, SnapKV
+from kvlab.policy.shadows import SHIFT, SPREAD, share_of
 from kvlab.policy.shuffled import Shuffled
 from kvlab.policy.timed import TTL, KeepUntilReturn
 
@@ -32,6 +33,7 @@ __all__ = [
     "ARC", "Adaptive", "AdmitCost", "AdmitReuse", "AttentionMass", "Belady", "BlockMeta",
     "EvictionPolicy", "ExpectedAttention", "FIFO", "GDSF", "Hybrid", "KeepUntilReturn", "KeyNorm",
     "LFU", "LRU", "LeafFirst", "Learned", "MQ", "Moment", "NoEviction", "PGDSF", "Priority",
-    "PriorityPolicy", "Random", "RequestARC", "RequestLFU", "S3FIFO", "SIEVE", "Shuffled", "SnapKV",
-    "TOVA", "TTL", "WALRU", "asked", "by_name", "names",
+    "PriorityPolicy", "Random", "RequestARC", "RequestLFU", "S3FIFO", "SHIFT", "SIEVE", "SPREAD",
+    "Shuffled", "SnapKV", "TOVA", "TTL", "USES_TOLD", "WALRU", "asked", "by_name", "names",
+    "share_of",
 ]  # fmt: skip

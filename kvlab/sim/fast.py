@@ -10,19 +10,19 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from kvlab.core import BadInput
-from kvlab.policy import EvictionPolicy, asked, by_name
+from kvlab.policy import Adaptive, EvictionPolicy, asked, by_name
 from kvlab.sim.outcome import Outcome, Tally
 from kvlab.sim.sizes import ModelShape
 from kvlab.sim.trace import Trace
 
 try:
-    from kvlab.sim.compiled import catalog, sums
+    from kvlab.sim.compiled import catalog, chooser, sums
     from kvlab.sim.compiled import runner as loops
 except ModuleNotFoundError:  # numba is an optional extra
-    catalog = sums = loops = None
+    catalog = chooser = sums = loops = None
 
 PREFIX = (
-    "admit_cost", "admit_reuse", "arc", "belady", "fifo", "gdsf", "hybrid",
+    "adaptive", "admit_cost", "admit_reuse", "arc", "belady", "fifo", "gdsf", "hybrid",
     "keep_until_return", "leaf_first", "learned", "lfu", "lru", "mq", "none", "pgdsf", "priority",
     "random", "request_arc", "request_lfu", "s3fifo", "sieve", "ttl", "wa_lru",
 )  # fmt: skip
@@ -52,9 +52,16 @@ class Compiled:
             raise BadInput("compiled", True, 'needs numba: pip install "kvlab[fast]"')
         self._prefix = prefix
         behind = [(_made(by_name(p) if isinstance(p, str) else p), *rest) for p, *rest in tiers]
-        self._runner = loops.Runner(
-            _made(policy), capacity, behind, prefix, partial_misses, cost, whole
-        )
+        how = partial_misses, cost, whole
+        if policy == Adaptive.name:
+            policy = Adaptive()
+        if type(policy) is Adaptive:
+            if not prefix:
+                raise BadInput("compiled", True, "has the adaptive chooser with prefix=True only")
+            members = [_made(member) for member in policy.members]
+            self._runner = chooser.Chooser(policy, members, capacity, behind, *how)
+        else:
+            self._runner = loops.Runner(_made(policy), capacity, behind, prefix, *how)
 
     def foresee(self, trace: Trace, uses: np.ndarray | None) -> None:
         """Tell the policy the future: this trace, of each request the first `uses` [R] accesses;
@@ -87,6 +94,8 @@ def _made(policy: str | EvictionPolicy):
 
 def _why_not(policy: EvictionPolicy) -> str:
     member = getattr(policy, "member", None)
+    if isinstance(policy, Adaptive):
+        return "is compiled alone: not for a tier behind, over leaves or behind a door"
     if policy.scored:
         return "goes by scores of attention, which no trace has; compiled replay leaves it out"
     if member is not None and member.foresees:

@@ -19,7 +19,6 @@ from kvlab.policy import (
     AdmitCost,
     AdmitReuse,
     AttentionMass,
-    Belady,
     Hybrid,
     KeepUntilReturn,
     LeafFirst,

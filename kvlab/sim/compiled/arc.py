@@ -3,8 +3,8 @@
 Request ARC is ARC whose target moves once a request for each ghost list.
 """
 
-from kvlab.sim.compiled import ghosts, lines
 from kvlab.policy import RequestARC
+from kvlab.sim.compiled import ghosts, lines
 from kvlab.sim.compiled.bind import verb
 from kvlab.sim.compiled.state import CAPACITY, CLOCK, CONTENT, LISTS, MINE, SIZE
 

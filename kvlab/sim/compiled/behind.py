@@ -50,7 +50,7 @@ def hear(host, moments, request):
     p.begin(host, moments, request)
     x = p.expired(host) if p.EXPIRES else 0
     while x:
-        free(host, x, p.ORDERED)
+        free(host, x)
         host.book[DROPPED] += 1
         x = p.expired(host)
 
@@ -78,7 +78,7 @@ def waits(host, content):
 def take(host, x):
     """It leaves at once, so that making room on the device cannot push it out."""
     p.remove(host, x)
-    free(host, x, p.ORDERED)
+    free(host, x)
 
 
 def take_all(host, ids, unique, block, at):
@@ -135,7 +135,7 @@ def put(s, host, moved, count):
         if p.EXPECTS:
             p.expect(host, s.meta[moved[count - short + i], CONTENT])
         x = p.pop(host)
-        free(host, x, p.ORDERED)
+        free(host, x)
         g.note(host, i, x)
     if short > 0:
         host.book[DROPPED] += short
@@ -143,7 +143,7 @@ def put(s, host, moved, count):
     for i in range(count - fit, count):
         row = s.meta[moved[i]]
         host.book[NOW] += 1
-        p.add(host, seal(host, row[CONTENT], row[PARENT], row[DEPTH], p.ORDERED), -1)
+        p.add(host, seal(host, row[CONTENT], row[PARENT], row[DEPTH]), -1)
 
 
 def touch(s, host, moved, count):

@@ -40,6 +40,7 @@ from kvlab.sim.compiled import (
     wa_lru,
     worth,
 )  # fmt: skip
+from kvlab.sim.compiled import refill as refills
 from kvlab.sim.compiled.bind import bind, module_of
 from kvlab.sim.compiled.state import CHILDREN, OWN, State, new_state, with_door
 
@@ -137,7 +138,6 @@ def _over(template: ModuleType, label: str, member: ModuleType, names: dict, **s
 def _by_leaves(member: ModuleType) -> ModuleType:
     return _over(
         leaves, "leaves", member, {}, WIDTH=max(member.WIDTH, CHILDREN + 1),
-        ORDERED=True,  # of equally deep ones that wait for each other
         prepare=lambda state, policy: member.prepare(state, policy.member),
     )  # fmt: skip
 
@@ -152,7 +152,8 @@ def _behind_door(rule: ModuleType, member: ModuleType) -> ModuleType:
         state.door.key[OWN] = policy.door
 
     return _over(
-        admission, label, member, {"w": rule}, DOOR_WIDTH=rule.DOOR_WIDTH, prepare=prepare
+        admission, label, member, {"w": rule}, DOOR_WIDTH=rule.DOOR_WIDTH, COUNTS=False,
+        prepare=prepare,
     )
 
 
@@ -191,6 +192,12 @@ def _tier(bound: dict, mode: str) -> ModuleType:
 def _sinks(which: dict, label: str, **names) -> ModuleType:
     bound = bind(sinks, label, **names)
     return module_of(label, {name: bound[does] for name, does in which.items()})
+
+
+@cache
+def refill(verbs: ModuleType):
+    """The compiled loop that tells a new leader of the blocks that are there."""
+    return bind(refills, verbs.__name__, "refill", p=verbs)["refill"]
 
 
 @cache

@@ -1,5 +1,5 @@
-"""Policies by class, `policy.classes.ByClass`: a line for each class, the heads are compared. Bound to
-a policy `w`, which says what differs:
+"""Policies by class, `policy.classes.ByClass`: a line for each class, the heads are compared. Bound
+to a policy `w`, which says what differs:
 
 row(s, x)          the number of the class of a block that is used now, below COUNT
 clock(s)           the time of a use

@@ -5,7 +5,7 @@ from kvlab.sim.compiled.bind import verb
 from kvlab.sim.compiled.gdsf import hold, pop, release, remove  # noqa: F401
 from kvlab.sim.compiled.state import CLOCK, DEPTH, USES
 
-ORDERED = ORDER = EARLY = COUNTS = True
+ORDER = EARLY = COUNTS = True
 
 
 @verb

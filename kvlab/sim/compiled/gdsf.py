@@ -4,7 +4,7 @@ from kvlab.sim.compiled import order
 from kvlab.sim.compiled.bind import verb
 from kvlab.sim.compiled.state import CLOCK, USES
 
-ORDERED = ORDER = EARLY = COUNTS = True
+ORDER = EARLY = COUNTS = True
 hold, release, remove = order.hold, order.release, order.remove
 
 

@@ -1,4 +1,4 @@
-"""KeepUntilReturn: lines 0, and 1 of blocks whose request called a tool. `key` is the ms of a use."""
+"""KeepUntilReturn: lines 0, and 1 of blocks whose request called a tool; `key` is when, in ms."""
 
 from kvlab.sim.compiled import lines
 from kvlab.sim.compiled.bind import verb

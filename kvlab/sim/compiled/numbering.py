@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from kvlab.sim.compiled.bind import cached
 from kvlab.sim.compiled.state import FIRST_CONTENT
 

@@ -1,5 +1,5 @@
-"""What becomes of what a tier gives up: it is gone, or goes to the tier below, bound to the function
-`left` of that one."""
+"""What becomes of what a tier gives up: it is gone, or goes to the tier below, bound to the
+function `left` of that one."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Two tiers behind the device as one, `sim.tiers.Stack` on arrays: bound to the functions `u` of the
-upper tier and `l` of the lower one, both of `behind`.
+"""Two tiers behind the device as one, `sim.tiers.Stack` on arrays: bound to the functions `u` of
+the upper tier and `l` of the lower one, both of `behind`.
 
 The state of the upper one is `state.Stacked`. What it gives up goes down; a content that both hold
 is taken from the upper one.

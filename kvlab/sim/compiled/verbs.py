@@ -9,7 +9,7 @@ begin(s, moments, request)  a request comes: row `request` of `moments` (see `mo
 expired(s)        where EXPIRES: the next block whose time is over, forgotten here; 0: no more
 
 prepare(state, policy)  plain Python: the policy's parameters, from the object, into an empty state
-ORDERED: ties go by block id, so that ids must be the ledger's own. MARKED: pins leave a mark.
+MARKED: pins leave a mark.
 EXPECTS: it listens to `expect`. ORDER: it uses the arrays of `order`. EARLY: a block may be held
 before it is added, which spares the work of taking it out again. EVICTS: it ever gives blocks up.
 WIDTH: columns of `content`. ROWS: more rows of `node` than blocks, as (a block, in all). NOTES:
@@ -21,10 +21,10 @@ from __future__ import annotations
 from kvlab.sim.compiled.bind import verb
 from kvlab.sim.compiled.state import CHILDREN
 
-ORDERED = MARKED = EXPECTS = ORDER = EARLY = EXPIRES = COUNTS = False
+MARKED = EXPECTS = ORDER = EARLY = EXPIRES = COUNTS = False
 EVICTS = True
 WIDTH, ROWS, NOTES, DOOR_WIDTH = CHILDREN, (0, 0), 0, 0
-SAYS = "ORDERED", "MARKED", "EXPECTS", "ORDER", "EVICTS", "COUNTS", "WIDTH", "ROWS", "NOTES"
+SAYS = "MARKED", "EXPECTS", "ORDER", "EVICTS", "COUNTS", "WIDTH", "ROWS", "NOTES"
 SAYS += ("DOOR_WIDTH",)
 
 

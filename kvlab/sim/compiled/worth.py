@@ -6,7 +6,7 @@ from kvlab.sim.compiled import order
 from kvlab.sim.compiled.bind import verb
 from kvlab.sim.compiled.state import DEPTH, NOW, OWN, USES
 
-ORDERED = ORDER = EARLY = COUNTS = True
+ORDER = EARLY = COUNTS = True
 HALF_LIFE, FREQUENCY, POWER = range(OWN, OWN + 3)
 hold, release, remove, pop = order.hold, order.release, order.remove, order.pop
 
