@@ -25,7 +25,7 @@ from kvlab.policy.moment import Moment
 from kvlab.policy.priority import Hybrid, Priority
 from kvlab.policy.requests import RequestARC, RequestLFU
 from kvlab.policy.scored import TOVA, ExpectedAttention, KeyNorm, SnapKV
-from kvlab.policy.shadows import SHIFT, SPREAD, share_of
+from kvlab.policy.shadows import SHIFT, SPREAD, share_of, thinned
 from kvlab.policy.shuffled import Shuffled
 from kvlab.policy.timed import TTL, KeepUntilReturn
 
@@ -35,5 +35,5 @@ __all__ = [
     "LFU", "LRU", "LeafFirst", "Learned", "MQ", "Moment", "NoEviction", "PGDSF", "Priority",
     "PriorityPolicy", "Random", "RequestARC", "RequestLFU", "S3FIFO", "SHIFT", "SIEVE", "SPREAD",
     "Shuffled", "SnapKV", "TOVA", "TTL", "USES_TOLD", "WALRU", "asked", "by_name", "names",
-    "share_of",
+    "share_of", "thinned",
 ]  # fmt: skip

@@ -60,7 +60,7 @@ class Adaptive(EvictionPolicy):
         self.share = share_of(capacity, self.floor)
         room = None if capacity is None else max(1, capacity // self.share)
         self.choice = Choice(self, capacity)
-        self._shadows = [Shadow(member, room) for member in self.members]
+        self._shadows = [Shadow(member, room, self.share) for member in self.members]
         self._follow(0)
 
     def _follow(self, leader: int) -> None:

@@ -28,6 +28,18 @@ def followed(key: Hashable, share: int) -> bool:
     return not ((number * SPREAD & BITS) >> SHIFT) & (share - 1)
 
 
+def thinned(policy: EvictionPolicy, share: int) -> EvictionPolicy:
+    """A copy for a shadow that sees one access in `share`: what it measures in accesses shrinks."""
+    policy = inner = deepcopy(policy)
+    while inner is not None:
+        for name in ("lifetime", "half_life"):
+            if hasattr(inner, name):
+                value = getattr(inner, name)
+                setattr(inner, name, type(value)(max(1, value / share)))
+        inner = getattr(inner, "member", None)
+    return policy
+
+
 class Shadow:
     """One policy over the followed contents of all requests, in a share of the capacity.
 
@@ -35,8 +47,8 @@ class Shadow:
     sampling the misses are those of the policy alone: a block hits where all before it do.
     """
 
-    def __init__(self, policy: EvictionPolicy, capacity: int | None):
-        self.policy, self.capacity = deepcopy(policy), capacity
+    def __init__(self, policy: EvictionPolicy, capacity: int | None, share: int):
+        self.policy, self.capacity = thinned(policy, share), capacity
         self.policy.resize(capacity)
         self._metas: dict[Hashable, BlockMeta] = {}
         self._known: list[tuple[BlockMeta, Hashable]] = []  # by id

@@ -58,7 +58,7 @@ class Compiled:
         if type(policy) is Adaptive:
             if not prefix:
                 raise BadInput("compiled", True, "has the adaptive chooser with prefix=True only")
-            members = [_made(member) for member in policy.members]
+            members = [_member(member) for member in policy.members]
             self._runner = chooser.Chooser(policy, members, capacity, behind, *how)
         else:
             self._runner = loops.Runner(_made(policy), capacity, behind, prefix, *how)
@@ -90,6 +90,14 @@ def _made(policy: str | EvictionPolicy):
     if policy.capacity is not None or len(policy):
         raise BadInput("policy", policy.name, "has served a cache already; give a new one")
     return found
+
+
+def _member(policy: EvictionPolicy):
+    """A member of the adaptive chooser: one that can begin in the middle of a trace."""
+    if policy.foresees or type(catalog.innermost(policy)) in catalog.BY_BIRTH:
+        remedy = "is no member of a compiled chooser: it goes by the future or by birth"
+        raise BadInput("policy.members", policy.name, remedy)
+    return _made(policy)
 
 
 def _why_not(policy: EvictionPolicy) -> str:

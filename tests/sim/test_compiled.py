@@ -16,9 +16,11 @@ from kvlab.policy import (
     S3FIFO,
     TTL,
     WALRU,
+    Adaptive,
     AdmitCost,
     AdmitReuse,
     AttentionMass,
+    Belady,
     Hybrid,
     KeepUntilReturn,
     LeafFirst,
@@ -27,7 +29,16 @@ from kvlab.policy import (
     asked,
     by_name,
 )  # fmt: skip
-from kvlab.sim import CostModel, Definitions, Host, TraceStream, fast, from_requests, simulate
+from kvlab.sim import (
+    CostModel,
+    Definitions,
+    Host,
+    Sessions,
+    TraceStream,
+    fast,
+    from_requests,
+    simulate,
+)  # fmt: skip
 from kvlab.sim import write_trace as write
 from kvlab.sim.workloads import scans
 
@@ -35,7 +46,8 @@ needs_numba = pytest.mark.skipif(fast.loops is None, reason="the extra `fast` is
 
 # One piece of machine code each: the same code with other parameters costs no compilation.
 FORESEE = {name: lambda name=name: name for name in fast.PREFIX if asked(name).foresees}
-ROWS = {name: partial(by_name, name) for name in fast.PREFIX} | FORESEE | {
+ROWS = {name: partial(by_name, name) for name in fast.PREFIX if name != "adaptive"}  # on its own
+ROWS |= FORESEE | {
     "priority 2": lambda: Priority(prefix_blocks=2),
     "random 7": lambda: Random(seed=7),
     "s3fifo 1": lambda: S3FIFO(small=0.3, promote=1),
@@ -201,12 +213,27 @@ def test_a_stream_is_one_run(tmp_path, trie, name, prefix):
 @needs_numba
 def test_what_is_not_compiled_is_refused(tiny):
     trace, again = tiny([0]), by_name("lru")
-    with pytest.raises(BadInput, match="compiled replay knows: arc, belady, fifo"):
-        simulate(trace, AttentionMass(), compiled=True)
-    with pytest.raises(BadInput, match="compiled replay knows"):
-        simulate(trace, type("Mine", (LRU,), {})(), compiled=True)
-    with pytest.raises(BadInput, match="has no service times and no events"):
-        simulate(trace, "lru", service=CostModel(), compiled=True)
+    for policy, sentence in (
+        (AttentionMass(), "goes by scores of attention, which no trace has"),
+        (type("Mine", (LRU,), {})(), "compiled replay knows: adaptive, admit_cost"),
+        (AdmitReuse(AdmitCost()), "has a door before another door"),
+        (AdmitReuse("fifo"), "has a door before another door, fifo"),
+        (LeafFirst(Belady(())), "has a member that knows the future, belady"),
+        (LeafFirst("adaptive"), "compiled replay knows"),
+        (Adaptive(["lru", "fifo"]), "goes by the future or by birth"),
+        ("wa_lru", "asks which requests are a session"),
+    ):
+        with pytest.raises(BadInput, match=sentence):
+            simulate(trace, policy, compiled=True)
+    with pytest.raises(BadInput, match="has no events"):
+        simulate(trace, "lru", events=print, compiled=True)
+    with pytest.raises(BadInput, match="which a closed loop changes"):
+        closed = Sessions(loop="closed")
+        simulate(trace, "lru", service=CostModel(), sessions=closed, compiled=True)
+    with pytest.raises(BadInput, match="is compiled alone"):
+        simulate(trace, "lru", host=Host(5, "adaptive"), compiled=True)
+    with pytest.raises(BadInput, match="adaptive chooser with prefix=True only"):
+        simulate(trace, "adaptive", 5, prefix=False, compiled=True)
     simulate(trace, again, compiled=False)
     with pytest.raises(BadInput, match="has served a cache already"):
         simulate(trace, again, compiled=True)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kvlab.policy import SHIFT, SPREAD, Adaptive, share_of
+from kvlab.policy import SHIFT, SPREAD, Adaptive, share_of, thinned
 from kvlab.sim.compiled import catalog
 from kvlab.sim.compiled.bind import cached
 from kvlab.sim.compiled.moments import Said
@@ -44,7 +44,8 @@ class Chooser(Runner):
         self.members, self.capacity = members, capacity
         self.share = share_of(capacity, policy.floor)
         room = max(1, capacity // self.share)
-        self.shadows = [Runner(m, room, (), True, False, cost, False) for m in members]
+        thin = [m._replace(policy=thinned(m.policy, self.share)) for m in members]
+        self.shadows = [Runner(m, room, (), True, False, cost, False) for m in thin]
         self.rules = policy.patience * capacity, policy.memory * capacity
         self.misses = np.zeros(len(members))
         self.books = np.zeros(2, dtype=np.int64)  # who leads, accesses since misses were halved
