@@ -1,5 +1,5 @@
 """`python -m kvlab [experiment=NAME] [group=option ...] [key=value ...]`: one run, start to end;
-`python -m kvlab list [GROUP ...]`: what there is to choose from.
+`python -m kvlab list [GROUP ...]` and `GROUP=list`: what there is to choose from.
 
 Exit status: 0 done, 1 some variants failed (the report says which and why), 2 bad input (one
 paragraph on stderr, nothing left behind), 130 interrupted.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shlex
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -35,11 +36,13 @@ from kvlab.config import (
     listing,
     make_plan,
     quote,
+    with_list_of_tasks,
 )
 from kvlab.core import BadInput, KvlabError, RunFailed
 from kvlab.report import console_table, write_report
 from kvlab.track import FAILED, Owner, RunFolder, own
 
+INTERRUPTED = 130
 _TABLE_LINES = 40
 _NARROWEST = 80  # columns of the table, also where the terminal is told to have fewer
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -64,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(argv)
     except KeyboardInterrupt:
-        print("kvlab: interrupted; resume=true in the same folder goes on", file=sys.stderr)
-        return 130
+        print("kvlab: interrupted before anything was measured", file=sys.stderr)
+        return INTERRUPTED
     except OSError as error:
         if error.errno not in NO_ROOM or debug:
             raise
@@ -83,8 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _dispatch(argv: list[str]) -> int:
     """Check a run and own its folder before Hydra makes it; Hydra's own commands go to Hydra."""
     args = _parse(argv)
-    if args.overrides[:1] == ["list"]:
-        print(listing(args.overrides[1:], get_terminal_size((120, 24)).columns))
+    if groups := _listed(args.overrides):
+        print(listing(groups[1:], get_terminal_size((120, 24)).columns))
         return 0
     if any(getattr(args, name) for name in _SHOWS):
         _hydra(lambda _config: None, argv, args)
@@ -94,9 +97,30 @@ def _dispatch(argv: list[str]) -> int:
     with plan.place.own(plan.settings.resume) as owner:
         # The clock has moved on since the check: the folder that was checked is to be made.
         fixed = f"hydra.{key}.dir={quote(str(owner.path))}"
-        if args.multirun:
-            return _sweep(argv, args, fixed)
-        return _single(plan, owner, argv, args, fixed)
+        try:
+            if args.multirun:
+                return _sweep(argv, args, fixed)
+            return _single(plan, owner, argv, args, fixed)
+        except KeyboardInterrupt:
+            _say_how_to_go_on(argv, args, owner.path, fixed)
+            return INTERRUPTED
+
+
+def _say_how_to_go_on(argv: list[str], args: Namespace, path: Path, fixed: str) -> None:
+    """Where what was measured lies, and the command that goes on."""
+    if args.multirun:
+        told = f"give the jobs that are missing anew, or go on in a folder of {path}"
+    else:
+        kept = [w for w in argv if not w.startswith(("hydra.run.dir=", "resume="))]
+        told = "go on with\n  " + shlex.join(["python", "-m", "kvlab", *kept, "resume=true", fixed])
+    print(f"kvlab: interrupted; every document that was finished is kept in {path}; {told}",
+          file=sys.stderr)
+
+
+def _listed(overrides: list[str]) -> list[str]:
+    """`list` and the groups that are to be listed, which `GROUP=list` asks for, too."""
+    groups = [o.removesuffix("=list") for o in overrides if o.endswith("=list")]
+    return overrides if overrides[:1] == ["list"] else ["list", *groups] if groups else []
 
 
 def _single(plan: Plan, owner: Owner, argv: list[str], args: Namespace, fixed: str) -> int:
@@ -189,7 +213,9 @@ def _parse(argv: list[str]) -> Namespace:
         raise BadInput("command line", " ".join(argv), f"{message}; --help lists the options")
 
     parser.error = refuse
-    return parser.parse_intermixed_args(argv)
+    args = parser.parse_intermixed_args(argv)
+    args.overrides = with_list_of_tasks(args.overrides)
+    return args
 
 
 def _check(args: Namespace) -> Plan:

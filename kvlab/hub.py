@@ -1,4 +1,5 @@
-"""Can the Hugging Face hub be reached? Asked before libraries that retry for a minute."""
+"""Can the Hugging Face hub be reached? Asked before libraries that retry for a minute. And the
+user's folder for what is made once and may be deleted at any time."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import os
 import threading
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 PATIENCE_SECONDS = 3.0
 
@@ -23,6 +25,12 @@ def obstacle(patience_seconds: float = PATIENCE_SECONDS) -> str | None:
     asking.start()
     asking.join(patience_seconds)
     return answer[-1]
+
+
+def cache_folder() -> Path:
+    """The user's cache folder of kvlab: KVLAB_CACHE, else a place under the system's."""
+    shared = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("KVLAB_CACHE") or Path(shared) / "kvlab")
 
 
 def endpoint() -> str:

@@ -9,6 +9,10 @@ resampled variance the unbiased one, SSB / (a (a - 1)) for `a` documents (Daviso
 Bootstrap Methods and their Application, 1997, section 3.8). And few documents say little about how
 documents differ, so the deviations are widened by Student's t over the normal quantile, with
 Satterthwaite's degrees of freedom: about 2.2 for three documents that differ, 1 where they do not.
+Two documents that differ by more than their blocks explain have one degree of freedom, an interval
+13 times their distance: none is given then, since it would say nothing. What cannot be negative
+(`least=0`) or lies between 0 and 100 keeps to that: the deviations are taken on the scale of the
+logarithm or of the log-odds, where they are as large to first order.
 With one document only blocks are resampled, and the interval speaks for that document alone.
 Quantiles use the two full levels, which errs on the wide side.
 
@@ -26,6 +30,7 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
+FEWEST = 1.5  # degrees of freedom: with fewer there is no interval, see above
 CHUNK = 20_000_000  # elements of one temporary array
 
 
@@ -73,7 +78,7 @@ def proportion_percent(
     which takes the tokens as independent.
     """
     flags = [np.asarray(f, dtype=np.float64) for f in flags]
-    mean = mean_interval(flags, block=block, resamples=resamples, seed=seed)
+    mean = mean_interval(flags, block=block, resamples=resamples, seed=seed, least=0.0, most=1.0)
     if mean.value in (0.0, 1.0):
         count = sum(f.size for f in flags)
         exact = stats.binomtest(round(mean.value * count), count).proportion_ci(LEVEL, "exact")
@@ -81,15 +86,40 @@ def proportion_percent(
     return _map(mean, lambda x: 100 * x)
 
 
-def mean_interval(values: Sequence[np.ndarray], *, block=256, resamples=2000, seed=0) -> Interval:
-    """The mean over all tokens (long documents weigh more)."""
+def mean_interval(
+    values: Sequence[np.ndarray], *, block=256, resamples=2000, seed=0,
+    least: float | None = None, most: float | None = None,
+) -> Interval:
+    """The mean over all tokens (long documents weigh more).
+
+    least: what no value is below, such as 0 for a divergence; most: with `least`, what none is
+    above.
+    """
     blocks = _blocks(values, block)
     value = float(blocks.sums.sum() / blocks.sizes.sum())
     if len(blocks.sizes) == 1:
         return Interval(value, None, None)
+    own = _deviations(blocks, value)
+    if not np.isfinite(own).all():
+        return Interval(value, None, None)
     counts = _draw(blocks.document, resamples, seed)
-    deviations = counts @ _deviations(blocks, value) / (counts @ blocks.sizes)
-    return _percentiles(value, value + deviations)
+    deviations = counts @ own / (counts @ blocks.sizes)
+    return _percentiles(value, _within(value, deviations, least, most))
+
+
+def _within(
+    value: float, deviations: np.ndarray, least: float | None, most: float | None
+) -> np.ndarray:
+    """`value` + `deviations`, bent so that none passes a bound; equal to first order."""
+    if least is None or value <= least or (most is not None and value >= most):
+        return value + deviations
+    above = value - least
+    if most is None:  # the logarithm, for what lies below: above it nothing is in the way
+        bent = above * np.exp(np.minimum(deviations, 0) / above)
+        return np.where(deviations < 0, least + bent, value + deviations)
+    odds = above / (most - value)
+    bent = odds * np.exp(np.clip(deviations * (most - least) / (above * (most - value)), -700, 700))
+    return least + (most - least) * bent / (1 + bent)
 
 
 def quantile_interval(
@@ -232,16 +262,19 @@ def _deviations(blocks: _Blocks, mean: float) -> np.ndarray:
     total = max(within, between * count / max(count - 1, 1) if count > 1 else 0.0)
     shrink = ((total - within) / between) ** 0.5 if between else 0.0
     scaled = shrink * effects[document] * blocks.sizes + residuals * inflate[document] ** 0.5
+    if total <= 1e-24 * mean**2:  # rounding of equal values
+        return scaled
     return scaled * _widen(total - within, within, count - 1, len(document) - count)
 
 
 def _widen(between: float, within: float, df_between: int, df_within: int) -> float:
-    """Student's t over the normal quantile at Satterthwaite's degrees of freedom."""
+    """Student's t over the normal quantile at Satterthwaite's degrees of freedom; infinite where
+    these are too few."""
     spread = sum(v**2 / df for v, df in ((between, df_between), (within, df_within)) if df)
     if not spread > 0:
         return 1.0
-    tail = (1 + LEVEL) / 2
-    return float(stats.t.ppf(tail, (between + within) ** 2 / spread) / stats.norm.ppf(tail))
+    tail, freedom = (1 + LEVEL) / 2, (between + within) ** 2 / spread
+    return float(stats.t.ppf(tail, freedom) / stats.norm.ppf(tail)) if freedom >= FEWEST else np.inf
 
 
 def _rank(q: float, count):

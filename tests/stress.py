@@ -50,12 +50,19 @@ def draw(rng: random.Random) -> dict:
     if rng.random() < 0.25:
         policy, budget = "none", {}
     return {
-        "format": rng.choice(formats.NAMES), "block_size": size, **budget, "policy": policy,
+        "format": draw_format(rng), "block_size": size, **budget, "policy": policy,
         "window": draw_window(rng, sinks, recent), "summary": draw_summary(rng),
         "retrieval": draw_retrieval(rng), "offload": draw_offload(rng),
         **rng.choice(({}, {}, {"groups": "per_layer"}, *TOKENS)),
         "workspace_tokens": rng.choice((8, 100, 16384)), "chunk": chunk,
     }  # fmt: skip
+
+
+def draw_format(rng):
+    name = rng.choice(formats.NAMES)
+    found = formats.by_name(name)
+    scaled = found.key.scaled or found.value.scaled
+    return formats.by_name(name, sinks=rng.choice((0, 0, 1, 4))) if scaled else found
 
 
 def draw_window(rng, sinks: int, recent: int):
@@ -106,7 +113,8 @@ def composed(rng: random.Random, model) -> tuple[dict, CacheSpec, int]:
 
 def storages(cache: PagedCache) -> int:
     """Device bytes counted from the storages, not from the cache's own arithmetic."""
-    stores = [s for g in cache.groups for s in (g.pool.sealed, g.pool.open)]
+    stores = [s for g in cache.groups
+              for s in (g.pool.sealed, g.pool.open, g.pool.apart.store)]
     stores += [g.sources.digests.store for g in cache.groups if cache.spec.retrieval.selects]
     slabs = [t for s in stores for t in s.slabs.values()]
     slabs += [s._base for s in stores if s._base is not None]
@@ -114,7 +122,7 @@ def storages(cache: PagedCache) -> int:
     parts = [entries for s in stories for entries in s.entries.values()]
     told = {x.data_ptr(): x.nbytes for part in parts for x in part}
     if cache.spec.by_token:
-        scores = [x for g in cache.groups for s in g.watch.standing.values()
+        scores = [x for g in cache.groups for s in g.watch.standings.of.values()
                   for x in (s.score, s.steps)]
         told |= {x.data_ptr(): x.untyped_storage().nbytes() for x in scores if x.numel()}
     return sum(t.untyped_storage().nbytes() for t in slabs) + sum(told.values())

@@ -20,6 +20,7 @@ from kvlab.config.tree import leaves
 from kvlab.core import BadInput
 
 CONF = conf_dir()
+DATA = Path(__file__).parent / "data"
 OPTIONS = sorted(
     f"{file.parent.relative_to(CONF)}={file.stem}"
     for file in CONF.glob("*/*.yaml")
@@ -32,6 +33,8 @@ MANDATORY = {
     "model=gguf": ["model.path=x"],
     "data=text": ["data.path=x"],
     "budget=shares": ["budget.shares=[1]"],
+    "task=qa_1": [f"eval.squad={DATA}/squad.json"],
+    "task=qa_2": [f"eval.hotpotqa={DATA}/hotpot.json"],
     "trace=file": ["trace.path=conversation"],  # traces are read when they are built
 }
 # Where the public classes of a group live, and what marks them as members: a verb, or for an axis

@@ -141,3 +141,22 @@ def test_many_tokens_stay_quick():
     values = [rng.exponential(size=32_000) for _ in range(10)]
     assert stats.quantile_interval(values, 0.999).high < 12
     assert stats.mean_interval(values).value == pytest.approx(1, abs=0.02)
+
+
+def test_intervals_keep_to_their_bounds():
+    rng = np.random.default_rng(0)
+    kl = [scale * rng.exponential(size=512) for scale in (0.001, 0.002, 0.05)]
+    free, bound = stats.mean_interval(kl), stats.mean_interval(kl, least=0.0)
+    assert free.low < 0 < bound.low < bound.value and bound.high == free.high
+    flags = [rng.random(512) < share for share in (0.999, 0.9, 0.5)]
+    found = stats.proportion_percent(flags)
+    assert 0 < found.low < found.value < found.high < 100
+
+
+def test_two_documents_that_differ_have_no_interval():
+    rng = np.random.default_rng(0)
+    far = [rng.normal(size=512), 3 + rng.normal(size=512)]
+    found = stats.paired_ratio_percent(far, [np.zeros(512)] * 2)
+    assert found.low is None and found.high is None
+    near = [far[0], far[0][::-1]]
+    assert stats.mean_interval(near).low is not None  # no more than their blocks explain

@@ -3,7 +3,9 @@ here."""
 
 from __future__ import annotations
 
+from kvlab.blocks.alone import Alone
 from kvlab.blocks.chain import Chain, CutOff, leading
+from kvlab.blocks.ground import Ground
 from kvlab.blocks.holding import Holding
 from kvlab.blocks.ledger import BlockLedger
 from kvlab.blocks.names import NameIndex, Names
@@ -15,7 +17,7 @@ from kvlab.blocks.sequences import Sequences
 from kvlab.blocks.serving import Serving
 from kvlab.blocks.shared import Shared
 from kvlab.blocks.sharing import HashSharing, NoSharing
-from kvlab.blocks.sliding import slide
+from kvlab.blocks.sliding import check_reach, slide
 from kvlab.blocks.states import FREE, LEAVING, OPEN, SEALED, BlockStateError
 from kvlab.blocks.step import Opened, Step
 from kvlab.blocks.storage import Holes, NoStorage
@@ -30,10 +32,10 @@ from kvlab.blocks.tiers import (
 )
 
 __all__ = [
-    "BlockLedger", "BlockStateError", "BlockTable", "Chain", "CutOff", "FREE", "HashSharing",
-    "Holding", "HoleError", "Holes", "HostTier", "LEAVING", "MODES", "NameIndex", "Names",
-    "NoSharing", "NoStorage", "NoTier", "OPEN", "Opened", "PrefixHandle", "PrefixIndex", "Prefixes",
-    "Reasons", "SEALED", "Sequences", "Serving", "Shared", "SlotRun", "Step", "WriteBack",
-    "WriteThrough", "chained_hashes", "leading", "mode_by_name", "replay", "slide",
-    "victims",
+    "Alone", "BlockLedger", "BlockStateError", "BlockTable", "Chain", "CutOff", "FREE",
+    "Ground", "HashSharing", "Holding", "HoleError", "Holes", "HostTier", "LEAVING", "MODES",
+    "NameIndex", "Names", "NoSharing", "NoStorage", "NoTier", "OPEN", "Opened", "PrefixHandle",
+    "PrefixIndex", "Prefixes", "Reasons", "SEALED", "Sequences", "Serving", "Shared", "SlotRun",
+    "Step", "WriteBack", "WriteThrough", "chained_hashes", "check_reach", "leading",
+    "mode_by_name", "replay", "slide", "victims",
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """How one sequence of a layer group becomes two, and what a crop of one takes.
 
-All of it or nothing. These are methods of `Holding`, in a file of their own.
+All of it or nothing; functions over a `Holding`.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ def _inherit(holding, parent, child, chain) -> None:
 
 
 def _copy_tail(holding, tail: BlockId, fill: int) -> BlockId:
-    (block,) = holding.allocate(None, 1)
+    (block,) = holding.room.allocate(None, 1)
     try:
         holding.storage.copy_tail(tail, block, fill)
     except BaseException:
-        holding.free([block])
+        holding.ground.free([block])
         raise
     return block
 
@@ -74,7 +74,7 @@ def crop(holding, seq: SeqId, length: int) -> None:
     stop = whole + bool(fill)
     dropped, cut = table.ids[stop:], table.ids[whole] if fill else None
     was_open = bool(table.length % size) and whole == table.length // size
-    holding.forget_tokens(seq, length, not fill or was_open or holding.storage.exact)
+    holding.sharing.forget_tokens(seq, length, not fill or was_open or holding.storage.exact)
     del table.ids[stop:]
     table.length = length
     table.changes += 1
@@ -91,7 +91,7 @@ def _reopen(holding, seq: SeqId, index: int, cut: BlockId | None, fill: int) -> 
     table.ids[index] = None
     if cut is not None:
         holding.release(seq, [cut])
-    (table.ids[index],) = (block,) = holding.allocate(seq, 1)
+    (table.ids[index],) = (block,) = holding.room.allocate(seq, 1)
     table.changes += 1
     holding.storage.put_down(seq, index, block, contents)
 
@@ -115,7 +115,7 @@ def make_crop_room(holding, lengths: dict[SeqId, int]) -> None:
         kept += freed + held[:cuts]  # what is still to be read, and what is counted on
     holding.ledger.pin(kept)
     try:
-        holding.make_room(most)
+        holding.room.make(most)
     finally:
         holding.ledger.unpin(kept)
 
@@ -130,6 +130,6 @@ def _stays_open(holding, seq: SeqId, length: int) -> bool:
 def _frees(holding, seq: SeqId, block: BlockId, given: Counter[BlockId]) -> bool:
     """Whether `block` is free once `seq` lets go of it as others have; counts that in."""
     meta, claim = holding.ledger.meta(block), holding.claims[seq]
-    owned = block in claim.borrowed or bool(holding.mortal([block]))
+    owned = block in claim.borrowed or bool(holding.known.mortal([block]))
     given[block] += owned + (block in claim.pinned)
     return given[block] == meta.pins + (not meta.doomed)

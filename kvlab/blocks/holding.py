@@ -2,65 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 
-from kvlab.blocks import forks, sliding
+from kvlab.blocks import sliding
+from kvlab.blocks.alone import Alone
 from kvlab.blocks.chain import Chain
 from kvlab.blocks.claim import Claim
-from kvlab.blocks.ledger import BlockLedger
 from kvlab.blocks.names import Names
-from kvlab.blocks.room import Room
 from kvlab.blocks.step import Step
-from kvlab.blocks.storage import NoStorage
 from kvlab.blocks.table import BlockTable
-from kvlab.blocks.tiers import NoTier
 from kvlab.core import BlockId, SeqId
+from kvlab.policy import Moment
 from kvlab.window import NoWindow
 
 
-class Holding(Room):
-    """Axis prefix=none: a block belongs to its sequence and leaves with it.
+class Holding:
+    """The request protocol of one layer group; `Sequences` runs it over all of them.
 
-    The request protocol of one ledger; `Sequences` runs it over all layer groups, and the members
-    of axis prefix (`Shared`, `Serving`) change what is found, kept and made known.
-
-    storage: what stands behind the ids. window: what stays pinned and what may be read.
-    record: the kind of `Step` that the storage wants. reach: the model's own window, see
-    `first_seen`, if it has one and nobody else begins with what leaves it.
+    sharing: the member of axis prefix at work (`Alone`, `Shared`, `Serving`): what is found, kept
+    and made known; with it come the ground that all stand on, who makes room, and what is known.
+    window: what stays pinned and what may be read. record: the kind of `Step` that the storage
+    wants. reach: the model's own window, see `first_seen`, if it has one and nobody else begins
+    with what leaves it.
     """
 
-    hold = False  # whether running sequences keep their blocks
-    shares = False
-    tier = NoTier()
-
     def __init__(
-        self, ledger: BlockLedger, block_size: int, storage: NoStorage | None = None,
-        window: NoWindow | None = None, record: type[Step] = Step, reach: int | None = None,
+        self, sharing: Alone, window: NoWindow | None = None, record: type[Step] = Step,
+        reach: int | None = None,
     ):
-        super().__init__(ledger, storage or NoStorage())
-        self.block_size, self.window, self.record = block_size, window or NoWindow(), record
-        self.reach = reach
+        ground = sharing.ground
+        self.sharing, self.room, self.known = sharing, sharing.room, sharing.known
+        self.ground, self.ledger, self.storage = ground, ground.ledger, ground.storage
+        self.tables, self.claims, self.block_size = ground.tables, ground.claims, ground.block_size
+        self.window, self.record, self.reach = window or NoWindow(), record, reach
         self._still = reach is None and type(self.window) is NoWindow  # nothing ever slides
-        self.claims: dict[SeqId, Claim] = {}
 
     # ---- a sequence comes
 
-    def found(self, chain: Chain | Names | None) -> list[BlockId | None]:
-        """Block of each whole block of the chain, None where it is not held."""
-        return []
-
-    def away(self, chain: Chain | Names | None) -> list[int]:
-        """Whole blocks of the chain that are not held, and wait on the host."""
-        return []
+    def hear(self, moment: Moment) -> list[int]:
+        """A request comes; the contents that policies give up for their age."""
+        self.known.tier.hear(moment)
+        return self.room.hear(moment)
 
     def enter(self, seq: SeqId, chain: Chain | Names | None, near: int) -> None:
-        """A sequence that starts with the first `near` whole blocks of `chain`, which are held.
-
-        What was found is safe until `settle`, at least.
-        """
+        """A sequence that starts with the first `near` whole blocks of `chain`, which are held."""
         self.tables[seq] = BlockTable(self.block_size)
         self.claims[seq] = Claim(chain)
         self.storage.open(seq)
+        self.sharing.enter(seq, near)
 
     def reserve(self, seq: SeqId, first: int, stop: int) -> list[int]:
         """Set blocks aside for logical blocks [first, stop); the contents that left for them.
@@ -71,15 +60,10 @@ class Holding(Room):
         missing = range(first, stop)
         if claim.kept:
             missing = [i for i in missing if i not in claim.kept]
-        gone = self.make_room(len(missing), self.coming(seq, missing))
+        self.sharing.claim_away(seq, first, len(missing))
+        gone = self.room.make(len(missing), self.sharing.coming(seq, missing))
         claim.reserved = self.ledger.allocate(len(missing), seq)
         return gone
-
-    def bring(self, seq: SeqId, first: int, stop: int) -> None:
-        """Append logical blocks [first, stop), known here or there; their room is reserved."""
-
-    def settle(self, seq: SeqId) -> None:
-        """All that a sequence begins with is in its table."""
 
     # ---- a step
 
@@ -102,10 +86,6 @@ class Holding(Room):
         length, size = self.tables[seq].length, self.block_size
         whole = 0 if count == 1 and self.storage.opens_single else (length + count) // size
         return -(-length // size), -(-(length + count) // size), whole
-
-    def coming(self, seq: SeqId, logical: Sequence[int]) -> list[int]:
-        """Contents that these logical blocks will hold, the last first, as far as known."""
-        return []
 
     def step(self, seq: SeqId, count: int) -> Step:
         """Find room for `count` new tokens of `seq`. Raises `OutOfBlocks`, or what the storage
@@ -137,7 +117,7 @@ class Holding(Room):
         short = self.wanted(seq, first, stop, whole)
         own = claim.reserved
         if short:
-            own = own + self.allocate(seq, len(short), self.coming(seq, short))
+            own = own + self.room.allocate(seq, len(short), self.sharing.coming(seq, short))
         kept = claim.kept
         adopted = {i: kept[i] for i in range(first, min(stop, whole)) if i in kept} if kept else {}
         count = stop - first - len(adopted)
@@ -154,14 +134,9 @@ class Holding(Room):
         table.append(step.new, step.count)
         table.changes += bool(step.sealing)
         self.storage.seal(step)
-        self.sealed(step, publish)
+        self.sharing.sealed(step, publish)
         if not self._still:
             sliding.slide(self, step.seq)
-
-    def sealed(self, step: Step, publish: bool) -> None:
-        """The step's full blocks are read-only from now on and in the table."""
-        first = step.past // self.block_size
-        self.ledger.seal(step.sealing, depth=range(first, first + len(step.sealing)))
 
     def abort(self, step: Step) -> None:
         """Undo `step`, but for evictions."""
@@ -170,26 +145,14 @@ class Holding(Room):
         claim.reserved = own[: step.ahead] + claim.reserved
         self.ledger.free(own[step.ahead :])
 
-    def end_step(self) -> None:
-        """All sequences of a step are done."""
-        self.ledger.tick()
-
-    # ---- a sequence forks, shrinks, goes
-
-    def forget_tokens(self, seq: SeqId, length: int, exact: bool) -> None:
-        """Tokens from `length` on are forgotten; a cut block opened again, `exact` or rounded."""
-
-    fork, crop = forks.fork, forks.crop
-    check_crop, make_crop_room = forks.check_crop, forks.make_crop_room
-    check_reach = sliding.check_reach
+    # ---- a sequence goes
 
     def close(self, seq: SeqId, done: bool = True) -> None:
         """Give back every block, tail first, so that a shared prefix outlives its suffixes.
 
         done: what was computed may be made known; False for a sequence that never ran.
         """
-        if done:
-            self.leave(seq)
+        self.sharing.leave(seq, done)
         claim, way = self.claims[seq], -1 if done else 1  # what never ran goes as it came
         self.release(seq, [b for b in self.tables[seq].ids[::way] if b is not None])
         if claim.kept:
@@ -198,18 +161,8 @@ class Holding(Room):
             self.ledger.free(claim.reserved)
         self.storage.close(seq)
         del self.tables[seq], self.claims[seq]
-
-    def publish(self, seq: SeqId) -> None:
-        """Make known what a sequence holds and nobody knows."""
-
-    def leave(self, seq: SeqId) -> None:
-        """A sequence is about to be closed; its blocks are still in the table."""
-
-    # ---- blocks
-
-    def mortal(self, blocks: list[BlockId]) -> list[BlockId]:
-        """Those of `blocks` that do not outlive the sequences that use them."""
-        return blocks
+        if done:
+            self.sharing.left()
 
     def release(self, seq: SeqId, blocks: list[BlockId]) -> None:
         """The sequence lets go of blocks of its table."""
@@ -220,7 +173,7 @@ class Holding(Room):
         borrowed, rest = claim.borrowed, blocks
         if borrowed:
             rest = [b for b in blocks if b not in borrowed]
-        freed = ledger.free(self.mortal(rest))
+        freed = ledger.free(self.known.mortal(rest))
         if len(rest) < len(blocks):
             freed += ledger.unpin([b for b in blocks if b in borrowed])
             borrowed.difference_update(blocks)
@@ -236,17 +189,13 @@ class Holding(Room):
     # ---- accounts
 
     @property
-    def known(self) -> Set[BlockId]:
-        """Blocks that can be found."""
-        return frozenset()
-
-    @property
     def reserved_count(self) -> int:
         return sum(len(c.reserved) for c in self.claims.values())
 
     def extra(self) -> set[BlockId]:
         """Held blocks that may be in no table."""
-        return {b for c in self.claims.values() for b in (*c.reserved, *c.kept.values())}
+        own = {b for c in self.claims.values() for b in (*c.reserved, *c.kept.values())}
+        return own.union(self.known.blocks, self.known.orphans)
 
     def check(self) -> None:
         """Raise AssertionError where ledger, tables and claims contradict each other."""

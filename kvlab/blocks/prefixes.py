@@ -39,7 +39,7 @@ class Prefixes:
         for seq, chain in self.sequences.chains.items():
             if chain.starts_with(token_ids) >= self.sequences.block_size:
                 for group in self.groups:
-                    group.publish(seq)
+                    group.sharing.publish(seq)
         return self._handle(token_ids, pin)
 
     def attach(self, token_ids: Sequence[int]) -> PrefixHandle:
@@ -53,7 +53,7 @@ class Prefixes:
     def _handle(self, token_ids: Sequence[int], pin: bool) -> PrefixHandle:
         sequences = self.sequences
         chain = sequences.chain(token_ids)
-        found = [group.found(chain) for group in self.groups]
+        found = [group.known.found(chain) for group in self.groups]
         count = min(map(leading, found))
         parts = [ids[:count] for ids in found]
         handle = PrefixHandle(parts, count * sequences.block_size, pin, sequences.identity)
@@ -81,8 +81,8 @@ class Prefixes:
         """Release all handles and free every known block that no sequence uses; how many."""
         self._release_all()
         for group in self.groups:
-            group.tier.clear()
-        return sum(group.drop_known() for group in self.groups)
+            group.known.tier.clear()
+        return sum(group.room.exit.drop_known() for group in self.groups)
 
     def _release_all(self) -> None:
         for handle in list(self.handles):
@@ -90,7 +90,7 @@ class Prefixes:
 
     def spill_known(self) -> int:
         """Send every known block that nobody uses to the host tier; how many left the device."""
-        return sum(group.drop_known(spill=True) for group in self.groups)
+        return sum(group.room.exit.drop_known(spill=True) for group in self.groups)
 
     def renew(self, identity: str) -> None:
         """What was computed so far is found no more: handles are released, known blocks freed,
@@ -100,14 +100,14 @@ class Prefixes:
         self._release_all()
         sequences.chains = {seq: CutOff(size, True) for seq in sequences.chains}
         for group in self.groups if sequences.shares else ():
-            group.renew(PrefixIndex(identity, size), sequences.chains)
+            group.known.renew(PrefixIndex(identity, size), sequences.chains)
 
     def keep_apart(self, seq: SeqId) -> None:
         """The next tokens of `seq` are none that token ids stand for: it never becomes known."""
         if seq in self.sequences.chains and not isinstance(self.sequences.chains[seq], CutOff):
             self.sequences.chains[seq] = CutOff(self.sequences.block_size)
             for group in self.groups:
-                group.cut_off(seq, self.sequences.chains[seq])
+                group.known.cut_off(seq, self.sequences.chains[seq])
 
     def outdated(self, seq: SeqId) -> bool:
         """Whether a sequence began under another identity."""
@@ -116,4 +116,4 @@ class Prefixes:
     @property
     def known_tokens(self) -> int:
         """Tokens of all known blocks, each block counted once."""
-        return min(len(group.known) for group in self.groups) * self.sequences.block_size
+        return min(len(group.known.blocks) for group in self.groups) * self.sequences.block_size

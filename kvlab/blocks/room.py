@@ -4,29 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from kvlab.blocks.ledger import BlockLedger
-from kvlab.blocks.storage import Holes, NoStorage
+from kvlab.blocks.ground import Ground
 from kvlab.core import BlockId, OutOfBlocks, OutOfHost, SeqId
+from kvlab.policy import Moment
+
+
+class Exit:
+    """How chosen blocks leave where nobody knows them: running sequences get holes, and read on the
+    host what its memory takes."""
+
+    def __init__(self, ground: Ground):
+        self.ground = ground
+
+    def host_room(self, count: int) -> bool:
+        """Whether `count` blocks that leave can be kept; raises where they must be."""
+        self.ground.storage.require(count)
+        return True
+
+    def depart(self, victims: list[BlockId], spills: bool) -> list[int]:
+        """Chosen blocks go, to the host if it `spills`; the contents of those that were known."""
+        ground = self.ground
+        if spills:
+            holes = ground.holes(victims)
+            ground.storage.let_go(ground.storage.spill(victims, holes))
+            ground.punch(holes)
+        ground.free(victims)
+        ground.storage.prune()
+        return []
 
 
 class Room:
-    """The part of `Holding` that evicts: choose, spill, free.
+    """Makes room: choose, spill, free.
 
-    evictions: blocks that left so far, by the policy or out of the window.
+    exit: how what was chosen leaves. evictions: blocks that left so far, by the policy or out of
+    the window.
     """
 
-    def __init__(self, ledger: BlockLedger, storage: NoStorage):
-        self.ledger, self.storage, self.tables = ledger, storage, storage.tables
+    def __init__(self, ground: Ground, exit: Exit):
+        self.ground, self.ledger, self.exit = ground, ground.ledger, exit
         self.evictions = 0
 
     def allocate(
         self, seq: SeqId | None, count: int, coming: Sequence[int] = ()
     ) -> list[BlockId]:
-        """Open blocks for `seq`, with room made for them; see `make_room`."""
-        self.make_room(count, coming)
+        """Open blocks for `seq`, with room made for them; see `make`."""
+        self.make(count, coming)
         return self.ledger.allocate(count, seq)
 
-    def make_room(self, count: int, coming: Sequence[int] = ()) -> list[int]:
+    def make(self, count: int, coming: Sequence[int] = ()) -> list[int]:
         """Evict until `count` blocks are free; see `evict`. Raises `OutOfBlocks`, too.
 
         coming: contents that will be there, as far as known; some policies choose better so.
@@ -47,54 +72,29 @@ class Room:
 
         Raises what the storage raises where it must keep them and cannot; nothing changes then.
         """
-        spills = self.host_room(count)
-        gone = self._depart(self.ledger.reclaim(count, coming), spills)
+        spills = self.exit.host_room(count)
+        gone = self.exit.depart(self.ledger.reclaim(count, coming), spills)
         self.evictions += count
         return gone
 
-    def host_room(self, count: int) -> bool:
-        """Whether `count` blocks that leave can be kept; raises where they must be."""
-        self.storage.require(count)
-        return True
-
-    def _depart(self, victims: list[BlockId], spills: bool) -> list[int]:
-        """Chosen blocks go, to the host if it `spills`."""
-        if spills:
-            holes = self._holes(victims)
-            self.storage.let_go(self.storage.spill(victims, holes))
-            self._punch(holes)
-        self.free(victims)
-        self.storage.prune()
-        return []
-
-    def _holes(self, victims: list[BlockId]) -> Holes:
-        """Where running sequences lose these blocks."""
-        leaving = set(victims)
-        found = ((seq, [i for i, block in enumerate(table.ids) if block in leaving])
-                 for seq, table in self.tables.items())
-        return [(seq, indices) for seq, indices in found if indices]
-
-    def _punch(self, holes: Holes) -> None:
-        for seq, indices in holes:
-            for index in indices:
-                self.tables[seq].punch(index)
+    def hear(self, moment: Moment) -> list[int]:
+        """A request comes, and policies that go by requests hear of it: the contents that the
+        device's gives up for their age. They do not spill."""
+        dead = self.ledger.begin(moment)
+        self.evictions += len(dead)
+        return self.exit.depart(dead, spills=False) if dead else []
 
     def recall(self, wanted: list[tuple[SeqId, int]]) -> list[BlockId]:
         """Blocks that running sequences read on the host come back, others leave for them: as many
         of `wanted` (sequence, index) as there is room for. The blocks they are in now."""
         wanted = wanted[: self.ledger.evictable_count]
         try:
-            self.make_room(len(wanted))
+            self.make(len(wanted))
         except OutOfHost:  # for a moment both would be there; what stays away is read there
             return []
         blocks = self.ledger.allocate(len(wanted))
-        self.storage.recall(wanted, blocks)
+        self.ground.storage.recall(wanted, blocks)
         for (seq, index), block in zip(wanted, blocks):
-            self.tables[seq].fill(index, block)
+            self.ground.tables[seq].fill(index, block)
         self.ledger.seal(blocks, depth=[index for _, index in wanted])
         return blocks
-
-    def free(self, blocks: list[BlockId]) -> None:
-        if blocks:
-            self.ledger.free(blocks)
-            self.storage.drop(blocks)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from kvlab.blocks import forks
 from kvlab.blocks.chain import Chain, leading
 from kvlab.blocks.holding import Holding
 from kvlab.blocks.names import Names
@@ -30,7 +31,8 @@ class Sequences:
     def __init__(self, groups: list[Holding], identity: str = ""):
         self.groups, self.identity = groups, identity
         self.block_size = groups[0].block_size
-        self.shares, self.hold = groups[0].shares, groups[0].hold
+        sharing = groups[0].sharing
+        self.shares, self.hold = sharing.shares, sharing.hold
         self.lengths: dict[SeqId, int] = {}
         self.chains: dict[SeqId, Chain | Names] = {}
         self._opened = 0  # sequences so far: the next name
@@ -54,8 +56,8 @@ class Sequences:
         if chain is None or not chain.tokens:
             return 0, 0
         most = (chain.tokens - 1) // self.block_size
-        near = min(most, *(leading(group.found(chain)) for group in self.groups))
-        if not self.groups[0].tier.keeps:
+        near = min(most, *(leading(group.known.found(chain)) for group in self.groups))
+        if not self.groups[0].known.tier.keeps:
             return near, near
         return near, min(most, *(reach(group, chain) for group in self.groups))
 
@@ -72,7 +74,7 @@ class Sequences:
         chain, size, seq = self.chain(token_ids), self.block_size, self._new_name()
         near, hit = (n if most is None else min(n, most) for n in self.hits(chain))
         first = self.groups[0]
-        opened = Opened(near, hit, first.found(chain), first.away(chain), [])
+        opened = Opened(near, hit, first.known.found(chain), first.known.away(chain), [])
         if look and chain is not None:
             look(opened, chain)
         for group in self.groups:
@@ -81,13 +83,13 @@ class Sequences:
             for group in self.groups:
                 opened.evicted.extend(group.reserve(seq, near, max(hit, -(-reserve // size))))
             for group in self.groups if hit > near else ():
-                group.bring(seq, near, hit)
+                group.sharing.bring(seq, near, hit)
         except BaseException:  # the allocator's errors, too
             for group in self.groups:
                 group.close(seq, done=False)
             raise
         for group in self.groups:
-            group.settle(seq)
+            group.sharing.settle(seq)
         self.lengths[seq] = hit * size
         if chain is not None:
             self.chains[seq] = chain
@@ -149,8 +151,8 @@ class Sequences:
         """For all rows at once, or an early row would evict in vain."""
         for group in self.groups:
             wanted = [(seq, group.needs(seq, n)) for seq, n in zip(seqs, counts, strict=True)]
-            coming = [c for seq, blocks in wanted for c in group.coming(seq, blocks)]
-            group.make_room(sum(len(blocks) for _, blocks in wanted), coming)
+            coming = [c for seq, blocks in wanted for c in group.sharing.coming(seq, blocks)]
+            group.room.make(sum(len(blocks) for _, blocks in wanted), coming)
 
     def running(self) -> list[list[Step]]:
         """The step under way."""
@@ -162,7 +164,7 @@ class Sequences:
         """Close the step: full blocks are sealed for good, lengths advance.
 
         publish: what may be known is made known; False where the sequences end here and do so
-        then. `Holding.end_step` comes last.
+        then. `Alone.end_step` comes last.
         """
         steps = self.running()
         if self.shares:
@@ -224,9 +226,9 @@ class Sequences:
         self.between_steps("forked")
         tails = sum(self.length(parent) % self.block_size > 0 for parent in parents)
         for group in self.groups:
-            group.short_of(tails)
+            group.room.short_of(tails)
         for group in self.groups:  # before blocks are pinned that could make room
-            group.make_room(tails)
+            group.room.make(tails)
         children: list[SeqId] = []
         try:
             for parent in parents:
@@ -243,7 +245,7 @@ class Sequences:
         forked = []
         try:
             for group in self.groups:
-                group.fork(parent, child, chain)
+                forks.fork(group, parent, child, chain)
                 forked.append(group)
         except BaseException:
             for group in forked:
@@ -265,12 +267,12 @@ class Sequences:
                   for group in self.groups]  # fmt: skip
         for group, ends in zip(self.groups, places):
             for seq, end in ends.items():
-                group.check_crop(seq, end)
+                forks.check_crop(group, seq, end)
         for group, ends in zip(self.groups, places):
-            group.make_crop_room(ends)
+            forks.make_crop_room(group, ends)
         for group, ends in zip(self.groups, places):
             for seq, end in ends.items():
-                group.crop(seq, end)
+                forks.crop(group, seq, end)
         self.lengths.update(lengths)
 
     def between_steps(self, what: str) -> None:
@@ -282,5 +284,5 @@ class Sequences:
 
 def reach(group: Holding, chain: Chain | Names) -> int:
     """Leading whole blocks of the chain that are on the device or in host memory."""
-    found, away = group.found(chain), set(group.away(chain))
+    found, away = group.known.found(chain), set(group.known.away(chain))
     return next((i for i, b in enumerate(found) if b is None and i not in away), len(found))

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from kvlab.blocks.shared import Shared
 from kvlab.blocks.states import SEALED
 from kvlab.core import SeqId
-from kvlab.policy import Moment
 
 
 class Serving(Shared):
@@ -20,14 +19,6 @@ class Serving(Shared):
 
     hold = True
 
-    def hear(self, moment: Moment) -> list[int]:
-        """A request comes, and policies that go by requests hear of it: the contents that the
-        device's gives up for their age. They do not spill."""
-        self.tier.hear(moment)
-        dead = self.ledger.begin(moment)
-        self.evictions += len(dead)
-        return self._depart(dead, spills=False) if dead else []
-
     def _hold_found(self, claim, near):
         """All that is found is pinned until the sequence ends; what lies behind a gap waits."""
         found = used = claim.found[:near]
@@ -35,20 +26,20 @@ class Serving(Shared):
             behind = enumerate(claim.found[near:], near)
             claim.kept = {i: b for i, b in behind if b is not None}
             found = [*used, *claim.kept.values()]
-        self.ledger.pin(found)
+        self.ground.ledger.pin(found)
         claim.borrowed.update(used)
 
     def _brought(self, seq, logical, far):
-        claim, ids = self.claims[seq], self.tables[seq].ids
+        claim, ids = self.ground.claims[seq], self.ground.tables[seq].ids
         claim.own += far
         for index in set(logical).difference(far):
             claim.borrowed.add(ids[index])
             del claim.kept[index]
 
     def sealed(self, step, publish):
-        claim = self.claims[step.seq]
+        claim, size = self.ground.claims[step.seq], self.ground.block_size
         self._note_clean(claim, step)
-        first = step.past // self.block_size
+        first = step.past // size
         if step.adopted:
             for index, block in enumerate(step.sealing, first):
                 if block in step.adopted:
@@ -58,23 +49,21 @@ class Serving(Shared):
                     claim.own.append(index)
         else:
             claim.own += range(first, first + len(step.sealing))
-        if publish and self.tables[step.seq].length // self.block_size >= claim.prompt:
+        if publish and self.ground.tables[step.seq].length // size >= claim.prompt:
             self.publish(step.seq)
 
     def publish(self, seq):
         self._publish(seq, pin=True)
-
-    def leave(self, seq):
-        self._publish(seq, pin=False)
 
     def _publish(self, seq: SeqId, pin: bool) -> None:
         """What is new is made known, what was there is touched, the deepest first.
 
         pin: what is new stays with the sequence, which goes on.
         """
-        claim, table = self.claims[seq], self.tables[seq]
+        ground, ledger = self.ground, self.ground.ledger
+        claim, table = ground.claims[seq], ground.tables[seq]
         ids, first = table.ids, claim.settled
-        stop = min(self._shareable(claim), table.length // self.block_size)
+        stop = min(self._shareable(claim), table.length // ground.block_size)
         if stop <= first:
             return
         claim.settled = stop
@@ -85,32 +74,36 @@ class Serving(Shared):
         own = self._known_again(seq, own)
         for is_new, run in _runs(own, first, stop):
             if is_new:
-                self._make_known(seq, run)
+                self.known.make(seq, run)
                 if pin:
                     blocks = [ids[i] for i in run]
-                    self.ledger.pin(blocks)
+                    ledger.pin(blocks)
                     claim.borrowed.update(blocks)
             else:
                 there = [ids[i] for i in run if ids[i] is not None]
-                self.ledger.touch([b for b in there if self.ledger.state(b) == SEALED])
+                ledger.touch([b for b in there if ledger.state(b) == SEALED])
 
     def _swap(self, seq, index, known):
-        claim = self.claims[seq]
+        claim = self.ground.claims[seq]
         if claim.kept.get(index) == known:
             del claim.kept[index]
         else:
-            self.ledger.pin([known])
+            self.ground.ledger.pin([known])
         claim.borrowed.add(known)
         super()._swap(seq, index, known)
 
-    def close(self, seq, done=True):
-        super().close(seq, done)
-        if done:
-            self.ledger.tick()
-
     def end_step(self):
         """Time passes with requests."""
-        self.sweep()
+        self.known.sweep()
+
+    def leave(self, seq, done):
+        super().leave(seq, done)
+        if done:
+            self._publish(seq, pin=False)
+
+    def left(self):
+        super().left()
+        self.ground.ledger.tick()
 
 
 def _runs(own: Sequence[int], first: int, stop: int) -> Iterator[tuple[bool, range]]:

@@ -1,8 +1,8 @@
 """What windows do to the blocks of a sequence: pins that move with its end, blocks let go.
 
 Two windows meet here: the one of axis `window`, and the model's own (`Holding.reach`: which
-tokens a query sees, as in `first_seen`), beyond which no query looks again. These are methods of
-`Holding`, in a file of their own.
+tokens a query sees, as in `first_seen`), beyond which no query looks again. Functions over a
+`Holding`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _free_unreadable(holding, seq: SeqId, readable: set[BlockId]) -> None:
     holding.storage.expire(seq, gone, [table.ids[i] for i in gone])
     holding.release(seq, [table.punch(i) for i in reversed(gone)])
     holding.storage.prune()
-    holding.evictions += len(gone)
+    holding.room.evictions += len(gone)
 
 
 def check_back(holding, seq: SeqId, length: int) -> None:

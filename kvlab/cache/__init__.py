@@ -4,11 +4,12 @@ from kvlab.blocks import PrefixHandle as Handle
 from kvlab.cache.copies import Copies
 from kvlab.cache.facts import NO_FACTS, ModelFacts
 from kvlab.cache.paged import PagedCache
+from kvlab.cache.reach import Reach
 from kvlab.cache.running import Running
 from kvlab.cache.spec import CacheSpec
 from kvlab.cache.stats import CacheStats
 
 __all__ = [
     "CacheSpec", "CacheStats", "Copies", "Handle", "ModelFacts", "NO_FACTS", "PagedCache",
-    "Running",
+    "Reach", "Running",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ from collections import Counter
 from typing import NamedTuple
 
 from kvlab.blocks import Chain, Opened
+from kvlab.cache.layers import Layers
 
 # Codes of the blocks of a prompt, one letter each.
 REASONS = {
@@ -42,12 +43,12 @@ class Audit(NamedTuple):
                 "ms_saved": ms}
 
 
-def audited(cache, opened: Opened, chain: Chain) -> Audit:
-    """What a request to this `PagedCache` is about to find: `opened`, of the prompt `chain`."""
-    g, reasons = cache.geometry, cache.groups[0].held.reasons
+def audited(layers: Layers, opened: Opened, chain: Chain) -> Audit:
+    """What a request is about to find in a cache of `layers`: `opened`, of the prompt `chain`."""
+    g, reasons = layers.geometry, layers.groups[0].held.known.reasons
     codes, tokens = reasons.codes(opened, chain), opened.hit * g.block_size
-    block_bytes = cache.spec.format.block_bytes(g)
+    block_bytes = layers.spec.format.block_bytes(g)
     return Audit(
         chain.tokens, tokens, codes, opened.hit * block_bytes, codes.count("H") * block_bytes,
-        float(cache.shape.prefill_flops(chain.tokens)), float(cache.shape.prefill_flops(tokens)),
+        float(layers.shape.prefill_flops(chain.tokens)), float(layers.shape.prefill_flops(tokens)),
     )

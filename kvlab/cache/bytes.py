@@ -36,10 +36,16 @@ class GroupBytes(NoStorage):
         opened = step.writing if step.single else step.rest
         if opened is not None and opened != step.tail:
             self.pool.open_block(opened)
-        self.pool.sealed.commit(step.stored)
-        if step.sealing and not step.single:
-            step.sealing_ids = self.pool.ids(step.stored)
+        if step.sealing:
+            self.pool.commit(step.stored, self.begins(step))
+            if not step.single:
+                step.sealing_ids = self.pool.ids(step.stored)
         self.sources.begin(step)
+
+    def begins(self, step) -> bool:
+        """Whether the first block that the step seals holds the first tokens of its sequence."""
+        there = step.past < self.pool.block_size and step.sealing[:1] == step.stored[:1]
+        return there and self.chooser.whole(step.seq)
 
     def undo(self, step):
         """The old tail was never overwritten below its fill."""
@@ -47,13 +53,15 @@ class GroupBytes(NoStorage):
         self.sources.abort(step)
         self.pool.drop(step.own)
         if step.tail is not None and step.sealing:
-            self.pool.sealed.drop([step.tail])
+            self.pool.unseal([step.tail])
 
     def seal(self, step):
         self.sources.commit(step)
+        if not step.sealing:
+            return
         if step.single:
             self.pool.seal_open(step.sealing)
-        elif step.tail is not None and step.sealing:
+        elif step.tail is not None:
             self.pool.close_block(step.tail)
         self.fresh += step.stored
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from kvlab.blocks import Holding, slide
 from kvlab.cache.bytes import GroupBytes
 from kvlab.cache.group import LayerGroup
-from kvlab.cache.repack import by_head
+from kvlab.cache.repack import by_head, still_apart
 from kvlab.core import BadInput, BlockId, SeqId
 from kvlab.source import Ask, Extent
 
@@ -54,7 +54,7 @@ class ChoosingHolding(Holding):
         table.length = len(step.chosen) * size + step.rest_count
         table.changes += 1
         self.ledger.seal(step.chosen, depth=range(len(step.chosen)))
-        self.evictions += (length - table.length) // size
+        self.room.evictions += (length - table.length) // size
         self.storage.chooser.chose(step, length - table.length, self.seen[step.seq])
         self.release(step.seq, old[::-1])
         slide(self, step.seq)
@@ -69,9 +69,11 @@ class ChoosingBytes(GroupBytes):
             return
         if step.rest is not None:
             self.pool.open_block(step.rest)
-        self.pool.sealed.commit(step.chosen)
+        held = self.sealed(step)
+        first = held[0] in self.pool.apart.rows if held else self.chooser.whole(step.seq)
+        self.pool.commit(step.chosen, first)
         step.sealing_ids = self.pool.ids(step.chosen)
-        step.held_ids = self.pool.ids(self.sealed(step))
+        step.held_ids = self.pool.ids(held)
 
     def sealed(self, step: Extent) -> list[BlockId]:
         """The sequence's sealed blocks before the step."""
@@ -119,7 +121,8 @@ class ChoosingGroup(LayerGroup):
         index = self.chooser.stay(e, row, len(e.chosen) * self.block_size)
         if e.chosen:
             kept = (by_head(x, index) for x in (k, v))
-            self.pool.seal(layer, e.chosen, *kept, e.sealing_ids)
+            count = still_apart(self.pool, layer, held, index)
+            self.pool.seal(layer, e.chosen, *kept, e.sealing_ids, count)
         if e.rest is not None:
             self.pool.write(layer, e.rest, 0, k[tokens:], v[tokens:])
 

@@ -23,7 +23,7 @@ class Copies:
         """Raises `KvlabError` within a step, `OutOfHost` where an offload's limit leaves no room
         for a second copy, and what the allocator raises; this cache is as it was then."""
         self.sequences.between_steps("copied")
-        self.catch_up()
+        self.requests.catch_up()
         for constant in _constants(self):
             memo[id(constant)] = constant
         with torch.inference_mode(False), torch.no_grad():  # who writes later may be in any mode
@@ -50,6 +50,6 @@ def rebuilt(old, memo: dict):
 
 def _constants(cache) -> Iterator[object]:
     """What a copy shares with its original: nobody writes to it, or it is the model's."""
-    yield from (cache.spec, *vars(cache.spec).values(), cache.geometry, cache.facts)
+    yield from (cache.spec, *vars(cache.spec).values(), cache.geometry, cache.lineage.facts)
     yield from (group.pool.fused for group in cache.groups)
     yield from (value for value in vars(cache).values() if isinstance(value, torch.nn.Module))

@@ -13,6 +13,7 @@ from xxhash import xxh3_64_intdigest, xxh3_128
 from kvlab.blocks.chain import TOKEN, origin
 from kvlab.core import BadInput
 
+APART = "apart."  # before the names of planes of first tokens, see `pool.Apart`
 KIND, VERSION, NAME = "kvlab prefix store", 1, "manifest.json"
 FIELDS = {  # key -> type, and in words what a cache of another value has
     "model": (str, "was made with another model"),
@@ -50,8 +51,23 @@ class Manifest(NamedTuple):
     folder: Path
     blocks: list[StoredBlock]
     files: list[StoredFile]
-    planes: dict[str, list]  # plane -> [safetensors dtype, shape]
+    planes: dict[str, list]  # plane -> [safetensors dtype, shape]; LAYER.plane where they differ
     layers: int
+
+    def tensors(self, count: int, first: int) -> dict[str, tuple[str, list[int]]]:
+        """Those of `count` blocks, of which `first` begin a sequence."""
+        found = {}
+        for name, (kind, shape) in self.planes.items():
+            layer, _, plane = name.partition(".")
+            own = layer.isdigit()
+            plane, layers = (plane, [layer]) if own else (name, range(self.layers))
+            here = first if plane.startswith(APART) else count
+            found |= {f"layer.{n}.{plane}": (kind, [here, *shape]) for n in layers if here}
+        return found
+
+    def begins(self, index: int) -> bool:
+        """Whether a block holds first tokens: only such have planes `APART`."""
+        return self.blocks[index].parent < 0
 
 
 def write(folder: Path, facts: dict, blocks: list[StoredBlock], files: list[StoredFile]) -> None:
@@ -157,8 +173,8 @@ def _check_bytes(folder: Path, file: StoredFile) -> None:
 
 def check_tensors(manifest: Manifest, file: StoredFile) -> None:
     """A data file holds each plane of each layer and nothing else. Raises `BadInput`."""
-    want = {f"layer.{layer}.{name}": (kind, [file.count, *shape])
-            for layer in range(manifest.layers) for name, (kind, shape) in manifest.planes.items()}
+    first = sum(manifest.begins(i) for i in range(file.first, file.first + file.count))
+    want = manifest.tensors(file.count, first)
     try:
         with safe_open(manifest.folder / file.name, framework="pt") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118

@@ -18,6 +18,7 @@ from kvlab.cache.scores import scorer_of
 from kvlab.cache.tokens import Standing, TokenWatch
 from kvlab.cache.watch import Watch
 from kvlab.core import BadInput, BlockId, KvlabError, SeqId
+from kvlab.kernel import best_ref
 from kvlab.pool import BlockPool
 from kvlab.source import Extent
 
@@ -35,6 +36,10 @@ class NoRepack:
 
     def crop(self, seq: SeqId, length: int) -> None:
         """The table of a sequence ends at `length` now."""
+
+    def whole(self, seq: SeqId) -> bool:
+        """Whether no token of a sequence was given up."""
+        return True
 
     def place(self, seq: SeqId, length: int) -> int:
         """Where in the table the first `length` tokens of a sequence end. Raises `KvlabError` where
@@ -65,19 +70,23 @@ class Repack:
     # ---- the life of a sequence
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
-        self.watch.fork(parent, child)
+        self.watch.standings.fork(parent, child)
         if parent in self.past:
             self.past[child] = self.past[parent]
 
     def close(self, seq: SeqId) -> None:
-        self.watch.close(seq)
+        self.watch.standings.close(seq)
         self.past.pop(seq, None)
 
     def crop(self, seq: SeqId, length: int) -> None:
         """Forget how tokens of the table from `length` on stand."""
-        self.watch.cut(seq, length // self.size * self.size)
+        self.watch.standings.cut(seq, length // self.size * self.size)
         if not length:
             self.past.pop(seq, None)
+
+    def whole(self, seq: SeqId) -> bool:
+        """See `NoRepack.whole`."""
+        return seq not in self.past
 
     def place(self, seq: SeqId, length: int) -> int:
         """See `NoRepack.place`."""
@@ -125,13 +134,13 @@ class Repack:
         table.ids[: len(old)] = new
         table.length -= over * self.size
         table.changes += 1
-        self.watch.choose(seq, index, len(old) * self.size)
+        self.watch.standings.choose(seq, index, len(old) * self.size)
         self.past[seq] = Past(seen, self.past.get(seq, (0, 0))[1] + over * self.size)
         return old
 
     def _chosen(self, seq: SeqId, blocks: list[BlockId], keep: int, fill: int) -> Tensor:
         """The tokens that stay, int64 [L, H, keep], in the order of the table."""
-        score = self.watch.ranked(seq, len(blocks) * self.size)
+        score = self.watch.standings.ranked(seq, len(blocks) * self.size)
         return self._best(score, keep, fill)
 
     def _best(self, score: Tensor, keep: int, fill: int) -> Tensor:
@@ -143,7 +152,7 @@ class Repack:
         score = score.clone()
         for begin, end in self.window.protected(score.shape[-1] + fill):
             score[..., begin:end] = torch.inf
-        return best_of(score, keep)
+        return (self.pool.fused or best_ref).best_of(score, keep)
 
     # ---- within a step
 
@@ -160,7 +169,7 @@ class Repack:
         """All layers have chosen: `gone` tokens less, of the `seen` so far."""
         rows = self._coming.pop(e.seq)
         score, steps = (torch.cat([getattr(r, n) for r in rows]) for n in ("score", "steps"))
-        self.watch.set(e.seq, Standing(score, steps, rows[0].most))
+        self.watch.standings[e.seq] = Standing(score, steps, rows[0].most)
         self.past[e.seq] = Past(seen, self.past.get(e.seq, (0, 0))[1] + gone)
 
     def undo(self, e: Extent) -> None:
@@ -170,11 +179,13 @@ class Repack:
         """Seal the tokens `index` of the blocks `old` into the blocks `new`, layer by layer."""
         if not new:
             return
-        self.pool.sealed.commit(new)
-        read, written = self.pool.ids(old), self.pool.ids(new)
-        for layer in range(self.pool.geometry.layers):
-            pair = self.pool.read(layer, old, read)
-            self.pool.seal(layer, new, *(by_head(x, index[layer]) for x in pair), written)
+        pool = self.pool
+        pool.commit(new, first=old[0] in pool.apart.rows)
+        read, written = pool.ids(old), pool.ids(new)
+        for layer in range(pool.geometry.layers):
+            pair = (by_head(x, index[layer]) for x in pool.read(layer, old, read))
+            count = still_apart(pool, layer, old, index[layer])
+            pool.seal(layer, new, *pair, written, count)
 
 
 def choosing(
@@ -194,10 +205,14 @@ def choosing(
     return watch, chooser
 
 
-def best_of(score: Tensor, keep: int) -> Tensor:
-    """The `keep` largest of the last dim, in order of place; of equals the first."""
-    best = score.argsort(dim=-1, descending=True, stable=True)[..., :keep]
-    return best.sort(-1).values
+def still_apart(pool: BlockPool, layer: int, held: list[BlockId], index: Tensor) -> Tensor | None:
+    """How many of the tokens `index` [H, m] of the blocks `held`, or of those that a sequence
+    begins with, were kept apart, int32 [H]; they come first. None where no tokens are."""
+    apart = pool.apart
+    if held and held[0] not in apart.rows or not apart.tokens:
+        return None
+    count = apart.row(layer, held[0])["count"] if held else apart.all
+    return (index < count[:, None]).sum(-1, dtype=torch.int32)
 
 
 def by_head(x: Tensor, index: Tensor) -> Tensor:

@@ -1,39 +1,31 @@
-"""What a live cache adds to the request protocol: who computed a block, audits, stores on disk."""
+"""Sequences of a live cache: opened, told of, forked, cut, closed; and what each of them found."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from kvlab.blocks import Chain, Prefixes, Sequences
-from kvlab.blocks import PrefixHandle as Handle
-from kvlab.cache import store
+from kvlab.blocks import Chain
 from kvlab.cache.audit import Audit, audited
-from kvlab.cache.store import Stored
-from kvlab.core import BadInput, KvlabError, SeqId
+from kvlab.cache.layers import Layers
+from kvlab.cache.lineage import Lineage
+from kvlab.core import SeqId
 
 
 class Requests:
-    """The part of `PagedCache` that opens, forks, cuts and closes sequences, and shares prefixes.
+    """What a live cache adds to the request protocol (`kvlab.blocks.Sequences`): tokens that are
+    heard of late, audits, and a look at the model that computes.
 
-    sequences, prefixes: the protocol itself, see `kvlab.blocks`. The model that fills a cache may
-    change under it; without prefix=hash nobody looks.
-    renewals: how many times what was known was dropped since the model had changed.
+    audits: what each request found, by sequence.
     """
 
-    sequences: Sequences
-    prefixes: Prefixes
-    audits: dict[SeqId, Audit]
-    renewals = 0
-    _late: list[tuple[list[tuple[SeqId, int]], Tensor]]  # told, and not looked at yet
-
-    @property
-    def identity(self) -> str:
-        """What decides which bytes a block of known tokens holds."""
-        return self.sequences.identity
+    def __init__(self, layers: Layers, lineage: Lineage):
+        self.layers, self.lineage, self.sequences = layers, lineage, lineage.sequences
+        self.audits: dict[SeqId, Audit] = {}
+        # told, and not looked at yet
+        self._late: list[tuple[list[tuple[SeqId, int]], Tensor]] = []
 
     # ---- a sequence comes and goes
 
@@ -49,19 +41,19 @@ class Requests:
         most: known blocks to start with, at most.
         """
         if len(token_ids) and not isinstance(token_ids, Chain):
-            self.recheck()
+            self.lineage.recheck()
         found: list[Audit] = []
         seq, _ = self.sequences.open(
             token_ids, reserve=reserve, most=most,
-            look=lambda opened, chain: found.append(audited(self, opened, chain)),
+            look=lambda opened, chain: found.append(audited(self.layers, opened, chain)),
         )
         self.audits.update((seq, audit) for audit in found)
         return seq
 
     def open_together(self, prompts: Sequence[Sequence[int]], pads: Sequence[int]) -> list[SeqId]:
         """A sequence for each prompt, such that pad plus length is the same for all of them."""
-        size = self.geometry.block_size
-        self.recheck()
+        size = self.layers.geometry.block_size
+        self.lineage.recheck()
         chains = [self.sequences.chain(ids) for ids in prompts]
         hits = [self.sequences.hits(chain)[1] for chain in chains]
         common = min((p + n * size for p, n in zip(pads, hits)), default=0)
@@ -110,7 +102,7 @@ class Requests:
         """
         self.sequences.stop(seqs)
         if seqs:
-            self.recheck(here=False)
+            self.lineage.recheck(here=False)
         self.catch_up()
         self.sequences.close(seqs)
 
@@ -134,115 +126,7 @@ class Requests:
         self.catch_up()
         self.sequences.truncate(lengths)
 
-    # ---- prefixes in no sequence's name
-
-    def cache_prefix(
-        self, token_ids: Sequence[int], pin: bool = True, seq: SeqId | None = None
-    ) -> Handle:
-        """Keep what is held of the whole blocks of `token_ids`, in no sequence's name.
-
-        With `pin` they stay until `release_prefix`, else as long as the policy leaves them. A
-        live sequence that holds these tokens is found by them; `seq` names one whose tokens the
-        cache was never told. Only blocks computed with no hole before them can be kept, so the
-        handle may hold fewer `tokens` than were asked for, or none.
-        """
-        self._refuse_none()
-        self.catch_up()
-        self.recheck()
-        if seq is not None:
-            self._refuse_outdated([seq], "nothing of it can be kept")
-            self.sequences.tell(seq, token_ids, 0)
-        return self.prefixes.keep(token_ids, pin)
-
-    def attach_prefix(self, token_ids: Sequence[int]) -> Handle:
-        """Find and pin the longest run of whole blocks that is there; possibly none.
-
-        Counts as a use, the tail being the first to leave again. `open(token_ids)` does the same
-        for a sequence; this is for keeping a prefix while no sequence uses it.
-        """
-        self._refuse_none()
-        self.recheck()
-        return self.prefixes.attach(token_ids)
-
-    def release_prefix(self, handle: Handle) -> None:
-        """Unpin a handle's blocks, tail first. A second release does nothing.
-
-        Raises `KvlabError` for a handle of another cache.
-        """
-        self.prefixes.release(handle)
-
-    def drop_prefixes(self) -> int:
-        """Release all handles and free every known block that no sequence uses; how many."""
-        return self.prefixes.drop_known() if self.spec.prefix.shares else 0
-
-    def spill_prefixes(self) -> int:
-        """Send every known block that nobody uses to the host tier, as if its room were needed.
-
-        Returns how many left the device. Raises `BadInput` without an offload.
-        """
-        self._refuse_none()
-        if not self.spec.offload.keeps:
-            raise BadInput("offload", self.spec.offload.name, "keeps nothing; choose offload=host")
-        return self.prefixes.spill_known()
-
-    def save(self, folder: str | Path, handles: Sequence[Handle] | None = None) -> Stored:
-        """Write what is known, or the prefixes of `handles`, to `folder`; see `store.save`."""
-        self._refuse_none()
-        if self.recheck(here=False):
-            raise KvlabError("the model has changed since the known prefixes were computed: "
-                             "nothing of them can be saved")
-        self._refuse_outdated(self.sequences.chains, "finish it before saving")
-        return store.save(self, folder, handles)
-
-    def load(self, folder: str | Path) -> Stored:
-        """Know what another process has saved; see `store.load` for what is refused."""
-        self._refuse_none()
-        self.recheck()
-        return store.load(self, folder)
-
-    def _refuse_none(self) -> None:
-        if not self.spec.prefix.shares:
-            raise BadInput("prefix", self.spec.prefix.name, "keeps nothing; choose prefix=hash")
-
-    @property
-    def prefix_tokens(self) -> int:
-        """Tokens of all known blocks, each block counted once."""
-        return self.prefixes.known_tokens
-
     def audit(self, seq: SeqId | None = None) -> list[dict]:
         """Rows saying what requests found: of `seq`, or of all since the cache was made."""
         chosen = self.audits if seq is None else {seq: self.audits[seq]}
         return [audit.row(seq) for seq, audit in chosen.items()]
-
-    # ---- the model may change
-
-    def _named(self, identity: str) -> str:
-        return f"{identity} {self.spec.format.identity} {self.dtype}"
-
-    def glance(self) -> None:
-        """Before each forward: is the model the same? A quick look; what it doubts is read."""
-        if self.facts.moved():
-            self.recheck()
-
-    def recheck(self, here: bool = True) -> bool:
-        """Read the model in full; whether it has changed since it was read last.
-
-        Then nothing that was computed before is found again, also when the old weights come back:
-        handles are released, known blocks freed, and what running sequences compute stays theirs.
-        here: under the circumstances of the caller, see `ModelFacts.read`.
-        """
-        identity = self._named(self.facts.read(here))
-        if identity == self.identity:
-            return False
-        self.renewals += 1
-        self.prefixes.renew(identity)
-        return True
-
-    def keep_apart(self, seq: SeqId) -> None:
-        """The next tokens of `seq` are none that token ids stand for (embeddings, other
-        positions): it never becomes known to others."""
-        self.prefixes.keep_apart(seq)
-
-    def _refuse_outdated(self, seqs: Iterable[SeqId], action: str) -> None:
-        if any(self.prefixes.outdated(seq) for seq in seqs):
-            raise KvlabError(f"the model has changed since a running sequence began: {action}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -13,6 +13,7 @@ from kvlab import axes
 from kvlab.budget import blocks_in, blocks_of, parts_of
 from kvlab.cache.making import Copied, made_anew, maker
 from kvlab.core import BadInput, CacheGeometry, LayerShape
+from kvlab.format import KVFormat
 from kvlab.policy import EvictionPolicy
 from kvlab.pool import fused_kernels, no_kernels
 from kvlab.source import check_summary
@@ -103,7 +104,7 @@ class CacheSpec:
                 raise BadInput("window.rerotate", True, "retrieval scores keys at the positions "
                                "they were stored with; window.rerotate=false")
 
-    @property
+    @cached_property
     def by_token(self) -> bool:
         """Whether tokens are chosen, not blocks."""
         return self.evict == "token"
@@ -167,8 +168,14 @@ class CacheSpec:
 
     def layer_groups(self, g: CacheGeometry) -> list[tuple[int, ...]]:
         """Numbers of the layers that share block ids, group by group."""
-        alone = self.groups != "all" and (self.budget.divides or not self.by_token)
-        return [(layer,) for layer in range(g.layers)] if alone else g.shape_groups
+        if self.groups != "all" and (self.budget.divides or not self.by_token):
+            return [(layer,) for layer in range(g.layers)]
+        return self.format.groups(g)
+
+    def formats(self, g: CacheGeometry) -> list[KVFormat]:
+        """The format of each layer group."""
+        each = self.format.each(g.layers)
+        return [each[layers[0]] for layers in self.layer_groups(g)]
 
     def capacities(self, g: CacheGeometry) -> list[int | None]:
         """Blocks that each layer group may hold; None without a budget.
@@ -187,7 +194,8 @@ class CacheSpec:
         if self.budget_bytes < block:
             raise BadInput("cache.budget_bytes", self.budget_bytes,
                            f"is less than one block of this model, which takes {block} bytes")
-        sizes = [self.format.block_bytes(g.part(layers)) for layers in groups]
+        sizes = [format.block_bytes(g.part(layers))
+                 for format, layers in zip(self.formats(g), groups)]  # fmt: skip
         return blocks_in(self.budget, self.budget_bytes, groups, sizes)
 
     def kept(self, groups: list[tuple[int, ...]], seen: list[int]) -> list[float]:
@@ -197,8 +205,12 @@ class CacheSpec:
 
     def checked_for(self, g: CacheGeometry) -> CacheSpec:
         """Self, after every refusal that needs the model's shape."""
-        for layers in g.shape_groups:
-            self.format.planes(g.part(layers))
+        for format, layers in zip(self.formats(g), self.layer_groups(g)):
+            format.planes(g.part(layers))
+            if format.sinks > g.block_size:
+                raise BadInput("format.sinks", format.sinks, "first tokens must lie within a block,"
+                               f" and cache.block_size={g.block_size}; take larger blocks or "
+                               "format.sinks=0")
         if self.budget_bytes != "adaptive":  # decided when the cache is made
             self.capacities(g)
         self._check_effect()
@@ -257,11 +269,12 @@ class CacheSpec:
             raise BadInput("offload", name, f"keeps evicted tokens, and summary={self.summary.name}"
                            " stands for them: they would count twice; take one of the two")
 
-    def why_plain(self, shapes: Iterable[LayerShape], device: torch.device) -> str | None:
+    def why_plain(self, shapes: Sequence[LayerShape], device: torch.device) -> str | None:
         """Why plain torch reads blocks of a model where kernels are wanted, or None."""
         if fused_kernels(device.type, self.kernels) is None:
             return None
-        return next(filter(None, (no_kernels(self.format, shape) for shape in shapes)), None)
+        pairs = zip(self.format.each(len(shapes)), shapes)
+        return next(filter(None, (no_kernels(*pair) for pair in pairs)), None)
 
     @property
     def bounded(self) -> bool:

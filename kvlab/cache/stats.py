@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from kvlab.cache.layers import Layers
 from kvlab.core import CacheGeometry
 
 
@@ -13,7 +14,7 @@ class CacheStats(NamedTuple):
 
     nominal_bytes: the payload bits alone, for every token seen (what a paper's ratio promises).
     logical_bytes: blocks in use, with scales and zeros, open blocks counted by their tokens, what
-        stands for evicted tokens, and origins.
+        stands for evicted tokens, origins, and first tokens that are kept apart.
     allocated_bytes: every tensor the cache holds: whole slabs, open blocks, tables.
     peak_allocated_bytes: the most that was at one time since the cache was made, or since
         `PagedCache.reset_peak`; in the middle of a step it is more than before and after.
@@ -57,36 +58,38 @@ class CacheStats(NamedTuple):
         return 100.0 * self.resident_tokens / max(1, self.tokens)
 
 
-def counted(cache, lengths: Iterable[int], allocated: int) -> CacheStats:
-    """The account of a `PagedCache` whose sequences have these lengths, over all layer groups.
+def counted(layers: Layers, lengths: Iterable[int], prefix_tokens: int) -> CacheStats:
+    """The account of a cache whose sequences have these lengths, over all layer groups.
 
-    allocated: bytes of every tensor that it holds.
+    prefix_tokens: of what is known beyond them.
     """
-    g, format, groups = cache.geometry, cache.spec.format, cache.groups
+    g, groups, allocated = layers.geometry, layers.groups, layers.allocated_bytes
     tokens, parts = sum(lengths), [group.pool.geometry for group in groups]
     held = [group.sealed_blocks * g.block_size + group.open_tokens for group in groups]
     elements = sum(n * part.elements_per_token for n, part in zip(held, parts))
-    blocks = sum(group.sealed_blocks * format.block_bytes(part)
+    blocks = sum(group.sealed_blocks * group.pool.format.block_bytes(part)
                  for group, part in zip(groups, parts))  # fmt: skip
-    tails = sum(group.open_tokens * part.elements_per_token * cache.dtype.itemsize
+    tails = sum(group.open_tokens * part.elements_per_token * layers.dtype.itemsize
                 for group, part in zip(groups, parts))  # fmt: skip
     entries = sum(group.summaries.nbytes for group in groups)
     origins = sum(group.origins.nbytes for group in groups)
+    apart = sum(group.pool.apart.nbytes for group in groups)
     scores = sum(group.watch.nbytes for group in groups)
     return CacheStats(
         tokens=tokens, resident_tokens=round(_layer_mean(held, parts)),
         blocks=sum(group.ledger.held_count for group in groups),
-        evictions=sum(group.held.evictions for group in groups),
-        nominal_bytes=tokens * format.token_bits(g) // 8,
-        logical_bytes=blocks + tails + entries + origins + scores, allocated_bytes=allocated,
+        evictions=sum(group.held.room.evictions for group in groups),
+        nominal_bytes=tokens * layers.spec.format.token_bits(g) // 8,
+        logical_bytes=blocks + tails + entries + origins + scores + apart,
+        allocated_bytes=allocated,
         host_bytes=sum(group.sources.host_nbytes for group in groups),
         bits_per_element=8 * (allocated - entries) / max(1, elements),
-        prefix_tokens=cache.prefix_tokens,
-        workspace_bytes=cache.workspace.nbytes
+        prefix_tokens=prefix_tokens,
+        workspace_bytes=layers.workspace.nbytes
         + sum(group.sources.workspace_nbytes for group in groups),
         digest_bytes=sum(group.sources.digest_nbytes for group in groups),
         read_tokens=round(_layer_mean([group.read_tokens for group in groups], parts)),
-        peak_allocated_bytes=cache.meter.peak, origin_bytes=origins,
+        peak_allocated_bytes=layers.meter.peak, origin_bytes=origins,
         summary_fallbacks=sum(group.summaries.fallbacks for group in groups),
     )
 

@@ -12,12 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from kvlab.cache import manifest as manifests
-from kvlab.cache.manifest import Manifest, StoredBlock, StoredFile, refused
+from kvlab.cache.layers import Layers
+from kvlab.cache.lineage import Lineage
+from kvlab.cache.manifest import APART, Manifest, StoredBlock, StoredFile, refused
 from kvlab.core import BadInput, BlockId, KvlabError
 
 SHARD_BYTES = 1 << 30  # of one data file, so that neither side holds more in host memory
 KINDS = {torch.uint8: "U8", torch.int8: "I8", torch.float16: "F16", torch.bfloat16: "BF16",
          torch.float32: "F32", torch.float8_e4m3fn: "F8_E4M3", torch.int32: "I32"}
+FIRST = ("k_data", "v_data")  # of what is kept apart
 
 
 class Stored(NamedTuple):
@@ -35,24 +38,26 @@ class Known(NamedTuple):
     stored: StoredBlock
 
 
-def save(cache, folder: str | Path, handles: Iterable | None = None) -> Stored:
-    """Write known prefixes of a `PagedCache` to `folder`; an earlier store there is replaced.
+def save(
+    layers: Layers, lineage: Lineage, folder: str | Path, handles: Iterable | None = None
+) -> Stored:
+    """Write known prefixes of a cache to `folder`; an earlier store there is replaced.
 
     handles: only their prefixes; by default everything that is known and can be found. The folder
     appears whole or not at all. Raises `BadInput` where it holds anything else.
     """
     folder = Path(os.path.abspath(folder))
     _check_target(folder)
-    known = _known(cache, None if handles is None else list(handles))
+    known = _known(layers, lineage, None if handles is None else list(handles))
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
         new = Path(place) / "new"
         new.mkdir()
-        files = _write_blocks(cache, new, known)
-        manifests.write(new, facts(cache), [k.stored for k in known], files)
+        files = _write_blocks(layers, new, known)
+        manifests.write(new, facts(layers, lineage), [k.stored for k in known], files)
         if folder.exists():
             folder.rename(Path(place) / "old")
         new.rename(folder)
-    size = cache.geometry.block_size
+    size = layers.geometry.block_size
     return Stored(len(known), len(known) * size, sum(file.bytes for file in files))
 
 
@@ -65,25 +70,38 @@ def _check_target(folder: Path) -> None:
         raise refused(folder, "holds something else; choose an empty or a new folder")
 
 
-def facts(cache) -> dict:
+def facts(layers: Layers, lineage: Lineage) -> dict:
     """What a store and a cache must agree on."""
-    g, format = cache.geometry, cache.spec.format
+    g, format = layers.geometry, layers.spec.format
     stored = g.stored
     shape = {"layers": g.layers, "query_heads": g.query_heads, "kv_heads": stored.kv_heads,
              "head_dim": stored.k_width}
     if stored.v_width != stored.k_width:
         shape["value_width"] = stored.v_width
-    planes = {n: [KINDS[p.dtype], list(p.shape)]
-              for n, p in format.planes_of(stored, g.block_size).items()}  # fmt: skip
-    return {"model": cache.facts.identity, "format": format.identity, "dtype": str(cache.dtype),
+    each = format.each(g.layers)
+    planes = _planes(layers, each[0])
+    if any(other.identity != each[0].identity for other in each):
+        planes = {f"{layer}.{name}": plane for layer, format in enumerate(each)
+                  for name, plane in _planes(layers, format).items()}  # fmt: skip
+    return {"model": lineage.facts.identity, "format": format.identity, "dtype": str(layers.dtype),
             "block_size": g.block_size, "geometry": shape, "planes": planes,
-            "identity": cache.identity}
+            "identity": lineage.identity}
 
 
-def _known(cache, handles: list | None) -> list[Known]:
+def _planes(layers: Layers, format) -> dict[str, list]:
+    """Plane of a layer of this format -> [safetensors dtype, shape]."""
+    stored = layers.geometry.stored
+    planes = {n: [KINDS[p.dtype], list(p.shape)]
+              for n, p in format.planes_of(stored, layers.geometry.block_size).items()}  # fmt: skip
+    for n, width in zip(FIRST, (stored.k_width, stored.v_width)) if format.sinks else ():
+        planes[APART + n] = [KINDS[layers.dtype], [stored.kv_heads, format.sinks, width]]
+    return planes
+
+
+def _known(layers: Layers, lineage: Lineage, handles: list | None) -> list[Known]:
     """Blocks that every layer group holds, each behind its parent."""
-    indices = [group.held.index for group in cache.groups]
-    if any(h.identity != cache.identity for h in handles or ()):
+    indices = [group.held.known.index for group in layers.groups]
+    if any(h.identity != lineage.identity for h in handles or ()):
         raise KvlabError("the model has changed since this prefix handle was made: attach it anew")
     wanted = None if handles is None else {b for h in handles for b in h.ids}
     known: list[Known] = []
@@ -101,42 +119,46 @@ def _known(cache, handles: list | None) -> list[Known]:
     return known
 
 
-def _write_blocks(cache, folder: Path, known: list[Known]) -> list[StoredFile]:
-    per_file = max(1, SHARD_BYTES // cache.spec.format.block_bytes(cache.geometry))
+def _write_blocks(layers: Layers, folder: Path, known: list[Known]) -> list[StoredFile]:
+    per_file = max(1, SHARD_BYTES // layers.spec.format.block_bytes(layers.geometry))
     files = []
     for number, first in enumerate(range(0, len(known), per_file)):
         part = known[first : first + per_file]
         path = folder / f"blocks-{number:05d}.safetensors"
-        save_file(dict(_tensors(cache, part)), path)
+        save_file(dict(_tensors(layers, part)), path)
         files.append(StoredFile(path.name, path.stat().st_size, manifests.file_checksum(path),
                                 first, len(part)))
     return files
 
 
-def _tensors(cache, part: list[Known]):
-    for layer, (number, local) in enumerate(cache._place):
-        pool = cache.groups[number].pool
+def _tensors(layers: Layers, part: list[Known]):
+    for layer, (number, local) in enumerate(layers.place):
+        pool = layers.groups[number].pool
         planes = pool.sealed.read(local, [k.ids[number] for k in part])
         for name, plane in planes.items():
             yield f"layer.{layer}.{name}", plane.cpu().contiguous()
+        first = [k.ids[number] for k in part if k.stored.parent < 0 and pool.apart.tokens]
+        for name in FIRST if first else ():
+            kept = torch.stack([pool.apart.row(local, id)[name] for id in first])
+            yield f"layer.{layer}.{APART}{name}", kept.cpu().contiguous()
 
 
-def load(cache, folder: str | Path) -> Stored:
-    """Make the prefixes stored in `folder` known to a `PagedCache`.
+def load(layers: Layers, lineage: Lineage, folder: str | Path) -> Stored:
+    """Make the prefixes stored in `folder` known.
 
     Raises `BadInput` with one sentence, before anything has changed, where model, format, block
     size or shape differ, where a file is missing, truncated, altered or too much, and where the
     budget has too little room.
     """
-    manifest = manifests.read(Path(folder), facts(cache))
+    manifest = manifests.read(Path(folder), facts(layers, lineage))
     for file in manifest.files:
         manifests.check_tensors(manifest, file)
-    places = [_Place(cache, group, manifest) for group in cache.groups]
+    places = [_Place(group, manifest) for group in layers.groups]
     try:
         for place in places:
             place.take_room()
         for file in manifest.files:
-            _read_blocks(cache, manifest, file, places)
+            _read_blocks(layers, manifest, file, places)
     except BaseException:
         for place in places:
             place.undo()
@@ -144,20 +166,20 @@ def load(cache, folder: str | Path) -> Stored:
     for place in places:
         place.settle()
     new = len(places[0].new)
-    return Stored(new, new * cache.geometry.block_size,
-                  new * cache.spec.format.block_bytes(cache.geometry))
+    return Stored(new, new * layers.geometry.block_size,
+                  new * layers.spec.format.block_bytes(layers.geometry))
 
 
 class _Place:
     """Where the blocks of a manifest go in one layer group; `new`: those it does not know."""
 
-    def __init__(self, cache, group, manifest: Manifest):
+    def __init__(self, group, manifest: Manifest):
         self.group, self.manifest = group, manifest
         self.ids: list[BlockId | None] = []
         for block in manifest.blocks:
             before = None if block.parent < 0 else self.ids[block.parent]
             there = block.parent < 0 or before is not None
-            known = group.held.index.behind(before, block.tokens) if there else None
+            known = group.held.known.index.behind(before, block.tokens) if there else None
             self.ids.append(known)
         self.new = [i for i, id in enumerate(self.ids) if id is None]
         self.pins: list[BlockId] = []
@@ -171,7 +193,7 @@ class _Place:
         if room is not None and room < count:
             raise BadInput("cache.budget_blocks", ledger.capacity,
                            f"has room for {room} of the {count} blocks of {self.manifest.folder}")
-        self.taken = self.group.held.allocate(None, count)
+        self.taken = self.group.held.room.allocate(None, count)
         for index, id in zip(self.new, self.taken):
             self.ids[index] = id
 
@@ -182,32 +204,42 @@ class _Place:
 
     def settle(self) -> None:
         """Seal and make known, the deepest sealed first, so that it is the first to leave."""
-        held, blocks = self.group.held, self.manifest.blocks
+        known, blocks = self.group.held.known, self.manifest.blocks
         depth: list[int] = []
         for block in blocks:
             depth.append(0 if block.parent < 0 else depth[block.parent] + 1)
         order = self.new[::-1]
         self.group.ledger.seal(
             [self.ids[i] for i in order], [blocks[i].name for i in order],
-            [depth[i] for i in order], cost=[held.cost(depth[i]) for i in order],
+            [depth[i] for i in order], cost=[known.cost(depth[i]) for i in order],
             parent=[None if (p := blocks[i].parent) < 0 else blocks[p].name for i in order],
         )
         for index in self.new:
             before = blocks[index].parent
             parent = None if before < 0 else self.ids[before]
-            held.index.graft(parent, blocks[index].tokens, self.ids[index])
+            known.index.graft(parent, blocks[index].tokens, self.ids[index])
         self.group.ledger.unpin(self.pins)
 
 
-def _read_blocks(cache, manifest: Manifest, file: StoredFile, places: list[_Place]) -> None:
+def _read_blocks(
+    layers: Layers, manifest: Manifest, file: StoredFile, places: list[_Place]
+) -> None:
     tensors = load_file(manifest.folder / file.name)
-    for layer, (number, local) in enumerate(cache._place):
+    for layer, (number, local) in enumerate(layers.place):
         place = places[number]
         new = [i for i in place.new if file.first <= i < file.first + file.count]
         if not new:
             continue
         rows = torch.tensor(new) - file.first
-        planes = {n: tensors[f"layer.{layer}.{n}"][rows].to(cache.device) for n in manifest.planes}
-        ids = [place.ids[i] for i in new]
-        place.group.pool.sealed.commit(ids)
-        place.group.pool.sealed.write(local, ids, planes)
+        pool, ids = place.group.pool, [place.ids[i] for i in new]
+        planes = {n: tensors[f"layer.{layer}.{n}"][rows].to(layers.device)
+                  for n in pool.sealed.planes}
+        pool.sealed.commit(ids)
+        pool.sealed.write(local, ids, planes)
+        stored = [i for i in range(file.first, file.first + file.count) if manifest.begins(i)]
+        for n, i in enumerate(stored if pool.apart.tokens else ()):
+            if i in new:
+                pool.apart.take([place.ids[i]])
+                kept = (tensors[f"layer.{layer}.{APART}{name}"][n].to(layers.device).transpose(0, 1)
+                        for name in FIRST)
+                pool.apart.write(local, place.ids[i], *kept)

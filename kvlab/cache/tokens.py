@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -47,10 +48,10 @@ class Standing:
 
     def moved(self, scorer: Scorer, new: Tensor, queries: int) -> Standing:
         """After one more step of so many queries, with its scores `new` [L, H, n]."""
-        weights = [scorer.weight(n, queries) for n in range(self.most + 1)]
+        weights = tuple(scorer.weight(n, queries) for n in range(self.most + 1))
         if min(weights) == 1.0:
             return Standing(new, self.steps + 1, self.most + 1)
-        weight = torch.tensor(weights).to(new.device, non_blocking=True)[self.steps.long()]
+        weight = on_device(weights, new.device)[self.steps.long()]
         return Standing(torch.lerp(self.score, new, weight), self.steps + 1, self.most + 1)
 
     def layer(self, layer: int) -> Standing:
@@ -68,60 +69,93 @@ class Standing:
         return Standing(*parts, self.most)
 
 
-class TokenWatch:
-    """Collects the scores of sealed tokens in a step, by layer and key/value head.
+@lru_cache(8)
+def on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """fp32; the layers of a step ask for the same, and each sending costs a wait."""
+    with torch.inference_mode(False):
+        return torch.tensor(numbers).to(device, non_blocking=True)
 
-    Stands where `Watch` stands for blocks and hears the same, but the ledger is told nothing.
-    scorer: what is asked of queries and keys. pool: of the layer group, whose meter hears of what
-    is kept here.
-    """
 
-    active = True
-    touches = False  # attention counts as use of blocks: nobody asks here
+class Standings:
+    """How the sealed tokens of each sequence of a layer group stand; the pool's meter hears of the
+    bytes."""
 
-    def __init__(self, scorer: Scorer, pool: BlockPool):
-        self.scorer, self.meter, self._told = scorer, pool.meter, 0
-        self.layers, self.heads = pool.geometry.layers, pool.geometry.kv_heads
-        self.block_size, self.device = pool.block_size, pool.device
-        self._shares = (pool.fused or shares_ref).token_shares
-        self.looking = False  # whether a step of single tokens is scored
-        self.standing: dict[SeqId, Standing] = {}
-        self.seq: SeqId = 0  # whose tokens are noted now
-        self._parts: list[Tensor] = []  # of one layer
-        self._step: dict[SeqId, list[Tensor]] = {}  # scores of each layer so far
-        self._queries = 1
+    def __init__(self, pool: BlockPool):
+        self.meter, self._told = pool.meter, 0
+        self._none = pool.geometry.layers, pool.geometry.kv_heads, 0, pool.device
+        self.of: dict[SeqId, Standing] = {}
 
-    # ---- the life of a sequence
+    def __getitem__(self, seq: SeqId) -> Standing:
+        if seq in self.of:
+            return self.of[seq]
+        *shape, device = self._none
+        zero = torch.zeros(*shape, device=device)
+        return Standing(zero, zero.short())
+
+    def __setitem__(self, seq: SeqId, standing: Standing) -> None:
+        self.of[seq] = standing
+        self._tell()
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
-        if parent in self.standing:
-            self.standing[child] = self.standing[parent]  # never written in place
+        if parent in self.of:
+            self.of[child] = self.of[parent]  # never written in place
 
     def close(self, seq: SeqId) -> None:
-        self.standing.pop(seq, None)
+        self.of.pop(seq, None)
         self._tell()
 
     def cut(self, seq: SeqId, tokens: int) -> None:
         """Forget all but the first `tokens` sealed ones."""
-        if seq in self.standing:
-            self.standing[seq] = self.standing[seq].cut(tokens)
+        if seq in self.of:
+            self.of[seq] = self.of[seq].cut(tokens)
             self._tell()
 
     def choose(self, seq: SeqId, index: Tensor, tokens: int) -> None:
         """Of `tokens` only those of `index` [L, H, m] are left, in this order."""
-        self.set(seq, self._stood(seq).grown(tokens).chosen(index))
+        self[seq] = self[seq].grown(tokens).chosen(index)
 
     def _tell(self) -> None:
         now = self.nbytes
         self.meter.add(now - self._told)
         self._told = now
 
-    def __deepcopy__(self, memo: dict) -> TokenWatch:
+    def __deepcopy__(self, memo: dict) -> Standings:
         other = object.__new__(type(self))
         memo[id(self)] = other
         vars(other).update({k: copy.deepcopy(v, memo) for k, v in vars(self).items()}, _told=0)
         other._tell()
         return other
+
+    def ranked(self, seq: SeqId, tokens: int) -> Tensor:
+        """Scores fp32 [L, H, tokens] of the sealed tokens of `seq`, a copy."""
+        return self[seq].grown(tokens).score.clone()
+
+    @property
+    def nbytes(self) -> int:
+        """Forks share what neither has changed."""
+        return sum(s.nbytes for s in {id(s): s for s in self.of.values()}.values())
+
+
+class TokenWatch:
+    """Collects the scores of sealed tokens in a step, by layer and key/value head.
+
+    Stands where `Watch` stands for blocks and hears the same, but the ledger is told nothing.
+    scorer: what is asked of queries and keys. pool: of the layer group. standings: what was made of
+    its answers so far.
+    """
+
+    active = True
+    touches = False  # attention counts as use of blocks: nobody asks here
+
+    def __init__(self, scorer: Scorer, pool: BlockPool):
+        self.scorer, self.standings = scorer, Standings(pool)
+        self.heads, self.block_size = pool.geometry.kv_heads, pool.block_size
+        self._shares = (pool.fused or shares_ref).token_shares
+        self.looking = False  # whether a step of single tokens is scored
+        self.seq: SeqId = 0  # whose tokens are noted now
+        self._parts: list[Tensor] = []  # of one layer
+        self._step: dict[SeqId, list[Tensor]] = {}  # scores of each layer so far
+        self._queries = 1
 
     # ---- chunks, and single tokens that are looked at
 
@@ -186,8 +220,8 @@ class TokenWatch:
         """Let all sealed tokens of `seq` stand as this step scored them, if it did."""
         found = self._step.pop(seq, None)
         if found is not None:
-            old = self._stood(seq).grown(found[0].shape[-1])
-            self.set(seq, old.moved(self.scorer, torch.stack(found), self._queries))
+            old = self.standings[seq].grown(found[0].shape[-1])
+            self.standings[seq] = old.moved(self.scorer, torch.stack(found), self._queries)
 
     def row(
         self, seq: SeqId, layer: int, k: Tensor, v: Tensor, tokens: int, q: Tensor | None,
@@ -197,25 +231,12 @@ class TokenWatch:
 
         k, v: all that the layer has, the step's own tokens the last; q, lse: of the step, or None.
         """
-        old = self._stood(seq).layer(layer).grown(tokens)
+        old = self.standings[seq].layer(layer).grown(tokens)
         if q is None:
             return old
         new = self.scorer.of_tokens(q, k, v, lse, scale=scale, shares=self._shares)
         new = new[:, :tokens].expand(self.heads, -1)
         return old.moved(self.scorer, new[None], q.shape[1])
-
-    def set(self, seq: SeqId, standing: Standing) -> None:
-        """Let the sealed tokens of a sequence stand so."""
-        self.standing[seq] = standing
-        self._tell()
-
-    def _stood(self, seq: SeqId) -> Standing:
-        zero = torch.zeros(self.layers, self.heads, 0, device=self.device)
-        return self.standing.get(seq, Standing(zero, zero.short()))
-
-    def ranked(self, seq: SeqId, tokens: int) -> Tensor:
-        """Scores fp32 [L, H, tokens] of the sealed tokens of `seq`, a copy."""
-        return self._stood(seq).grown(tokens).score.clone()
 
     def commit(self, fresh: list[BlockId]) -> None:
         """See `Watch.commit`; `stand` takes what the step was told, sequence by sequence."""
@@ -230,5 +251,4 @@ class TokenWatch:
 
     @property
     def nbytes(self) -> int:
-        """Forks share what neither has changed."""
-        return sum(s.nbytes for s in {id(s): s for s in self.standing.values()}.values())
+        return self.standings.nbytes

@@ -43,6 +43,11 @@ def _refuse_form(override: Override, sweep: bool) -> None:
         raise BadInput(key, override.get_value_string(), remedy)
 
 
+def with_list_of_tasks(strings: Sequence[str]) -> list[str]:
+    """`task=[a,b]` says what `tasks=[a,b]` says: a group has one option, a job several tasks."""
+    return [f"tasks={s.removeprefix('task=')}" if s.startswith("task=[") else s for s in strings]
+
+
 def quote(value: str) -> str:
     """A value that Hydra's grammar takes as it stands."""
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from kvlab.axes import label, of_members
@@ -79,7 +80,7 @@ def make_plan(
     folder: whose place is looked at, that of one run or that of a sweep.
     Raises `KvlabError`, mostly `BadInput`, for anything that the user got wrong.
     """
-    base, given = _composed(strings, config_name), parse(strings)
+    base, given = _composed(strings, config_name, tasks=True), parse(strings)
     settings = RunSettings.read(base.tree)
     wants_specs = getattr(target_of(base.tree, "job"), "wants_specs", False)
     if not wants_specs and not {o.key_or_group for o in given} & {"variants", "experiment"}:
@@ -108,14 +109,28 @@ def make_plan(
     )
 
 
-def _composed(strings: Sequence[str], config_name: str) -> _Composed:
+def _composed(strings: Sequence[str], config_name: str, tasks: bool = False) -> _Composed:
+    """tasks: whether the job's list of them is looked up; caches do not need it."""
     config = compose(strings, config_name)
     choices = OmegaConf.to_container(config.hydra.runtime.choices)
     ours = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    if tasks:
+        _look_up_tasks(ours, strings, config_name)
     tree = OmegaConf.to_container(ours, resolve=False)
     refuse_strays(tree, choices)
     resolved = OmegaConf.to_container(ours, resolve=True, throw_on_missing=False)
     return _Composed(tree, resolved, choices, config.hydra)
+
+
+def _look_up_tasks(config: DictConfig, strings: Sequence[str], config_name: str) -> None:
+    """Names in the list of tasks become the options of the group, with the settings of this run."""
+    listed = OmegaConf.to_container(config, resolve=False).get("tasks")
+    known = GlobalHydra.instance().config_loader().get_group_options("task")
+    search = [o.input_line for o in parse(strings) if o.key_or_group == "hydra.searchpath"]
+    for number, task in enumerate(listed if isinstance(listed, list) else []):
+        if task in known:
+            chosen = compose([*search, "experiment=none", f"task={task}"], config_name)
+            config.tasks[number] = chosen.task
 
 
 def _refuse_unused(given: list, used: set[str], base: _Composed) -> None:

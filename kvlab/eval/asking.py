@@ -22,8 +22,7 @@ from kvlab.eval import scorers
 from kvlab.eval.rows import interval, size
 from kvlab.eval.runner import Runner
 from kvlab.eval.task import Item, Question, Raw, Task
-from kvlab.model.decode import Driver, check_driver
-from kvlab.model.load import LoadedModel
+from kvlab.model import Driver, LoadedModel, check_driver
 
 
 class Asking(Task):
@@ -61,18 +60,18 @@ class Asking(Task):
         runner.driver = self.decode_driver
         found = []
         for number, question in enumerate(item.questions):
-            if number == 0 or self.query_aware or not runner.back_to(len(item.context)):
+            if number == 0 or self.query_aware or not runner.back_to(len(context_of(runner, item))):
                 self.read(runner, item, question)
-            asked = question.ids[-1:] if self.query_aware else question.ids
+            asked = question.ids[question.seen :] if self.query_aware else question.ids
             found.append(self.answer(runner, asked, question))
         return {name: np.array([one[name] for one in found]) for name in found[0]}
 
     def read(self, runner: Runner, item: Item, question: Question) -> None:
         """The context into an empty cache; its last chunk has the question where it may."""
         runner.start()
-        ids = item.context
-        if self.query_aware:  # all of it but one token, which asks
-            ids = np.concatenate([ids, question.ids[:-1]])
+        ids = context_of(runner, item)
+        if self.query_aware:  # at least the last token asks
+            ids = np.concatenate([ids, question.ids[: question.seen]])
         runner.fill(ids)
 
     def ask(self, runner: Runner, ids: np.ndarray) -> Tensor:
@@ -83,30 +82,37 @@ class Asking(Task):
         return torch.cat([runner.read(ids[i : i + step]) for i in range(0, len(ids), step)])
 
     def answer(self, runner: Runner, asked: np.ndarray, question: Question) -> dict:
-        """Numbers of one answer, `score` among them. Generated token by token, greedily; its
-        tokens are kept as `answers`, [new_tokens], -1 behind the last."""
-        tokenizer = runner.loaded.tokenizer
-        ends = end_ids(runner.loaded)
+        """Numbers of one answer, `score` among them. Generated token by token, greedily."""
+        tokens = self.said(runner, self.ask(runner, asked)[-1])
+        return self.judged(runner.loaded, tokens, question)
 
-        def text(tokens: list[int]) -> str:
-            return tokenizer.decode(tokens, skip_special_tokens=True)
+    def said(self, runner: Runner, logits: Tensor) -> list[int]:
+        """Tokens of an answer that begins with the likeliest of `logits` [V]. The last one was not
+        read by the cache."""
+        return runner.generate(logits, self.new_tokens, lambda tokens: self.ended(
+            runner.loaded, tokens))  # fmt: skip
 
-        def ended(tokens: list[int]) -> bool:
-            told = text(tokens)
-            return tokens[-1] in ends or cut(told, self.stop) != told
+    def ended(self, loaded: LoadedModel, tokens: list[int]) -> bool:
+        """Whether an answer is over before it has `new_tokens`."""
+        told = text_of(loaded, tokens)
+        return tokens[-1] in end_ids(loaded) or cut(told, self.stop) != told
 
-        logits = self.ask(runner, asked)[-1]
-        tokens = runner.generate(logits, self.new_tokens, ended)
+    def judged(self, loaded: LoadedModel, tokens: list[int], question: Question) -> dict:
+        """What is kept of an answer, whoever gave it: `score`, and its tokens as `answers`
+        [new_tokens], -1 behind the last."""
         kept = np.full(self.new_tokens, -1, dtype=np.int64)
         kept[: len(tokens)] = tokens
-        score = self.scorer(cut(text(tokens), self.stop), question)
-        return {"score": float(score), "answers": kept}
+        return self.marks(cut(text_of(loaded, tokens), self.stop), question) | {"answers": kept}
+
+    def marks(self, text: str, question: Question) -> dict[str, float]:
+        """Numbers from 0 to 1 of an answer's text, `score` among them."""
+        return {"score": float(self.scorer(text, question))}
 
     def rows(self, mine: Runner, full: Runner, seed: int) -> Iterator[Measurement]:
         yield from super().rows(mine, full, seed)
         if lengths := [(raw >= 0).sum(1) for raw in mine.column("answers")]:
             found = stats.mean_interval([np.concatenate(lengths)], block=1, seed=seed)
-            name = f"{self.name}_answer_tokens"
+            name = f"{self.of_rows}_answer_tokens"
             yield interval(name, found, "tokens", None, size(lengths))
 
 
@@ -123,6 +129,15 @@ class Forced(Asking):
         logits = logits[-len(answer) :].float()
         nats = torch.nn.functional.cross_entropy(logits, answer)
         return {"hits": float((logits.argmax(-1) == answer).all()), "nats": float(nats)}
+
+
+def context_of(runner: Runner, item: Item) -> np.ndarray:
+    """Tokens that this runner has in front of a question."""
+    return item.context if runner.reads else item.blank
+
+
+def text_of(loaded: LoadedModel, tokens: Sequence[int]) -> str:
+    return loaded.tokenizer.decode(tokens, skip_special_tokens=True)
 
 
 def end_ids(loaded: LoadedModel) -> set[int]:

@@ -12,7 +12,8 @@ from kvlab.eval.rows import awaited_last
 from kvlab.eval.runner import Runner, alive, done
 from kvlab.eval.setting import Setting
 from kvlab.eval.task import Item, Task
-from kvlab.model.load import LoadedModel
+from kvlab.eval.tasks import TASKS as GENERATED
+from kvlab.model import LoadedModel
 from kvlab.model.progress import shown
 
 # Short names of tasks, for lists: name -> class. A task from elsewhere is named by its path.
@@ -21,6 +22,7 @@ TASKS = {
     "budget_loss": "kvlab.eval.text_loss.BudgetLoss",
     "needles": "kvlab.eval.recall.Needles",
     "text_cost": "kvlab.eval.cost.TextCost",
+    **GENERATED,
 }
 
 
@@ -51,8 +53,8 @@ class Bench:
         self.tasks = [find(task) for task in listed(tasks)]
         if not self.tasks or any(task.name == Task.name for task in self.tasks):
             told = [type(task).__name__ for task in self.tasks]
-            raise BadInput("tasks", told, "has nothing to measure, or no `name`; choose task=NAME, "
-                           f"or tasks=[...] of {', '.join(TASKS)} and of your own classes by path")
+            raise BadInput("tasks", told, "has nothing to measure, or no `name`; choose task=NAME "
+                           f"or task=[...] of {', '.join(TASKS)} and of your own classes by path")
         self.setting = Setting(model, chunk_tokens, baseline, controls, device, cap_gb)
 
     def run(self, folder, variants: list[Variant]) -> None:

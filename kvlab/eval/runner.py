@@ -12,11 +12,8 @@ from torch import Tensor
 
 from kvlab.cache import CacheSpec
 from kvlab.core import KvlabError, RunFailed
-from kvlab.model import PagedCache
-from kvlab.model.decode import Decoder, Driver
-from kvlab.model.load import LoadedModel
-from kvlab.model.prefill import forward_chunk
-from kvlab.track.failure import Failure
+from kvlab.model import Decoder, Driver, LoadedModel, PagedCache, forward_chunk
+from kvlab.track import Failure
 
 
 @dataclass(eq=False)
@@ -24,6 +21,7 @@ class Runner:
     """A task's `run` sends tokens through it: `start`, then `fill` or `read`, then `decode`.
 
     pieces: into how many parts it cuts each chunk; 2 makes the noise floor. driver: of `decode`.
+    reads: whether it gets the context of a question; who does not is a control.
     raws: item number -> what the task measured. stats, peak_bytes: the account of the cache at the
     end of each context, and the most that it held on the way.
     failure: what it raised; it is left out from there on.
@@ -36,6 +34,7 @@ class Runner:
     loaded: LoadedModel | None = None
     chunk_tokens: int = 512
     driver: Driver = "eager"
+    reads: bool = True
     raws: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
     stats: list = field(default_factory=list)
     peak_bytes: int = 0
@@ -62,6 +61,22 @@ class Runner:
         self.cache = PagedCache.for_model(
             self.loaded.model, self.spec, tokenizer=self.loaded.tokenizer
         )
+
+    def open(self, ids) -> int:
+        """A request of tokens [T] in all: how many of them the cache knows already, at most T - 1.
+        Only a cache that shares prefixes knows any."""
+        self.place = "at its start"
+        return self.cache.start(self.on_device(ids)[None]) if self.spec.prefix.shares else 0
+
+    def next_request(self) -> None:
+        """The end of a request; a cache that shares prefixes keeps what it may, any other is empty
+        again."""
+        if not self.spec.prefix.shares:
+            self.start()
+            return
+        self.peak_bytes = max(self.peak_bytes, self.cache.stats().peak_allocated_bytes)
+        self.cache.finish()
+        self._decoder = None
 
     def fill(self, ids) -> None:
         """A context, tokens [T], in prefill chunks; then the account is taken."""

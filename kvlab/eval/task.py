@@ -22,7 +22,7 @@ import numpy as np
 from kvlab.core import Measurement
 from kvlab.eval import rows
 from kvlab.eval.runner import Runner
-from kvlab.model.load import LoadedModel
+from kvlab.model import LoadedModel
 
 Raw = dict[str, np.ndarray]  # what a run of one item leaves; kept on disk under these names
 NOTHING: Mapping = MappingProxyType({})
@@ -35,6 +35,8 @@ class Question(NamedTuple):
     ids: tokens [Q] that ask; the answer follows the last one. answer: tokens [A] to be fed and
     judged, where a task does so. texts: right answers, for a scorer of generated text; options:
     among which it chooses. tags: a cell of the report each, such as `depth_percent`.
+    inside: of `ids`, how many belong to the compressed text where policies may see the question;
+    the others are the assistant's header and how its answer begins. None: all but the last.
     """
 
     ids: np.ndarray
@@ -42,18 +44,26 @@ class Question(NamedTuple):
     texts: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     tags: Mapping = NOTHING
+    inside: int | None = None
+
+    @property
+    def seen(self) -> int:
+        """Of `ids`, those that go inside the compressed text with `query_aware`."""
+        return len(self.ids) - 1 if self.inside is None else self.inside
 
 
 class Item(NamedTuple):
     """name: for messages. context: tokens [T] that go through the cache before any question.
 
-    params: what the rows of a timed item say of it.
+    params: what the rows of a timed item say of it. blank: tokens in place of the context for who
+    answers without having read it.
     """
 
     name: str
     context: np.ndarray
     questions: tuple[Question, ...] = ()
     params: Mapping = NOTHING
+    blank: np.ndarray = NO_TOKENS
 
     def tokens(self) -> np.ndarray:
         """All of it in a row: what was measured on other tokens is not taken from disk."""
@@ -64,7 +74,8 @@ class Item(NamedTuple):
 class Task:
     """The base of tasks; itself the null member, which has nothing to measure.
 
-    name: of rows (`NAME_percent`) and in params. quality: whether random weights mean nothing.
+    name: in params, and of rows (`NAME_percent`) unless `rows_as` is set, so that rows of like
+    tasks make one column. quality: whether random weights mean nothing.
     lockstep: whether all caches go through an item side by side (`StepTask`). timed: whether each
     is measured for itself (`TimedTask`). score: the array of `run` that rows are made of, a number
     from 0 to 1 for each question. history: arrays whose means a tracker is told after each item.
@@ -72,6 +83,7 @@ class Task:
     """
 
     name = "none"
+    rows_as = ""
     quality = True
     lockstep = False
     timed = False
@@ -105,9 +117,14 @@ class Task:
     # -- what becomes of it; one column of scores unless a task says otherwise
 
     @property
+    def of_rows(self) -> str:
+        """How names of rows begin."""
+        return self.rows_as or self.name
+
+    @property
     def awaited(self) -> str:
         """The row that a runner has who is through all items."""
-        return f"{self.name}_percent"
+        return f"{self.of_rows}_percent"
 
     def rows(self, mine: Runner, full: Runner, seed: int) -> Iterator[Measurement]:
         """Over all items: the score, the full cache's, and the paired difference.
@@ -115,14 +132,14 @@ class Task:
         Questions are what is resampled: each stands for itself.
         """
         own, theirs = mine.column(self.score), full.column(self.score)
-        yield rows.share(f"{self.name}_percent", own, seed)
-        yield rows.share(f"{self.name}_full_percent", theirs, seed)
-        yield rows.points(f"{self.name}_delta_points", own, theirs, seed)
+        yield rows.share(f"{self.of_rows}_percent", own, seed)
+        yield rows.share(f"{self.of_rows}_full_percent", theirs, seed)
+        yield rows.points(f"{self.of_rows}_delta_points", own, theirs, seed)
 
     def against(self, mine: Runner, kind: str, other: Runner, seed: int) -> Iterable[Measurement]:
         """The difference to a negative control; kind: random, shuffled, window or chance."""
         own, theirs = mine.column(self.score), other.column(self.score)
-        yield rows.points(f"{self.name}_minus_{kind}_points", own, theirs, seed)
+        yield rows.points(f"{self.of_rows}_minus_{kind}_points", own, theirs, seed)
 
     def versus(self, mine: Runner, other: Runner, seed: int) -> Iterable[Measurement]:
         """Rows of `mine` paired with any other runner of the run, a variant say."""
@@ -141,7 +158,7 @@ class Task:
                     key = tuple(question.tags.items())
                     cells.setdefault(key, []).append(scores[place : place + 1])
         for tags, found in cells.items():
-            row = rows.share(f"{self.name}_at_percent", found, seed)
+            row = rows.share(f"{self.of_rows}_at_percent", found, seed)
             folder.add(mine.name, mine.params | dict(tags), [row])
 
 

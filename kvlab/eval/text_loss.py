@@ -19,7 +19,7 @@ from kvlab.eval.divergence import compare, nll
 from kvlab.eval.rows import interval, size
 from kvlab.eval.runner import Runner
 from kvlab.eval.task import Item, StepTask
-from kvlab.model.decode import Driver, check_driver
+from kvlab.model import Driver, check_driver
 
 DECODED_BLOCK = 32  # tokens resampled together
 
@@ -136,7 +136,8 @@ def quality(mine: Runner, full: Runner, seed: int) -> Iterator[Measurement]:
     yield interval("perplexity_delta_percent", delta, "%", "lower", count)
     if not kl:
         return
-    yield interval("kl_mean_nats", stats.mean_interval(kl, seed=seed), "nats", "lower", count)
+    mean = stats.mean_interval(kl, seed=seed, least=0.0)
+    yield interval("kl_mean_nats", mean, "nats", "lower", count)
     for name, q in (("p99", 0.99), ("p999", 0.999), ("max", 1)):
         tail = stats.quantile_interval(kl, q, seed=seed)
         yield interval(f"kl_{name}_nats", tail, "nats", "lower", count)
@@ -156,7 +157,7 @@ def decoded(mine: Runner, full: Runner, seed: int) -> Iterator[Measurement]:
     own, theirs, kl = ([x[-scored:] for x in column] for column in columns)
     delta = stats.paired_ratio_percent(own, theirs, block=DECODED_BLOCK, seed=seed)
     yield interval("perplexity_decoded_delta_percent", delta, "%", "lower", size(kl))
-    mean = stats.mean_interval(kl, block=DECODED_BLOCK, seed=seed)
+    mean = stats.mean_interval(kl, block=DECODED_BLOCK, seed=seed, least=0.0)
     yield interval("kl_decoded_mean_nats", mean, "nats", "lower", size(kl))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import prod
 from typing import NamedTuple
 
@@ -26,11 +27,14 @@ class Codec:
     """How one tensor of a block, its keys or its values, is stored.
 
     bits: payload bits of one element, without scales. has_kernel: whether the Triton kernels read
-    and write its planes; torch does it elsewhere.
+    and write its planes; torch does it elsewhere. scaled: whether an element's rounding depends
+    on others. rotated: whether channels are turned before they are stored, see `Rotated`.
     """
 
     bits: int
     has_kernel = False
+    scaled = True
+    rotated = False
 
     def planes(self, slots: int, heads: int, dim: int) -> dict[str, Plane]:
         """Stored arrays of a block of `slots` tokens; `BadInput` for a `dim` it cannot pack."""
@@ -50,11 +54,20 @@ class KVFormat:
 
     Keys and values want different treatment: keys have outlier channels and enter the softmax,
     values do not (KIVI, https://arxiv.org/abs/2402.02750).
+
+    sinks: of each sequence so many first tokens, at most a block, stay as they were computed and
+        set no scales; `pool.Apart` keeps them. None of a format without scales.
     """
 
-    def __init__(self, key: Codec, value: Codec, name: str = ""):
+    def __init__(self, key: Codec, value: Codec, name: str = "", sinks: int = 0):
         self.key, self.value = key, value
         self.name = name or f"k:{key!r} v:{value!r}"
+        self.sinks = sinks
+        if sinks < 0:
+            raise BadInput("format.sinks", sinks, "must be 0 or more tokens")
+        if sinks and not (key.scaled or value.scaled):
+            raise BadInput("format.sinks", sinks, f"keeps first tokens from setting scales, and "
+                           f"{self.name} has none; format.sinks=0")
 
     def planes(self, g: CacheGeometry) -> dict[str, Plane]:
         """Plane name -> shape after [L, N] and dtype; scales included. Layers have one shape."""
@@ -79,16 +92,28 @@ class KVFormat:
         side = {p: {n[2:]: t for n, t in planes.items() if n[:2] == p} for p in ("k_", "v_")}
         return self.key.dequantize(side["k_"], dtype), self.value.dequantize(side["v_"], dtype)
 
+    def each(self, layers: int) -> list[KVFormat]:
+        """The format of each layer of a model. Raises `BadInput` where there is none for one."""
+        return [self] * layers
+
+    def groups(self, g: CacheGeometry) -> list[tuple[int, ...]]:
+        """Numbers of the layers of each shape and format, in the order in which these come."""
+        names = (format.identity for format in self.each(g.layers))
+        found: dict[tuple, list[int]] = {}
+        for layer, key in enumerate(zip(g.shapes, names)):
+            found.setdefault(key, []).append(layer)
+        return [tuple(layers) for layers in found.values()]
+
     def block_bytes(self, g: CacheGeometry) -> int:
         """Bytes of one sealed block in all layers."""
-        each = {shape: sum(p.nbytes for p in self.planes_of(shape, g.block_size).values())
-                for shape in set(g.shapes)}  # fmt: skip
-        return sum(each[shape] for shape in g.shapes)
+        alike = Counter(zip(self.each(g.layers), g.shapes))
+        return sum(count * p.nbytes for (format, shape), count in alike.items()
+                   for p in format.planes_of(shape, g.block_size).values())  # fmt: skip
 
     def token_bits(self, g: CacheGeometry) -> int:
         """Payload bits of one token in all layers, without scales: what a name promises."""
-        return sum(s.kv_heads * (s.k_width * self.key.bits + s.v_width * self.value.bits)
-                   for s in g.shapes)  # fmt: skip
+        return sum(s.kv_heads * (s.k_width * f.key.bits + s.v_width * f.value.bits)
+                   for f, s in zip(self.each(g.layers), g.shapes))  # fmt: skip
 
     def bits_per_element(self, g: CacheGeometry) -> float:
         """Stored bits for one key or value element, scales and zeros included."""
@@ -102,7 +127,7 @@ class KVFormat:
     @property
     def identity(self) -> str:
         """What a hash chain or a stored prefix must agree on."""
-        return f"k:{self.key!r} v:{self.value!r}"
+        return f"k:{self.key!r} v:{self.value!r}" + f" sinks:{self.sinks}" * bool(self.sinks)
 
     def __repr__(self) -> str:
         return f"KVFormat({self.name})"

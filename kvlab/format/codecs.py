@@ -45,6 +45,7 @@ class Dense(Codec):
     """No quantization: the tensor in `dtype` (float32, float16 or bfloat16)."""
 
     has_kernel = True
+    scaled = False
 
     def __init__(self, dtype: str = "bfloat16"):
         if dtype not in DTYPES:
@@ -70,44 +71,110 @@ class Fp8(Codec):
 
     axis: what one scale covers: `token` (one token of one head), `channel` (one channel of one
         head within the block), or `auto`.
+    centred: where scales belong to channels, what is stored is the distance to the middle of the
+        channel (`middle_of`), which is kept beside it as the zero: e4m3 is finest there.
     slots_last: store [H, D, S] instead of [H, S, D]; what the decode kernel wants of values.
     """
 
     bits = 8
     has_kernel = True
 
-    def __init__(self, axis: str = "token", slots_last: bool = False):
+    def __init__(self, axis: str = "token", slots_last: bool = False, centred: bool = False):
         self.axis, self.slots_last = check_axis(axis), slots_last
+        self.centred = centred
+        if centred and axis == "token":
+            raise BadInput("format.centred", True, "takes the middle of a channel, and axis=token "
+                           "has no scale of a channel's own; take axis=auto or centred=false")
+
+    def has_zero(self, slots: int) -> bool:
+        """Whether a block of `slots` tokens keeps its channels' middles."""
+        return self.centred and self.axis_of(slots) == "channel"
+
+    def axis_of(self, slots: int) -> str:
+        """What one scale covers in a block of `slots` tokens: `channel` or `token`."""
+        return resolve_axis(self.axis, slots)
 
     def planes(self, slots: int, heads: int, dim: int) -> dict[str, Plane]:
         shape = data_shape(slots, heads, dim, self.slots_last)
         data = Plane(shape, torch.float8_e4m3fn)
-        return {"data": data, "scale": scale_plane(self.axis, slots, heads, dim)}
+        scale = scale_plane(self.axis, slots, heads, dim)
+        return {"data": data, "scale": scale} | ({"zero": scale} if self.has_zero(slots) else {})
 
     def quantize(self, x: Tensor) -> dict[str, Tensor]:
-        data, scale = ref.quantize_fp8(heads_first(x), reduced_dim(self.axis, x.shape[1]))
-        return {"data": laid(data, self.slots_last), "scale": scale}
+        x, extra = heads_first(x), {}
+        if self.has_zero(x.shape[2]):
+            extra["zero"] = ref.middle_of(x, -2)
+            x = x - extra["zero"].float().unsqueeze(-2)
+        data, scale = ref.quantize_fp8(x, reduced_dim(self.axis, x.shape[2]))
+        return {"data": laid(data, self.slots_last), "scale": scale} | extra
 
     def dequantize(self, planes: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
         data = laid(planes["data"], self.slots_last).float()
-        scale = spread(planes["scale"], self.axis, data.shape[2])
-        return (data * scale).to(dtype).transpose(1, 2)
+        x = data * spread(planes["scale"], self.axis, data.shape[2])
+        if "zero" in planes:
+            x = x + spread(planes["zero"], self.axis, data.shape[2])
+        return x.to(dtype).transpose(1, 2)
 
     def __repr__(self) -> str:
-        return f"fp8/{self.axis}" + ("/slots" if self.slots_last else "")
+        centred = "/centred" if self.centred else ""
+        return f"fp8/{self.axis}{centred}" + ("/slots" if self.slots_last else "")
 
 
-class Int(Codec):
+class Packed(Codec):
+    """Unsigned codes of `bits` bits, really packed; 3 bits are a plane of two bits and a plane of
+    one. slots_last: store [H, D*bits/8, S]; what the decode kernel wants of values.
+    """
+
+    slots_last = False
+
+    def axis_of(self, slots: int) -> str:
+        """What one scale covers in a block of `slots` tokens: `channel` or `token`."""
+        raise NotImplementedError
+
+    @property
+    def bit_planes(self) -> dict[str, tuple[int, int]]:
+        """Plane name -> (shift of its bits in the code, bits in the plane)."""
+        return {"data": (0, 2), "high": (2, 1)} if self.bits == 3 else {"data": (0, self.bits)}
+
+    def code_planes(self, slots: int, heads: int, dim: int) -> dict[str, Plane]:
+        """Planes of the codes alone; `BadInput` for a `dim` that cannot be packed."""
+        per_byte = max(8 // bits for _, bits in self.bit_planes.values())
+        if dim % per_byte:
+            raise BadInput(
+                "format", f"int{self.bits}",
+                f"cannot pack head_dim {dim}: it must be a multiple of {per_byte}; "
+                "take int8, fp8 or bf16 for this model",
+            )
+        return {
+            name: Plane(data_shape(slots, heads, dim * bits // 8, self.slots_last), torch.uint8)
+            for name, (_, bits) in self.bit_planes.items()
+        }
+
+    def pack(self, codes: Tensor) -> dict[str, Tensor]:
+        """Codes [N, H, S, D] (uint8) -> their planes."""
+        return {
+            name: laid(ref.pack((codes >> shift) & (2**bits - 1), bits), self.slots_last)
+            for name, (shift, bits) in self.bit_planes.items()
+        }
+
+    def unpack(self, planes: dict[str, Tensor]) -> Tensor:
+        """Inverse of `pack`."""
+        return sum(
+            ref.unpack(laid(planes[name], self.slots_last), bits) << shift
+            for name, (shift, bits) in self.bit_planes.items()
+        )
+
+
+class Int(Packed):
     """Packed integers: keys per channel within a block, values per token, as KIVI and KVQuant do.
 
     KIVI https://arxiv.org/abs/2402.02750, KVQuant https://arxiv.org/abs/2401.18079. Differs from
     KIVI: the group is the block, keys are quantized after RoPE, and the unquantized residual is the
     open tail (less than one block), not a fixed 128 tokens.
 
-    bits: 8, 4, 3 or 2, really packed; 3 bits are a plane of two bits and a plane of one.
+    bits: 8, 4, 3 or 2.
     axis: `channel`, `token` or `auto` (channel from 16 tokens a block on).
     symmetric: no zero point; costs accuracy where a channel's mean is far from zero.
-    slots_last: store [H, D*bits/8, S]; what the decode kernel wants of values.
     """
 
     has_kernel = True
@@ -120,13 +187,11 @@ class Int(Codec):
         self.bits, self.axis, self.symmetric = bits, check_axis(axis), symmetric
         self.slots_last = slots_last
 
+    def axis_of(self, slots: int) -> str:
+        return resolve_axis(self.axis, slots)
+
     def planes(self, slots: int, heads: int, dim: int) -> dict[str, Plane]:
-        self._check(dim)
-        scale = scale_plane(self.axis, slots, heads, dim)
-        data = {
-            name: Plane(data_shape(slots, heads, dim * bits // 8, self.slots_last), torch.uint8)
-            for name, (_, bits) in self._bit_planes.items()
-        }
+        data, scale = self.code_planes(slots, heads, dim), scale_plane(self.axis, slots, heads, dim)
         return data | {"scale": scale} | ({} if self.symmetric else {"zero": scale})
 
     def quantize(self, x: Tensor) -> dict[str, Tensor]:
@@ -137,16 +202,10 @@ class Int(Codec):
         else:
             codes, scale, zero = ref.quantize_asymmetric(x, self.bits, dim)
             extra = {"scale": scale, "zero": zero}
-        return {
-            name: laid(ref.pack((codes >> shift) & (2**bits - 1), bits), self.slots_last)
-            for name, (shift, bits) in self._bit_planes.items()
-        } | extra
+        return self.pack(codes) | extra
 
     def dequantize(self, planes: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
-        codes = sum(
-            ref.unpack(laid(planes[name], self.slots_last), bits) << shift
-            for name, (shift, bits) in self._bit_planes.items()
-        )
+        codes = self.unpack(planes)
         slots = codes.shape[2]
         scale = spread(planes["scale"], self.axis, slots)
         if self.symmetric:
@@ -154,20 +213,6 @@ class Int(Codec):
         else:
             x = codes.float() * scale + spread(planes["zero"], self.axis, slots)
         return x.to(dtype).transpose(1, 2)
-
-    @property
-    def _bit_planes(self) -> dict[str, tuple[int, int]]:
-        """Plane name -> (shift of its bits in the code, bits in the plane)."""
-        return {"data": (0, 2), "high": (2, 1)} if self.bits == 3 else {"data": (0, self.bits)}
-
-    def _check(self, dim: int) -> None:
-        per_byte = max(8 // bits for _, bits in self._bit_planes.values())
-        if dim % per_byte:
-            raise BadInput(
-                "format", f"int{self.bits}",
-                f"cannot pack head_dim {dim}: it must be a multiple of {per_byte}; "
-                "take int8, fp8 or bf16 for this model",
-            )
 
     def __repr__(self) -> str:
         layout = "/slots" if self.slots_last else ""

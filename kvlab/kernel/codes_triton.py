@@ -23,6 +23,11 @@ MAGIC = tl.constexpr(12582912.0 + 128.0)
 TOP = tl.constexpr(32512.0)  # largest value of two signed bytes with a high byte up to 127
 
 
+@triton.constexpr_function
+def log2_of(n):
+    return n.bit_length() - 1
+
+
 @triton.jit
 def take_bits(x, SHIFT: tl.constexpr, MASK: tl.constexpr):
     """Bytes -> (byte >> SHIFT) & MASK, two instructions for four bytes (one if SHIFT is 0)."""
@@ -187,6 +192,19 @@ def join_products(x, KIND: tl.constexpr):
     else:
         y = tl.sum(x, 2)
     return y.to(tl.float32)
+
+
+@triton.jit
+def rotate(x):
+    """fp32 [T, D] -> each row times the Hadamard matrix over sqrt(D); the bits of
+    `quantize_ref.rotate` where products and sums are not fused."""
+    T: tl.constexpr = x.shape[0]
+    D: tl.constexpr = x.shape[1]
+    ROUNDS: tl.constexpr = log2_of(D)
+    for _ in tl.static_range(ROUNDS):
+        a, b = tl.split(tl.reshape(x, [T, D // 2, 2]))
+        x = tl.reshape(tl.permute(tl.join(a + b, a - b), [0, 2, 1]), [T, D])
+    return x * D**-0.5
 
 
 @triton.jit

@@ -20,6 +20,7 @@ from kvlab.kernel.codes_triton import (
     load_tile,
     narrow_code,
     reach,
+    rotate,
     signed_byte,
     whole_codes,
 )
@@ -151,4 +152,21 @@ def absorb(acc, parts, keep, gain, PARTS: tl.constexpr):
     y = ()
     for i in tl.static_range(PARTS):
         y = y + (acc[i] * keep[None, :] + parts[i] * gain[None, :],)
+    return y
+
+
+@triton.jit
+def turned_back(parts, PARTS: tl.constexpr):
+    """Outputs [W, GP] per part, of values that were stored rotated -> the same, as they were.
+
+    A turn of all PARTS * W channels is one of the channels of each part and one of the parts.
+    """
+    y = ()
+    for i in tl.static_range(PARTS):
+        y = y + (tl.trans(rotate(tl.trans(parts[i]))) * PARTS**-0.5,)
+    if PARTS == 2:
+        y = y[0] + y[1], y[0] - y[1]
+    if PARTS == 4:
+        a, b, c, d = y[0] + y[1], y[0] - y[1], y[2] + y[3], y[2] - y[3]
+        y = a + c, b + d, a - c, b - d
     return y

@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kvlab.format import KVFormat
-from kvlab.kernel.codes_triton import DENSE, INT, narrow, tile_pointer, typed
+from kvlab.kernel.codes_triton import DENSE, INT, narrow, rotate, tile_pointer, typed
 from kvlab.kernel.sides import next_power, offsets, sides
 
 
@@ -62,6 +62,8 @@ def gather_side(
         if C.zero:
             z = tl.load(typed(at + zero, tl.float16) + run, mask=known, other=0.0).to(tl.float32)
             x += z[None, :] if C.channel else z[:, None]
+    if C.rotated:
+        x = rotate(x)
     row = (i * S + t).to(tl.int64)
     x = narrow(x, out.dtype.element_ty)
     tl.store(out + (row * H + h)[:, None] * D + d[None, :], x, mask=seen[:, None])

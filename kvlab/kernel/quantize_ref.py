@@ -52,6 +52,30 @@ def quantize_fp8(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return scaled.to(torch.float8_e4m3fn), scale
 
 
+def middle_of(x: Tensor, dim: int) -> Tensor:
+    """fp32 `x` -> fp16, half way between its least and its largest value along `dim`.
+
+    Of a block that is read and sealed again it is the same, which a mean is not; and it stays as
+    near (attention of Qwen2.5 keys, see docs/FORMATS.md).
+    """
+    middle = (x.amin(dim) + x.amax(dim)) * 0.5 + 0.0  # no negative zero
+    return middle.clamp(-FP16_MAX, FP16_MAX).half()
+
+
+def rotate(x: Tensor) -> Tensor:
+    """fp32 `x` [..., D] times the Hadamard matrix of D channels over sqrt(D); its own inverse.
+
+    D is a power of two. Log2(D) rounds of sums and differences of neighbours, the differences put
+    behind the sums (Pease, https://doi.org/10.1145/321450.321457): the kernels add in this order
+    too, and get the same bits.
+    """
+    dim = x.shape[-1]
+    for _ in range(dim.bit_length() - 1):
+        a, b = x[..., 0::2], x[..., 1::2]
+        x = torch.cat([a + b, a - b], -1)
+    return x * dim**-0.5
+
+
 def pack(codes: Tensor, bits: int) -> Tensor:
     """Codes below 2^bits, [..., D] uint8 -> [..., D * bits / 8] uint8, planar.
 

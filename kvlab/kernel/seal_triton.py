@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents
 
 from kvlab.format import KVFormat
-from kvlab.kernel.codes_triton import DENSE, INT, narrow, tile_pointer, typed
+from kvlab.kernel.codes_triton import DENSE, INT, narrow, rotate, tile_pointer, typed
 from kvlab.kernel.quantize_ref import FP8_MAX, FP16_MAX, SCALE_FLOOR
 from kvlab.kernel.sides import TYPES, next_power, offsets, sides
 from kvlab.kernel.tune import device_facts
@@ -43,7 +43,7 @@ def divide(x, s, AXIS: tl.constexpr):
 def encode(x, seen, C: tl.constexpr):
     """fp32 [T, D] -> values to store [T, D] (int32 codes or fp32), scale and zero [D] or [T]."""
     AXIS: tl.constexpr = 0 if C.channel else 1
-    if C.zero:
+    if C.zero and C.kind == INT:
         low = tl.min(tl.where(seen, x, float("inf")), AXIS)
         high = tl.max(tl.where(seen, x, -float("inf")), AXIS)
         low = tl.where(low == float("inf"), 0.0, low)  # of tokens that do not exist
@@ -55,8 +55,14 @@ def encode(x, seen, C: tl.constexpr):
         y = (x + ROUND).to(tl.int32, bitcast=True) & (2**C.bits - 1)
     else:
         LIMIT: tl.constexpr = 2.0 ** (C.bits - 1) - 1 if C.kind == INT else TOP
+        if C.zero:  # FP8 around the middle of a channel
+            low = tl.min(tl.where(seen, x, float("inf")), 0)
+            middle = (low + tl.max(tl.where(seen, x, -float("inf")), 0)) * 0.5 + 0.0
+            zero = tl.minimum(tl.maximum(middle, -HALF_MAX), HALF_MAX).to(tl.float16)
+            x -= zero.to(tl.float32)[None, :]
         scale, s = stored_scale(tl.max(tl.where(seen, tl.abs(x), 0.0), AXIS), LIMIT)
-        zero = scale
+        if not C.zero:
+            zero = scale
         x = tl.minimum(tl.maximum(divide(x, s, AXIS), -LIMIT), LIMIT)
         if C.kind == INT:
             code = (x + ROUND).to(tl.int32, bitcast=True) + 2 ** (C.bits - 1)
@@ -94,11 +100,12 @@ def seal_side(
     t, d = tl.arange(0, SP), tl.arange(0, D)
     seen = t < S
     x = tl.load(source + t[:, None] * ROW + d[None, :], mask=seen[:, None], other=0.0)
+    x = rotate(x.to(tl.float32)) if C.rotated else x.to(tl.float32)
     at = slab + slot * (C.data * H) + data + h * C.data
     if C.kind == DENSE:
-        y = narrow(x.to(tl.float32), C.dtype)
+        y = narrow(x, C.dtype)
     else:
-        y, scales, zeros = encode(x.to(tl.float32), seen[:, None], C)
+        y, scales, zeros = encode(x, seen[:, None], C)
         run = d if C.channel else t
         known = run < (D if C.channel else S)
         place = slab + slot * (C.scale * H) + h * C.scale

@@ -9,7 +9,7 @@ import torch
 import triton.language as tl
 
 from kvlab.core import BadInput
-from kvlab.format import Codec, Dense, Fp8, Int, KVFormat
+from kvlab.format import Codec, Dense, Fp8, Int, KVFormat, Rotated
 from kvlab.format.base import resolve_axis
 
 TYPES = {
@@ -33,6 +33,7 @@ class Side(NamedTuple):
     channel: bool
     symmetric: bool
     zero: bool  # a stored zero point
+    rotated: bool  # channels turned before they were stored
     bias: float  # a code of 0 as the decode kernel multiplies it, in scales
     data: int  # bytes of one head of one block in the data, high and scale planes
     high: int
@@ -60,6 +61,8 @@ class Frame(NamedTuple):
     fresh: bool  # this step's token comes beside the open block, all else was there long before
     tails: int  # programs that read an open block, each its share of slots
     open_dtype: tl.dtype
+    apart: int = 0  # first tokens that a row of the store of those kept apart has room for
+    apart_P: int = 1
 
 
 def next_power(n: int) -> int:
@@ -68,6 +71,8 @@ def next_power(n: int) -> int:
 
 def side(codec: Codec, prefix: str, planes: dict, slots: int, dim: int) -> Side:
     """`planes`: name -> PlaneView of one layer. Raises `BadInput` for a codec it does not know."""
+    if isinstance(codec, Rotated):
+        return side(codec.codec, prefix, planes, slots, dim)._replace(rotated=True)
     if not isinstance(codec, (Dense, Fp8, Int)):
         raise BadInput("format", codec, "has no kernel; known codecs are Dense, Fp8 and Int")
     mine = {n: planes[prefix + n] for n in PLANES if prefix + n in planes}
@@ -86,7 +91,7 @@ def side(codec: Codec, prefix: str, planes: dict, slots: int, dim: int) -> Side:
         slots_last=getattr(codec, "slots_last", False),
         run=gcd(data.shape[2], 16 // data.dtype.itemsize),
         channel=not isinstance(codec, Dense) and resolve_axis(codec.axis, slots) == "channel",
-        symmetric=symmetric, zero="zero" in mine, bias=float(bias) if bits else 0.0,
+        symmetric=symmetric, zero="zero" in mine, rotated=False, bias=float(bias) if bits else 0.0,
         data=head["data"], high=head.get("high", 0), scale=head.get("scale", 0),
     )
 

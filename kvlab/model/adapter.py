@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from kvlab import cache as core
-from kvlab.cache import NO_FACTS, CacheSpec, Copies
+from kvlab.cache import NO_FACTS, CacheSpec, Copies, Reach
 from kvlab.core import BadInput
 from kvlab.model.columns import Columns
 from kvlab.model.doors import ATTENTION, PagedLayer
@@ -27,7 +27,7 @@ from kvlab.model.visibility import window_of
 NO_FORWARD = NoForward()
 
 
-class PagedCache(Copies, Watched, Cache):
+class PagedCache(Copies, Reach, Watched, Cache):
     """A `kvlab.cache.PagedCache` that transformers models take as `past_key_values`.
 
     Make it with `for_model`. Rows of a batch are sequences; left padding is not stored. With
@@ -37,6 +37,8 @@ class PagedCache(Copies, Watched, Cache):
     core: the cache itself, whose methods are reached from here: `stats`, `cache_prefix`,
     `attach_prefix`, `release_prefix`, `save`, `load`, ...
     """
+
+    parts = ("core",)
 
     def __init__(
         self, geometry, spec=None, *, device="cpu", dtype=torch.float32, inv_freq=None,
@@ -58,11 +60,6 @@ class PagedCache(Copies, Watched, Cache):
         # ids [B, T] of the forward that is about to run, and its positions if given
         self.coming: tuple[Tensor, Tensor | None] | None = None
         self.teller = None  # who rewrites the prompt before a chunk (summary=text)
-
-    def __getattr__(self, name: str):
-        if name == "core" or name.startswith("__"):  # a copy asks before it has one
-            raise AttributeError(name)
-        return getattr(self.core, name)
 
     @classmethod
     def for_model(
@@ -108,7 +105,7 @@ class PagedCache(Copies, Watched, Cache):
     def rows(self, rows: list[int]) -> None:
         """Sequences opened before become the rows, padded on the left to one length."""
         self._rows = list(rows)
-        self.seen = max(map(self.core.length, rows), default=0)
+        self.seen = max(map(self.core.requests.length, rows), default=0)
 
     @property
     def seen(self) -> int:
@@ -118,13 +115,14 @@ class PagedCache(Copies, Watched, Cache):
     @seen.setter
     def seen(self, columns: int) -> None:
         """Rows that another driver filled count as so many columns, their tokens being the last."""
-        self.columns = Columns.padded([self.core.length(row) for row in self._rows], columns)
+        lengths = list(map(self.core.requests.length, self._rows))
+        self.columns = Columns.padded(lengths, columns)
 
     def reset(self) -> None:
         """Forget everything, known prefixes included, and give all bytes back."""
         self.finish()
-        self.core.recheck()
-        self.core.drop_prefixes()
+        self.core.lineage.recheck()
+        self.core.known.drop_prefixes()
 
     def finish(self) -> None:
         """End the request of all rows. With prefix=hash what they computed stays known.
@@ -135,8 +133,8 @@ class PagedCache(Copies, Watched, Cache):
         rows, self.rows, self.coming = self.rows, [], None
         for layer in self.layers:
             layer.reset()
-        here = self.core.sequences.lengths
-        self.core.close_all([row for row in rows if row in here])  # or its opener closed it
+        here = self.core.sequences.lengths  # or its opener closed it
+        self.core.requests.close_all([row for row in rows if row in here])
 
     def start(self, ids: Tensor, mask: Tensor | None = None) -> int:
         """Open a row for each prompt in `ids` [B, T], on the known prefix of each.
@@ -149,10 +147,11 @@ class PagedCache(Copies, Watched, Cache):
         if self.rows or pads is None:
             return 0
         prompts = [row[pad:] for row, pad in zip(ids.cpu().numpy(), pads)]
-        self.rows = self.core.open_together(prompts, pads)
+        requests = self.core.requests
+        self.rows = requests.open_together(prompts, pads)
         self._fresh = True
-        seen = pads[0] + self.core.length(self.rows[0]) if len(ids) else 0
-        self.seen = seen * any(map(self.core.length, self.rows))  # cold rows skip no padding either
+        seen = pads[0] + requests.length(self.rows[0]) if len(ids) else 0
+        self.seen = seen * any(map(requests.length, self.rows))  # cold rows skip no padding either
         return self.seen
 
     def crop(self, tokens_to_remove) -> None:
@@ -164,7 +163,8 @@ class PagedCache(Copies, Watched, Cache):
         columns = removed_columns(tokens_to_remove)
         self.core.abort()
         if columns:
-            self.core.truncate_all(dict(zip(self.rows, map(int, self.columns.left(columns)))))
+            left = map(int, self.columns.left(columns))
+            self.core.requests.truncate_all(dict(zip(self.rows, left)))
             self.columns.crop(columns)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -195,7 +195,7 @@ class PagedCache(Copies, Watched, Cache):
         free = dict(enumerate(self.rows))
         chosen = [free.pop(s, None) for s in sources]
         parents = [self.rows[s] for s, c in zip(sources, chosen) if c is None]
-        forks = iter(self.core.fork_all(parents))
+        forks = iter(self.core.requests.fork_all(parents))
         self._rows = [next(forks) if c is None else c for c in chosen]
         self.core.sequences.close(list(free.values()))
         self.columns.select(sources)
@@ -205,7 +205,7 @@ class PagedCache(Copies, Watched, Cache):
         the cache does not see. They are looked at when a request ends: until then nobody waits.
         """
         if self.spec.prefix.shares:
-            self.core.tell_later(list(zip(self.rows, positions)), tokens.clone())
+            self.core.requests.tell_later(list(zip(self.rows, positions)), tokens.clone())
 
     # ---- one forward of the model
 
@@ -215,11 +215,11 @@ class PagedCache(Copies, Watched, Cache):
         mask: what `paged_mask` returned, or a 4D mask of the caller; positions [1 or B, T], None
         for those that follow. Raises before anything has changed.
         """
-        self.core.facts.check(module)
+        self.core.lineage.facts.check(module)
         refuse_other_depth(len(self.layers), module)
-        window_of(mask)
+        window = window_of(mask)
         refuse_misfit(self.made[0][:4], q, k, v)
-        self.forward = Forward.begun(self, q, mask, positions)
+        self.forward = Forward.begun(self, q, mask, window, positions)
 
     def close_forward(self, positions) -> None:
         """The last layer has attended."""

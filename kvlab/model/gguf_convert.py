@@ -27,6 +27,7 @@ from transformers.utils.quantization_config import GgufConfig
 from xxhash import xxh3_128
 
 from kvlab.core import BadInput
+from kvlab.hub import cache_folder
 from kvlab.model import checkpoint
 from kvlab.model.gguf_config import check_architecture, config_of
 from kvlab.model.gguf_header import MISSING_EXTRA, Header, check_whole, described, read_header
@@ -67,12 +68,6 @@ def convert(path: Path, dtype: torch.dtype) -> Converted:
             if not _is_whole(folder):  # or another process has made it meanwhile
                 _make(header, folder, dtype)
     return Converted(folder, json.loads((folder / RECORD).read_text())["weights"])
-
-
-def cache_folder() -> Path:
-    """The user's cache folder of kvlab."""
-    shared = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("KVLAB_CACHE") or Path(shared) / "kvlab")
 
 
 def folder_name(path: Path, dtype: torch.dtype) -> str:

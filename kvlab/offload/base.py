@@ -10,6 +10,7 @@ class NoShelf:
 
     keeps = False
     nbytes = device_nbytes = live = 0
+    keys = ()
 
     def require(self, count: int) -> None:
         """There is always room for nothing."""

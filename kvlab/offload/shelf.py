@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
+from collections.abc import Iterable
 from functools import partial
 from heapq import heappop, heappush, nsmallest
 
@@ -23,7 +24,7 @@ from kvlab.offload.memory import HostMemory
 from kvlab.offload.slabs import HostSlabs, rows_of
 from kvlab.offload.stage import Seat, Stage, ids_on
 from kvlab.policy import asked, by_name
-from kvlab.pool import BlockPool, LayerPlanes
+from kvlab.pool import BlockPool, LayerPlanes, away
 
 
 class HostStore(NoOffload):
@@ -123,6 +124,7 @@ class Shelf:
                 heappop(self._free)
             self._holders[key] = 1
         self._move(self.pool.sealed, self.store, blocks, keys)
+        self.pool.apart.share(zip(blocks, map(away, keys)))
         self.stage.forget(wrote=True)
         return keys
 
@@ -130,6 +132,7 @@ class Shelf:
         """Copy `keys` back into sealed `blocks`, every bit as it was; the keys stay."""
         self.pool.sealed.commit(blocks)
         self._move(self.store, self.pool.sealed, keys, blocks)
+        self.pool.apart.share(zip(map(away, keys), blocks))
 
     def share(self, keys: list[int]) -> None:
         """One more holder for each of `keys`."""
@@ -148,6 +151,7 @@ class Shelf:
         if gone:
             self.stage.forget(wrote=False)
             self.store.drop(gone)
+            self.pool.apart.drop(map(away, gone))
 
     # ---- reading
 
@@ -164,6 +168,7 @@ class Shelf:
         seat, rows = self.stage.take(self.store, layer, tuple(keys))
         pair = self._dequantize(seat, rows)
         self.stage.done(seat)
+        self.pool.apart.patch(layer, [away(key) for key in keys], *pair)
         return pair
 
     def planes(self, layer: int) -> LayerPlanes:
@@ -186,6 +191,11 @@ class Shelf:
     def live(self) -> int:
         """Blocks that are held."""
         return len(self._holders)
+
+    @property
+    def keys(self) -> Iterable[int]:
+        """Those that are held."""
+        return self._holders.keys()
 
     def check(self, keys: list[int]) -> None:
         """Raise AssertionError unless the holders are exactly the tables' `keys`."""

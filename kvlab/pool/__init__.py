@@ -1,5 +1,6 @@
 """The bytes behind block ids."""
 
+from kvlab.pool.apart import Apart, away
 from kvlab.pool.blocks import (
     FINE_SLAB_TOKENS,
     SLAB_TOKENS,
@@ -11,6 +12,7 @@ from kvlab.pool.blocks import (
 from kvlab.pool.slabs import ALIGNMENT, MAX_SLABS, LayerPlanes, Meter, PlaneView, SlabStore
 
 __all__ = [
-    "ALIGNMENT", "FINE_SLAB_TOKENS", "MAX_SLABS", "SLAB_TOKENS", "BlockPool", "LayerPlanes",
-    "Meter", "PlaneView", "SlabStore", "Workspace", "fused_kernels", "no_kernels",
+    "ALIGNMENT", "FINE_SLAB_TOKENS", "MAX_SLABS", "SLAB_TOKENS", "Apart", "BlockPool",
+    "LayerPlanes", "Meter", "PlaneView", "SlabStore", "Workspace", "away", "fused_kernels",
+    "no_kernels",
 ]  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor
 from kvlab.core import BadInput, CacheGeometry, LayerShape
 from kvlab.format import Dense, KVFormat
 from kvlab.kernel.scratch import Scratch
+from kvlab.pool.apart import Apart, behind
 from kvlab.pool.slabs import LayerPlanes, Meter, SlabStore
 
 SLAB_TOKENS = 1024
@@ -45,6 +46,8 @@ def no_kernels(format: KVFormat, shape: LayerShape) -> str | None:
     the work; None where they can."""
     if not (format.key.has_kernel and format.value.has_kernel):
         return f"the kernels do not know the codecs of {format.name}"
+    if format.key.rotated:
+        return f"the kernels multiply keys as they are stored, and {format.name} turns them"
     if shape.k_width != shape.v_width:
         return f"keys of width {shape.k_width} and values of {shape.v_width} differ"
     if shape.softcap is not None:
@@ -126,6 +129,7 @@ class BlockPool:
         self.sealed = SlabStore(format.planes(g), g.layers, rows, device, self.meter)
         dense = KVFormat(*(Dense(str(dtype).removeprefix("torch.")) for _ in range(2)))
         self.open = SlabStore(dense.planes(g), g.layers, 1, device, self.meter)
+        self.apart = Apart(format.sinks, self.shape, g.layers, dtype, device, self.meter)
         self._open_row: dict[int, int] = {}
         self._free_rows: list[int] = []
 
@@ -182,14 +186,27 @@ class BlockPool:
             return None
         return torch.tensor(blocks).to(self.device, non_blocking=True)
 
+    def commit(self, blocks: list[int], first: bool = False) -> None:
+        """Take the memory that sealing `blocks` needs; first: the first of them begins a sequence.
+        """
+        self.sealed.commit(blocks)
+        self.apart.take(blocks[:first])
+
     def seal(
-        self, layer: int, blocks: list[int], k: Tensor, v: Tensor, ids: Tensor | None = None
+        self, layer: int, blocks: list[int], k: Tensor, v: Tensor, ids: Tensor | None = None,
+        count: Tensor | None = None,
     ) -> None:
         """Quantize `k`, `v` [n*S, H, D] into the n `blocks`; they are read-only from then on.
 
-        ids: `self.ids(blocks)`, where the caller has them already.
+        ids: `self.ids(blocks)`, where the caller has them already. count: int32 [H], how many
+        of each head's first tokens stay apart, where the first block begins a sequence; else all
+        that can.
         """
         self.sealed.commit(blocks)
+        if blocks and blocks[0] in self.apart.rows:
+            self.apart.write(layer, blocks[0], k, v, count)
+            count, size = self.apart.all if count is None else count, self.block_size
+            k, v = (torch.cat((behind(x[:size], count), x[size:])) for x in (k, v))
         if self.fused is not None:
             ids = self.ids(blocks) if ids is None else ids
             k, v = k.contiguous(), v.contiguous()
@@ -201,16 +218,18 @@ class BlockPool:
     def seal_open(self, blocks: list[int]) -> None:
         """Seal full open `blocks` in all layers; their open places are given back."""
         self.sealed.commit(blocks)
-        if self.fused is not None and blocks:
-            rows, layers = [self._open_row[b] for b in blocks], self.geometry.layers
+        layers = self.geometry.layers
+        plain = blocks if self.fused is None else [b for b in blocks if b in self.apart.rows]
+        for block in plain:
+            for layer in range(layers):
+                self.seal(layer, [block], *self.read_open(layer, block, self.block_size))
+        rest = [b for b in blocks if b not in plain]
+        if rest:
             self.fused.seal_open(
-                self.open.layer(0), self.sealed.layer(0), self.format, self.ids(rows),
-                self.ids(blocks), layers,
+                self.open.layer(0), self.sealed.layer(0), self.format,
+                self.ids([self._open_row[b] for b in rest]), self.ids(rest), layers,
             )
         for block in blocks:
-            if self.fused is None:
-                for layer in range(self.geometry.layers):
-                    self.seal(layer, [block], *self.read_open(layer, block, self.block_size))
             self.close_block(block)
 
     def read(
@@ -222,9 +241,12 @@ class BlockPool:
         """
         if self.fused is not None:
             ids = self.ids(blocks) if ids is None else ids
-            return self.gather(self.sealed.layer(layer), ids)
-        k, v = self.format.dequantize(self.sealed.read(layer, blocks), self.dtype)
-        return k.flatten(0, 1), v.flatten(0, 1)
+            k, v = self.gather(self.sealed.layer(layer), ids)
+        else:
+            pair = self.format.dequantize(self.sealed.read(layer, blocks), self.dtype)
+            k, v = (x.flatten(0, 1) for x in pair)
+        self.apart.patch(layer, blocks, k, v)
+        return k, v
 
     def gather(self, planes: LayerPlanes, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Blocks `ids` of any planes in this format, dequantized into the workspace."""
@@ -238,9 +260,14 @@ class BlockPool:
         for block in blocks:
             if block in self._open_row:
                 self.close_block(block)
+        self.unseal(blocks)
+
+    def unseal(self, blocks: list[int]) -> None:
+        """Forget what `blocks` hold sealed."""
         self.sealed.drop(blocks)
+        self.apart.drop(blocks)
 
     @property
     def nbytes(self) -> int:
         """Bytes really held, from the tensors: scales, open blocks and tables included."""
-        return self.sealed.nbytes + self.open.nbytes
+        return self.sealed.nbytes + self.open.nbytes + self.apart.nbytes

@@ -178,6 +178,11 @@ class SlabStore:
         return len(self.slabs) * self.slab_bytes + table
 
     @property
+    def live(self) -> set[int]:
+        """Rows that are committed."""
+        return set().union(*self._live.values())
+
+    @property
     def live_rows(self) -> int:
         return sum(map(len, self._live.values()))
 

@@ -1,7 +1,9 @@
 """Loss against bytes where one method was measured under several budgets: a line for each method.
 
 A method is what stays of a variant's name without its budget: `lru 10%` and `lru 25%` are points of
-one line, and so are windows that differ in their recent part. Negative controls are dashed.
+one line, and so are windows that differ in their recent part and choices that read more or fewer
+tokens. What was measured at one budget only (a format, a summary) is a point. Negative controls are
+dashed.
 """
 
 from __future__ import annotations
@@ -15,11 +17,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from kvlab.report import canvas
 from kvlab.report.entries import Entry
-from kvlab.report.names import arrow, metric
+from kvlab.report.names import arrow, metric, words
 
 HELD = "cache_logical_bytes"
 LOSSES = ("kl_mean_nats", "perplexity_delta_percent", "needle_recall_percent")
-_BUDGET = re.compile(r"(\d+(\.\d+)?%|cache\.budget_\w+=\S+|window\.recent=\S+)")
+CONTROLS = 4  # of one figure
+_BUDGET = re.compile(
+    r"(\d+(\.\d+)?%|cache\.budget_\w+=\S+|window\.recent=\S+|retrieval\.budget_tokens=\S+|"
+    r"summary\.ratio=\S+)"
+)
 
 
 def method(entry: Entry) -> str:
@@ -28,13 +34,15 @@ def method(entry: Entry) -> str:
 
 
 def methods(everything: list[Entry]) -> dict[str, list[Entry]]:
-    """Method -> its entries by bytes, of methods with two budgets at least."""
+    """Method -> its entries by bytes; none where no method has two budgets."""
     found: dict[str, list[Entry]] = {}
     for entry in everything:
         if entry.value(HELD) and any(name in entry.rows for name in LOSSES):
             found.setdefault(method(entry), []).append(entry)
-    several = {name: es for name, es in found.items() if len({e.variant for e in es}) > 1}
-    return {name: sorted(es, key=lambda e: e.value(HELD)) for name, es in several.items()}
+    if all(len({e.variant for e in es}) == 1 for es in found.values()):
+        return {}
+    return {name: sorted(es, key=lambda e: e.value(HELD)) for name, es in found.items()
+            if not all(e.is_baseline for e in es)}  # fmt: skip
 
 
 def budget_figures(everything: list[Entry]) -> list[tuple[str, str, str, Callable[[], Figure]]]:
@@ -42,38 +50,55 @@ def budget_figures(everything: list[Entry]) -> list[tuple[str, str, str, Callabl
     lines = methods(everything)
     if not lines:
         return []
+    drawn, left = _chosen(lines)
     told = [n for n in LOSSES if any(n in e.rows for es in lines.values() for e in es)]
 
     def draw() -> Figure:
-        made, panels = canvas.figure(len(told), width=4.4 * len(told) + 1.0, height=4.8)
+        height = max(4.8, 0.22 * len(drawn))
+        made, panels = canvas.figure(len(told), width=5.8 * len(told), height=height)
         for axes, name in zip(panels, told):
-            for index, (label, entries) in enumerate(lines.items()):
-                _line(axes, label, [e for e in entries if name in e.rows], name, index)
+            ends = []
+            for index, (label, entries) in enumerate(drawn.items()):
+                there = [e for e in entries if name in e.rows]
+                if there:
+                    ends.append(_line(axes, label, there, name, index))
             _finish(axes, name, lines)
-        canvas.legend(made, panels[0])
+            canvas.name_ends(axes, ends)
         return made
 
     caption = (
         "Each method at several budgets, bytes of the blocks in use in percent of the full "
-        "cache's; negative controls are dashed, bars are 95 % intervals."
-    )
+        "cache's; negative controls are dashed and grey, bars are 95 % intervals."
+    ) + f" {left} more methods and controls are in the tables." * bool(left)
     return [("loss_by_budget", "Loss by budget", caption, draw)]
 
 
-def _line(axes: Axes, label: str, entries: list[Entry], name: str, index: int) -> None:
-    if not entries:
-        return
+def _chosen(lines: dict[str, list[Entry]]) -> tuple[dict[str, list[Entry]], int]:
+    """Methods that get a colour each, then a few controls, and how many are left out: those of the
+    most budgets are kept."""
+    control = {name: bool(entries[0].control) for name, entries in lines.items()}
+    ranked = sorted(lines, key=lambda name: -len({e.variant for e in lines[name]}))
+    kept = [n for n in ranked if not control[n]][: len(canvas.COLOURS)]
+    kept += [n for n in ranked if control[n]][:CONTROLS]
+    return {n: lines[n] for n in sorted(kept, key=control.get)}, len(lines) - len(kept)
+
+
+def _line(
+    axes: Axes, label: str, entries: list[Entry], name: str, index: int
+) -> tuple[float, float, str, str]:
+    """Draws one method; where its name belongs, and its colour."""
     look = canvas.look(index) | {"markersize": 5}
-    look["linestyle"] = "--" if entries[0].control else "-"
+    look["linestyle"] = ("--" if entries[0].control else "-") if len(entries) > 1 else "none"
     if entries[0].control:
-        look |= {"alpha": 0.55, "markerfacecolor": "white"}
+        look |= {"color": canvas.GREY, "alpha": 0.7, "markerfacecolor": "white"}
     rows = [e.rows[name] for e in entries]
     ends = [
         [max(0, r["value"] - (r["value"] if r["low"] is None else r["low"])) for r in rows],
         [max(0, (r["value"] if r["high"] is None else r["high"]) - r["value"]) for r in rows],
     ]
-    x = [share(e) for e in entries]
-    axes.errorbar(x, [r["value"] for r in rows], yerr=ends, label=label, capsize=2, **look)
+    x, y = [share(e) for e in entries], [r["value"] for r in rows]
+    axes.errorbar(x, y, yerr=ends, capsize=2, **look)
+    return x[-1], y[-1], words(label), look["color"]
 
 
 def share(entry: Entry) -> float:

@@ -13,11 +13,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter, SymmetricalLogLocator
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; their yellow is too pale on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+# Okabe and Ito's colours, which colour-blind readers tell apart (their yellow is too pale on white)
+# and those of Tol's muted scheme that are far from them. No figure gives one to two series.
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
+    *("#332288", "#882255", "#117733", "#999933", "#661100", "#6699CC", "#AA4499"),
+)
 GREY = "#767676"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 LINES = ("-", "--", ":", "-.")
+DEEP = 1e-5  # of the largest value: what is smaller is drawn there, see `floored`
 WIDE = 30  # values that span more than this factor get a logarithmic axis
 STYLE = {
     "font.family": ["DejaVu Sans"],
@@ -54,12 +59,20 @@ def figure(
 
 
 def look(index: int) -> dict:
-    """Colour, marker and line style of series `index`; the first 28 all differ."""
+    """Colour, marker and line style of series `index`; the first 14 colours all differ."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": MARKERS[index % len(MARKERS)],
         "linestyle": LINES[index // len(COLOURS) % len(LINES)],
     }
+
+
+def floored(values: Iterable[float]) -> list[float]:
+    """Positive values that are nothing beside the largest (below a hundred thousandth) lifted to
+    that: one of 1e-9 nats among tenths would flatten all others of a logarithmic axis."""
+    values = list(values)
+    top = max((v for v in values if math.isfinite(v)), default=0.0)
+    return [max(v, DEEP * top) if v > 0 else v for v in values]
 
 
 def rescale(axes: Axes, which: str, values: Iterable[float], *, noise: float = 0.0) -> None:
@@ -95,6 +108,46 @@ def _symlog(axes: Axes, which: str, linear: float) -> None:
     getattr(axes, f"set_{which}label")(
         f"{getattr(axes, f'get_{which}label')()}\n(linear within ±{linear:g}, else logarithmic)"
     )
+
+
+def spread(places: list[float], gap: float) -> list[float]:
+    """`places`, moved as little as it takes for any two to be `gap` apart; their order stays."""
+    order = sorted(range(len(places)), key=lambda i: places[i])
+    stacks: list[list[float]] = []  # [middle, members]: those that touch are moved as one
+    for i in order:
+        stacks.append([places[i], 1])
+        while len(stacks) > 1 and _touch(*stacks[-2:], gap):
+            (a, n), (b, m) = stacks[-2:]
+            stacks[-2:] = [[(a * n + b * m) / (n + m), n + m]]
+    found = [middle + (k - (n - 1) / 2) * gap for middle, n in stacks for k in range(n)]
+    moved = dict(zip(order, found))
+    return [moved[i] for i in range(len(places))]
+
+
+def _touch(below: list[float], above: list[float], gap: float) -> bool:
+    return above[0] - below[0] < gap * (below[1] + above[1]) / 2 - 1e-12
+
+
+def name_ends(axes: Axes, ends: list[tuple[float, float, str, str]], size: float = 8) -> None:
+    """Each series' name, in its colour, to the right of the axes, level with its last point.
+
+    ends: (x, y, name, colour), in data coordinates; call it when the scales are final.
+    """
+    if not ends:
+        return
+    inverse = axes.transAxes.inverted()
+    points = [inverse.transform(axes.transData.transform(end[:2])) for end in ends]
+    room = 0.8 * axes.figure.get_size_inches()[1] * 72  # points, about, from bottom to top
+    heights = spread([min(max(y, 0.0), 1.0) for _, y in points], 1.25 * size / room)
+    low, high = min(heights), max(heights)
+    shift = max(0.0, -low) - max(0.0, high - 1.0)
+    for (x, y, name, colour), height in zip(ends, heights):
+        axes.annotate(
+            shorten(name, 44), (x, y), xytext=(1.03, height + shift), textcoords="axes fraction",
+            fontsize=size, color=colour, va="center", annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.5,
+                        "relpos": (0, 0.5), "shrinkA": 1},
+        )
 
 
 def legend(made: Figure, axes: Axes, *, above: bool = False) -> None:

@@ -14,7 +14,7 @@ from kvlab.report.entries import BYTES, Entry, names
 from kvlab.report.frontier import frontier_figures
 from kvlab.report.heatmap import heatmaps
 from kvlab.report.marks import bars, bars_or_dots, is_number, series
-from kvlab.report.names import arrow, metric
+from kvlab.report.names import arrow, metric, words
 from kvlab.report.source import Run
 from kvlab.report.tables import described, scaling
 
@@ -25,7 +25,7 @@ SPEED = ("decode_tokens_per_second", "prefill_tokens_per_second")
 TOLD = ("perplexity", "perplexity_full", "bits_per_element")  # seen in the figures above
 MOST = 24  # generic figures; a page with more is no page
 CROWD = 40  # entries; with more the tables have to do
-LINES = 28  # of one figure, which is how many looks there are
+LINES = len(canvas.COLOURS)  # of one figure: no colour twice
 
 
 class Drawing(NamedTuple):
@@ -68,13 +68,12 @@ def drawings(everything: list[Entry], runs: list[Run]) -> list[Drawing]:
 
 def _quality(everything: list[Entry], quality: list[str]) -> Drawing:
     def draw() -> Figure:
-        made, panels = canvas.figure(len(quality), width=4.2 * len(quality) + 1.4)
+        made, panels = canvas.figure(len(quality), width=5.6 * len(quality))
         for axes, name in zip(panels, quality):
             points = [entry for entry in everything if _both(entry, name)]
             divisor, unit = scaling(metric(BYTES), [e.value(BYTES) for e in points])
             axes.set_xlabel(f"allocated cache, {unit}")
             series(axes, points, name, lambda e, d=divisor: e.value(BYTES) / d, everything)
-        canvas.legend(made, panels[0])
         return made
 
     title = "Quality against bytes"
@@ -128,9 +127,15 @@ def _positions(run: Run, *, several: bool) -> Drawing:
         curves = run.curves
         made, (axes,) = canvas.figure(width=8.6)
         axes.axhline(0, color=canvas.GREY, linewidth=1)
+        ends = []
         for index, variant in list(enumerate(curves["variants"]))[:LINES]:
             look = {**canvas.look(index), "markersize": 4}
-            axes.plot(curves["position"], curves["nll_delta"][index], label=str(variant), **look)
+            y = curves["nll_delta"][index]
+            axes.plot(curves["position"], y, **look)
+            known = np.flatnonzero(np.isfinite(y))
+            if known.size:
+                last = known[-1]
+                ends.append((curves["position"][last], y[last], words(str(variant)), look["color"]))
             low, high = curves["low"][index], curves["high"][index]
             axes.fill_between(curves["position"], low, high, color=look["color"], alpha=0.15, lw=0)
         axes.set_xlabel("position in the document, tokens")
@@ -139,7 +144,7 @@ def _positions(run: Run, *, several: bool) -> Drawing:
         noise = curves["high"] - curves["low"]
         noise = float(np.median(noise[noise > 0])) / 2 if (noise > 0).any() else 0.0
         canvas.rescale(axes, "y", [*largest[largest > 0], 0.0], noise=noise)
-        canvas.legend(made, axes)
+        canvas.name_ends(axes, ends)
         return made
 
     stem = f"per_position-{_file_name(run.name)}" if several else "per_position"
@@ -162,8 +167,7 @@ def _generic(everything: list[Entry], name: str, axis: str | None) -> Drawing | 
         if over:
             made, (axes,) = canvas.figure(width=8.6)
             axes.set_xlabel(over.replace("_", " "))
-            series(axes, shown, name, lambda e: e.conditions[over], everything)
-            canvas.legend(made, axes)
+            series(axes, shown, name, lambda e: e.conditions[over], everything, over)
         else:
             made, (axes,) = canvas.figure(height=max(2.6, 1.0 + 0.38 * len(shown)))
             bars_or_dots(axes, shown, name)

@@ -10,14 +10,14 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from kvlab.report import canvas
 from kvlab.report.entries import Entry
-from kvlab.report.names import metric
+from kvlab.report.names import metric, words
 from kvlab.report.tables import Table
 
 # What a search weighs: measurement -> whether less of it is better.
 BYTES = "cache_logical_bytes"  # allocated ones come in slabs, too coarse for short texts
 OBJECTIVES = {"kl_mean_nats": True, BYTES: True, "decode_tokens_per_second": False}
 SHOWN = (BYTES, "kl_mean_nats", "decode_tokens_per_second")  # across, up, colour
-LABELS = 14  # numbers written beside points
+LABELS = 14  # points that are named
 
 
 def searched(everything: list[Entry]) -> list[Entry]:
@@ -41,9 +41,12 @@ def non_dominated(points: np.ndarray) -> np.ndarray:
 
 
 def costs(found: list[Entry]) -> np.ndarray:
-    """[N, M] of all objectives, turned so that less is better."""
-    rows = [[e.value(n) * (1 if less else -1) for n, less in OBJECTIVES.items()] for e in found]
-    return np.array(rows, dtype=np.float64).reshape(len(rows), len(OBJECTIVES))
+    """[N, M] of all objectives, turned so that less is better; speed is none of them where any of
+    it was measured beside other work."""
+    speedless = any(e.run.loaded for e in found)
+    weighed = {n: less for n, less in OBJECTIVES.items() if less or not speedless}
+    rows = [[e.value(n) * (1 if less else -1) for n, less in weighed.items()] for e in found]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(weighed))
 
 
 def best(everything: list[Entry]) -> list[Entry]:
@@ -80,18 +83,16 @@ def frontier_figures(everything: list[Entry]) -> list[tuple[str, str, str, Calla
         return []
 
     def draw() -> Figure:
-        made, (axes,) = canvas.figure(width=8.6, height=5.2)
+        made, (axes,) = canvas.figure(width=9.6, height=6.2)
         x, y, speed = (np.array([e.value(n) for e in found]) for n in SHOWN)
         full = next((e.baseline.value(BYTES) for e in found if e.baseline), None)
         unit = full / 100 if full else 2**20
         inside = {id(e) for e in kept}
+        y = np.array(canvas.floored(y))  # a loss of nothing must not flatten the others
         drawn = axes.scatter(x / unit, y, c=speed, cmap="viridis", s=26, zorder=3)
         edge = [i for i, e in enumerate(found) if id(e) in inside]
         ring = {"s": 90, "facecolors": "none", "edgecolors": canvas.COLOURS[1], "zorder": 4}
         axes.scatter(x[edge] / unit, y[edge], **ring)
-        for number, entry in list(enumerate(kept, 1))[:LABELS]:
-            place = (entry.value(BYTES) / unit, entry.value("kl_mean_nats"))
-            axes.annotate(str(number), place, xytext=(5, 5), textcoords="offset points", fontsize=8)
         axes.set_xlabel(f"bytes of blocks in use, {'% of the full cache' if full else 'MiB'}")
         axes.set_ylabel("KL mean, nats ↓")
         axes.set_xscale("log")
@@ -99,11 +100,19 @@ def frontier_figures(everything: list[Entry]) -> list[tuple[str, str, str, Calla
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
         canvas.rescale(axes, "y", y)
-        made.colorbar(drawn, ax=axes, label="decode, tokens/s ↑")
+        made.colorbar(drawn, ax=axes, label="decode, tokens/s ↑", location="bottom", shrink=0.6)
+        heights = {id(e): height for e, height in zip(found, y)}
+        canvas.name_ends(axes, [
+            (e.value(BYTES) / unit, heights[id(e)], f"{number}  {words(e.variant)}", "#333333")
+            for number, e in list(enumerate(kept, 1))[:LABELS]
+        ])
         return made
 
     caption = (
         f"{len(found)} compositions; circles: the {len(kept)} that no other beats in loss, bytes "
         "and decode speed together, numbered as in the table."
     )
+    if any(e.run.loaded for e in found):
+        caption = caption.replace("loss, bytes and decode speed", "loss and bytes")
+        caption += " Speed was measured beside other work and counts for nothing."
     return [("frontier", "Loss, bytes and speed", caption, draw)]

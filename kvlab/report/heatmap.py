@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from kvlab.report import canvas
 from kvlab.report.entries import CELLS
+from kvlab.report.names import words
 from kvlab.report.source import Run
 
 PANELS, COLUMNS, MOST = 12, 4, 48  # panels of one figure, of one line of it, in all
@@ -50,6 +51,10 @@ def _caption(part: list[tuple[str, Cells]]) -> str:
     counts = [count for _, grid in part for _, count in grid.values()]
     low, high = min(counts), max(counts)
     told = f"{low}" if low == high else f"{low} to {high}"
+    if _one_length(part):
+        tokens = next(length for _, grid in part for length, _ in grid)
+        return (f"Exact match in percent at {tokens:,g} tokens, by depth of the fact (0 is the "
+                f"beginning of the document), with Wilson's 95 % intervals of {told} questions.")
     return (
         "Exact match in percent: context length across, depth of the fact down (0 is the beginning "
         f"of the document). Each cell rests on {told} questions."
@@ -58,6 +63,8 @@ def _caption(part: list[tuple[str, Cells]]) -> str:
 
 def _drawer(part: list[tuple[str, Cells]]) -> Callable[[], Figure]:
     def draw() -> Figure:
+        if _one_length(part):
+            return _draw_bars(part)
         lines, columns = ceil(len(part) / COLUMNS), min(COLUMNS, len(part))
         made = Figure(figsize=(1.2 + 2.6 * columns, 0.6 + 2.3 * lines), layout="constrained")
         grid = made.subplots(lines, columns, squeeze=False)
@@ -75,6 +82,45 @@ def _drawer(part: list[tuple[str, Cells]]) -> Callable[[], Figure]:
     return draw
 
 
+def _one_length(part: list[tuple[str, Cells]]) -> bool:
+    return len({length for _, grid in part for length, _ in grid}) == 1
+
+
+def _draw_bars(part: list[tuple[str, Cells]]) -> Figure:
+    """Recall by depth where there is one length: a heatmap would be a column of boxes."""
+    lines, columns = ceil(len(part) / COLUMNS), min(COLUMNS, len(part))
+    made = Figure(figsize=(1.2 + 2.6 * columns, 0.6 + 2.3 * lines), layout="constrained")
+    grid = made.subplots(lines, columns, squeeze=False, sharex=True)
+    for axes in grid.flat[len(part) :]:
+        axes.set_visible(False)
+    for index, (axes, (name, cells)) in enumerate(zip(grid.flat, part)):
+        depths, found = zip(*sorted((depth, cell) for (_, depth), cell in cells.items()))
+        value = np.array([v for v, _ in found])
+        ends = np.array([_wilson(v, n) for v, n in found]).T
+        spans = [np.maximum(value - ends[0], 0), np.maximum(ends[1] - value, 0)]
+        axes.barh(range(len(depths)), value, 0.6, xerr=spans, capsize=2,
+                  color=canvas.COLOURS[0], ecolor="#333333")  # fmt: skip
+        axes.set_yticks(range(len(depths)), [f"{d:g}" for d in depths])
+        axes.set_ylim(len(depths) - 0.4, -0.6)
+        axes.set_xlim(0, 100)
+        axes.grid(False, axis="y")
+        axes.set_title(canvas.shorten(words(name), 30), fontsize=9)
+        if index % columns == 0:
+            axes.set_ylabel("depth, %")
+        if index + columns >= len(part):
+            axes.set_xlabel("recall, % ↑")
+    return made
+
+
+def _wilson(percent: float, count: int) -> tuple[float, float]:
+    """95 % interval of a share in percent; the share itself where nothing was counted."""
+    if not count:
+        return percent, percent
+    share, z2 = percent / 100, 1.96**2 / count
+    middle, half = share + z2 / 2, (z2 * (share * (1 - share) + z2 / 4)) ** 0.5
+    return 100 * (middle - half) / (1 + z2), 100 * (middle + half) / (1 + z2)
+
+
 def _panel(axes: Axes, name: str, cells: Cells):
     lengths, depths = (sorted({key[i] for key in cells}) for i in (0, 1))
     values = np.full((len(depths), len(lengths)), np.nan)
@@ -87,7 +133,7 @@ def _panel(axes: Axes, name: str, cells: Cells):
             axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour)
     axes.set_xticks(range(len(lengths)), [_tokens(n) for n in lengths])
     axes.set_yticks(range(len(depths)), [f"{d:g}" for d in depths])
-    axes.set_title(canvas.shorten(name, 30), fontsize=9)
+    axes.set_title(canvas.shorten(words(name), 30), fontsize=9)
     axes.grid(False)
     return image
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 
 from kvlab.report import canvas
 from kvlab.report.entries import Entry
-from kvlab.report.names import Metric, arrow, metric, number
+from kvlab.report.names import Metric, arrow, metric, number, words
 from kvlab.report.tables import described, labels, scaling
 
 
@@ -19,38 +19,48 @@ def series(
     name: str,
     x_of: Callable[[Entry], float],
     everything: list[Entry],
+    over: str | None = None,
 ) -> None:
-    """One series for each variant (and run), with intervals; joined where it has several points.
+    """One series for each variant (and run, and setting), with intervals and its name at its end;
+    joined where it has several points.
 
     everything: all entries of the figure; a variant looks the same in each of its panels.
+    over: the setting that lies along the axis; other numbers make series of their own.
     """
     about = _label_axis(axes, "y", name, points)
     divisor, _ = scaling(about, [e.value(name) for e in points])
     groups: dict[str, list[Entry]] = {}
     for entry in points:
-        groups.setdefault(_series_name(entry, everything), []).append(entry)
-    order = list(dict.fromkeys(_series_name(entry, everything) for entry in everything))
+        groups.setdefault(_series_name(entry, everything, over), []).append(entry)
+    order = list(dict.fromkeys(_series_name(entry, everything, over) for entry in everything))
+    lifted = dict(zip(map(id, points), canvas.floored(e.value(name) / divisor for e in points)))
+    ends = []
     for label, members in groups.items():
         members = sorted(members, key=x_of)
-        y = np.array([e.value(name) for e in members]) / divisor
         look = canvas.look(order.index(label))
         look["linestyle"] = look["linestyle"] if len(members) > 1 else "none"
-        ends = _error_bars([e.rows[name] for e in members], divisor)
-        x = [x_of(e) for e in members]
-        axes.errorbar(x, y, yerr=ends, label=label, capsize=3, markersize=7, **look)
+        x, y = [x_of(e) for e in members], [lifted[id(e)] for e in members]
+        bars = _error_bars([e.rows[name] for e in members], divisor)
+        axes.errorbar(x, y, yerr=bars, capsize=3, markersize=6, **look)
+        ends.append((x[-1], y[-1], label, look["color"]))
     canvas.rescale(axes, "x", [x_of(e) for e in points])
     spread = _noise([e.rows[name] for e in points]) / divisor
-    canvas.rescale(axes, "y", [e.value(name) / divisor for e in points], noise=spread)
+    canvas.rescale(axes, "y", list(lifted.values()), noise=spread)
     if "log" not in axes.get_xscale():
         axes.set_xlim(left=0)
+    canvas.name_ends(axes, ends)
 
 
-def _series_name(entry: Entry, points: list[Entry]) -> str:
-    """Variant, run where there are several, and settings that are words."""
+def _series_name(entry: Entry, points: list[Entry], over: str | None) -> str:
+    """Variant in words, run where there are several, and settings: those that are words and, where
+    the axis is one setting, the other numbers."""
     several = len({e.run.name for e in points}) > 1
     parts = [entry.run.label] * several
-    parts += [f"{k}={v}" for k, v in entry.conditions.items() if not is_number(v)]
-    return f"{entry.variant} ({', '.join(parts)})" if parts else entry.variant
+    for key, value in entry.conditions.items():
+        if key == over or (is_number(value) and over is None):
+            continue
+        parts.append(f"{key.replace('_', ' ')} {value}" if is_number(value) else str(value))
+    return ", ".join([words(entry.variant), *parts])
 
 
 def bars_or_dots(axes: Axes, shown: list[Entry], name: str) -> None:

@@ -1,9 +1,12 @@
-"""What measurements are called on paper, and how their numbers are written."""
+"""What measurements and variants are called on paper, and how numbers are written."""
 
 from __future__ import annotations
 
 import math
+import re
 from typing import NamedTuple
+
+from kvlab.axes import TABLE
 
 CONTROLS = ("random", "shuffled", "window", "chance")
 FAMILIES = ("Quality", "Memory", "Speed", "Cache hits", "Other")
@@ -54,6 +57,21 @@ KNOWN = {
                 )
                 for c in CONTROLS
             ),
+            ("task_score_percent", "score", "%", "higher"),
+            ("task_score_delta_points", "score minus full cache's", "points", "higher"),
+            ("task_score_full_percent", "score, full cache", "%", "higher"),
+            *(
+                (f"task_score_minus_{c}_points", f"score minus {c} control's", "points", "higher")
+                for c in CONTROLS
+            ),
+            ("task_exact_percent", "exactly right", "%", "higher"),
+            ("task_copied_percent", "copied before the first error", "%", "higher"),
+            ("task_miscopied_percent", "found but miscopied", "%", "lower"),
+            ("task_same_answers_percent", "same answers as the full cache", "%", "higher"),
+            ("task_answer_tokens", "answer", "tokens", None),
+            ("task_answer_longer_tokens", "answer longer than full cache's", "tokens", None),
+            ("task_ttft_ms", "time to first token of later requests", "ms", "lower"),
+            ("task_ttft_saved_percent", "time to first token saved", "%", "higher"),
             ("needle_answer_delta_nats", "loss of answers minus full cache's", "nats", "lower"),
         ),
         *_family(
@@ -97,6 +115,49 @@ SUFFIXES = (
     ("_ms", "ms"),
     ("_us", "µs"),
 )
+
+
+# Parts of a variant's name that are settings -> what they mean.
+SAYS = (
+    (r"(\d+(?:\.\d+)?)%", "{} %"),
+    (r"cache\.budget_blocks=(\d+)|(\d+) blocks", "{} blocks"),
+    (r"retrieval\.budget_tokens=(\d+)", "{} tokens read"),
+    (r"window\.recent=(\d+)", "{} recent"),
+    (r"window\.sinks=(\d+)", "{} sinks"),
+    (r"cache\.block_size=(\d+)", "blocks of {}"),
+    (r"cache\.evict=token", "by token"),
+    (r"cache\.groups=per_head", "by head"),
+    (r"cache\.groups=per_layer", "by layer"),
+    (r"window\.rerotate=[Tt]rue", "positions moved up"),
+    (r"window\.middle=[Ff]alse", "nothing between"),
+    (r"retrieval\.digests=(\w+)", "digests in {}"),
+    (r"summary\.ratio=(\S+)", "{} of the tokens as entries"),
+)
+OF_AXES = {"host": "rest on the host", "sink": "window", "hash": "shared prefixes"}
+
+
+def words(variant: str) -> str:
+    """A variant's name as a reader would say it: `snapkv 10% cache.evict=token` -> `SnapKV, 10 %,
+    by token`. A name that does not begin with a member of an axis stays as it is."""
+    body, bracket, more = variant.partition(" (")
+    if not any(body.partition(" ")[0] in axis.members for axis in TABLE.values()):
+        return variant
+    return ", ".join(map(_words, body.replace(" blocks", "\0blocks").split())) + bracket + more
+
+
+def _words(part: str) -> str:
+    part = part.replace("\0", " ")
+    for pattern, said in SAYS:
+        found = re.fullmatch(pattern, part)
+        if found:
+            number = next((g for g in found.groups() if g is not None), "")
+            return said.format(f"{int(number):,}" if number.isdigit() else number)
+    if part in OF_AXES:
+        return OF_AXES[part]
+    for axis in ("policy", "retrieval"):
+        if part in TABLE[axis].members and part != TABLE[axis].null:
+            return TABLE[axis].members[part].path.rpartition(".")[2]
+    return part
 
 
 def metric(name: str, unit: str = "", better: str | None = None) -> Metric:

@@ -11,7 +11,10 @@ from kvlab.report.figures import Drawing
 from kvlab.report.source import Run
 from kvlab.report.tables import Table
 
-METHOD = "↑ higher is better, ↓ lower is better. [low, high] is a 95 % interval."
+METHOD = (
+    "↑ higher is better, ↓ lower is better. [low, high] is a 95 % interval; a loss without one "
+    "rests on too few documents to have one, or has no noise."
+)
 RATIO = (
     " (×) is the ratio to the baseline's allocated bytes; a variant that does not get below 1 "
     "carries the note “no bytes saved”."
@@ -52,7 +55,10 @@ class Page:
             runs = [run.label for run in self.runs if run.weights == kind]
             which = "" if len(runs) == len(self.runs) else f" ({', '.join(runs)})"
             found += [f"{sentence}{which}"] if runs else []
-        return found
+        loaded = [run.label for run in self.runs if run.loaded]
+        which = "" if len(loaded) == len(self.runs) else f" ({', '.join(loaded)})"
+        said = f"speeds{which} were measured beside other work: not to be compared"
+        return found + [said] * bool(loaded)
 
     @property
     def origins(self) -> Table:

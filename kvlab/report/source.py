@@ -40,6 +40,14 @@ class Run:
         return device.get("name", "unknown") if isinstance(device, dict) else str(device)
 
     @property
+    def loaded(self) -> bool:
+        """Whether others wanted more than half of the machine when the run began: no speed of it
+        is to be believed. Of a GPU's run the same: its launches wait for the processor."""
+        host = self.environment.get("host") or {}
+        load, cores = host.get("load_average"), host.get("cores")
+        return bool(load and cores and load > cores / 2)
+
+    @property
     def commit(self) -> str:
         """Short commit, `(dirty)` where the code differed from it."""
         commit = str(self.environment.get("commit") or "unknown")[:12]

@@ -8,7 +8,8 @@ from kvlab.report.entries import BYTES, Entry, names
 from kvlab.report.names import FAMILIES, Metric, arrow, byte_unit, interval, metric, number
 
 SUMMARY = (  # what was lost, then what it bought
-    *("perplexity_delta_percent", "needle_recall_percent", BYTES, "kl_mean_nats"),
+    *("perplexity_delta_percent", "needle_recall_percent", "task_score_percent"),
+    *("task_score_delta_points", BYTES, "kl_mean_nats"),
     "top1_agreement_percent",
 )
 FILLERS = (

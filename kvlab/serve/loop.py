@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from kvlab.core import KvlabError, OutOfBlocks
-from kvlab.model import PagedCache
-from kvlab.model.load import LoadedModel
+from kvlab.model import LoadedModel, PagedCache
 from kvlab.serve.clock import WallClock
 from kvlab.serve.job import Job, Limits, Served
 from kvlab.serve.requests import Request
@@ -89,7 +88,7 @@ class Loop:
         size, groups = self.cache.geometry.block_size, self.cache.groups
         group = min(groups, key=lambda g: g.ledger.capacity or 0)  # with a budget, all have one
         needs, capacity = -(-job.most_tokens // size), group.ledger.capacity
-        if capacity is None or needs <= capacity or not group.held.hold:
+        if capacity is None or needs <= capacity or not group.held.sharing.hold:
             return ""
         return f"request {job.request.number}: needs {needs} blocks, the budget is {capacity}"
 

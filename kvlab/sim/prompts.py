@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from kvlab.blocks import BlockLedger, NameIndex, Names, NoTier, Opened, Sequences, Serving, leading
+from kvlab.blocks import (
+    BlockLedger,
+    Ground,
+    Holding,
+    NameIndex,
+    Names,
+    NoTier,
+    Opened,
+    Sequences,
+    Serving,
+    leading,
+)
 from kvlab.core import OutOfBlocks, SeqId
 from kvlab.policy import Moment
 from kvlab.sim.outcome import BROKEN_CHAIN, DEEP_HIT, HIT, HOST_HIT, MISS, PARTIAL
@@ -37,7 +48,9 @@ class Prompts:
     ):
         self.ledger, self.tier, self.partial_misses = ledger, tier, partial_misses
         self.index = NameIndex()
-        self.holding = Serving(ledger, 1, index=self.index, tier=tier, cost=cost, remembered=UNTOLD)
+        self.holding = Holding(
+            Serving(Ground(ledger, 1), index=self.index, tier=tier, cost=cost, remembered=UNTOLD)
+        )
         self.sequences = Sequences([self.holding])
 
     def hear(self, moment: Moment) -> list[int]:

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -91,12 +92,12 @@ def installed_commit() -> str | None:
 
 
 def command(argv: list[str]) -> str:
-    """The command line without private folders."""
+    """The command line, as a shell takes it again, without private folders."""
     program = Path(argv[0])
     inside = ROOT / "kvlab" in program.parents and program.name == "__main__.py"
     module = ".".join(program.relative_to(ROOT).parts[:-1]) if inside else ""
     start = f"python -m {module}" if module else program.name
-    return " ".join([start, *(shorten(argument) for argument in argv[1:])])
+    return " ".join([start, *(shlex.quote(shorten(argument)) for argument in argv[1:])])
 
 
 def shorten(argument: str) -> str:
@@ -224,4 +225,25 @@ def host_facts() -> dict:
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "memory_bytes": memory,
+        "load_average": load_average(),
+        "clock_mhz": clock_mhz(),
     }
+
+
+def load_average() -> float | None:
+    """Processes that wanted to run in the last minute, before this run began; None where the
+    system does not tell. More than half the cores: speeds are not to be believed."""
+    try:
+        return round(os.getloadavg()[0], 2)
+    except (OSError, AttributeError):
+        return None
+
+
+def clock_mhz() -> float | None:
+    """The processor's clock, a mean over cores at this moment; None where it is not told."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return None
+    told = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    return round(sum(told) / len(told), 1) if told else None

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections import Counter
 
 from kvlab.blocks import (
+    Alone,
     BlockLedger,
+    Ground,
     Holding,
     HostTier,
     NoStorage,
@@ -34,7 +36,7 @@ CAPACITY = 16
 SEQUENCES = 4  # at most at a time
 HOST = 24  # blocks
 KINDS = {
-    "alone": (Holding, NoTier), "alone, host": (Holding, NoTier),
+    "alone": (Alone, NoTier), "alone, host": (Alone, NoTier),
     "shared": (Shared, NoTier), "shared, host": (Shared, HostTier),
     "serving": (Serving, NoTier), "exclusive": (Serving, HostTier),
     "write back": (Serving, WriteBack), "write through": (Serving, WriteThrough),
@@ -152,12 +154,12 @@ class House:
     def _group(self, policy, store, capacity, window):
         member, tier = KINDS[self.kind]
         more = {}
-        if member is not Holding:
+        if member is not Alone:
             more = {"index": PrefixIndex("toy", SIZE), "tier": tier() if tier is NoTier else
                     tier(BlockLedger(None, by_name("lru")), store)}  # fmt: skip
         ledger = BlockLedger(capacity, by_name(policy))
         slides = SinkWindow(sinks=2, recent=4, middle=False) if window else None
-        return member(ledger, SIZE, store, slides, **more)
+        return Holding(member(Ground(ledger, SIZE, store), **more), slides)
 
     def pick(self, which: int) -> int | None:
         return sorted(self.tokens)[which % len(self.tokens)] if self.tokens else None
@@ -210,7 +212,7 @@ class House:
                 self.fill(group, store, step)
         self.sequences.commit()
         for group in self.sequences.groups:
-            group.end_step()
+            group.sharing.end_step()
 
     def fill(self, group, store, step):
         first, tokens = step.past // SIZE, self.tokens[step.seq]
@@ -290,7 +292,7 @@ class House:
         for group in self.sequences.groups:
             most = min(count, group.ledger.evictable_count)
             try:
-                group.evict(most)
+                group.room.evict(most)
             except OutOfHost:
                 continue
             self.done["evict"] += most
@@ -320,7 +322,7 @@ class House:
 
     @property
     def evictions(self) -> int:
-        return sum(group.evictions for group in self.sequences.groups)
+        return sum(group.room.evictions for group in self.sequences.groups)
 
     def state(self) -> dict:
         """All that a step may change and an undo must bring back."""
@@ -333,31 +335,31 @@ class House:
                        for g in groups],
             "blocks": [[(m.id, m.state, m.pins, m.content) for m in g.ledger._metas if m.state]
                        for g in groups],
-            "known": [set(g.known) for g in groups],
+            "known": [set(g.known.blocks) for g in groups],
         }  # fmt: skip
 
     def check(self) -> None:
         for group, store in zip(self.sequences.groups, self.stores):
             group.check()
-            group.tier.check()
-            if group.shares:
-                group.index.check()
+            group.known.tier.check()
+            if group.sharing.shares:
+                group.known.index.check()
                 self.check_known(group, store)
             self.check_pins(group)
             for seq, table in group.tables.items():
                 self.check_table(group, store, seq, table)
-            keys = Counter(group.tier.keys)
+            keys = Counter(group.known.tier.keys)
             keys.update(k for away in store.away.values() for k in away.values())
             assert keys == store.holders, "host keys and their holders agree"
             assert set(store.host) == set(store.holders)
 
     def check_known(self, group, store):
-        for block in group.known:
-            _, raw = group.index.content(block)
+        for block in group.known.blocks:
+            _, raw = group.known.index.content(block)
             path = store.device[block]
             assert raw == as_bytes(path[-SIZE:])
-        for content, id in getattr(group.tier, "_where", {}).items():
-            path = store.host[group.tier._kept[id][1]]
+        for content, id in getattr(group.known.tier, "_where", {}).items():
+            path = store.host[group.known.tier._kept[id][1]]
             assert self.sequences.chain(list(path)).names()[-1] == content
 
     def check_pins(self, group):
@@ -380,7 +382,8 @@ class House:
             elif index in store.away[seq]:
                 assert store.host[store.away[seq][index]] == path
             else:
-                assert not group.hold or not group.window.middle, "who runs keeps its blocks"
+                loses = not group.sharing.hold or not group.window.middle
+                assert loses, "who runs keeps its blocks"
 
     def settle(self) -> None:
         """Nothing is left when all have gone."""

@@ -11,6 +11,8 @@ from kvlab.blocks import (
     SEALED,
     BlockLedger,
     Chain,
+    Ground,
+    Holding,
     Prefixes,
     PrefixIndex,
     Sequences,
@@ -126,7 +128,8 @@ def test_misuse_is_refused():
 
 
 def made(capacity=4) -> Prefixes:
-    group = Serving(BlockLedger(capacity, LRU()), 4, index=PrefixIndex("m", 4))
+    ground = Ground(BlockLedger(capacity, LRU()), 4)
+    group = Holding(Serving(ground, index=PrefixIndex("m", 4)))
     return Prefixes(Sequences([group], "m"))
 
 
@@ -155,7 +158,7 @@ def test_kept_prefixes_are_found_and_pinned():
     with pytest.raises(OutOfBlocks):
         kept.groups[0].make_room(3)
     kept.release(other)
-    kept.groups[0].evict(1)  # tail first
+    kept.groups[0].room.evict(1)  # tail first
     assert kept.attach(TOKENS).ids == handle.ids[:1]
     with pytest.raises(KvlabError, match="not pinned in this cache"):
         kept.release(made().attach(TOKENS))
@@ -205,7 +208,7 @@ def test_a_house_of_two_groups_hits_in_both_or_in_none():
     house = House("lru", "serving", 8, groups=2)
     house.open([1, 0] * 3)
     house.close(0)
-    house.sequences.groups[1].evict(3)
+    house.sequences.groups[1].room.evict(3)
     assert house.sequences.hits(house.sequences.chain([1, 0] * 3)) == (0, 0)
     house.check()
     house.settle()

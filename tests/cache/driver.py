@@ -25,7 +25,8 @@ def held_bytes(cache: PagedCache) -> int:
 
     Without the kernels' address tables: they stay, 64 KiB each, since graphs refer to them.
     """
-    stores: list[SlabStore] = [s for g in cache.groups for s in (g.pool.sealed, g.pool.open)]
+    stores: list[SlabStore] = [s for g in cache.groups
+                               for s in (g.pool.sealed, g.pool.open, g.pool.apart.store)]
     stores += [g.sources.digests.store for g in cache.groups if cache.spec.retrieval.selects]
     return sum(t.untyped_storage().nbytes() for s in stores for t in s.slabs.values())
 
@@ -100,7 +101,7 @@ class Driver:
 
     def resident(self, seq, layer, length):
         """Bool [length]: tokens whose block is no hole."""
-        group = self.cache.groups[self.cache._place[layer][0]]
+        group = self.cache.groups[self.cache.place[layer][0]]
         keep = torch.ones(length, dtype=torch.bool)
         for hole in group.tables[seq].holes:
             if group.away.key(seq, hole) is not None:
@@ -112,7 +113,7 @@ class Driver:
         """Replace sealed tokens of `past` by what their blocks hold, read back from the pool."""
         for layer, (k, v) in enumerate(self.past[seq]):
             k, v = k.clone(), v.clone()
-            number, local = self.cache._place[layer]
+            number, local = self.cache.place[layer]
             group = self.cache.groups[number]
             size = group.block_size
             for index, block in enumerate(group.tables[seq].ids[: len(k) // size]):

@@ -40,7 +40,7 @@ def run(cache, ids):
 
 
 def change(cache, name):
-    cache.facts = ModelFacts(name)
+    cache.lineage.facts = ModelFacts(name)
 
 
 WORDS = list(range(1, 22))
@@ -90,10 +90,10 @@ def test_known_blocks_behind_a_gap_do_not_return_to_a_changed_model():
     seq, _ = run(cache, WORDS)
     cache.close(seq)
     share = cache.groups[0].held
-    first = share.found(cache.sequences.chain(WORDS))[1]
-    cache.groups[0].ledger.pin([b for b in share.known if b != first])
-    cache.groups[0].held.evict(1)
-    cache.groups[0].ledger.unpin(list(share.known))
+    first = share.known.found(cache.sequences.chain(WORDS))[1]
+    cache.groups[0].ledger.pin([b for b in share.known.blocks if b != first])
+    cache.groups[0].held.room.evict(1)
+    cache.groups[0].ledger.unpin(list(share.known.blocks))
     seq = cache.open(WORDS)
     assert cache.length(seq) == 4 and share.claims[seq].kept
     change(cache, "b")

@@ -117,7 +117,7 @@ class Pair:
                     )
                     torch.testing.assert_close(out[row, new], want, rtol=0, atol=2e-5)
         cache.commit()
-        (keep,) = cache._kept(self.accounts)
+        (keep,) = cache.shares.kept(self.accounts)
         stepped = dict(zip(seqs, counts))
         for seq, account in self.accounts.items():
             count = stepped.get(seq, 0)

@@ -43,7 +43,7 @@ def read(cache, seq, length) -> torch.Tensor:
     """What the first tokens of `seq` read now, [L, 2, length, H, D]."""
     out, size = [], cache.geometry.block_size
     for layer in range(cache.geometry.layers):
-        number, local = cache._place[layer]
+        number, local = cache.place[layer]
         group, parts = cache.groups[number], []
         for index, block in enumerate(group.tables[seq].ids[: -(-length // size)]):
             if group.away.key(seq, index) is not None:

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvlab.blocks import BlockLedger, Holding, Sequences
+from kvlab.blocks import Alone, BlockLedger, Ground, Holding, Sequences, check_reach
 from kvlab.blocks.sliding import SPARE
 from kvlab.cache import CacheSpec, PagedCache
 from kvlab.core import BadInput, CacheGeometry, KvlabError, LayerShape, first_seen
@@ -185,11 +185,11 @@ def test_the_first_position_seen_is_that_of_the_mask(position, window):
 
 @given(windows, st.integers(1, 16), st.lists(st.integers(1, 60), max_size=8))
 def test_a_window_lets_go_only_what_no_later_token_sees(window, size, counts):
-    holding, length = Holding(BlockLedger(None), size, reach=window), 0
+    holding, length = Holding(Alone(Ground(BlockLedger(None), size)), reach=window), 0
     sequences = Sequences([holding])
     seq, _ = sequences.open()
     for count in counts:
-        holding.check_reach(seq, length, window)  # the first of the step looks back farthest
+        check_reach(holding, seq, length, window)  # the first of the step looks back farthest
         sequences.begin([seq], [count])
         sequences.commit()
         length += count

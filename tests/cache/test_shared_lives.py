@@ -155,12 +155,12 @@ class World:
             self.tokens |= zip(seqs, whole)
 
     def readable(self, seq, layer, length, count):
-        group = self.cache.groups[self.cache._place[layer][0]]
+        group = self.cache.groups[self.cache.place[layer][0]]
         keep, size = torch.ones(length, dtype=torch.bool), group.block_size
         places = group.away.places(seq, group.tables[seq], (length - count) // size)
         for index, place in enumerate(places):
             if place == -1:
-                assert not group.held.hold, "running sequences keep their blocks"
+                assert not group.held.sharing.hold, "running sequences keep their blocks"
                 keep[index * size : (index + 1) * size] = False
         return keep
 
@@ -192,7 +192,7 @@ def test_many_lives(life, seed):
             world.cache.abort()
         world.cache.check()
         for group in world.cache.groups:
-            group.held.index.check()
+            group.held.known.index.check()
     found = "".join(row["codes"] for row in world.cache.audit())
     assert happened > 80
     assert "h" in found or "H" in found or not world.cache.spec.prefix.hold

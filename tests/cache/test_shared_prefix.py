@@ -176,7 +176,7 @@ def test_answers_are_right_under_pressure(model, policy):
         logits = serve(model, cache, ids, chunk=chosen.choice((5, 16, 64)))
         torch.testing.assert_close(logits, plain[key], rtol=1e-4, atol=1e-4)
         cache.check()
-        cache.groups[0].held.index.check()
+        cache.groups[0].held.known.index.check()
     found = "".join(row["codes"] for row in cache.audit())
     assert cache.stats().evictions > 50 and "h" in found and "e" in found
     cache.reset()
@@ -267,7 +267,7 @@ def test_a_full_host_loses_what_has_waited_longest(model):
     for seed in range(6):
         serve(model, cache, words(4 * SIZE + 1, seed))
         cache.check()
-    assert 0 < len(cache.groups[0].held.tier.keys) <= 6
+    assert 0 < len(cache.groups[0].held.known.tier.keys) <= 6
     assert cache.stats().host_bytes <= 6 * block
     serve(model, cache, words(4 * SIZE + 1, 4))
     assert cache.audit()[-1]["hit_host"] == 4
@@ -282,11 +282,11 @@ def test_a_request_that_does_not_fit_leaves_the_host_as_it_was(model):
     cache.release_prefix(handle)
     serve(model, cache, words(6 * SIZE, 1))
     handle = cache.cache_prefix(words(6 * SIZE, 1))
-    waiting = len(cache.groups[0].held.tier.keys)
+    waiting = len(cache.groups[0].held.known.tier.keys)
     with pytest.raises(OutOfBlocks):
         cache.open(words(5 * SIZE))
     cache.check()
-    assert len(cache.groups[0].held.tier.keys) == waiting == 5
+    assert len(cache.groups[0].held.known.tier.keys) == waiting == 5
     cache.release_prefix(handle)
     assert cache.length(cache.open(words(5 * SIZE))) == 4 * SIZE
     cache.check()
@@ -406,7 +406,7 @@ def leftovers(model, seed):
     cache = paged(model, prefix=HashSharing(hold=False), policy="fifo", budget_blocks=100)
     ids = words(30 * SIZE, seed)
     prefill(model, torch.tensor([ids[: 12 * SIZE]]), cache)
-    cache.groups[0].held.evict(6)
+    cache.groups[0].held.room.evict(6)
     prefill(model, torch.tensor([ids[12 * SIZE :]]), cache)
     cache.finish()
     serve(model, cache, ids[: 6 * SIZE + 1])
@@ -461,7 +461,7 @@ def compare(cache, full, seq, ids):
     chain = cache.sequences.chain(ids)
     place = full.groups[0]
     for number, group in enumerate(cache.groups):
-        for index, block in enumerate(group.held.found(chain)):
+        for index, block in enumerate(group.held.known.found(chain)):
             if block is not None:
                 for local in range(group.pool.geometry.layers):
                     layer = number + local

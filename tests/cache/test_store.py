@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from kvlab.cache import manifest as manifests
 from kvlab.core import BadInput
-from kvlab.format import NAMES
+from kvlab.format import NAMES, by_name
 from kvlab.model import PagedCache, prefill
 
 SIZE = 8
@@ -51,7 +51,7 @@ def store(model, tmp_path):
     return tmp_path / "store"
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, by_name("int4", sinks=4)], ids=str)
 def test_every_format_comes_back_as_it_was(model, tmp_path, name):
     ids, old = prompt(60), paged(model, format=name, block_size=16)
     serve(model, old, ids)
@@ -106,7 +106,7 @@ def test_what_is_known_already_is_not_loaded_twice(model, store):
     blocks = cache.stats().blocks
     assert cache.load(store).blocks == 0 and cache.stats().blocks == blocks == 7
     cache.check()
-    cache.groups[0].held.index.check()
+    cache.groups[0].held.known.index.check()
     cache.reset()
     assert held_bytes(cache) == 0
 

@@ -123,7 +123,7 @@ def test_a_fork_shares_entries_until_it_evicts():
     cache = make(policy="fifo", budget_blocks=12, summary=Merged(ratio=0.25))
     seq = cache.open()
     step(cache, [seq], [40])
-    cache.groups[0].held.evict(3)
+    cache.groups[0].held.room.evict(3)
     child, before = cache.fork(seq), cache.groups[0].summaries.nbytes
     assert entries(cache, child) is entries(cache, seq)
     assert cache.groups[0].summaries.nbytes == before == held(cache)[0]
@@ -280,7 +280,7 @@ def test_entries_share_no_memory_with_what_the_pool_reads(monkeypatch):
         x = torch.randn(1, 4, 16, 16).bfloat16()
         cache.attend(layer, x, x[:, :2], x[:, :2], scale=0.25)
     cache.commit()
-    cache.groups[0].held.evict(1)  # one token is its own entry
+    cache.groups[0].held.room.evict(1)  # one token is its own entry
     kept = [entries(cache, seq, layer).k.clone() for layer in range(2)]
     for tensor in seen:
         tensor.zero_()

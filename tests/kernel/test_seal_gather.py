@@ -5,17 +5,20 @@ import torch
 from harness import stores
 
 from kvlab.core import CacheGeometry
-from kvlab.format import NAMES, Fp8, Int, KVFormat, by_name
+from kvlab.format import NAMES, Dense, Fp8, Int, KVFormat, Rotated, by_name
 from kvlab.kernel import blocks_ref
 
 gather = pytest.importorskip("kvlab.kernel.gather_triton").gather
 seal_triton = pytest.importorskip("kvlab.kernel.seal_triton")
 
-FORMATS = {name: by_name(name) for name in NAMES} | {
+FORMATS = {name: f for name in NAMES if (f := by_name(name)).key.has_kernel} | {
     "int4 mixed axes": KVFormat(Int(4, "token", True), Int(4, "channel", slots_last=True)),
     "int3 slots last": KVFormat(Int(3, "token", True, True), Int(3, "channel")),
     "fp8 per channel": KVFormat(Fp8("channel", True), Fp8("channel")),
     "int8 with zeros": KVFormat(Int(2, "channel", True), Int(8, "token", False, True)),
+    "rotated int2": KVFormat(Int(4), Rotated(Int(2, "token", slots_last=True))),
+    "fp8 around middles, both": KVFormat(Fp8("channel", True, True), Fp8("channel", False, True)),
+    "rotated fp8": KVFormat(Dense("float16"), Rotated(Fp8("channel"))),
 }
 SHAPES = [(16, 64, torch.bfloat16), (24, 128, torch.float16), (4, 32, torch.float32)]
 BLOCKS = [5, 0, 3]
@@ -73,7 +76,7 @@ def test_gather_reads_what_the_codec_reads(name, slots, dim, dtype, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("name", ["fp8", "int8", "int4", "k3v2", "int4 mixed axes"])
+@pytest.mark.parametrize("name", ["fp8", "fp8c", "int8", "int4", "k3v2", "int4 mixed axes"])
 def test_a_block_that_is_read_and_sealed_again_keeps_its_bits(name, dtype, device):
     """Through both kernels; a scale that climbed a step each time would grow without end."""
     sealed, k, v, ids = make(FORMATS[name], 16, 64, dtype, device)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
+from kvlab.report import canvas
 from kvlab.report.budgets import budget_figures, methods
 from kvlab.report.entries import entries
 from kvlab.report.frontier import best, frontier_figures, frontier_table, non_dominated, searched
+from kvlab.report.names import words
+from kvlab.report.page import Page
 from kvlab.report.source import Run
 
 NAMES = ("kl_mean_nats", "cache_logical_bytes", "decode_tokens_per_second")
@@ -60,9 +64,50 @@ def test_methods_are_variants_without_their_budgets():
         found += rows(f"window.sinks=4 window.recent={share}", 0.3, share, 1)
     found += rows("lfu cache.budget_blocks=3", 0.3, 3, 1)
     everything = entries([Run("run", found)])
-    assert list(methods(everything)) == ["lru", "random (control)", "window.sinks=4"]
+    found += rows("int4", 0.05, 25, 1)
+    everything = entries([Run("run", found)])
+    assert list(methods(everything)) == ["lru", "random (control)", "window.sinks=4", "lfu", "int4"]
     [(stem, _, _, draw)] = budget_figures(everything)
     assert stem == "loss_by_budget"
-    drawn = draw().axes[0].get_legend_handles_labels()[1]
-    assert drawn == ["lru", "random (control)", "window.sinks=4"]
-    assert budget_figures(everything[:1]) == []
+    made = draw().axes[0]
+    told = {t.get_text(): t.get_color() for t in made.texts}
+    assert set(told) == {"LRU", "Random (control)", "window.sinks=4", "LFU", "int4"}
+    assert len(set(told.values())) == 5  # no colour twice
+    assert budget_figures([e for e in everything if e.variant in ("bf16", "int4", "lfu")]) == []
+
+
+def test_names_at_the_ends_do_not_meet():
+    assert canvas.spread([0.0, 1.0, 2.0], 0.5) == [0.0, 1.0, 2.0]
+    found = canvas.spread([0.5, 0.52, 0.5, 0.9], 0.1)
+    assert found[3] == 0.9 and sorted(found)[1] - sorted(found)[0] >= 0.1 - 1e-9
+    assert abs(sum(found[:3]) / 3 - sum([0.5, 0.52, 0.5]) / 3) < 1e-9  # moved about their middle
+    assert found[0] < found[2] < found[1]
+
+
+def test_a_loss_of_nothing_does_not_flatten_an_axis():
+    assert canvas.floored([1e-9, 0.1, 0.0, -1.0]) == pytest.approx([1e-6, 0.1, 0.0, -1.0])
+
+
+@pytest.mark.parametrize(("variant", "said"), [
+    ("snapkv 10% cache.evict=token", "SnapKV, 10 %, by token"),
+    ("lru 5% host quest retrieval.budget_tokens=816",
+     "LRU, 5 %, rest on the host, Quest, 816 tokens read"),
+    ("int8 lru 100 blocks", "int8, LRU, 100 blocks"),
+    ("noise floor", "noise floor"), ("static, fused, graph", "static, fused, graph"),
+    ("random 10% (control)", "Random, 10 % (control)"),
+])  # fmt: skip
+def test_variants_are_told_in_words(variant, said):
+    assert words(variant) == said
+
+
+def test_speed_beside_other_work_is_no_objective():
+    found = rows("bf16", 0, 100, 1, baseline=True)
+    for name, *values in (("small", 0.2, 10, 1), ("fast", 0.3, 10, 9)):
+        found += [dict(row, params={"search": "x"}) for row in rows(name, *values)]
+    quiet, busy = (Run("run", found, {"host": {"load_average": load, "cores": 2}})
+                   for load in (0.4, 7.0))  # fmt: skip
+    assert [e.variant for e in best(entries([quiet]))] == ["small", "fast"]
+    assert [e.variant for e in best(entries([busy]))] == ["small"]
+    assert "counts for nothing" in frontier_figures(entries([busy]))[0][2]
+    assert "speeds were measured beside other work" in Page("", "", [busy], [], []).banners[0]
+    assert Page("", "", [quiet], [], []).banners == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kvlab.report.entries import entries
-from kvlab.report.heatmap import PANELS, cells, heatmaps
+from kvlab.report.heatmap import PANELS, _wilson, cells, heatmaps
 from kvlab.report.source import Run
 
 
@@ -46,3 +46,13 @@ def test_cells_make_no_entries():
 
 def test_no_cells_no_figure():
     assert heatmaps([Run("run", [])]) == []
+
+
+def test_one_length_is_drawn_as_bars_with_intervals():
+    found = [row("int4", 1024, depth, value) for depth, value in ((0, 50.0), (50, 100.0))]
+    [(_, _, caption, draw)] = heatmaps([Run("run", found)])
+    assert "at 1,024 tokens" in caption and "Wilson" in caption
+    [axes] = draw().axes
+    assert [bar.get_width() for bar in axes.patches] == [50.0, 100.0]
+    [low, high] = _wilson(50.0, 6)
+    assert 18.7 < low < 18.9 and 81.1 < high < 81.3  # of 3 in 6

@@ -407,13 +407,6 @@ def test_a_variant_looks_the_same_in_every_panel(monkeypatch):
 
     seen = {}
 
-    class Axes:
-        def errorbar(self, *args, label, color, **look):
-            seen.setdefault(label, set()).add(color)
-
-        def __getattr__(self, name):
-            return lambda *a, **k: "linear"
-
     class Point:
         def __init__(self, variant, names):
             self.variant, self.conditions = variant, {}
@@ -425,11 +418,13 @@ def test_a_variant_looks_the_same_in_every_panel(monkeypatch):
 
     everything = [Point("bf16", ["a"]), Point("int8", ["a", "b"]), Point("int4", ["a", "b"])]
     monkeypatch.setattr(canvas, "rescale", lambda *a, **k: None)
+    monkeypatch.setattr(canvas, "name_ends", lambda _axes, ends: [
+        seen.setdefault(label, set()).add(colour) for _, _, label, colour in ends])
     monkeypatch.setattr(marks, "_label_axis", lambda *a: None)
     monkeypatch.setattr(marks, "scaling", lambda *a: (1.0, ""))
     monkeypatch.setattr(marks, "_error_bars", lambda *a: None)
     monkeypatch.setattr(marks, "_noise", lambda *a: 0.0)
     for name in "ab":
         points = [e for e in everything if name in e.rows]
-        marks.series(Axes(), points, name, lambda e: 1.0, everything)
+        marks.series(canvas.figure()[1][0], points, name, lambda e: 1.0, everything)
     assert {len(colours) for colours in seen.values()} == {1} and len(seen) == 3

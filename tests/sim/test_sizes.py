@@ -20,8 +20,16 @@ def plane_bits(name: str, slots: int, width: int) -> float:
         return dense[name]
     if name == "fp8":
         return (8 * slots * width + 16 * slots) / (slots * width)
-    key, value = {"k8v4": (8, 4), "k4v2": (4, 2), "k3v2": (3, 2)}.get(name, (int(name[-1]),) * 2)
+    if name == "fp8c":
+        keys = 16 * (2 * width if slots >= 16 else slots)  # a scale and a middle for a channel
+        return (8 * slots * width + (keys + 16 * slots) / 2) / (slots * width)
+    pairs = {"k8v4": (8, 4), "k4v2": (4, 2), "k3v2": (3, 2)}
+    key, value = pairs.get(name.rstrip("g"), (int(name.rstrip("g")[-1]),) * 2)
     per_channel = slots >= 16
+    if name.endswith("g"):  # scale and zero of 8 bits for 32 elements, a unit, means of channels
+        scales = 16 * width * max(1, slots // 32) + 16 * width if per_channel else slots * width / 2
+        scales += slots * width / 2 + 2 * 16
+        return (key + value) / 2 + scales / (2 * slots * width)
     total = 0
     for bits, shared in ((key, width if per_channel else slots), (value, slots)):
         total += bits * slots * width + 16 * shared * (1 if bits == 8 else 2)
