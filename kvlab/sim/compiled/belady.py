@@ -75,7 +75,7 @@ def pop(s):
 
 @verb
 def _enter(s, x):
-    node, bucket, after = s.node, s.node[x, LINE], 0
+    node, bucket, after = s.node, int(s.node[x, LINE]), 0
     before = s.first[1, bucket]
     while before and s.meta[before, DEPTH] < s.meta[x, DEPTH]:
         after, before = before, node[before, PREV]
@@ -101,7 +101,7 @@ def _enter(s, x):
 
 @verb
 def _leave(s, x):
-    node, bucket = s.node, s.node[x, LINE]
+    node, bucket = s.node, int(s.node[x, LINE])
     before, after = node[x, PREV], node[x, NEXT]
     if before:
         node[before, NEXT] = after
