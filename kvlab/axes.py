@@ -48,9 +48,12 @@ def _axis(name: str, null: str, room: str, members: dict[str, tuple[str, str]], 
     return Axis(name, null, table, **more)
 
 
-def _format(name: str, told: str, key: str = "", value: str = "") -> tuple[str, Member]:
-    """A format is a codec for keys and one for values, each by its own name."""
-    stored = {"name": name, "key": key or name, "value": value or name}
+def _format(
+    name: str, told: str, key: str = "", value: str = "", sinks: int = 0
+) -> tuple[str, Member]:
+    """A format is a codec for keys and one for values, each by its own name; sinks: first tokens
+    that stay as they were computed."""
+    stored = {"name": name, "key": key or name, "value": value or name, "sinks": sinks}
     return name, Member("kvlab.format.shipped", told, stored)
 
 
@@ -67,11 +70,11 @@ _FORMATS = dict([
     _format("k8v4", "keys in 8 bits, values in 4", "int8", "int4"),
     _format("k4v2", "keys in 4 bits, values in 2", "int4", "int2"),
     _format("k3v2", "keys in 3 bits, values in 2", "int3", "int2"),
-    _format("int4g", "both in 4-bit integers, scales for groups of 32"),
-    _format("int3g", "3-bit integers, values turned, scales for groups of 32"),
-    _format("k4v2g", "keys in 4 bits, turned values in 2, groups of 32", "int4g", "int2g"),
-    _format("k3v2g", "keys in 3 bits, turned values in 2, groups of 32", "int3g", "int2g"),
-    _format("int2g", "2-bit integers, values turned, scales for groups of 32"),
+    _format("int4g", "both in 4-bit integers, scales for groups of 32", sinks=4),
+    _format("int3g", "3-bit integers, values turned, scales for groups of 32", sinks=4),
+    _format("k4v2g", "keys in 4 bits, turned values in 2, groups of 32", "int4g", "int2g", sinks=4),
+    _format("k3v2g", "keys in 3 bits, turned values in 2, groups of 32", "int3g", "int2g", sinks=4),
+    _format("int2g", "2-bit integers, values turned, scales for groups of 32", sinks=4),
     ("by_layer", Member("kvlab.format.ByLayer", "a format for each layer")),
 ])  # fmt: skip
 

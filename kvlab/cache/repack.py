@@ -18,6 +18,7 @@ from kvlab.cache.scores import scorer_of
 from kvlab.cache.tokens import Standing, TokenWatch
 from kvlab.cache.watch import Watch
 from kvlab.core import BadInput, BlockId, KvlabError, SeqId
+from kvlab.kernel import best_ref
 from kvlab.pool import BlockPool
 from kvlab.source import Extent
 
@@ -151,7 +152,7 @@ class Repack:
         score = score.clone()
         for begin, end in self.window.protected(score.shape[-1] + fill):
             score[..., begin:end] = torch.inf
-        return best_of(score, keep)
+        return (self.pool.fused or best_ref).best_of(score, keep)
 
     # ---- within a step
 
@@ -202,12 +203,6 @@ def choosing(
             raise BadInput("policy", ledger.policy.name, "scores by logits without the soft cap of "
                            f"{pool.shape.softcap:g} that this model puts on them; policy=snapkv")
     return watch, chooser
-
-
-def best_of(score: Tensor, keep: int) -> Tensor:
-    """The `keep` largest of the last dim, in order of place; of equals the first."""
-    best = score.argsort(dim=-1, descending=True, stable=True)[..., :keep]
-    return best.sort(-1).values
 
 
 def still_apart(pool: BlockPool, layer: int, held: list[BlockId], index: Tensor) -> Tensor | None:

@@ -104,7 +104,7 @@ class CacheSpec:
                 raise BadInput("window.rerotate", True, "retrieval scores keys at the positions "
                                "they were stored with; window.rerotate=false")
 
-    @property
+    @cached_property
     def by_token(self) -> bool:
         """Whether tokens are chosen, not blocks."""
         return self.evict == "token"
@@ -207,6 +207,10 @@ class CacheSpec:
         """Self, after every refusal that needs the model's shape."""
         for format, layers in zip(self.formats(g), self.layer_groups(g)):
             format.planes(g.part(layers))
+            if format.sinks > g.block_size:
+                raise BadInput("format.sinks", format.sinks, "first tokens must lie within a block,"
+                               f" and cache.block_size={g.block_size}; take larger blocks or "
+                               "format.sinks=0")
         if self.budget_bytes != "adaptive":  # decided when the cache is made
             self.capacities(g)
         self._check_effect()

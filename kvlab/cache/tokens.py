@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -47,10 +48,10 @@ class Standing:
 
     def moved(self, scorer: Scorer, new: Tensor, queries: int) -> Standing:
         """After one more step of so many queries, with its scores `new` [L, H, n]."""
-        weights = [scorer.weight(n, queries) for n in range(self.most + 1)]
+        weights = tuple(scorer.weight(n, queries) for n in range(self.most + 1))
         if min(weights) == 1.0:
             return Standing(new, self.steps + 1, self.most + 1)
-        weight = torch.tensor(weights).to(new.device, non_blocking=True)[self.steps.long()]
+        weight = on_device(weights, new.device)[self.steps.long()]
         return Standing(torch.lerp(self.score, new, weight), self.steps + 1, self.most + 1)
 
     def layer(self, layer: int) -> Standing:
@@ -68,6 +69,13 @@ class Standing:
         return Standing(*parts, self.most)
 
 
+@lru_cache(8)
+def on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """fp32; the layers of a step ask for the same, and each sending costs a wait."""
+    with torch.inference_mode(False):
+        return torch.tensor(numbers).to(device, non_blocking=True)
+
+
 class Standings:
     """How the sealed tokens of each sequence of a layer group stand; the pool's meter hears of the
     bytes."""
@@ -78,9 +86,11 @@ class Standings:
         self.of: dict[SeqId, Standing] = {}
 
     def __getitem__(self, seq: SeqId) -> Standing:
+        if seq in self.of:
+            return self.of[seq]
         *shape, device = self._none
         zero = torch.zeros(*shape, device=device)
-        return self.of.get(seq, Standing(zero, zero.short()))
+        return Standing(zero, zero.short())
 
     def __setitem__(self, seq: SeqId, standing: Standing) -> None:
         self.of[seq] = standing

@@ -71,9 +71,6 @@ class KVFormat:
 
     def planes(self, g: CacheGeometry) -> dict[str, Plane]:
         """Plane name -> shape after [L, N] and dtype; scales included. Layers have one shape."""
-        if self.sinks > g.block_size:
-            raise BadInput("format.sinks", self.sinks, "first tokens must lie within a block, and "
-                           f"cache.block_size={g.block_size}; take larger blocks or fewer sinks")
         return self.planes_of(g.shape, g.block_size)
 
     def planes_of(self, shape: LayerShape, slots: int) -> dict[str, Plane]:

@@ -14,11 +14,14 @@ from itertools import combinations
 
 import numpy as np
 
+from kvlab.policy import Belady
 from kvlab.sim.curves import not_hittable, partial_access
 from kvlab.sim.outcome import HIT, MISS, PARTIAL, REFUSED, Outcome, Tally
 from kvlab.sim.result import SimResult
 from kvlab.sim.sizes import ModelShape, shape_by_name
 from kvlab.sim.trace import Trace
+
+NAME = Belady.name  # of its rows
 
 
 def bound(
@@ -30,7 +33,7 @@ def bound(
     shape: str | dict | ModelShape = "llama-3.1-8b",
     window_seconds: float | None = 60.0,
 ) -> SimResult:
-    """The best that a policy could do on this trace, as a simulation result named "belady"."""
+    """The best that a policy could do on this trace, as a simulation result named `NAME`."""
     trace.check_shares()
     misses, tally = not_hittable(partial_blocks), Tally(shape_by_name(shape), window_seconds)
     if prefix:
@@ -39,7 +42,7 @@ def bound(
     else:
         outcome = _Flat(trace).outcome(capacity_blocks)
     tally.add(trace, outcome)
-    return SimResult.of(tally, "belady", capacity_blocks, trace.block_size)
+    return SimResult.of(tally, NAME, capacity_blocks, trace.block_size)
 
 
 def _without_refused(trace: Trace, capacity: int, partial_misses: bool) -> Outcome:
