@@ -10,7 +10,6 @@ only leaves go. A bound on block hits; not on hits weighted by tokens or FLOPs.
 from __future__ import annotations
 
 from heapq import heappop, heappush
-from itertools import combinations
 
 import numpy as np
 
@@ -53,11 +52,6 @@ def _without_refused(trace: Trace, capacity: int, partial_misses: bool) -> Outco
     inner = _Reachable(trace.select(fits), partial_misses).outcome(capacity)
     code[kept] = inner.code
     return Outcome(code, inner.evicted, kept[inner.evicted_at])
-
-
-def regret_percent(result: SimResult, best: SimResult) -> float:
-    """Points of block hit rate that a result lies below the bound."""
-    return best.block_hit_percent - result.block_hit_percent
 
 
 def smallest_ideal_capacity(trace: Trace) -> int:
@@ -147,36 +141,3 @@ def _farthest(heap: list[tuple], wanted: dict[int, int]) -> int:
 def _outcome(code: np.ndarray, evicted: list[tuple[int, int]]) -> Outcome:
     pairs = np.array(evicted, dtype=np.int64).reshape(-1, 2)
     return Outcome(code, pairs[:, 0], pairs[:, 1])
-
-
-def best_by_search(trace: Trace, capacity: int) -> int:
-    """Most block hits over all choices of victims, by trying them all. For tiny traces only."""
-    states: dict[frozenset, int] = {frozenset(): 0}
-    for contents in trace.requests():
-        if len(contents) > capacity:
-            continue
-        reached: dict[frozenset, int] = {}
-        for resident, hits in states.items():
-            run = next((i for i, c in enumerate(contents) if c not in resident), len(contents))
-            others = sorted(resident - set(contents))
-            short = len(others) + len(contents) - capacity
-            for victims in combinations(others, max(0, short)):
-                after = (resident | set(contents)) - set(victims)
-                reached[after] = max(reached.get(after, 0), hits + run)
-        states = reached
-    return max(states.values(), default=0)
-
-
-def optimum_flat_by_search(ids: list[int], capacity: int) -> int:
-    """Most hits of single blocks, by trying all victims. For tiny traces only."""
-    states: dict[frozenset, int] = {frozenset(): 0}
-    for content in ids:
-        reached: dict[frozenset, int] = {}
-        for resident, hits in states.items():
-            hit = content in resident
-            full = not hit and len(resident) == capacity
-            for victim in sorted(resident) if full else [None]:
-                after = (resident - {victim}) | {content}
-                reached[after] = max(reached.get(after, 0), hits + hit)
-        states = reached
-    return max(states.values(), default=0)

@@ -160,7 +160,8 @@ def parts(root) -> dict[int, object]:
 
 
 def extra_stores(group):
-    return [x.store for x in (group.sources.digests, group.away.shelf) if hasattr(x, "store")]
+    return [x.store for x in (group.sources.digests, group.away.shelf, group.pool.apart)
+            if hasattr(x, "store")]
 
 
 def fields(x, found) -> list:
