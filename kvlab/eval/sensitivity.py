@@ -23,8 +23,7 @@ from kvlab.eval.runner import Runner
 from kvlab.eval.task import Item
 from kvlab.eval.text_loss import TextLoss
 from kvlab.format import ByLayer, KVFormat, by_name, paired
-from kvlab.model import model_geometry
-from kvlab.model.load import LoadedModel
+from kvlab.model import LoadedModel, model_geometry
 
 SIDES = ("keys", "values")
 LOSS = "layer_kl_nats"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from kvlab.report import canvas
 from kvlab.report.entries import LAYER_LOSS
@@ -54,7 +55,8 @@ def _drawer(losses: Losses) -> Callable[[], Figure]:
         axes.set_yticks(range(len(layers)), layers)
         axes.set_ylabel("layer")
         axes.grid(visible=False)
-        made.colorbar(image, ax=axes, label="KL, nats ↓")
+        plain = FuncFormatter(lambda value, _: f"{value:g}")
+        made.colorbar(image, ax=axes, label="KL, nats ↓", format=plain)
         return made
 
     return draw
