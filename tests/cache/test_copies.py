@@ -20,7 +20,7 @@ CAPPED = {"policy": "lru", "budget_blocks": 12}
 AXES = [
     {"format": "int4", "head_dim": 32},
     {"groups": "per_layer", **CAPPED},
-    {"policy": "attention_mass", "budget_blocks": 12},
+    {"policy": "attention_mass", "budget_blocks": 12, "evict": "block"},
     {"policy": "lru", "budget_percent": 50.0},
     {"window": "sink", "policy": "fifo", "budget_blocks": 20},
     {"prefix": "hash", "policy": "lru", "budget_blocks": 40},
