@@ -39,14 +39,12 @@ class OneByOne:
         prompts, log = self.prompts, _Log()
         for (contents, partial, _), moment in zip(_requests(piece), self.moments.of(piece)):
             log.expired(prompts.hear(moment))
-            flight = prompts.admit(contents, partial)
+            flight = prompts.serve(contents, partial)
             if flight is None:
                 log.refuse(contents)
                 prompts.ledger.tick()
-                continue
-            prompts.compute(flight, publish=False)
-            prompts.finish(flight)
-            log.add(flight)
+            else:
+                log.add(flight)
         return log.outcome()
 
     def more(self) -> dict:
