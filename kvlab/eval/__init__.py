@@ -14,6 +14,7 @@ from kvlab.eval.prefill_speed import PrefillSpeed
 from kvlab.eval.prefix_ttft import PrefixTTFT
 from kvlab.eval.recall import Needles
 from kvlab.eval.roofline import KernelRoofline
+from kvlab.eval.sensitivity import Sensitivity
 from kvlab.eval.serving import PrefixHitRate
 from kvlab.eval.speed import DecodeSpeed
 from kvlab.eval.task import Item, Question, StepTask, Task, TimedTask
@@ -23,6 +24,6 @@ from kvlab.eval.tuning import Tune
 __all__ = [
     "TASKS", "Asking", "Bench", "BudgetLoss", "Calibrate", "Cost", "DecodeSpeed", "Endless",
     "Evaluate", "Forced", "Item", "KernelRoofline", "LmEval", "Load", "Needles", "Paired", "Pareto",
-    "Parity", "PrefillSpeed", "PrefixHitRate", "PrefixTTFT", "Question", "Recall", "StepTask",
-    "Study", "Task", "TextCost", "TextLoss", "TimedTask", "Tune",
+    "Parity", "PrefillSpeed", "PrefixHitRate", "PrefixTTFT", "Question", "Recall",
+    "Sensitivity", "StepTask", "Study", "Task", "TextCost", "TextLoss", "TimedTask", "Tune",
 ]  # fmt: skip
