@@ -90,7 +90,7 @@ class LayerGroup:
         """What a kernel over all layers reads of a step of single tokens, after `prepare`; None
         where attention reads more than blocks and tails, or somebody listens to it."""
         pool = self.pool
-        if not self.plain or pool.apart.tokens:
+        if not self.plain or pool.apart.tokens or pool.by_head:
             return None
         planes = ([store.layer(i) for i in range(pool.geometry.layers)]
                   for store in (pool.sealed, pool.open))

@@ -14,7 +14,7 @@ from kvlab.cache.lineage import named
 from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.core import CacheGeometry
 from kvlab.format import KVFormat
-from kvlab.pool import FINE_SLAB_TOKENS, SLAB_TOKENS, BlockPool, Meter, Workspace
+from kvlab.pool import FINE_SLAB_TOKENS, SLAB_TOKENS, BlockPool, HeadPool, Meter, Workspace
 from kvlab.sim.service import recompute_cost
 from kvlab.sim.sizes import ModelShape
 from kvlab.source import Extent
@@ -51,7 +51,8 @@ class Layers:
         # Where tokens are chosen, it is after the step: the ledger has room for the step itself.
         capacity = None if spec.by_token else capacity
         ledger = BlockLedger(capacity, spec.policy())
-        pool = BlockPool(
+        kind = HeadPool if spec.budget.by_head else BlockPool
+        pool = kind(
             g, format, self.device, self.dtype, spec.kernels, self.workspace, self.meter,
             FINE_SLAB_TOKENS if spec.by_token else SLAB_TOKENS,
         )

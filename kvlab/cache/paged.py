@@ -77,7 +77,8 @@ class PagedCache(Copies, Reach):
         for extents in step if len(seqs) == 1 else ():
             for e in extents:
                 e.alone = True
-        decodes = self.can_decode(counts) and not (self.spec.by_token and self.shares.looks(seqs))
+        looks = self.spec.by_token and set(counts) <= {1} and self.shares.looks(seqs)
+        decodes = self.can_decode(counts) and not looks
         if decodes:
             for number, group in enumerate(self.groups):
                 group.sources.prepare([extents[number] for extents in step])

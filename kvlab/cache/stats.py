@@ -65,9 +65,9 @@ def counted(layers: Layers, lengths: Iterable[int], prefix_tokens: int) -> Cache
     """
     g, groups, allocated = layers.geometry, layers.groups, layers.allocated_bytes
     tokens, parts = sum(lengths), [group.pool.geometry for group in groups]
-    held = [group.sealed_blocks * g.block_size + group.open_tokens for group in groups]
+    held = [round(group.sealed_blocks * g.block_size) + group.open_tokens for group in groups]
     elements = sum(n * part.elements_per_token for n, part in zip(held, parts))
-    blocks = sum(group.sealed_blocks * group.pool.format.block_bytes(part)
+    blocks = sum(round(group.sealed_blocks * group.pool.format.block_bytes(part))
                  for group, part in zip(groups, parts))  # fmt: skip
     tails = sum(group.open_tokens * part.elements_per_token * layers.dtype.itemsize
                 for group, part in zip(groups, parts))  # fmt: skip

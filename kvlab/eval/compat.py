@@ -28,7 +28,8 @@ VARIED = {
     "window": {"sink, middle=false": ("sink", {"middle": False}),
                "sink, rerotate": ("sink", {"middle": False, "rerotate": True})},
     "prefix": {"hash, hold=false": ("hash", {"hold": False})},
-    "budget": {"shares, 3 to 1": ("shares", {"shares": [3, 1]})},
+    "budget": {"shares, 3 to 1": ("shares", {"shares": [3, 1]}),
+               "duo, with gates": ("duo", {"gates": [[0, 1], [1, 0]]})},
 }  # fmt: skip
 LIMITS = {
     "none": {}, "blocks": {"budget_blocks": 64}, "bytes": {"budget_bytes": 1 << 24},
@@ -39,6 +40,7 @@ COMPLETIONS = {
     "a budget": {"limit": "percent"},
     "window.middle=false": {"window": "sink, middle=false"},
     "a policy and a budget": {"policy": "lru", "limit": "percent"},
+    "a policy that scores, and a budget": {"policy": "snapkv", "limit": "percent"},
     "a policy and a budget in blocks": {"policy": "lru", "limit": "blocks"},
     "a budget in blocks": {"limit": "blocks"},
     "groups": {"groups": "per_layer"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvlab.policy.adaptive import Adaptive
+from kvlab.policy.adaptive import USES_TOLD, Adaptive
 from kvlab.policy.admission import AdmitCost, AdmitReuse
 from kvlab.policy.attention_mass import AttentionMass
 from kvlab.policy.base import (
@@ -24,14 +24,25 @@ from kvlab.policy.lru_queues import ARC, MQ
 from kvlab.policy.moment import Moment
 from kvlab.policy.priority import Hybrid, Priority
 from kvlab.policy.requests import RequestARC, RequestLFU
-from kvlab.policy.scored import TOVA, ExpectedAttention, KeyNorm, SnapKV
+from kvlab.policy.scored import (
+    RKV,
+    TOVA,
+    Compactor,
+    ExpectedAttention,
+    KeyDiff,
+    KeyNorm,
+    LagKV,
+    SnapKV,
+)
+from kvlab.policy.shadows import SHIFT, SPREAD, share_of, thinned
 from kvlab.policy.shuffled import Shuffled
 from kvlab.policy.timed import TTL, KeepUntilReturn
 
 __all__ = [
     "ARC", "Adaptive", "AdmitCost", "AdmitReuse", "AttentionMass", "Belady", "BlockMeta",
-    "EvictionPolicy", "ExpectedAttention", "FIFO", "GDSF", "Hybrid", "KeepUntilReturn", "KeyNorm",
-    "LFU", "LRU", "LeafFirst", "Learned", "MQ", "Moment", "NoEviction", "PGDSF", "Priority",
-    "PriorityPolicy", "Random", "RequestARC", "RequestLFU", "S3FIFO", "SIEVE", "Shuffled", "SnapKV",
-    "TOVA", "TTL", "WALRU", "asked", "by_name", "names",
+    "Compactor", "EvictionPolicy", "ExpectedAttention", "FIFO", "GDSF", "Hybrid", "KeepUntilReturn",
+    "KeyDiff", "KeyNorm", "LFU", "LRU", "LagKV", "LeafFirst", "Learned", "MQ", "Moment",
+    "NoEviction", "PGDSF", "Priority", "PriorityPolicy", "RKV", "Random", "RequestARC",
+    "RequestLFU", "S3FIFO", "SHIFT", "SIEVE", "SPREAD", "Shuffled", "SnapKV", "TOVA", "TTL",
+    "USES_TOLD", "WALRU", "asked", "by_name", "names", "share_of", "thinned",
 ]  # fmt: skip

@@ -11,6 +11,7 @@ from kvlab.source.base import Source, overriding
 from kvlab.source.chosen import Choice
 from kvlab.source.digests import Digests
 from kvlab.source.entries import Summaries
+from kvlab.source.heads import HeadSealed
 from kvlab.source.host import Host
 from kvlab.source.sealed import Sealed
 from kvlab.source.tail import Tail
@@ -33,7 +34,8 @@ class Sources(Source):
     ):
         segment = max(1, spec.workspace_tokens // pool.block_size)
         self.entries = Summaries(spec.summary, pool)
-        self.sealed = Sealed(pool, tables, spec.window, segment, inv_freq)
+        kind = HeadSealed if pool.by_head else Sealed
+        self.sealed = kind(pool, tables, spec.window, segment, inv_freq)
         self.host = Host(spec.offload.build(pool), pool, self.sealed, self.entries)
         self.tail = Tail(pool)
         self.past, self.digests = self.sealed, Source()
