@@ -1,5 +1,6 @@
 """`python -m kvlab [experiment=NAME] [group=option ...] [key=value ...]`: one run, start to end;
-`python -m kvlab list [GROUP ...]` and `GROUP=list`: what there is to choose from.
+`python -m kvlab list [GROUP ...]` and `GROUP=list`: what there is to choose from;
+`python -m kvlab advise model=... device.memory_gb=16 context=131072`: which cache to choose.
 
 Exit status: 0 done, 1 some variants failed (the report says which and why), 2 bad input (one
 paragraph on stderr, nothing left behind), 130 interrupted.
@@ -29,6 +30,7 @@ from kvlab import __version__
 from kvlab.config import (
     Plan,
     add_config_dir,
+    advice,
     complaint,
     conf_dir,
     explain,
@@ -85,6 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     """Check a run and own its folder before Hydra makes it; Hydra's own commands go to Hydra."""
+    if argv[:1] == ["advise"]:
+        print(advice(argv[1:], get_terminal_size((120, 24)).columns))
+        return 0
     args = _parse(argv)
     if groups := _listed(args.overrides):
         print(listing(groups[1:], get_terminal_size((120, 24)).columns))
