@@ -35,7 +35,7 @@ class Grouped(Packed):
     slots_last: as of `Int`.
     """
 
-    has_kernel = False
+    has_kernel = True
 
     def __init__(
         self, bits: int, axis: str = "auto", group: int = 32, scales: str = "fp8",

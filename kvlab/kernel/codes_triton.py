@@ -17,6 +17,7 @@ from kvlab.kernel import interpret
 NATIVE = tl.constexpr(not interpret.ACTIVE)  # inline PTX exists only where there is a GPU
 
 DENSE, FP8, INT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+GROUPED = tl.constexpr(3)  # integers whose scales belong to small groups
 
 # 1.5 * 2^23: adding it leaves an integer in a float's low bits; the extra 128 rounds the high byte.
 MAGIC = tl.constexpr(12582912.0 + 128.0)
@@ -178,7 +179,7 @@ def digits(x, j, KIND: tl.constexpr, DT: tl.constexpr):
 @triton.jit
 def reach(KIND: tl.constexpr):
     """Largest magnitude that `digits` takes."""
-    top: tl.constexpr = 1.0 if KIND == DENSE else (256.0 if KIND == FP8 else TOP)
+    top: tl.constexpr = 1.0 if KIND == DENSE else (TOP if KIND == INT else 256.0)
     return top
 
 

@@ -11,7 +11,6 @@ import triton.language as tl
 
 from kvlab.kernel.codes_triton import (
     DENSE,
-    FP8,
     INT,
     NATIVE,
     digits,
@@ -49,10 +48,11 @@ def zero_parts(PARTS: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
 
 @triton.jit
 def normalizer(top, KIND: tl.constexpr):
-    """Factor that brings magnitudes up to `top` into the digits' reach; a power of two for FP8."""
+    """Factor that brings magnitudes up to `top` into the digits' reach; a power of two where it is
+    not INT."""
     if KIND == DENSE:
         y = tl.full(top.shape, 1.0, tl.float32)
-    elif KIND == FP8:
+    elif KIND != INT:
         power = (tl.maximum(top, 1e-30).to(tl.int32, bitcast=True) & 0x7F800000)
         y = 128.0 / power.to(tl.float32, bitcast=True)
     else:

@@ -54,7 +54,8 @@ def centre_of(x: Tensor) -> Tensor:
     span = power_below((x.amax(-2) - x.amin(-2)).clamp(min=2.0**-24)) * 0.25
     own = power_below(mean.abs().clamp(min=2.0**-24)) * 2.0**-10  # what fp16 can say of it
     step = torch.maximum(span, own)
-    return (torch.round(mean / step) * step).clamp(-FP16_MAX, FP16_MAX).half()
+    centre = torch.round(mean / step) * step + 0.0  # no negative zero
+    return centre.clamp(-FP16_MAX, FP16_MAX).half()
 
 
 def unit_of(x: Tensor) -> Tensor:
