@@ -74,7 +74,7 @@ class LayerGroup:
         where attention reads more than blocks and tails, or somebody listens to it."""
         sources, pool = self.sources, self.pool
         listens = self.watch.active and self.watch.scorer.decodes
-        if sources.decoders != [sources.sealed] or sources.observed or listens:
+        if sources.decoders != [sources.sealed] or sources.observed or listens or pool.apart.tokens:
             return None
         planes = ([store.layer(i) for i in range(pool.geometry.layers)]
                   for store in (pool.sealed, pool.open))

@@ -8,11 +8,25 @@ tests, and for a look at one block by hand.
 from __future__ import annotations
 
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kvlab.kernel import attend_ref
+
+
+class First(NamedTuple):
+    """First tokens of a batch's sequences that are read from beside their blocks.
+
+    planes  `LayerPlanes` of `pool.Apart`: k_data, v_data [H, n, D], count [H]
+    row     int32 [B], of that store
+    block   int32 [B], the id, as tables have it, of the block that begins with them; -1: none
+    """
+
+    planes: object
+    row: Tensor
+    block: Tensor
 
 
 def block_views(planes, block: int, layer: int = 0) -> dict[str, Tensor]:
@@ -46,7 +60,7 @@ def seal_open(open, sealed, format, rows: Tensor, blocks: Tensor, layers: int) -
 def paged_decode(
     q: Tensor, sealed, format, table: Tensor, n_blocks: Tensor, open, open_slot: Tensor,
     open_len: Tensor, *, scale: float, mass: Tensor | None = None, setting=None,
-    new: tuple[Tensor, Tensor] | None = None, scratch=None,
+    new: tuple[Tensor, Tensor] | None = None, scratch=None, apart: First | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `decode_triton.paged_decode`, in fp32; its launch settings have no meaning here."""
     for b, count in enumerate(open_len.tolist() if new else ()):
@@ -64,6 +78,11 @@ def paged_decode(
             line = (b, h) if per_head else b
             ids = table[line][: int(n_blocks[line])].tolist()
             k, v = _past(sealed, format, ids, open, int(open_slot[b]), int(open_len[b]), h)
+            if apart is not None and ids and ids[0] == int(apart.block[b]):
+                row = block_views(apart.planes, int(apart.row[b]))
+                for name, x in (("k_data", k), ("v_data", v)):
+                    n = int(row["count"][h])
+                    x[:n, 0] = row[name][h, :n].float()
             mine = slice(h * group, (h + 1) * group)
             part, part_lse = attend_ref.attend(q[b, mine, None], k, v, scale=scale)
             out[b, mine], lse[b, mine] = part[:, 0].to(q.dtype), part_lse[:, 0]

@@ -68,11 +68,11 @@ def combine_kernel(
 
 
 @triton.jit
-def mass_kernel(cell_lse, lse, mass, n_blocks, max_blocks, TPB: tl.constexpr, HEADS: tl.constexpr,
-                WIDTH: tl.constexpr):
+def mass_kernel(cell_lse, apart_lse, lse, mass, n_blocks, max_blocks, TPB: tl.constexpr,
+                HEADS: tl.constexpr, APART: tl.constexpr, WIDTH: tl.constexpr):
     """Share of attention of each sealed block, [B, Hq, max_blocks]; 0 beyond the sequence.
 
-    HEADS: query heads that share a row of the table.
+    HEADS: query heads that share a row of the table. APART: the first block has tokens apart.
     """
     r, i = tl.program_id(0), tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     known = i < tl.load(n_blocks + r // HEADS)
@@ -81,4 +81,6 @@ def mass_kernel(cell_lse, lse, mass, n_blocks, max_blocks, TPB: tl.constexpr, HE
     for c in tl.static_range(TPB):
         at = cell_lse + (r * max_blocks + i) * TPB + c
         share += tl.exp2(tl.load(at, mask=known, other=-1e30) - total)
+    if APART:
+        share += tl.where(i == 0, tl.exp2(tl.load(apart_lse + r) - total), 0.0)
     tl.store(mass + r * max_blocks + i, tl.where(known, share, 0.0), mask=i < max_blocks)

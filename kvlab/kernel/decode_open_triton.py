@@ -1,4 +1,4 @@
-"""The open block in the decode kernel: dense tokens, and this step's own.
+"""Dense tokens in the decode kernel: the open block, this step's own, those kept apart.
 
 F is a `sides.Frame`, V the values' `sides.Side`.
 """
@@ -65,27 +65,57 @@ def tail_attention(qc, kt, parts, seen, m, l, out, scale, F: tl.constexpr, V: tl
 
 
 @triton.jit
-def open_address(base, slot, off, h, F: tl.constexpr):
-    """Pointer to head `h` of the open row `slot`."""
-    HEAD: tl.constexpr = F.S * F.D * (F.open_dtype.primitive_bitwidth // 8)
-    place = ((slot % F.open_P).to(tl.int64) * F.H + h) * HEAD + off
-    address = tl.load(base + slot // F.open_P) + place
+def dense_address(base, slot, off, h, SLOTS: tl.constexpr, P: tl.constexpr, F: tl.constexpr):
+    """Pointer to head `h` of row `slot` of a store of SLOTS dense tokens a row, P rows a slab."""
+    HEAD: tl.constexpr = SLOTS * F.D * (F.open_dtype.primitive_bitwidth // 8)
+    place = ((slot % P).to(tl.int64) * F.H + h) * HEAD + off
+    address = tl.load(base + slot // P) + place
     return tl.multiple_of(address.to(tl.pointer_type(F.open_dtype)), 16)
+
+
+@triton.jit
+def apart_count(base, row, begins, off, h, F: tl.constexpr):
+    """How many first tokens head `h` has in row `row` of those kept apart; 0 unless `begins`."""
+    slab = tl.load(base + row // F.apart_P)
+    at = slab + off + ((row % F.apart_P) * F.H + h) * 4
+    return tl.load(at.to(tl.pointer_type(tl.int32)), mask=begins, other=0)
+
+
+@triton.jit
+def apart_part(qc, base, row, count, ak, av, h, scale, F: tl.constexpr, V: tl.constexpr):
+    """Partial result over `count` tokens of row `row`; qc: the query's columns."""
+    CHUNK: tl.constexpr = 32
+    GP: tl.constexpr = F.GP
+    W: tl.constexpr = F.D // V.parts
+    m, l = tl.full([GP], -1e30, tl.float32), tl.zeros([GP], tl.float32)
+    out = zero_parts(V.parts, W, GP)
+    k = dense_address(base, row, ak, h, F.apart, F.apart_P, F)
+    v = dense_address(base, row, av, h, F.apart, F.apart_P, F)
+    for start in range(0, count, CHUNK):
+        t = start + tl.arange(0, CHUNK)
+        kt, parts = tail_tile(k, v, t, t < count, F, V)
+        m, l, out = tail_attention(qc, kt, parts, t < count, m, l, out, scale, F, V)
+    return m, l, out
 
 
 @triton.jit
 def open_part(
     query, k_new, v_new, open_base, open_slot, open_len, ok, ov, part, b, h, scale,
-    F: tl.constexpr, V: tl.constexpr,
+    apart_base, apart_row, apart_here, apart_lse, ak, av, F: tl.constexpr, V: tl.constexpr,
 ):
     """Partial result over share `part` of a row's open block. With F.fresh its last token comes
-    from `k_new`, `v_new` [B, H, D] and is put into the block."""
+    from `k_new`, `v_new` [B, H, D] and is put into the block.
+
+    With F.apart the first share has `apart_here` tokens kept apart, too; the log2 of their sum goes
+    to `apart_lse` with F.mass.
+    """
     CHUNK: tl.constexpr = 32
     STRIDE: tl.constexpr = F.tails * 32
     GP: tl.constexpr = F.GP
     W: tl.constexpr = F.D // V.parts
     count, own = tl.load(open_len + b), tl.load(open_slot + b)
-    k, v = open_address(open_base, own, ok, h, F), open_address(open_base, own, ov, h, F)
+    k = dense_address(open_base, own, ok, h, F.S, F.open_P, F)
+    v = dense_address(open_base, own, ov, h, F.S, F.open_P, F)
     stored = count - 1 if F.fresh else count
     at, d = (b * F.H + h) * F.D, tl.arange(0, F.D)
     m, l = tl.full([GP], -1e30, tl.float32), tl.zeros([GP], tl.float32)
@@ -95,6 +125,13 @@ def open_part(
     if F.chained and F.fresh:
         gdc_wait()
     qc = query_columns(load_query(query, 1, F)[0], DENSE, F.open_dtype)
+    if F.apart:
+        here = tl.where(part == 0, apart_here, 0)
+        m, l, out = apart_part(qc, apart_base, apart_row, here, ak, av, h, scale, F, V)
+        if F.mass:
+            g, sum = tl.arange(0, GP), tl.where(l > 0, m + tl.log2(l), -float("inf"))
+            known = g < tl.where(part == 0, F.G, 0)
+            tl.store(apart_lse + (b * F.H + h) * F.G + g, sum, mask=known)
     for start in range(part * CHUNK, count, STRIDE):
         if start > part * CHUNK:
             t = start + tl.arange(0, CHUNK)

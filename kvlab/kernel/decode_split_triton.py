@@ -22,7 +22,7 @@ from kvlab.kernel.codes_triton import (
     reach,
 )
 from kvlab.kernel.decode_join_triton import merge_parts
-from kvlab.kernel.decode_open_triton import open_part
+from kvlab.kernel.decode_open_triton import apart_count, open_part
 from kvlab.kernel.decode_parts_triton import (
     absorb,
     columns,
@@ -135,10 +135,11 @@ def prefetch(at, BYTES: tl.constexpr):
 
 @triton.jit
 def sealed_part(
-    query, cell_lse, base, table, max_blocks, blocks, lo, hi, b, h, scale,
+    query, cell_lse, base, table, max_blocks, blocks, lo, hi, b, h, scale, hidden,
     kd, kh, ks, kz, vd, vh, vs, vz, F: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):
-    """Partial result over tiles lo .. hi of a row's `blocks` sealed blocks."""
+    """Partial result over tiles lo .. hi of a row's `blocks` sealed blocks, but for the first
+    `hidden` tokens of the first of them."""
     TILE: tl.constexpr = F.tile
     GP: tl.constexpr = F.GP
     W: tl.constexpr = F.D // V.parts
@@ -181,6 +182,8 @@ def sealed_part(
         next_k = side_scales(slab, slot, h, ks, kz, i + 1, blocks, 1, SHUFFLE, F, K)
         next_v = side_scales(slab, slot, h, vs, vz, i + 1, blocks, 1, SHUFFLE, F, V)
         _, t, seen = place(i, order, blocks, F)
+        if F.apart:
+            seen = seen & (i * F.tile + order >= hidden)
         _, vt, v_seen = place(i, plain, blocks, F)
         if K.channel:
             digits, unit = query_operands(q, k_scales, k_zeros, scale, True, K)
@@ -190,6 +193,8 @@ def sealed_part(
         # keep 16 bits of each tile, however small its share of the whole.
         high = s + fast_log2(v_scales[0])[:, None] if PER_TOKEN else s
         tile_max = tl.max(high, 0)
+        if F.apart:  # all of a tile may be hidden
+            tile_max = tl.maximum(tile_max, -1e30)
         p = tl.exp2(s - tile_max[None, :])
         weight = p * v_scales[0][:, None] if PER_TOKEN else p
         pc = columns(weight * reach(V.kind), V.kind, V.multiply, F.digits)
@@ -225,11 +230,12 @@ def sealed_part(
 def decode_split_kernel(
     q_ptr, k_new, v_new, part_out, part_lse, cell_lse, out_ptr, lse_ptr, arrivals, base, table,
     n_blocks, open_base, open_slot, open_len, max_blocks, splits, scale,
-    kd, kh, ks, kz, vd, vh, vs, vz, ok, ov,
+    kd, kh, ks, kz, vd, vh, vs, vz, ok, ov, apart_base, apart_row, first, apart_lse, ak, av, an,
     F: tl.constexpr, K: tl.constexpr, V: tl.constexpr, JOIN: tl.constexpr,
 ):
     """See `decode_triton.paged_decode`. kd .. vz, ok, ov: byte offsets of this layer's planes in a
-    slab (data, high bits, scale, zero of keys and values; open keys and values).
+    slab (data, high bits, scale, zero of keys and values; open keys and values); ak, av, an: of
+    keys, values and counts of tokens kept apart.
 
     Programs of a row and head: F.tails for its open block, then at most `splits` for the sealed
     ones; what exceeds a row's tiles leaves at once. With JOIN the last to finish merges them.
@@ -253,15 +259,24 @@ def decode_split_kernel(
         if not JOIN:
             tl.store(part_lse + at, tl.full([F.GP], -float("inf"), tl.float32), mask=g < F.G)
         return
+    row, hidden = 0, 0
+    if F.apart:
+        row = tl.load(apart_row + b)
+        line = pair if F.per_head else b
+        there = blocks > 0
+        begin = tl.load(table + line.to(tl.int64) * max_blocks, mask=there, other=-1)
+        begins = there & (begin == tl.load(first + b))
+        hidden = apart_count(apart_base, row, begins, an, h, F)
     if part < F.tails:
         m, l, out = open_part(
-            query, k_new, v_new, open_base, open_slot, open_len, ok, ov, part, b, h, scale, F, V,
+            query, k_new, v_new, open_base, open_slot, open_len, ok, ov, part, b, h, scale,
+            apart_base, row, hidden, apart_lse, ak, av, F, V,
         )
     else:
         lo = (part - F.tails) * per
         m, l, out = sealed_part(
             query, cell_lse, base, table, max_blocks, blocks, lo, tl.minimum(lo + per, tiles), b, h,
-            scale, kd, kh, ks, kz, vd, vh, vs, vz, F, K, V,
+            scale, hidden, kd, kh, ks, kz, vd, vh, vs, vz, F, K, V,
         )
     w = tl.arange(0, W)
     inverse = 1.0 / tl.maximum(l, 1e-37)

@@ -15,6 +15,7 @@ from torch import Tensor
 from kvlab.core import BadInput
 from kvlab.format import KVFormat
 from kvlab.kernel import tune
+from kvlab.kernel.blocks_ref import First
 from kvlab.kernel.decode_join_triton import combine_kernel, mass_kernel
 from kvlab.kernel.decode_split_triton import decode_split_kernel
 from kvlab.kernel.scratch import Scratch
@@ -87,10 +88,25 @@ def _check(
             raise BadInput(name, x.dtype, "must be int32")
 
 
+def _apart_frame(apart: First | None) -> dict:
+    if apart is None:
+        return {}
+    planes = apart.planes
+    return {"apart": planes.planes["k_data"].shape[1], "apart_P": planes.slab_blocks}
+
+
+def _apart_arguments(apart: First | None, lse: Tensor | None) -> tuple:
+    if apart is None:
+        return (None,) * 4 + (0,) * 3
+    at = (apart.planes.planes[name].offset_bytes for name in ("k_data", "v_data", "count"))
+    return apart.planes.base, apart.row, apart.block, lse, *at
+
+
 def paged_decode(
     q: Tensor, sealed, format: KVFormat, table: Tensor, n_blocks: Tensor, open, open_slot: Tensor,
     open_len: Tensor, *, scale: float, mass: Tensor | None = None, setting=None,
     new: tuple[Tensor, Tensor] | None = None, scratch: Scratch | None = None,
+    apart: First | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of one query token per row over its sealed blocks and its open tail.
 
@@ -105,6 +121,7 @@ def paged_decode(
         and stored tokens must not come from the kernel launched before this one: they are looked
         up while it still runs.
     scratch: where partial results lie until they are merged; None: made for this call.
+    apart: first tokens that are read from beside their block.
 
     Returns out [B, Hq, D] in q's dtype and lse fp32 [B, Hq] (natural log; -inf for an empty row).
     Nothing depends on a length on the host, so the call can be captured in a graph (after one call
@@ -129,7 +146,7 @@ def paged_decode(
         open_P=open.slab_blocks, warps=warps, tile=tile, per_block=per_block, multi=multi,
         digits=2, mass=mass is not None, per_head=table.ndim == 3,
         chained=gpu.chained, fresh=new is not None, tails=_tails(rows * kv_heads, slots, gpu),
-        open_dtype=TYPES[tail.dtype],
+        open_dtype=TYPES[tail.dtype], **_apart_frame(apart),
     )
     chain = {"launch_pdl": True} if gpu.chained else {}
     parts = splits + frame.tails
@@ -138,13 +155,15 @@ def paged_decode(
     take, arrivals = scratch.take, scratch.counters("arrivals", rows * kv_heads, q.device)
     part_out, part_lse = take("out", lines * dim, q.device), take("lse", lines, q.device)
     cells = None if mass is None else take("cells", rows * heads * width * per_block, q.device)
+    apart_lse = None if mass is None or not apart else take("apart", rows * heads, q.device)
     out, lse = torch.empty_like(q), torch.empty(rows, heads, dtype=torch.float32, device=q.device)
     k_new, v_new = new or (q, q)
     decode_split_kernel[(rows * kv_heads, parts)](
         q, k_new, v_new, part_out, part_lse, cells, out, lse, arrivals, sealed.base, table,
         n_blocks, open.base, open_slot, open_len, width, splits, scale * LOG2E,
         *offsets(sealed.planes), tail.offset_bytes, open.planes["v_data"].offset_bytes,
-        F=frame, K=k, V=v, JOIN=join, num_warps=warps, num_stages=stages,
+        *_apart_arguments(apart, apart_lse), F=frame, K=k, V=v, JOIN=join, num_warps=warps,
+        num_stages=stages,
         **({"maxnreg": cap[0]} if cap else {}), **chain,
     )
     if not join:
@@ -155,7 +174,7 @@ def paged_decode(
     if mass is not None:
         step = min(256, next_power(width))
         mass_kernel[(rows * heads, triton.cdiv(width, step))](
-            cells, lse, mass, n_blocks, width, TPB=per_block,
-            HEADS=group if frame.per_head else heads, WIDTH=step,
+            cells, apart_lse, lse, mass, n_blocks, width, TPB=per_block,
+            HEADS=group if frame.per_head else heads, APART=bool(frame.apart), WIDTH=step,
         )
     return out, lse

@@ -64,6 +64,8 @@ class Frame(NamedTuple):
     fresh: bool  # this step's token comes beside the open block, all else was there long before
     tails: int  # programs that read an open block, each its share of slots
     open_dtype: tl.dtype
+    apart: int = 0  # first tokens that a row of the store of those kept apart has room for
+    apart_P: int = 1
 
 
 def next_power(n: int) -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from kvlab.core import LayerShape
 from kvlab.format import Plane
+from kvlab.kernel.blocks_ref import First
 from kvlab.pool.slabs import Meter, SlabStore
 
 
@@ -128,6 +129,10 @@ class Apart:
     def _over(self, first: Tensor, kept: Tensor, row: dict[str, Tensor]) -> Tensor:
         known = torch.arange(self.tokens, device=self.device)[:, None] < row["count"]
         return torch.where(known[..., None], kept, first)
+
+    def first(self, layer: int, row: Tensor, block: Tensor) -> First | None:
+        """What the decode kernel reads, see `First`; None where no tokens are ever kept."""
+        return First(self.store.layer(layer), row, block) if self.tokens else None
 
     @property
     def nbytes(self) -> int:

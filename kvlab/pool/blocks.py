@@ -48,8 +48,6 @@ def no_kernels(format: KVFormat, shape: LayerShape) -> str | None:
         return f"the kernels do not know the codecs of {format.name}"
     if format.key.rotated:
         return f"the kernels multiply keys as they are stored, and {format.name} turns them"
-    if format.sinks:
-        return f"the kernels do not know of the first {format.sinks} tokens kept apart"
     if shape.k_width != shape.v_width:
         return f"keys of width {shape.k_width} and values of {shape.v_width} differ"
     if shape.softcap is not None:
@@ -220,16 +218,18 @@ class BlockPool:
     def seal_open(self, blocks: list[int]) -> None:
         """Seal full open `blocks` in all layers; their open places are given back."""
         self.sealed.commit(blocks)
-        if self.fused is not None and blocks:
-            rows, layers = [self._open_row[b] for b in blocks], self.geometry.layers
+        layers = self.geometry.layers
+        plain = blocks if self.fused is None else [b for b in blocks if b in self.apart.rows]
+        for block in plain:
+            for layer in range(layers):
+                self.seal(layer, [block], *self.read_open(layer, block, self.block_size))
+        rest = [b for b in blocks if b not in plain]
+        if rest:
             self.fused.seal_open(
-                self.open.layer(0), self.sealed.layer(0), self.format, self.ids(rows),
-                self.ids(blocks), layers,
+                self.open.layer(0), self.sealed.layer(0), self.format,
+                self.ids([self._open_row[b] for b in rest]), self.ids(rest), layers,
             )
         for block in blocks:
-            if self.fused is None:
-                for layer in range(self.geometry.layers):
-                    self.seal(layer, [block], *self.read_open(layer, block, self.block_size))
             self.close_block(block)
 
     def read(
@@ -241,9 +241,10 @@ class BlockPool:
         """
         if self.fused is not None:
             ids = self.ids(blocks) if ids is None else ids
-            return self.gather(self.sealed.layer(layer), ids)
-        k, v = self.format.dequantize(self.sealed.read(layer, blocks), self.dtype)
-        k, v = k.flatten(0, 1), v.flatten(0, 1)
+            k, v = self.gather(self.sealed.layer(layer), ids)
+        else:
+            pair = self.format.dequantize(self.sealed.read(layer, blocks), self.dtype)
+            k, v = (x.flatten(0, 1) for x in pair)
         self.apart.patch(layer, blocks, k, v)
         return k, v
 

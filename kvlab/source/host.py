@@ -10,7 +10,7 @@ from torch import Tensor
 from kvlab.blocks import BlockTable, Holes
 from kvlab.core import BlockId, SeqId
 from kvlab.offload import NoShelf
-from kvlab.pool import BlockPool
+from kvlab.pool import BlockPool, away
 from kvlab.source.base import Ask, Part, Read, Source, Token
 from kvlab.source.entries import Summaries
 from kvlab.source.sealed import Sealed
@@ -146,7 +146,8 @@ class Host(Source):
         if self.decoding is None or not self.decoding.fits(rows, longest):
             self.decoding = DecodeTables(rows, room_for(longest), self.pool.device)
             self._no_tail = torch.zeros(rows, dtype=torch.int32, device=self.pool.device)
-        self.decoding.refresh(extents, self.tables, [0] * rows)
+        rows_of = self.pool.apart.rows
+        self.decoding.refresh(extents, self.tables, [0] * rows, lambda key: rows_of.get(away(key)))
 
     def in_place(self) -> list:
         return [self.decoding]
@@ -161,6 +162,7 @@ class Host(Source):
             ask.q, self.shelf.planes(ask.layer), pool.format, table, n_blocks,
             pool.open.layer(ask.layer), t.open_slot, self._no_tail, scale=ask.scale,
             scratch=pool.workspace.scratch,
+            apart=pool.apart.first(ask.layer, t.first_row, t.first),
         ))
 
     # ---- accounts

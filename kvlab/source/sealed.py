@@ -96,7 +96,7 @@ class Sealed(Source):
         if self.decoding is None or not self.decoding.fits(rows, longest):
             self.decoding = DecodeTables(rows, room_for(longest), self.pool.device)
         open_rows = [self.pool.open_row(e.writing) for e in extents]
-        self.decoding.refresh(extents, self.tables, open_rows)
+        self.decoding.refresh(extents, self.tables, open_rows, self.pool.apart.rows.get)
 
     def in_place(self) -> list:
         return [self.decoding]
@@ -108,6 +108,7 @@ class Sealed(Source):
             ask.q, pool.sealed.layer(ask.layer), pool.format, t.table, t.n_blocks,
             pool.open.layer(ask.layer), t.open_slot, t.open_now, scale=ask.scale, mass=mass,
             scratch=pool.workspace.scratch, new=ask.new,
+            apart=pool.apart.first(ask.layer, t.first_row, t.first),
         ), mass)]
 
     def decode_over(self, ask: Token, table: Tensor, n_blocks: Tensor) -> Read:
@@ -117,6 +118,7 @@ class Sealed(Source):
             ask.q, pool.sealed.layer(ask.layer), pool.format, table, n_blocks,
             pool.open.layer(ask.layer), t.open_slot, t.open_now, scale=ask.scale,
             scratch=pool.workspace.scratch, new=ask.new,
+            apart=pool.apart.first(ask.layer, t.first_row, t.first),
         ))
 
     # ---- accounts

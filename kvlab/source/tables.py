@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -17,6 +19,7 @@ class DecodeTables:
     n_blocks   int32 [B]
     open_slot  int32 [B], row of the open store that takes this step's token
     open_len   int32 [B], tokens there before the step; open_now: with this step's token
+    first      int32 [B], the id that has first tokens apart, -1: none; first_row: their row
     blocks     the same ids on the host, a list for each row
 
     `refresh` overwrites them between steps. A row grown too long makes new tensors (`max_blocks`
@@ -27,8 +30,9 @@ class DecodeTables:
         self.device = torch.device(device)
         with torch.inference_mode(False):  # else nobody may write to them outside of that mode
             self.table = torch.zeros(rows, max_blocks, dtype=torch.int32, device=device)
-            self._numbers = torch.zeros(4, rows, dtype=torch.int32, device=device)
-            self.n_blocks, self.open_slot, self.open_len, self.open_now = self._numbers
+            self._numbers = torch.zeros(6, rows, dtype=torch.int32, device=device)
+            self.n_blocks, self.open_slot, self.open_len, self.open_now = self._numbers[:4]
+        self.first, self.first_row = self._numbers[4:]
         self.blocks: list[list[BlockId]] = [[] for _ in range(rows)]
         self._seen: list[tuple | None] = [None] * rows
 
@@ -44,9 +48,13 @@ class DecodeTables:
         return self.table.shape[0] == rows and max_blocks <= self.max_blocks
 
     def refresh(
-        self, extents: list[Extent], tables: dict[int, BlockTable], open_rows: list[int]
+        self, extents: list[Extent], tables: dict[int, BlockTable], open_rows: list[int],
+        first_row: Callable[[int], int | None],
     ) -> None:
-        """Take over the state before a step of one token per row; uploads what has changed."""
+        """Take over the state before a step of one token per row; uploads what has changed.
+
+        first_row: of an id, where its first tokens are kept apart, if they are.
+        """
         for row, e in enumerate(extents):
             table = tables[e.seq]
             state = (e.seq, table.changes)
@@ -55,9 +63,18 @@ class DecodeTables:
                 self._seen[row] = state
         numbers = np.array(
             [[len(b) for b in self.blocks], open_rows, [e.fill for e in extents],
-             [e.fill + 1 for e in extents]], dtype=np.int32,
+             [e.fill + 1 for e in extents], *self._first(extents, tables, first_row)],
+            dtype=np.int32,
         )
         upload(numbers, self._numbers)
+
+    @staticmethod
+    def _first(extents, tables, row_of) -> tuple[list[int], list[int]]:
+        """Ids and rows of first tokens: of the block that begins a sequence, if it is sealed."""
+        ids = [next(iter(tables[e.seq].ids), None) for e in extents]
+        rows = [None if id is None else row_of(id) for id in ids]
+        return ([-1 if row is None else id for id, row in zip(ids, rows)],
+                [row or 0 for row in rows])
 
     def _rewrite(self, row: int, table: BlockTable, past: int) -> None:
         held = [b for b in table.ids[: past // table.block_size] if b is not None]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from driver import Driver, held_bytes, make
 
+from kvlab import axes as table
 from kvlab.core import BadInput
 from kvlab.format import NAMES, by_name
 from kvlab.offload import HostStore
@@ -203,3 +204,21 @@ def test_behind():
     assert got[:, 0, 0].tolist() == [0, 1, 2, 3, 4]
     assert got[:, 1, 0].tolist() == [2, 2, 2, 3, 4]
     assert got[:, 2, 0].tolist() == [4, 4, 4, 4, 4]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", [
+    {}, {"offload": HostStore(), "policy": "fifo", "budget_blocks": 3},
+    {"retrieval": table.by_name("retrieval", "quest", budget_tokens=16, sinks=0, recent=0)},
+], ids=["plain", "host", "quest"])
+def test_kernels_read_them(axes):
+    cache = cache_of(kernels="triton", head_dim=32, layers=1, **axes)
+    driver = Driver(cache) if cache.spec.retrieval.selects else Watching(cache)
+    if cache.spec.retrieval.selects:  # what it leaves out is its own affair
+        driver.check_row = lambda *_: None
+    seq = driver.open()
+    for count in (7, 1, 17, 1):
+        driver.step([seq], [count])
+        cache.check()
+    assert len(group_of(cache).pool.apart.rows) == 1
+    assert cache.groups[0].pool.fused is not None

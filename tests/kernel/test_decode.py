@@ -3,11 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from harness import past
+from harness import Store, past
 
 from kvlab.core import BadInput
 from kvlab.format import NAMES, Dense, Fp8, Int, KVFormat, Rotated, by_name
-from kvlab.format.base import Codec
+from kvlab.format.base import Codec, Plane
 from kvlab.kernel import blocks_ref
 from kvlab.kernel.scratch import Scratch
 
@@ -16,7 +16,7 @@ seal_triton = pytest.importorskip("kvlab.kernel.seal_triton")
 SCRATCH = Scratch()  # whose contents no call may depend on
 
 
-def run(p, q, *, mass=None, setting=None, scale=None, new=None):
+def run(p, q, *, mass=None, setting=None, scale=None, new=None, apart=None):
     for buffer in SCRATCH.tensors:
         if buffer.is_floating_point():
             buffer.fill_(float("nan"))
@@ -24,6 +24,7 @@ def run(p, q, *, mass=None, setting=None, scale=None, new=None):
     return decode.paged_decode(
         q, p.sealed.layer(1), p.format, table, counts, p.open.layer(1), slots, tails, new=new,
         scale=scale or q.shape[2] ** -0.5, mass=mass, setting=setting, scratch=SCRATCH,
+        apart=apart,
     )
 
 
@@ -156,6 +157,71 @@ def test_agrees_with_the_reference(name, per_head, device):
     assert relative(out, want.float()) < 1e-3
     torch.testing.assert_close(lse, want_lse, atol=1e-3, rtol=0)
     torch.testing.assert_close(*masses, atol=5e-4, rtol=0)
+
+
+def with_first(p, sinks, device, ragged=False):
+    """First tokens of every row apart, like no token in its blocks; each head its own number."""
+    g = p.geometry
+    shape = (g.kv_heads, sinks, g.head_dim)
+    planes = {"k_data": Plane(shape, p.open.specs["k_data"].dtype),
+              "v_data": Plane(shape, p.open.specs["v_data"].dtype),
+              "count": Plane((g.kv_heads,), torch.int32)}  # fmt: skip
+    store, table, counts = Store(planes, 2, 1, len(p.keys), device), *p.args[:2]
+    rows, blocks = [], []
+    for b, (k, v) in enumerate(zip(p.keys, p.values)):
+        row = store.block(1, len(p.keys) - 1 - b)
+        for name in ("k_data", "v_data"):
+            row[name].copy_(torch.randn(shape, device=device) * 3)
+        there = counts[b].reshape(-1)[0] > 0 and b != 2  # row 2 has none
+        for h in range(g.kv_heads):
+            n = max(0, sinks - h) if ragged else sinks
+            row["count"][h] = n
+            if there:
+                k[:n, h], v[:n, h] = row["k_data"][h, :n].float(), row["v_data"][h, :n].float()
+        rows.append(len(p.keys) - 1 - b)
+        blocks.append(int(table[b].reshape(-1)[0]) if there else -1)
+    ints = (torch.tensor(x, dtype=torch.int32, device=device) for x in (rows, blocks))
+    return blocks_ref.First(store.layer(1), *ints)
+
+
+@pytest.mark.parametrize("name, S, sinks", [("int4", 16, 4), ("int2", 64, 64), ("fp8", 32, 5),
+                                            ("int8", 16, 16), ("fp8", 7, 3)])
+def test_reads_first_tokens_from_beside_their_block(name, S, sinks, device):
+    p = past(by_name(name), [2 * S + 3, S, S, 0], H=2, D=32, S=S, device=device)
+    first = with_first(p, sinks, device, ragged=True)
+    q = torch.randn(4, 4, 32, device=device, dtype=torch.float16)
+    mass = torch.full((4, 4, p.args[0].shape[1]), float("nan"), device=device)
+    out, lse = run(p, q, mass=mass, apart=first)
+    ref, ref_lse = blocks_ref.paged_decode(
+        q, p.sealed.layer(1), p.format, *p.args[:2], p.open.layer(1), *p.args[2:],
+        scale=32**-0.5, apart=first,
+    )
+    assert relative(out, ref.float()) < 1e-3
+    torch.testing.assert_close(lse, ref_lse, atol=1e-3, rtol=0)
+    for b, (k, v) in enumerate(zip(p.keys, p.values)):
+        if not len(k):
+            assert (lse[b] == -torch.inf).all() and not out[b].any()
+            continue
+        want, want_lse, weights = oracle(q[b], k, v)
+        assert relative(out[b], want) < 1e-3
+        torch.testing.assert_close(lse[b], want_lse, atol=1e-3, rtol=0)
+        count = int(p.args[1][b])
+        share = weights[:, : count * S].unflatten(1, (count, S)).sum(-1)
+        torch.testing.assert_close(mass[b, :, :count], share, atol=5e-4, rtol=0)
+
+
+def test_heads_read_first_tokens_with_the_block_that_has_them(device):
+    p = picked(past(by_name("int4"), [100, 70, 40, 0], H=3, device=device), 3)
+    first = with_first(p, 4, device)
+    first.block[0] = p.args[0][0, 1, 0]  # in the table of head 1 alone, in the first place
+    q = torch.randn(4, 6, 64, device=device, dtype=torch.float16)
+    out, lse = run(p, q, apart=first)
+    want, want_lse = blocks_ref.paged_decode(
+        q, p.sealed.layer(1), p.format, *p.args[:2], p.open.layer(1), *p.args[2:],
+        scale=64**-0.5, apart=first,
+    )
+    assert relative(out, want.float()) < 1e-3
+    torch.testing.assert_close(lse, want_lse, atol=1e-3, rtol=0)
 
 
 @pytest.mark.gpu
