@@ -259,16 +259,15 @@ def load_tile(
 
 
 @triton.jit
-def load_packed(
-    addr, high, t, mask, F: tl.constexpr, TOKEN_DIM: tl.constexpr, C: tl.constexpr
+def load_bytes(
+    addr, high, t, w, mask, F: tl.constexpr, TOKEN_DIM: tl.constexpr, C: tl.constexpr
 ):
-    """Bytes of packed codes [T, W] (TOKEN_DIM 1: [W, T]); for 3 bits also the `even_bits` of the
-    bytes that hold the third bits.
+    """Bytes `w` of packed codes of tokens `t`, [T, W] (TOKEN_DIM 1: [W, T]); for 3 bits also the
+    `even_bits` of the bytes that hold the third bits.
 
     addr, high: addresses of the head's tile in the `data` and the `high` plane.
     """
     W: tl.constexpr = F.D * (2 if C.bits == 3 else C.bits) // 8
-    w = tl.arange(0, W)
     x = load_tile(
         addr, t, w, mask, W, C.dtype, C.run, C.slots_last, F.S, F.multi, TOKEN_DIM
     )

@@ -31,6 +31,11 @@ def _tile(k: Side, v: Side, slots: int, wanted: int) -> tuple[int, int, bool]:
     Scales per channel belong to one block, so there a tile does too. 32 tokens is the least depth
     of a product of bytes; a smaller block leaves the rest of its tile empty.
     """
+    if k.group or v.group:  # a tile has one group of tokens, where the block has whole ones
+        wanted = max(32, min([wanted] + [c.group for c in (k, v) if c.group and c.channel]))
+        if slots % wanted == 0:
+            return wanted, slots // wanted, False
+        return max(32, next_power(slots)), 1, False
     whole = slots & (slots - 1) == 0
     if not whole or ((k.channel or v.channel) and slots < wanted):
         return max(32, next_power(slots)), 1, False
@@ -66,6 +71,7 @@ def _setting(format: KVFormat, k: Side, v: Side, slots: int, key: str, device: s
     bits = max(16 if c.kind == 0 else 8 if c.kind == 1 else c.bits for c in (k, v))
     fp8 = 1 in (k.kind, v.kind)
     kind = "dense" if bits == 16 else "fp8" if fp8 else "low" if bits < 4 else f"int{bits}"
+    kind = "grouped" if k.group or v.group else kind
     span = slots if k.channel or v.channel or slots == 64 else 256
     return tune.choose(device, key, kind, max(slots, span))
 

@@ -75,7 +75,8 @@ def gather_side(
 @triton.jit
 def gather_kernel(
     out_k, out_v, base, ids, kd, kh, ks, kz, ku, km, vd, vh, vs, vz, vu, vm,
-    P: tl.constexpr, H: tl.constexpr, D: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    P: tl.constexpr, H: tl.constexpr, D: tl.constexpr, S: tl.constexpr, SP: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr,
 ):
     """Program (block of the list, head, side)."""
     i, h = tl.program_id(0), tl.program_id(1)

@@ -10,11 +10,11 @@ import triton
 import triton.language as tl
 
 from kvlab.kernel import grouped_ref as ref
-from kvlab.kernel.codes_triton import NATIVE, narrow, typed
-from kvlab.kernel.quantize_ref import FP8_MAX, FP16_MAX, SCALE_FLOOR
+from kvlab.kernel.codes_triton import narrow, typed
+from kvlab.kernel.quantize_ref import FP8_MAX, FP16_MAX
 
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds a small number to nearest even
-TOP, HALF_MAX, FLOOR = tl.constexpr(FP8_MAX), tl.constexpr(FP16_MAX), tl.constexpr(SCALE_FLOOR)
+TOP, HALF_MAX = tl.constexpr(FP8_MAX), tl.constexpr(FP16_MAX)
 PER_PEAK = tl.constexpr(1.0 / ref.PEAK)
 LEAST, MOST = tl.constexpr(ref.UNIT_LEAST), tl.constexpr(ref.UNIT_MOST)
 SMALLEST = tl.constexpr(ref.E4M3_LEAST)
@@ -61,22 +61,15 @@ def unit_of(x, seen):
 @triton.jit
 def range_of(low, high, unit, per, C: tl.constexpr):
     """Scale and zero as stored, but still fp32, and what they stand for: four tensors."""
-    if C.scales == tl.float16:
-        zero = tl.minimum(tl.maximum(low + 0.0, -HALF_MAX), HALF_MAX).to(tl.float16).to(tl.float32)
-        factor: tl.constexpr = 1.0 / (2**C.bits - 1)
-        scale = tl.minimum(tl.maximum((high - zero) * factor, FLOOR), HALF_MAX)
-        scale = scale.to(tl.float16).to(tl.float32)
-        s, z = scale, zero
-    else:
-        zero = tl.minimum(tl.maximum(low * per + 0.0, -TOP), TOP)
-        zero = narrow(zero, tl.float8e4nv).to(tl.float32)
-        z = zero * unit
-        span = (high - z) * per * per_reach(C.bits)
-        span = tl.minimum(tl.maximum(span, SMALLEST), TOP)
-        small = tl.floor(span * 512.0) * 0.001953125
-        whole = (span.to(tl.int32, bitcast=True) & -0x100000).to(tl.float32, bitcast=True)
-        scale = tl.where(span < 0.015625, small, whole)
-        s = scale * unit
+    zero = tl.minimum(tl.maximum(low * per + 0.0, -TOP), TOP)
+    zero = narrow(zero, tl.float8e4nv).to(tl.float32)
+    z = zero * unit
+    span = (high - z) * per * per_reach(C.bits)
+    span = tl.minimum(tl.maximum(span, SMALLEST), TOP)
+    small = tl.floor(span * 512.0) * 0.001953125
+    whole = (span.to(tl.int32, bitcast=True) & -0x100000).to(tl.float32, bitcast=True)
+    scale = tl.where(span < 0.015625, small, whole)
+    s = scale * unit
     return scale, zero, s, z
 
 
@@ -140,10 +133,8 @@ def seal_groups(
         centre = centre_of(x, seen, S)
         tl.store(typed(slab + slot * (2 * D * H) + mean + h * (2 * D), tl.float16) + d, centre)
         x -= centre.to(tl.float32)[None, :]
-    one = tl.full([], 1.0, tl.float32)
-    if C.scales != tl.float16:
-        one = unit_of(x, seen)
-        tl.store(typed(slab + slot * (2 * H) + unit + h * 2, tl.float16), one.to(tl.float16))
+    one = unit_of(x, seen)
+    tl.store(typed(slab + slot * (2 * H) + unit + h * 2, tl.float16), one.to(tl.float16))
     if C.channel:
         y = tl.reshape(x, [T // C.group, C.group, D])
         there = tl.reshape(seen, [T // C.group, C.group, 1])
@@ -153,8 +144,8 @@ def seal_groups(
         codes, scales, zeros = encode_groups(y, seen[:, :, None], one, 2, C)
     place, known = group_places(T, S, D, C)
     at = slab + slot * (C.scale * H) + h * C.scale
-    tl.store(typed(at + scale, C.scales) + place, scales.to(C.scales), mask=known)
-    tl.store(typed(at + zero, C.scales) + place, zeros.to(C.scales), mask=known)
+    tl.store(typed(at + scale, tl.float8e4nv) + place, scales.to(tl.float8e4nv), mask=known)
+    tl.store(typed(at + zero, tl.float8e4nv) + place, zeros.to(tl.float8e4nv), mask=known)
     return tl.reshape(codes, [T, D])
 
 
@@ -168,11 +159,10 @@ def gather_groups(
     D: tl.constexpr = code.shape[1]
     place, known = group_places(T, S, D, C)
     at = slab + slot * (C.scale * H) + h * C.scale
-    s = tl.load(typed(at + scale, C.scales) + place, mask=known, other=0.0).to(tl.float32)
-    z = tl.load(typed(at + zero, C.scales) + place, mask=known, other=0.0).to(tl.float32)
-    if C.scales != tl.float16:
-        u = tl.load(typed(slab + slot * (2 * H) + unit + h * 2, tl.float16)).to(tl.float32)
-        s, z = s * u, z * u
+    s = tl.load(typed(at + scale, tl.float8e4nv) + place, mask=known, other=0.0).to(tl.float32)
+    z = tl.load(typed(at + zero, tl.float8e4nv) + place, mask=known, other=0.0).to(tl.float32)
+    u = tl.load(typed(slab + slot * (2 * H) + unit + h * 2, tl.float16)).to(tl.float32)
+    s, z = s * u, z * u
     if C.channel:
         x = tl.reshape(code, [T // C.group, C.group, D]) * s[:, None, :] + z[:, None, :]
     else:

@@ -124,7 +124,8 @@ def seal_side(
 @triton.jit
 def seal_kernel(
     x_k, x_v, base, ids, kd, kh, ks, kz, ku, km, vd, vh, vs, vz, vu, vm, P: tl.constexpr,
-    H: tl.constexpr, D: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr,
 ):
     """Program (block of the list, head, side)."""
     i, h = tl.program_id(0), tl.program_id(1)
@@ -140,8 +141,8 @@ def seal_kernel(
 @triton.jit
 def seal_open_kernel(
     open_base, rows, ok, ov, base, ids, kd, kh, ks, kz, ku, km, vd, vh, vs, vz, vu, vm,
-    DT: tl.constexpr, OP: tl.constexpr, P: tl.constexpr, H: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
-    SP: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    DT: tl.constexpr, OP: tl.constexpr, P: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
+    S: tl.constexpr, SP: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):
     """Program (block of the list, head, side of a layer: 2 * layer + 0 for keys, 1 for values).
 

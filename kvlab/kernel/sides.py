@@ -34,7 +34,6 @@ class Side(NamedTuple):
     zero: bool  # a stored zero point
     rotated: bool  # channels turned before they were stored
     group: int  # elements that share a scale, of kind 3
-    scales: tl.dtype  # of scales and zeros
     centred: bool  # channels' means kept apart
     search: bool  # sealing looks for the best clip
     bias: float  # a code of 0 as the decode kernel multiplies it, in scales
@@ -99,7 +98,7 @@ def side(codec: Codec, prefix: str, planes: dict, slots: int, dim: int) -> Side:
         slots_last=getattr(codec, "slots_last", False),
         run=gcd(data.shape[2], 16 // data.dtype.itemsize), channel=channel,
         symmetric=symmetric, zero="zero" in mine and not grouped, rotated=False, group=group,
-        scales=TYPES[mine["scale"].dtype] if grouped else tl.float16, centred="mean" in mine,
+        centred="mean" in mine,
         search=grouped and codec.search, bias=float(bias) if bits and not grouped else 0.0,
         data=head["data"], high=head.get("high", 0), scale=head.get("scale", 0),
     )

@@ -17,7 +17,7 @@ FORMATS = {name: by_name(name) for name in NAMES} | {
     "fp8 per channel": KVFormat(Fp8("channel", True), Fp8("channel")),
     "int8 with zeros": KVFormat(Int(2, "channel", True), Int(8, "token", False, True)),
     "rotated int2": KVFormat(Int(4), Rotated(Int(2, "token", slots_last=True))),
-    "groups, other axes": KVFormat(Grouped(4, "token", 16, "fp16", slots_last=True),
+    "groups, other axes": KVFormat(Grouped(4, "token", 16, slots_last=True),
                                    Grouped(3, "channel", 8, centred=True, search=True)),
     "rotated fp8": KVFormat(Dense("float16"), Rotated(Fp8("channel"))),
 }
@@ -95,7 +95,8 @@ def test_a_block_that_is_read_and_sealed_again_keeps_its_bits(name, dtype, devic
 
 
 @pytest.mark.parametrize("slots, dim, dtype", SHAPES)
-@pytest.mark.parametrize("name", ["bf16", "fp8", "int8", "int4", "int3", "int4g", "int4 mixed axes"])
+@pytest.mark.parametrize("name", ["bf16", "fp8", "int8", "int4", "int3", "int4g",
+                                  "int4 mixed axes"])  # fmt: skip
 def test_seal_open_takes_all_layers_at_once(name, slots, dim, dtype, device):
     geometry = CacheGeometry(2, 4, 2, dim, slots)
     pairs = [stores(FORMATS[name], geometry, 6, 3, dtype, device) for _ in range(2)]
