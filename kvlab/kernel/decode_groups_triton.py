@@ -66,52 +66,52 @@ def halves(x, y, s, z, PART: tl.constexpr, BITS: tl.constexpr):
 
 
 @triton.jit
-def group_offsets(t, part, live, TOKEN_DIM: tl.constexpr, F: tl.constexpr, C: tl.constexpr):
+def group_offsets(t, part, TOKEN_DIM: tl.constexpr, F: tl.constexpr, C: tl.constexpr):
     """Where the scales of part `part` and tokens `t` lie in a head's plane, and the places of them
-    that exist (none if `live` is 0): along what differs within the part, or [TILE, W] (TOKEN_DIM 1: [W, TILE])."""
+    that exist: along what differs within the part, or [TILE, W] (TOKEN_DIM 1: [W, TILE])."""
     W: tl.constexpr = F.D // C.parts
     w = part * W + tl.arange(0, W)
     if C.channel and F.tile <= C.group:
         off = tl.min(t, 0) // C.group * F.D + w
-        off, known = lane(off, 1 - TOKEN_DIM), lane(w < F.D * live, 1 - TOKEN_DIM)
+        off, known = lane(off, 1 - TOKEN_DIM), lane(w < F.D, 1 - TOKEN_DIM)
     elif C.channel:
         off = lane(t // C.group, TOKEN_DIM) * F.D + lane(w, 1 - TOKEN_DIM)
-        known = lane(t < F.S * live, TOKEN_DIM) & lane(w < F.D * live, 1 - TOKEN_DIM)
+        known = lane(t < F.S, TOKEN_DIM) & lane(w < F.D, 1 - TOKEN_DIM)
     elif C.group >= W:
-        off, known = lane(part * W // C.group * F.S + t, TOKEN_DIM), lane(t < F.S * live, TOKEN_DIM)
+        off, known = lane(part * W // C.group * F.S + t, TOKEN_DIM), lane(t < F.S, TOKEN_DIM)
     else:
         off = lane(w // C.group, 1 - TOKEN_DIM) * F.S + lane(t, TOKEN_DIM)
-        known = lane(t < F.S * live, TOKEN_DIM) & lane(w < F.D * live, 1 - TOKEN_DIM)
+        known = lane(t < F.S, TOKEN_DIM) & lane(w < F.D, 1 - TOKEN_DIM)
     return off, known
 
 
 @triton.jit
 def group_scales(
-    slab, slot, h, off, zero_off, unit_off, mean_off, i, live, TOKEN_DIM: tl.constexpr,
-    F: tl.constexpr, C: tl.constexpr,
+    block, h, off, zero_off, unit_off, mean_off, i, TOKEN_DIM: tl.constexpr, F: tl.constexpr,
+    C: tl.constexpr,
 ):
-    """Of tile `i` in the block at `slab`, `slot`: scales of each part, ready to be broadcast, then
-    the block's unit; zeros less `magic` scales, then channel means, each per part."""
+    """Of tile `i`, whose `block` is a slab's address and a slot in it: scales of each part, ready
+    to be broadcast, then the block's unit; zeros less `magic` scales, then channel means, each per
+    part."""
     PARTS: tl.constexpr = C.parts
     W: tl.constexpr = F.D // C.parts
+    slab, slot = block
     at = head_address(slab, slot, off, h, F.H, C.scale)
     zero_at = head_address(slab, slot, zero_off, h, F.H, C.scale)
     t = i % F.per_block * F.tile + tl.arange(0, F.tile)
     scales, zeros = (), ()
     for part in tl.static_range(PARTS):
-        place, known = group_offsets(t, part, live, TOKEN_DIM, F, C)
+        place, known = group_offsets(t, part, TOKEN_DIM, F, C)
         s = tl.load(typed(at, tl.float8e4nv) + place, mask=known, other=0.0).to(tl.float16)
         z = tl.load(typed(zero_at, tl.float8e4nv) + place, mask=known, other=0.0).to(tl.float16)
         scales, zeros = scales + (s,), zeros + (z - s * magic(C.bits),)
     at = typed(head_address(slab, slot, unit_off, h, F.H, 2), tl.float16)
-    one = tl.arange(0, 1)
-    unit = tl.load(at + one, mask=one < live, other=1.0).to(tl.float32)
-    scales = scales + (tl.sum(unit, 0),)
+    scales = scales + (tl.load(at).to(tl.float32),)
     if C.centred:
         at = typed(head_address(slab, slot, mean_off, h, F.H, 2 * F.D), tl.float16)
         w = tl.arange(0, W)
         for part in tl.static_range(PARTS):
-            mean = tl.load(at + part * W + w, mask=w < W * live, other=0.0)
+            mean = tl.load(at + part * W + w)
             zeros = zeros + (mean,)
     return scales, zeros
 

@@ -60,15 +60,14 @@ def prefetch(at, BYTES: tl.constexpr):
 
 
 @triton.jit
-def tile_scales(
-    slab, slot, h, off, zero_off, unit_off, mean_off, i, blocks, live, TOKEN_DIM: tl.constexpr,
-    SHUFFLE: tl.constexpr, F: tl.constexpr, C: tl.constexpr,
+def scales_ahead(
+    slab, slot, h, off, zero_off, i, blocks, live, SHUFFLE: tl.constexpr, F: tl.constexpr,
+    C: tl.constexpr,
 ):
-    """`group_scales` or `side_scales` of tile `i`, two tuples."""
+    """`side_scales` of tile `i`; of small groups where they lie: their scales have to be loaded
+    beside the codes, to get the layout of a product's operand."""
     if C.kind == GROUPED:
-        y = group_scales(
-            slab, slot, h, off, zero_off, unit_off, mean_off, i, live, TOKEN_DIM, F, C
-        )
+        y = (slab, slot), ()
     else:
         y = side_scales(slab, slot, h, off, zero_off, i, blocks, live, SHUFFLE, F, C)
     return y
@@ -104,10 +103,8 @@ def sealed_part(
     live = tl.minimum(blocks, 1)  # 0: an empty row, whose table may hold anything
     block = tl.load(row + place(lo, order, blocks, F)[0]) * live
     slab, slot = tl.load(base + block // F.P), (block % F.P).to(tl.int64)
-    k_scales, k_zeros = tile_scales(slab, slot, h, ks, kz, ku, km, lo, blocks, live, 0,
-                                     SHUFFLE, F, K)
-    v_scales, v_zeros = tile_scales(slab, slot, h, vs, vz, vu, vm, lo, blocks, live, 1,
-                                     SHUFFLE, F, V)
+    k_scales, k_zeros = scales_ahead(slab, slot, h, ks, kz, lo, blocks, live, SHUFFLE, F, K)
+    v_scales, v_zeros = scales_ahead(slab, slot, h, vs, vz, lo, blocks, live, SHUFFLE, F, V)
     k_at = head_address(slab, slot, kd, h, F.H, K.data)
     k_up = head_address(slab, slot, kh, h, F.H, K.high)
     v_at = head_address(slab, slot, vd, h, F.H, V.data)
@@ -125,12 +122,16 @@ def sealed_part(
         digits, unit = query_operands(q, q, q, scale, False, K)
         own = unit
     for i in range(lo, hi):
-        next_k = tile_scales(slab, slot, h, ks, kz, ku, km, i + 1, blocks, 1, 0, SHUFFLE, F, K)
-        next_v = tile_scales(slab, slot, h, vs, vz, vu, vm, i + 1, blocks, 1, 1, SHUFFLE, F, V)
+        next_k = scales_ahead(slab, slot, h, ks, kz, i + 1, blocks, 1, SHUFFLE, F, K)
+        next_v = scales_ahead(slab, slot, h, vs, vz, i + 1, blocks, 1, SHUFFLE, F, V)
         _, t, seen = place(i, order, blocks, F)
         if F.apart:
             seen = seen & (i * F.tile + order >= hidden)
         _, vt, v_seen = place(i, plain, blocks, F)
+        if K.kind == GROUPED:
+            k_scales, k_zeros = group_scales(k_scales, h, ks, kz, ku, km, i, 0, F, K)
+        if V.kind == GROUPED:
+            v_scales, v_zeros = group_scales(v_scales, h, vs, vz, vu, vm, i, 1, F, V)
         if PER_TILE:
             digits, unit = query_operands(q, k_scales, k_zeros, scale, True, K)
         if K.kind == GROUPED:

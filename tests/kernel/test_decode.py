@@ -72,7 +72,8 @@ def check(p, dtype, device, setting=None, floor=2e-4):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", NAMES)
 def test_formats(name, dtype, device):
-    check(past(by_name(name), [70, 33], H=1, dtype=dtype, device=device), dtype, device)
+    p = past(by_name(name), [70, 33], H=1, dtype=dtype, device=device)
+    check(p, dtype, device, floor=HALVES if name.endswith("g") else 2e-4)
 
 
 PAIRS = {
@@ -104,6 +105,7 @@ def test_block_sizes(name, slots, device):
     check(p, torch.float16, device)
 
 
+HALVES = 1e-3  # each stored number is an fp16 one in registers, of a head's largest 2^-12 off
 GROUPS = {
     "other axes": KVFormat(Grouped(4, "token", 16, slots_last=True),
                            Grouped(3, "channel", 16, centred=True, search=True)),
@@ -119,7 +121,7 @@ def test_groups(name, slots, dim, device):
     """Blocks of whole groups and of parts of one; heads whose bytes hold several groups or one."""
     format = GROUPS.get(name) or by_name(name)
     p = past(format, [slots * 2 + 5, 7], H=1, S=slots, D=dim, device=device)
-    check(p, torch.float16, device)
+    check(p, torch.float16, device, floor=HALVES)
 
 
 @pytest.mark.parametrize("heads, group, dim", [(1, 1, 128), (2, 3, 64), (1, 8, 128), (3, 4, 32)])
