@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import shlex
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +42,7 @@ from kvlab.core import BadInput, KvlabError, RunFailed
 from kvlab.report import console_table, write_report
 from kvlab.track import FAILED, Owner, RunFolder, own
 
+INTERRUPTED = 130
 _TABLE_LINES = 40
 _NARROWEST = 80  # columns of the table, also where the terminal is told to have fewer
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -65,8 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _dispatch(argv)
     except KeyboardInterrupt:
-        print("kvlab: interrupted; resume=true in the same folder goes on", file=sys.stderr)
-        return 130
+        print("kvlab: interrupted before anything was measured", file=sys.stderr)
+        return INTERRUPTED
     except OSError as error:
         if error.errno not in NO_ROOM or debug:
             raise
@@ -95,9 +97,24 @@ def _dispatch(argv: list[str]) -> int:
     with plan.place.own(plan.settings.resume) as owner:
         # The clock has moved on since the check: the folder that was checked is to be made.
         fixed = f"hydra.{key}.dir={quote(str(owner.path))}"
-        if args.multirun:
-            return _sweep(argv, args, fixed)
-        return _single(plan, owner, argv, args, fixed)
+        try:
+            if args.multirun:
+                return _sweep(argv, args, fixed)
+            return _single(plan, owner, argv, args, fixed)
+        except KeyboardInterrupt:
+            _say_how_to_go_on(argv, args, owner.path, fixed)
+            return INTERRUPTED
+
+
+def _say_how_to_go_on(argv: list[str], args: Namespace, path: Path, fixed: str) -> None:
+    """Where what was measured lies, and the command that goes on."""
+    if args.multirun:
+        told = f"give the jobs that are missing anew, or go on in a folder of {path}"
+    else:
+        kept = [w for w in argv if not w.startswith(("hydra.run.dir=", "resume="))]
+        told = "go on with\n  " + shlex.join(["python", "-m", "kvlab", *kept, "resume=true", fixed])
+    print(f"kvlab: interrupted; every document that was finished is kept in {path}; {told}",
+          file=sys.stderr)
 
 
 def _listed(overrides: list[str]) -> list[str]:

@@ -48,9 +48,12 @@ def _axis(name: str, null: str, room: str, members: dict[str, tuple[str, str]], 
     return Axis(name, null, table, **more)
 
 
-def _format(name: str, told: str, key: str = "", value: str = "") -> tuple[str, Member]:
-    """A format is a codec for keys and one for values, each by its own name."""
-    stored = {"name": name, "key": key or name, "value": value or name}
+def _format(
+    name: str, told: str, key: str = "", value: str = "", sinks: int = 0
+) -> tuple[str, Member]:
+    """A format is a codec for keys and one for values, each by its own name; sinks: first tokens
+    that stay as they were computed."""
+    stored = {"name": name, "key": key or name, "value": value or name, "sinks": sinks}
     return name, Member("kvlab.format.shipped", told, stored)
 
 
@@ -59,6 +62,7 @@ _FORMATS = dict([
     _format("fp16", "both in 16 bits, 10 of them mantissa"),
     _format("bf16", "both in 16 bits, 7 of them mantissa"),
     _format("fp8", "both in 8 bits, e4m3"),
+    _format("fp8c", "both in 8 bits, e4m3, keys around their channels' middles", "fp8c", "fp8"),
     _format("int8", "both in 8-bit integers"),
     _format("int4", "both in 4-bit integers"),
     _format("int3", "both in 3-bit integers"),
@@ -66,11 +70,12 @@ _FORMATS = dict([
     _format("k8v4", "keys in 8 bits, values in 4", "int8", "int4"),
     _format("k4v2", "keys in 4 bits, values in 2", "int4", "int2"),
     _format("k3v2", "keys in 3 bits, values in 2", "int3", "int2"),
-    _format("int4g", "both in 4-bit integers, scales for groups of 32"),
-    _format("int3g", "3-bit integers, values turned, scales for groups of 32"),
-    _format("k4v2g", "keys in 4 bits, turned values in 2, groups of 32", "int4g", "int2g"),
-    _format("k3v2g", "keys in 3 bits, turned values in 2, groups of 32", "int3g", "int2g"),
-    _format("int2g", "2-bit integers, values turned, scales for groups of 32"),
+    _format("int4g", "both in 4-bit integers, scales for groups of 32", sinks=4),
+    _format("int3g", "3-bit integers, values turned, scales for groups of 32", sinks=4),
+    _format("k4v2g", "keys in 4 bits, turned values in 2, groups of 32", "int4g", "int2g", sinks=4),
+    _format("k3v2g", "keys in 3 bits, turned values in 2, groups of 32", "int3g", "int2g", sinks=4),
+    _format("int2g", "2-bit integers, values turned, scales for groups of 32", sinks=4),
+    ("by_layer", Member("kvlab.format.ByLayer", "a format for each layer")),
 ])  # fmt: skip
 
 TABLE: dict[str, Axis] = {axis.name: axis for axis in (
@@ -82,12 +87,15 @@ TABLE: dict[str, Axis] = {axis.name: axis for axis in (
         "arc": ("ARC", "recency and frequency, balanced by ghost hits"),
         "attention_mass": ("AttentionMass", "least attention over the steps leaves (H2O)"),
         "belady": ("Belady", "farthest next use leaves; needs the future"),
+        "compactor": ("Compactor", "least leverage and attention nearby leaves"),
         "expected_attention": ("ExpectedAttention", "least attention to be expected leaves"),
         "fifo": ("FIFO", "oldest leaves"),
         "gdsf": ("GDSF", "least frequency times cost over size leaves"),
         "hybrid": ("Hybrid", "a weighted sum of recency, frequency and attention"),
         "keep_until_return": ("KeepUntilReturn", "LRU, but what waits for a tool stays"),
+        "key_diff": ("KeyDiff", "keys like the others leave"),
         "key_norm": ("KeyNorm", "largest keys leave"),
+        "lagkv": ("LagKV", "what sticks out least, measured by later tokens, leaves"),
         "leaf_first": ("LeafFirst", "another policy, leaves of the prefix tree first"),
         "learned": ("Learned", "least likely to be used soon leaves; learned from the future"),
         "lfu": ("LFU", "least used leaves"),
@@ -99,6 +107,7 @@ TABLE: dict[str, Axis] = {axis.name: axis for axis in (
         "random": ("Random", "any may leave: a control"),
         "request_arc": ("RequestARC", "ARC that counts a request once"),
         "request_lfu": ("RequestLFU", "used by the fewest requests leaves"),
+        "rkv": ("RKV", "least attention and most repetition leave (R-KV)"),
         "s3fifo": ("S3FIFO", "a small queue filters a main one"),
         "shuffled": ("Shuffled", "another policy, scores dealt to other blocks: a control"),
         "sieve": ("SIEVE", "a hand passes over what was used"),
@@ -137,13 +146,19 @@ TABLE: dict[str, Axis] = {axis.name: axis for axis in (
         "equal": ("Equal", "every layer may hold as many blocks"),
         "pyramid": ("Pyramid", "lower layers may hold more than upper ones (PyramidKV)"),
         "shares": ("Shares", "given shares, one for each layer group"),
+        "adakv": ("AdaKV", "the best tokens of all heads of a layer (AdaKV)"),
+        "duo": ("DuoAttention", "retrieving heads hold all, others the window (DuoAttention)"),
     }),
     _axis("observes", "mass", "kvlab.cache.scores", {
         "mass": ("Mass", "share of attention, a mean over steps"),
         "snapkv": ("SnapKV", "attention of the last queries, pooled over neighbours"),
         "expected_attention": ("ExpectedAttention", "attention to be expected, times values"),
-        "key_norm": ("KeyNorm", "the inverse of the keys' norm"),
+        "compactor": ("kvlab.cache.leverage.Compactor", "leverage of keys, and attention nearby"),
+        "key_diff": ("kvlab.cache.keys.KeyDiff", "how unlike the others a key is"),
+        "key_norm": ("kvlab.cache.keys.KeyNorm", "the inverse of the keys' norm"),
+        "lagkv": ("kvlab.cache.keys.LagKV", "channels that stick out of the range of later ones"),
         "random": ("RandomScore", "drawn by chance: a control"),
+        "rkv": ("kvlab.cache.redundancy.RKV", "attention, less what other keys say too"),
         "tova": ("TOVA", "attention of the last token"),
     }, conf=False),
 )}  # fmt: skip

@@ -7,10 +7,12 @@ of one shape, each layer for itself, or anything finer that the cache has.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
 from math import floor
+from pathlib import Path
 
 from kvlab import axes
 from kvlab.core import BadInput
@@ -23,10 +25,15 @@ class Equal:
 
     name = "equal"
     divides = False  # whether groups get unlike shares
+    by_head = False  # whether heads of a layer get unlike shares
+    adapts = False  # whether these follow the scores
 
     def weights(self, groups: Sequence[Layers]) -> list[float]:
         """The share of each group in the budget; the mean over all layers is 1."""
         return [1.0] * len(groups)
+
+    def check(self, heads: Sequence[int]) -> None:
+        """Raises `BadInput` where this does not fit a model of so many key/value heads by layer."""
 
 
 class Pyramid(Equal):
@@ -77,6 +84,100 @@ class Shares(Equal):
         sizes = [len(group) for group in groups]
         mean = sum(n * x for n, x in zip(sizes, self.shares)) / sum(sizes)
         return [x / mean for x in self.shares]
+
+
+class ByHead(Equal):
+    """What divides among the key/value heads of a layer, over a member that divides among layers.
+
+    layers: the name of that member, or itself.
+    """
+
+    name = ""
+    by_head = True
+
+    def __init__(self, layers: str | Equal = "equal"):
+        self.layers = by_name(layers) if isinstance(layers, str) else layers
+        if self.layers.by_head:
+            raise BadInput("budget.layers", self.layers.name, "divides among heads itself; name "
+                           "what divides among layers: equal, pyramid")
+
+    @property
+    def divides(self) -> bool:
+        return self.layers.divides
+
+    def weights(self, groups):
+        return self.layers.weights(groups)
+
+
+class AdaKV(ByHead):
+    """Heads whose scores stand out hold more than others: the best tokens of all heads stay.
+
+    AdaKV (Feng et al. 2024, https://arxiv.org/abs/2407.11550), over any scorer: of the budget of a
+    layer, each head gets a `floor` (0.2, as published) of its equal part, and the rest goes to the
+    tokens of highest score, whichever head they are of.
+    layers: what divides among layers. Differs: whole blocks of a head's next best tokens, by their
+    mean; cache.block_size=1 is the paper's.
+    """
+
+    name = "adakv"
+    adapts = True
+
+    def __init__(self, floor: float = 0.2, layers: str | Equal = "equal"):
+        super().__init__(layers)
+        if isinstance(floor, bool) or not 0 <= floor <= 1:
+            raise BadInput("budget.floor", floor, "must be from 0 to 1, a share of the equal part")
+        self.floor = floor
+
+
+class DuoAttention(ByHead):
+    """Heads that retrieve keep everything, the others the window alone.
+
+    DuoAttention (Xiao et al. 2024, https://arxiv.org/abs/2410.10819). gates: for each layer a
+    number for each key/value head, or the path of a JSON file of them; the more, the more it
+    retrieves (`python -m kvlab.model.gates` measures them). In that order heads keep all they have
+    seen, until the budget is spent; a head that it does not suffice for keeps its best tokens.
+    Differs: the paper trains the gates, on passkeys; the share of heads follows from the budget.
+    """
+
+    name = "duo"
+
+    def __init__(self, gates: str | Sequence[Sequence[float]] | None = None):
+        super().__init__()
+        if isinstance(gates, str):
+            gates = _read_gates(gates)
+        rows = [tuple(map(float, row)) for row in gates or ()]
+        if not rows or len({len(row) for row in rows}) > 1 or not rows[0]:
+            raise BadInput("budget.gates", gates, "must be a number for each key/value head of "
+                           "each layer, or a JSON file of them: python -m kvlab.model.gates")
+        self.gates = tuple(rows)
+
+    def check(self, heads):
+        if [len(row) for row in self.gates] != list(heads):
+            raise BadInput("budget.gates", f"{len(self.gates)} x {len(self.gates[0])}",
+                           f"must be {len(heads)} layers of {heads[0]} key/value heads here")
+
+    def blocks(self, have: Sequence[Sequence[int]], least: int, total: int) -> list[list[int]]:
+        """Blocks for each head of each layer that has so many, `total` in all; `least`: of those
+        that do not retrieve."""
+        order = sorted(((gate, layer, head) for layer, row in enumerate(self.gates)
+                        for head, gate in enumerate(row)), key=lambda x: -x[0])  # fmt: skip
+        given = [[min(n, least) for n in row] for row in have]
+        left = total - sum(map(sum, given))
+        if left < 0:  # the window alone is more than the budget
+            each = total // len(order)
+            return [[min(n, each) for n in row] for row in have]
+        for _, layer, head in order:
+            more = min(left, have[layer][head] - given[layer][head])
+            given[layer][head] += more
+            left -= more
+        return given
+
+
+def _read_gates(path: str) -> object:
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise BadInput("budget.gates", path, f"cannot be read: {error}") from error
 
 
 by_name = partial(axes.by_name, "budget")

@@ -33,6 +33,7 @@ MANDATORY = {
     "model=gguf": ["model.path=x"],
     "data=text": ["data.path=x"],
     "budget=shares": ["budget.shares=[1]"],
+    "budget=duo": ["budget.gates=[[1,0]]"],
     "task=qa_1": [f"eval.squad={DATA}/squad.json"],
     "task=qa_2": [f"eval.hotpotqa={DATA}/hotpot.json"],
     "trace=file": ["trace.path=conversation"],  # traces are read when they are built

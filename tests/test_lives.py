@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import os
 import random
+import shlex
 import signal
 import time
 from pathlib import Path
@@ -161,17 +162,20 @@ def test_a_full_cache_that_fails_ends_the_run_with_a_sentence(tmp_path, monkeypa
     assert len(kept) == 2 * len({r["variant"] for r in kept}) == 2 * 4
 
 
-def test_an_interrupt_in_the_third_document_keeps_two(tmp_path, monkeypatch, unbroken):
+def test_an_interrupt_in_the_third_document_keeps_two(tmp_path, monkeypatch, unbroken, capsys):
     line = [*TINY, f"hydra.run.dir={tmp_path / 'run'}"]
     with monkeypatch.context() as patch:
         breaking(patch, "forward", 2, KeyboardInterrupt())
         assert main(line) == 130
+    said = capsys.readouterr().err.splitlines()[-1].strip()
+    _python, _m, _kvlab, *going_on = shlex.split(said)
+    assert going_on == [*TINY, "resume=true", f"hydra.run.dir='{tmp_path / 'run'}'"]
     assert {r["step"] for r in rows(tmp_path / "run")} == {1, 2}
     starts = []
     sound = Runner.start
     monkeypatch.setattr(Runner, "start", lambda self: starts.append(self.name) or
                         sound(self))  # fmt: skip
-    assert main([*line, "resume=true"]) == 0
+    assert main(going_on) == 0
     assert starts.count("noise floor") == 1, "only the third document is computed again"
     assert results(tmp_path / "run") == results(unbroken)
 

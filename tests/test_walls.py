@@ -33,7 +33,8 @@ CACHES = {
     "shared": {"prefix": "hash", "policy": "lru", "budget_blocks": 20, "offload": "host"},
     "lossy": {"policy": "fifo", "budget_blocks": 4, "summary": "merged"},
     "away": {"policy": "snapkv", "budget_blocks": 4, "offload": "host", "retrieval": "quest"},
-    "layers": {"policy": "attention_mass", "budget_percent": 50, "groups": "per_layer"},
+    "layers": {"policy": "attention_mass", "budget_percent": 50, "groups": "per_layer",
+               "evict": "block"},
 }
 
 

@@ -1,6 +1,5 @@
-"""What a lossy cache made for request A costs request B, with the sharing rule and without.
-
-    python experiments/prefix_damage/bench.py --out results.jsonl [--tokens 1536] [--documents 3]
+"""What a lossy cache made for request A costs request B, with the sharing rule and without:
+`job=prefix_damage`.
 
 Request A reads a document while somebody else holds most blocks, so half of it is evicted.
 Then there is room, and request B reads two thirds of the same document and 64 tokens of its own:
@@ -9,20 +8,55 @@ alone, it would lose nothing. A CPU is enough.
 
 from __future__ import annotations
 
-import argparse
-import json
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from unittest import mock
 
 import torch
 
 from kvlab.blocks import HashSharing, Shared
-from kvlab.eval.data import Books
+from kvlab.core import Measurement
+from kvlab.eval.sweep import Point, Sweep
 from kvlab.model import PagedCache, prefill
-from kvlab.model.load import ReferenceModel
 from kvlab.model.prefill import forward_chunk
 from kvlab.window import SinkWindow
 
 SIZE, NEW, CHUNK = 16, 64, 256
+
+
+class PrefixDamage(Sweep):
+    """Policies x documents, each with the rule that only blocks without a hole before them are
+    shared, and without.
+
+    model, data: a loader, a source of documents. tokens: of request A.
+    """
+
+    own_list = "prefix_damage takes its policies from job.policies"
+
+    def __init__(
+        self, model, data, tokens: int = 3072, documents: int = 3,
+        policies: Sequence[str] = ("fifo", "lru"), device: str = "auto",
+    ):
+        self.model, self.data, self.tokens = model, data, tokens
+        self.documents, self.policies, self.device = documents, list(policies), device
+
+    def points(self, device: torch.device, variants) -> Iterator[Point]:
+        loaded = self.model.load(device)
+        found = self.data.documents(loaded.tokenizer, self.documents, self.tokens)
+        for policy in self.policies:
+            for index, document in enumerate(found):
+                a, b = requests(found, index, self.tokens)
+                for rule in (True, False):
+                    params = {"policy": policy, "document": document.id, "tokens": self.tokens,
+                              "rule": rule, **loaded.about()}  # fmt: skip
+                    yield Point(f"{policy} {'with' if rule else 'without'} the rule", params,
+                                partial(self._judged, loaded.model, a, b, policy, rule))
+
+    def _judged(self, model, a, b, policy: str, rule: bool) -> Iterator[Measurement]:
+        off = mock.patch.object(Shared, "_note_clean", careless)
+        with nullcontext() if rule else off:
+            yield from measure(model, a.to(model.device), b.to(model.device), policy)
 
 
 def careless(self, claim, e) -> None:
@@ -45,7 +79,8 @@ def requests(documents, index: int, tokens: int) -> tuple[torch.Tensor, torch.Te
     return texts[index], torch.cat([head, texts[(index + 1) % len(texts)][:NEW]])
 
 
-def measure(model, a, b, policy: str) -> dict:
+def measure(model, a, b, policy: str) -> Iterator[Measurement]:
+    """KL of the own tokens of B, and what B found."""
     axes = {"format": "fp32", "block_size": SIZE}
     full = answer(model, PagedCache.for_model(model, **axes), b)
     blocks = len(a) // SIZE
@@ -53,7 +88,8 @@ def measure(model, a, b, policy: str) -> dict:
         model, **axes, policy=policy, budget_blocks=2 * blocks, window=SinkWindow(SIZE, 4 * SIZE),
         prefix=HashSharing(hold=False),
     )
-    other = torch.randint(model.config.vocab_size, (1, 3 * blocks // 2 * SIZE))
+    shape = 1, 3 * blocks // 2 * SIZE
+    other = torch.randint(model.config.vocab_size, shape, device=model.device)
     prefill(model, other, cache, chunk_tokens=CHUNK)
     handle = cache.cache_prefix(other[0].tolist())  # somebody else: half of a document is left
     cache.finish()
@@ -63,31 +99,9 @@ def measure(model, a, b, policy: str) -> dict:
     got = answer(model, cache, b)
     kl = (full.exp() * (full - got)).sum(-1)
     found, stats = cache.audit()[-1], cache.stats()
-    return {"kl_mean_nats": float(kl.mean()), "kl_max_nats": float(kl.max()),
-            "blocks": len(found["codes"]), "hit": found["hit"], "gap": found["behind_gap"],
-            "evictions": stats.evictions}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", required=True)
-    parser.add_argument("--tokens", type=int, default=1536)
-    parser.add_argument("--documents", type=int, default=3)
-    parser.add_argument("--policies", nargs="+", default=["fifo", "lru"])
-    args = parser.parse_args()
-    loaded = ReferenceModel().load("cpu")
-    documents = Books().documents(loaded.tokenizer, args.documents, args.tokens)
-    with open(args.out, "a") as file:
-        for policy in args.policies:
-            for index in range(len(documents)):
-                a, b = requests(documents, index, args.tokens)
-                row = {"policy": policy, "document": documents[index].id, "tokens": args.tokens}
-                row["rule"] = measure(loaded.model, a, b, policy)
-                with mock.patch.object(Shared, "_note_clean", careless):
-                    row["no_rule"] = measure(loaded.model, a, b, policy)
-                print(json.dumps(row), file=file, flush=True)
-                print(json.dumps(row), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    yield Measurement("kl_mean_nats", float(kl.mean()), "nats", "lower", count=NEW)
+    yield Measurement("kl_max_nats", float(kl.max()), "nats", "lower", count=NEW)
+    for name, value in (("prompt_blocks", len(found["codes"])), ("blocks_hit", found["hit"]),
+                        ("blocks_behind_gap", found["behind_gap"]),
+                        ("evictions", stats.evictions)):  # fmt: skip
+        yield Measurement(name, value, "blocks")

@@ -36,9 +36,10 @@ class GroupBytes(NoStorage):
         opened = step.writing if step.single else step.rest
         if opened is not None and opened != step.tail:
             self.pool.open_block(opened)
-        self.pool.commit(step.stored, self.begins(step))
-        if step.sealing and not step.single:
-            step.sealing_ids = self.pool.ids(step.stored)
+        if step.sealing:
+            self.pool.commit(step.stored, self.begins(step))
+            if not step.single:
+                step.sealing_ids = self.pool.ids(step.stored)
         self.sources.begin(step)
 
     def begins(self, step) -> bool:
@@ -56,9 +57,11 @@ class GroupBytes(NoStorage):
 
     def seal(self, step):
         self.sources.commit(step)
+        if not step.sealing:
+            return
         if step.single:
             self.pool.seal_open(step.sealing)
-        elif step.tail is not None and step.sealing:
+        elif step.tail is not None:
             self.pool.close_block(step.tail)
         self.fresh += step.stored
 

@@ -15,9 +15,8 @@ from torch import Tensor
 from kvlab.blocks import Holding, slide
 from kvlab.cache.bytes import GroupBytes
 from kvlab.cache.group import LayerGroup
-from kvlab.cache.repack import by_head, still_apart
-from kvlab.core import BadInput, BlockId, SeqId
-from kvlab.source import Ask, Extent
+from kvlab.core import BadInput, SeqId
+from kvlab.source import Ask
 
 
 class ChoosingHolding(Holding):
@@ -36,26 +35,31 @@ class ChoosingHolding(Holding):
     def step(self, seq, count):
         table, size = self.tables[seq], self.block_size
         sealed, fill = divmod(table.length + count, size)
-        blocks = min(sealed, max(0, self.keep[seq] - fill) // size)
-        if count < 2 or blocks == sealed or self.storage.chooser.choice == "all":
+        whole, keep = table.length // size, max(0, self.keep[seq] - fill) // size
+        blocks = self.storage.chooser.columns(table.ids[:whole], sealed - whole, keep)
+        if count < 2 or blocks is None or self.storage.chooser.choice == "all":
             return super().step(seq, count)
         new, old = self.ledger.allocate(blocks + (fill > 0), seq), table.length % size
         step = self.record(seq, table.length, old, count, table.ids[-1] if old else None, new, [],
-                           new[-1] if fill else None, fill, chosen=new[:blocks])  # fmt: skip
+                           new[-1] if fill else None, fill, chosen=new[:blocks], keep=keep,
+                           old=table.ids[:whole])  # fmt: skip
         return self.backed(step)
 
     def commit(self, step, publish=True):
         if step.chosen is None:
             super().commit(step, publish)
             return
-        table, size = self.tables[step.seq], self.block_size
+        table, size, chooser = self.tables[step.seq], self.block_size, self.storage.chooser
         old, length = list(table.ids), table.length + step.count
-        table.ids[:] = step.new
-        table.length = len(step.chosen) * size + step.rest_count
+        used = chooser.used(step)  # heads may do with fewer blocks than there could be
+        self.ledger.free(step.chosen[used:])
+        table.ids[:] = [*step.chosen[:used], *step.new[len(step.chosen) :]]
+        table.length = used * size + step.rest_count
         table.changes += 1
-        self.ledger.seal(step.chosen, depth=range(len(step.chosen)))
-        self.room.evictions += (length - table.length) // size
-        self.storage.chooser.chose(step, length - table.length, self.seen[step.seq])
+        self.ledger.seal(step.chosen[:used], depth=range(used))
+        gone = length // size - len(step.old) + chooser.held(step.old) - step.keep
+        self.room.evictions += gone
+        chooser.chose(step, length - table.length, self.seen[step.seq])
         self.release(step.seq, old[::-1])
         slide(self, step.seq)
 
@@ -69,15 +73,12 @@ class ChoosingBytes(GroupBytes):
             return
         if step.rest is not None:
             self.pool.open_block(step.rest)
-        held = self.sealed(step)
-        first = held[0] in self.pool.apart.rows if held else self.chooser.whole(step.seq)
-        self.pool.commit(step.chosen, first)
+        old = step.old
+        first = old[0] in self.pool.apart.rows if old else self.chooser.whole(step.seq)
+        if not self.pool.by_head:  # else rows come with the choice
+            self.pool.commit(step.chosen, first)
         step.sealing_ids = self.pool.ids(step.chosen)
-        step.held_ids = self.pool.ids(held)
-
-    def sealed(self, step: Extent) -> list[BlockId]:
-        """The sequence's sealed blocks before the step."""
-        return self.tables[step.seq].ids[: step.past // self.pool.block_size]
+        step.held_ids = self.pool.ids(old)
 
     def undo(self, step):
         if step.chosen is None:
@@ -93,36 +94,49 @@ class ChoosingGroup(LayerGroup):
 
     def attend(self, ask: Ask) -> Tensor:
         e = ask.extent
-        self.watch.seq = e.seq
-        if e.chosen is None:
-            return super().attend(ask)
         out, lse = self.over_sources(ask).result()
-        self._choose(ask, lse)
+        if e.chosen is not None:
+            self._choose(ask, lse)
+            return out
+        if not e.single or self.watch.looking:
+            tokens = (e.past + e.count) // self.block_size * self.block_size
+            k, v, there = self._all(ask)
+            scores = self.watch.scores(ask, lse, k, v, tokens, there)
+            self.watch.note(e.seq, scores, e.count)
+        self.store(ask)
         return out
 
     def hear(self, ask: Ask, part) -> None:
-        """All tokens are scored anew in `_choose`, if the step chooses."""
-        if ask.extent.chosen is None:
-            super().hear(ask, part)
+        """All tokens of a layer are scored at once, after its attention."""
 
     def check_window(self, window: int) -> None:
         raise BadInput("cache.evict", "token", f"a layer of this model looks back {window} tokens,"
                        " and a head's own tokens stand side by side; cache.evict=block")
 
-    def _choose(self, ask: Ask, lse: Tensor) -> None:
-        """Score all tokens that this layer has, and store those that stay."""
+    def _all(self, ask: Ask) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Keys and values [n, H, D] of all tokens that this layer has, the step's own the last, and
+        which of them each head has, bool [n, H] (None: all)."""
         layer, e = ask.layer, ask.extent
         k, v = self.sources.tail.joined(layer, e, ask.k, ask.v)
-        held = self.storage.sealed(e)
-        if held:
-            k, v = map(torch.cat, zip(self.pool.read(layer, held, e.held_ids), (k, v)))
+        held = self.tables[e.seq].ids[: e.past // self.block_size]
+        if not held:
+            return k, v, None
+        ids = self.pool.ids(held) if e.held_ids is None else e.held_ids
+        there = self.pool.present(layer, held)
+        if there is not None:
+            there = torch.cat((there, there.new_ones(len(k), there.shape[1])))
+        return *map(torch.cat, zip(self.pool.read(layer, held, ids), (k, v))), there
+
+    def _choose(self, ask: Ask, lse: Tensor | None) -> None:
+        """Score all tokens that this layer has, and store those that stay."""
+        layer, e = ask.layer, ask.extent
+        k, v, there = self._all(ask)
         tokens = len(k) - e.rest_count
-        row = self.watch.row(e.seq, layer, k, v, tokens, ask.q, lse, ask.scale)
-        index = self.chooser.stay(e, row, len(e.chosen) * self.block_size)
+        new = None if lse is None else self.watch.scores(ask, lse, k, v, tokens, there)
+        row = self.watch.row(e.seq, layer, new, tokens, e.count)
+        kept = self.chooser.stay(e, row, e.keep)
         if e.chosen:
-            kept = (by_head(x, index) for x in (k, v))
-            count = still_apart(self.pool, layer, held, index)
-            self.pool.seal(layer, e.chosen, *kept, e.sealing_ids, count)
+            self.chooser.seal(layer, e.old, e.chosen, (k, v), kept, e.sealing_ids)
         if e.rest is not None:
             self.pool.write(layer, e.rest, 0, k[tokens:], v[tokens:])
 
@@ -133,3 +147,8 @@ class ChoosingGroup(LayerGroup):
         else:
             self._choose(ask, None)
 
+    @property
+    def sealed_blocks(self):
+        if not self.pool.by_head:
+            return super().sealed_blocks
+        return self.pool.sealed.live_rows / self.pool.count

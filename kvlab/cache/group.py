@@ -9,7 +9,7 @@ from kvlab.cache.bytes import GroupBytes
 from kvlab.core import SeqId
 from kvlab.kernel.step_ref import Past
 from kvlab.pool import away
-from kvlab.source import Ask, Extent, Part, Read, Sum, Token, merged
+from kvlab.source import Ask, Extent, Part, Sum, Token, merged
 
 
 class LayerGroup:
@@ -56,8 +56,20 @@ class LayerGroup:
                 total.add(part.attend(ask))
         return total.result()[0]
 
-    def settled(self, ask: Token, reads: list[Read], sinks: Tensor | None) -> Tensor:
-        """Parts of a decode step merged, [B, Hq, D]; policies and sources hear of them."""
+    def decode(
+        self, layer: int, extents: list[Extent], q: Tensor, k: Tensor, v: Tensor, scale: float,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """A layer of a step of single tokens, through the kernels: q [B, Hq, D], k and v [B, H, D]
+        -> [B, Hq, D]. Stores k and v; policies and sources hear of it."""
+        sources, new = self.sources, (k, v)
+        tables = sources.sealed.decoding
+        if sources.past is not sources.sealed:  # whose kernel stores the token on its way
+            sources.tail.append(layer, k, v, tables)
+            new = None
+        watch = self.watch if self.watch.active else None
+        ask = Token(layer, extents, q, scale, tables, watch, new)
+        reads = [read for source in sources.decoders for read in source.decode(ask)]
         out, lse = merged(reads, self.sources.observed, sinks)
         for read in reads:
             self.watch.decoded(ask.tables, read.mass)
@@ -69,16 +81,20 @@ class LayerGroup:
     def check_window(self, window: int) -> None:
         """Raises `BadInput` where what is held cannot be read through a model's own window."""
 
+    @property
+    def plain(self) -> bool:
+        """Whether a step of single tokens reads blocks and tails alone, and nobody listens."""
+        return self.sources.plain and not (self.watch.active and self.watch.scorer.decodes)
+
     def past(self, scale: float) -> Past | None:
         """What a kernel over all layers reads of a step of single tokens, after `prepare`; None
         where attention reads more than blocks and tails, or somebody listens to it."""
-        sources, pool = self.sources, self.pool
-        listens = self.watch.active and self.watch.scorer.decodes
-        if sources.decoders != [sources.sealed] or sources.observed or listens or pool.apart.tokens:
+        pool = self.pool
+        if not self.plain or pool.apart.tokens or pool.by_head:
             return None
         planes = ([store.layer(i) for i in range(pool.geometry.layers)]
                   for store in (pool.sealed, pool.open))
-        t = sources.sealed.decoding
+        t = self.sources.sealed.decoding
         return Past(*planes, pool.format, t.table, t.n_blocks, t.open_slot, t.open_now, scale)
 
     def store(self, ask: Ask) -> None:
@@ -105,8 +121,11 @@ class LayerGroup:
     def end_step(self) -> None:
         """After all sequences of a step: what was attended to, and the policy's clock."""
         fresh, self.storage.fresh = self.storage.fresh, []
-        self.held.room.recall(self.sources.tell(self.watch))
-        self.watch.commit([b for b in fresh if self.ledger.state(b) == SEALED])
+        wanted = self.sources.tell(self.watch)
+        if wanted:
+            self.held.room.recall(wanted)
+        if self.watch.active:
+            self.watch.commit([b for b in fresh if self.ledger.state(b) == SEALED])
         self.held.sharing.end_step()
 
     def repack(self, seq: SeqId, over: int, seen: int) -> None:

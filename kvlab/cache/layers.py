@@ -13,7 +13,8 @@ from kvlab.cache.group import LayerGroup
 from kvlab.cache.lineage import named
 from kvlab.cache.spec import CacheSpec, compute_dtype
 from kvlab.core import CacheGeometry
-from kvlab.pool import FINE_SLAB_TOKENS, SLAB_TOKENS, BlockPool, Meter, Workspace
+from kvlab.format import KVFormat
+from kvlab.pool import FINE_SLAB_TOKENS, SLAB_TOKENS, BlockPool, HeadPool, Meter, Workspace
 from kvlab.sim.service import recompute_cost
 from kvlab.sim.sizes import ModelShape
 from kvlab.source import Extent
@@ -39,19 +40,20 @@ class Layers:
         self.workspace, self.meter = Workspace(), Meter()
         self.parts = self.spec.layer_groups(geometry)
         self.capacities = self.spec.capacities(geometry)
-        self.groups = [self._group(geometry.part(part), n)
-                       for part, n in zip(self.parts, self.capacities)]  # fmt: skip
+        made = zip(self.parts, self.spec.formats(geometry), self.capacities)
+        self.groups = [self._group(geometry.part(part), *more) for part, *more in made]
         place = {layer: (number, i) for number, part in enumerate(self.parts)
                  for i, layer in enumerate(part)}  # fmt: skip
         self.place = [place[layer] for layer in range(geometry.layers)]
 
-    def _group(self, g: CacheGeometry, capacity: int | None) -> LayerGroup:
+    def _group(self, g: CacheGeometry, format: KVFormat, capacity: int | None) -> LayerGroup:
         spec = self.spec
         # Where tokens are chosen, it is after the step: the ledger has room for the step itself.
         capacity = None if spec.by_token else capacity
         ledger = BlockLedger(capacity, spec.policy())
-        pool = BlockPool(
-            g, spec.format, self.device, self.dtype, spec.kernels, self.workspace, self.meter,
+        kind = HeadPool if spec.budget.by_head else BlockPool
+        pool = kind(
+            g, format, self.device, self.dtype, spec.kernels, self.workspace, self.meter,
             FINE_SLAB_TOKENS if spec.by_token else SLAB_TOKENS,
         )
         given = ledger, pool, spec, self.inv_freq

@@ -51,8 +51,19 @@ class Manifest(NamedTuple):
     folder: Path
     blocks: list[StoredBlock]
     files: list[StoredFile]
-    planes: dict[str, list]  # plane -> [safetensors dtype, shape]
+    planes: dict[str, list]  # plane -> [safetensors dtype, shape]; LAYER.plane where they differ
     layers: int
+
+    def tensors(self, count: int, first: int) -> dict[str, tuple[str, list[int]]]:
+        """Those of `count` blocks, of which `first` begin a sequence."""
+        found = {}
+        for name, (kind, shape) in self.planes.items():
+            layer, _, plane = name.partition(".")
+            own = layer.isdigit()
+            plane, layers = (plane, [layer]) if own else (name, range(self.layers))
+            here = first if plane.startswith(APART) else count
+            found |= {f"layer.{n}.{plane}": (kind, [here, *shape]) for n in layers if here}
+        return found
 
     def begins(self, index: int) -> bool:
         """Whether a block holds first tokens: only such have planes `APART`."""
@@ -163,10 +174,7 @@ def _check_bytes(folder: Path, file: StoredFile) -> None:
 def check_tensors(manifest: Manifest, file: StoredFile) -> None:
     """A data file holds each plane of each layer and nothing else. Raises `BadInput`."""
     first = sum(manifest.begins(i) for i in range(file.first, file.first + file.count))
-    count = {name: first if name.startswith(APART) else file.count for name in manifest.planes}
-    want = {f"layer.{layer}.{name}": (kind, [count[name], *shape])
-            for layer in range(manifest.layers) for name, (kind, shape) in manifest.planes.items()
-            if count[name]}
+    want = manifest.tensors(file.count, first)
     try:
         with safe_open(manifest.folder / file.name, framework="pt") as tensors:
             slices = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118

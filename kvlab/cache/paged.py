@@ -18,6 +18,7 @@ from kvlab.cache.shares import Shares
 from kvlab.cache.spec import CacheSpec
 from kvlab.cache.stats import CacheStats, counted
 from kvlab.core import CacheGeometry, KvlabError, SeqId
+from kvlab.source import Extent
 
 
 class PagedCache(Copies, Reach):
@@ -50,6 +51,8 @@ class PagedCache(Copies, Reach):
         self.geometry, self.spec, self.groups = geometry, self.layers.spec, self.layers.groups
         self.dtype, self.device = self.layers.dtype, self.layers.device
         self._running: Running | None = None
+        fused = all(group.pool.fused is not None for group in self.groups)
+        self._fused = fused and not self.spec.window.rerotate
         held = [group.held for group in self.groups]
         self.sequences = Sequences(held, self.layers.identity)
         self.shares = Shares(self.layers, self.sequences)
@@ -61,25 +64,33 @@ class PagedCache(Copies, Reach):
 
     # ---- one step
 
-    def begin(self, seqs: list[SeqId], counts: list[int]) -> None:
+    def begin(self, seqs: list[SeqId], counts: list[int]) -> Running:
         """Find room for `counts[i]` new tokens of `seqs[i]`, evicting where the policy may.
 
         Raises `OutOfBlocks`; lengths and contents are then as before, but for evicted blocks.
         """
-        self.shares.foresee(dict(zip(seqs, counts)))
+        if self.spec.by_token:
+            self.shares.foresee(dict(zip(seqs, counts)))
         step = self.sequences.begin(seqs, counts)
+        if self.shares.promises:
+            self._promise_host(step)
+        for extents in step if len(seqs) == 1 else ():
+            for e in extents:
+                e.alone = True
+        looks = self.spec.by_token and set(counts) <= {1} and self.shares.looks(seqs)
+        decodes = self.can_decode(counts) and not looks
+        if decodes:
+            for number, group in enumerate(self.groups):
+                group.sources.prepare([extents[number] for extents in step])
+        self._running = Running(self.groups, self.layers.place, step, decodes)
+        return self._running
+
+    def _promise_host(self, step: list[list[Extent]]) -> None:
         try:
             self.shares.promise_host(step)
         except BaseException:  # what the host's allocator raises, too
             self.sequences.abort()
             raise
-        for e in (e for extents in step for e in extents):
-            e.alone = len(seqs) == 1
-        decodes = self.can_decode(counts) and not self.shares.looks(seqs)
-        if decodes:
-            for number, group in enumerate(self.groups):
-                group.sources.prepare([extents[number] for extents in step])
-        self._running = Running(self.groups, self.layers.place, step, decodes)
 
     @property
     def running(self) -> Running:
@@ -94,8 +105,7 @@ class PagedCache(Copies, Reach):
 
     def can_decode(self, counts: list[int]) -> bool:
         """Whether a step of these counts may run through the decode kernel."""
-        fused = all(group.pool.fused is not None for group in self.groups)
-        return fused and not self.spec.window.rerotate and all(n == 1 for n in counts)
+        return self._fused and set(counts) <= {1}
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float,
@@ -119,12 +129,12 @@ class PagedCache(Copies, Reach):
 
     def commit(self) -> None:
         """Close the step: full blocks are sealed for good, lengths advance."""
-        singles = all(row[0].single for row in self.sequences.running())
+        running, self._running = self._running, None
         self.sequences.commit()
-        self._running = None
         for group in self.groups:
             group.end_step()
-        self.shares.settle(singles)
+        if self.spec.by_token or self.shares.relative:
+            self.shares.settle(singles=all(row[0].single for row in running.rows))
 
     def abort(self) -> None:
         """Undo a step that did not reach `commit`; the cache is as before `begin`."""

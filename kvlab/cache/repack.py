@@ -14,10 +14,18 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockLedger, BlockTable
+from kvlab.cache.heads import (
+    Kept,
+    adaptive,
+    best_of_each,
+    protect,
+    protected_blocks,
+)
 from kvlab.cache.scores import scorer_of
 from kvlab.cache.tokens import Standing, TokenWatch
 from kvlab.cache.watch import Watch
 from kvlab.core import BadInput, BlockId, KvlabError, SeqId
+from kvlab.kernel import best_ref
 from kvlab.pool import BlockPool
 from kvlab.source import Extent
 
@@ -62,9 +70,10 @@ class Repack:
 
     def __init__(self, pool: BlockPool, ledger: BlockLedger, watch: TokenWatch, spec):
         self.pool, self.ledger, self.watch, self.window = pool, ledger, watch, spec.window
-        self.choice, self.size = spec.choice, pool.block_size
+        self.choice, self.size, self.budget = spec.choice, pool.block_size, spec.budget
         self.past: dict[SeqId, Past] = {}
         self._coming: dict[SeqId, list[Standing]] = {}  # of the layers of a step that have chosen
+        self._plan: dict[SeqId, list[list[int]]] = {}  # blocks of each head after such a step
 
     # ---- the life of a sequence
 
@@ -100,13 +109,20 @@ class Repack:
     def over(self, table: BlockTable, keep: int, slack: bool) -> int:
         """Blocks to give up for `keep` tokens to stay; 0 within the `slack` of decoding."""
         sealed, fill = divmod(table.length, self.size)
-        excess = sealed - max(0, keep - fill) // self.size
+        excess = self.held(table.ids[:sealed]) - max(0, keep - fill) // self.size
         allowed = max(4, keep // self.size // MARGIN) if slack else 0
         return excess if excess > allowed else 0
 
+    def held(self, blocks: list[BlockId]) -> int:
+        """How many of `blocks` a head has, the mean of all, rounded up."""
+        if not self.budget.by_head:
+            return len(blocks)
+        return -(-int(self.pool.held(blocks).sum()) // self.pool.count)
+
     def look(self, tables: dict[SeqId, BlockTable], keep: dict[SeqId, int]) -> bool:
         """Whether this step of single tokens is scored, for a repack will follow it."""
-        due = (self.over(tables[seq], n - 1, slack=True) for seq, n in keep.items())
+        ahead = self.watch.scorer.looks
+        due = (self.over(tables[seq], n - ahead, slack=True) for seq, n in keep.items())
         self.watch.looking = self.watch.scorer.decodes and any(due)
         return self.watch.looking
 
@@ -121,70 +137,125 @@ class Repack:
         everything as it was.
         """
         old = table.ids[: table.length // self.size]
-        index = self._chosen(seq, old, (len(old) - over) * self.size, table.length % self.size)
-        new = self.ledger.allocate(len(old) - over, owner=seq)
+        kept = self._chosen(seq, old, self.held(old) - over, table.length % self.size)
+        new = self.ledger.allocate(kept.index.shape[-1] // self.size, owner=seq)
         try:
-            self._gather(old, new, index)
+            self._gather(old, new, kept)
         except BaseException:
             self.ledger.free(new)
             self.pool.drop(new)
             raise
         self.ledger.seal(new, depth=range(len(new)))
         table.ids[: len(old)] = new
-        table.length -= over * self.size
+        table.length -= (len(old) - len(new)) * self.size
         table.changes += 1
-        self.watch.standings.choose(seq, index, len(old) * self.size)
-        self.past[seq] = Past(seen, self.past.get(seq, (0, 0))[1] + over * self.size)
+        self.watch.standings.choose(seq, kept, len(old) * self.size, self.size)
+        gone = (len(old) - len(new)) * self.size
+        self.past[seq] = Past(seen, self.past.get(seq, (0, 0))[1] + gone)
         return old
 
-    def _chosen(self, seq: SeqId, blocks: list[BlockId], keep: int, fill: int) -> Tensor:
-        """The tokens that stay, int64 [L, H, keep], in the order of the table."""
+    def _chosen(self, seq: SeqId, blocks: list[BlockId], keep: int, fill: int) -> Kept:
+        """The tokens that stay, `keep` blocks of a head on average, in the order of the table."""
         score = self.watch.standings.ranked(seq, len(blocks) * self.size)
-        return self._best(score, keep, fill)
+        if not self.budget.by_head:
+            return self._best(score, keep, fill)
+        have = self.pool.held(blocks)
+        return self._best(score, keep, fill, self._planned(have, keep, fill))
 
-    def _best(self, score: Tensor, keep: int, fill: int) -> Tensor:
-        """score: fp32 [L, H, n] of the sealed tokens; fill: tokens behind them that all stay."""
+    def _planned(self, have, keep: int, fill: int) -> list[list[int]] | None:
+        """Blocks of each head where the budget says so itself; have: what each has, [L, H]."""
+        if self.budget.adapts:
+            return None
+        length = int(have.max()) * self.size + fill
+        least = max(0, protected_blocks(self.window, length, self.size) - fill // self.size)
+        return self.budget.blocks(have.tolist(), least, keep * have.size)
+
+    def _best(
+        self, score: Tensor, keep: int, fill: int, counts: list[list[int]] | None = None
+    ) -> Kept:
+        """score: fp32 [L, H, n] of the sealed tokens, of which a head keeps `keep` blocks, or as
+        many as `counts` says; fill: tokens behind them that all stay."""
         if self.choice != "head":
             score = score.mean(1, keepdim=True).expand_as(score)
         if self.choice == "all":
             score = score.mean(0, keepdim=True).expand_as(score)
         score = score.clone()
+        if self.budget.by_head:
+            protect(score, self.window, fill)
+            if counts is None:
+                counts = adaptive(score, keep, self.size, self.budget.floor)
+            return best_of_each(score, counts, self.size)
         for begin, end in self.window.protected(score.shape[-1] + fill):
             score[..., begin:end] = torch.inf
-        return best_of(score, keep)
+        return Kept((self.pool.fused or best_ref).best_of(score, keep * self.size))
 
     # ---- within a step
 
-    def stay(self, e: Extent, row: Standing, keep: int) -> Tensor:
-        """Which `keep` of a layer's tokens stay, int64 [H, keep]; those of the open tail all do.
+    def columns(self, old: list[BlockId], new: int, keep: int) -> int | None:
+        """Blocks to allocate for a step that seals `new` ones behind `old`, of which a head keeps
+        `keep` on average; None where all of them stay."""
+        sealed = len(old) + new
+        if not self.budget.by_head:
+            return None if keep >= sealed else keep
+        if keep * self.pool.count >= int(self.pool.held(old).sum()) + new * self.pool.count:
+            return None
+        return min(sealed, keep * self.pool.places[1]) if self.budget.adapts else sealed
+
+    def stay(self, e: Extent, row: Standing, keep: int) -> tuple[Tensor, list[int] | None]:
+        """Which of a layer's tokens stay, int64 [H, m], `keep` blocks of a head on average, and how
+        many blocks of them each head keeps (see `Kept`); those of the open tail all do.
 
         row: how they stand. Once for each layer in order; `chose` or `undo` ends the step.
         """
-        index = self._best(row.score, keep, e.rest_count)
-        self._coming.setdefault(e.seq, []).append(row.chosen(index))
-        return index[0]
+        rows = self._coming.setdefault(e.seq, [])
+        counts = None
+        if self.budget.by_head and not self.budget.adapts:
+            if not rows:
+                old = self.pool.held(e.old)
+                new = row.tokens // self.size - len(e.old)
+                self._plan[e.seq] = self._planned(old + new, keep, e.rest_count)
+            counts = self._plan[e.seq][len(rows) : len(rows) + 1]
+        kept = self._best(row.score, keep, e.rest_count, counts)
+        rows.append(row.chosen(kept, self.size))
+        return kept.of(0)
+
+    def used(self, e: Extent) -> int:
+        """All layers have chosen: how many of `e.chosen` some head holds."""
+        return max(row.tokens for row in self._coming[e.seq]) // self.size
 
     def chose(self, e: Extent, gone: int, seen: int) -> None:
-        """All layers have chosen: `gone` tokens less, of the `seen` so far."""
-        rows = self._coming.pop(e.seq)
+        """All layers have chosen: `gone` tokens less in the table, of the `seen` so far."""
+        rows, _ = self._coming.pop(e.seq), self._plan.pop(e.seq, None)
+        rows = [row.padded(max(r.tokens for r in rows)) for row in rows]
         score, steps = (torch.cat([getattr(r, n) for r in rows]) for n in ("score", "steps"))
         self.watch.standings[e.seq] = Standing(score, steps, rows[0].most)
         self.past[e.seq] = Past(seen, self.past.get(e.seq, (0, 0))[1] + gone)
 
     def undo(self, e: Extent) -> None:
         self._coming.pop(e.seq, None)
+        self._plan.pop(e.seq, None)
 
-    def _gather(self, old: list[BlockId], new: list[BlockId], index: Tensor) -> None:
-        """Seal the tokens `index` of the blocks `old` into the blocks `new`, layer by layer."""
+    def _gather(self, old: list[BlockId], new: list[BlockId], kept: Kept) -> None:
+        """Seal the tokens `kept` of the blocks `old` into the blocks `new`, layer by layer."""
         if not new:
             return
         pool = self.pool
-        pool.commit(new, first=old[0] in pool.apart.rows)
+        if not pool.by_head:  # else rows come with the choice
+            pool.commit(new, first=old[0] in pool.apart.rows)
         read, written = pool.ids(old), pool.ids(new)
         for layer in range(pool.geometry.layers):
-            pair = (by_head(x, index[layer]) for x in pool.read(layer, old, read))
-            count = still_apart(pool, layer, old, index[layer])
-            pool.seal(layer, new, *pair, written, count)
+            pair = pool.read(layer, old, read)
+            self.seal(layer, old, new, pair, kept.of(layer), written)
+
+    def seal(self, layer: int, held: list[BlockId], blocks: list[BlockId], pair, kept, ids) -> None:
+        """Of keys and values [n, H, D], those of `held` first, what `stay` gave, into `blocks`."""
+        index, counts = kept
+        pair = (by_head(x, index) for x in pair)
+        if counts is not None:
+            self.pool.seal(layer, blocks, *pair, counts=counts)
+        else:
+            apart = still_apart(self.pool, layer, held, index)
+            self.pool.seal(layer, blocks, *pair, ids, apart)
 
 
 def choosing(
@@ -202,12 +273,6 @@ def choosing(
             raise BadInput("policy", ledger.policy.name, "scores by logits without the soft cap of "
                            f"{pool.shape.softcap:g} that this model puts on them; policy=snapkv")
     return watch, chooser
-
-
-def best_of(score: Tensor, keep: int) -> Tensor:
-    """The `keep` largest of the last dim, in order of place; of equals the first."""
-    best = score.argsort(dim=-1, descending=True, stable=True)[..., :keep]
-    return best.sort(-1).values
 
 
 def still_apart(pool: BlockPool, layer: int, held: list[BlockId], index: Tensor) -> Tensor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from kvlab.cache.group import LayerGroup
-from kvlab.source import Ask, Extent, Token
+from kvlab.source import Ask, Extent
 
 
 class Running:
@@ -14,6 +14,8 @@ class Running:
     rows: what the step does to each sequence, by row, then by layer group. place: number of its
     group, and place in there, of each layer. decodes: whether the sources are prepared for the
     kernels of a step of one token in every row.
+    layers: by layer, its group, its place there, what the step does to the group's sequences, and
+    the kernel that reads all there is, where one does.
     """
 
     def __init__(
@@ -21,10 +23,15 @@ class Running:
         decodes: bool,
     ):
         self.rows, self.decodes = rows, decodes
-        self.longest = max((row[0].past for row in rows), default=0)
-        by_group = [[row[number] for row in rows] for number in range(len(groups))]
-        listening = [group.watch if group.watch.active else None for group in groups]
-        self.layers = [(groups[n], local, by_group[n], listening[n]) for n, local in place]
+        self.longest = max([row[0].past for row in rows], default=0)
+        none, by_group = [None] * len(place), []
+        for number, group in enumerate(groups):
+            kernels = group.sources.sealed.kernels if decodes and group.plain else none
+            by_group.append((group, [row[number] for row in rows], kernels))
+        self.layers = []
+        for number, local in place:
+            group, extents, kernels = by_group[number]
+            self.layers.append((group, local, extents, kernels[local]))
 
     def attend(
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, *, scale: float,
@@ -32,25 +39,16 @@ class Running:
     ) -> Tensor:
         """See `PagedCache.attend`. The short way, of single tokens through the kernels, waits for
         nothing and depends on nothing but tensors that stay in place: it may be captured."""
-        group, local, extents, watch = self.layers[layer]
+        group, local, extents, kernel = self.layers[layer]
         if window is not None:
             group.check_window(window)
         if not self.decodes or (window is not None and self.longest >= abs(window)):
             how = {"scale": scale, "window": window, "sinks": sinks}
             return self._by_row(group, local, extents, q, k, v, how)
-        sources = group.sources
         q, k, v = q[:, :, 0].contiguous(), k[:, :, 0].contiguous(), v[:, :, 0].contiguous()
-        tables, new = sources.sealed.decoding, (k, v)
-        if sources.past is not sources.sealed:  # whose kernel stores the token on its way
-            sources.tail.append(local, k, v, tables)
-            new = None
-        ask = Token(local, extents, q, scale, tables, watch, new)
-        reads = []
-        for source in sources.decoders:
-            reads += source.decode(ask)
-        if len(reads) > 1 or sources.observed or watch is not None or sinks is not None:
-            return group.settled(ask, reads, sinks)[:, None]
-        return reads[0].out[:, None]
+        if kernel is not None and sinks is None:
+            return kernel(q, scale=scale, new=(k, v))[0][:, None]
+        return group.decode(local, extents, q, k, v, scale, sinks)[:, None]
 
     def _by_row(self, group, local: int, extents: list[Extent], q: Tensor, k: Tensor, v: Tensor,
                 how: dict) -> Tensor:  # fmt: skip

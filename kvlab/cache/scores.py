@@ -28,6 +28,7 @@ class Scorer:
     name = ""
     queries = OBSERVED_QUERIES
     decodes = False  # whether a single token's shares of attention are its scores too
+    looks = 1  # decoded tokens before a choice among tokens that are looked at, where it `decodes`
     softcap: float | None = None  # of the model's logits
     caps = False  # whether its scores know of that; asked where there is one
     rotary: Tensor | None = None  # the model's frequencies [D / 2], where positions are plain
@@ -81,10 +82,16 @@ class Mass(Scorer):
 
     H2O (https://arxiv.org/abs/2306.14048) sums attention weights over all queries; here the last
     32 of a chunk stand for it, and the mean over steps for the sum, or old blocks would always win.
+    half_life: tokens after which what was seen counts half; None: every step counts alike.
     """
 
     name = "mass"
     decodes = caps = True
+
+    def __init__(self, half_life: float | None = None):
+        if half_life is not None and not half_life > 0:
+            raise BadInput("half_life", half_life, "must be a positive number of tokens, or null")
+        self.half_life = half_life
 
     def part(self, q, k, v, *, scale, block_size, seen=None):
         found = logits(q, k, scale, seen, self.queries, self.softcap)
@@ -102,7 +109,8 @@ class Mass(Scorer):
         return shares(q[:, -last:], k, lse[:, -last:], scale=scale)
 
     def weight(self, steps, queries):
-        return 1.0 / (steps + 1)
+        least = 1 - 0.5 ** (queries / self.half_life) if self.half_life else 0.0
+        return max(1.0 / (steps + 1), least)
 
 
 class SnapKV(Mass):
@@ -120,6 +128,7 @@ class SnapKV(Mass):
     queries = 64
 
     def __init__(self, pool: str = "mean", kernel: int = 5):
+        super().__init__()
         if pool not in ("max", "mean"):
             raise BadInput("pool", pool, "must be max or mean")
         if kernel < 1 or kernel % 2 == 0:
@@ -204,27 +213,6 @@ class ExpectedAttention(Scorer):
         return min(1.0, queries / OBSERVED_QUERIES) if steps else 1.0
 
 
-class KeyNorm(Scorer):
-    """Keys of small norm attract attention: the inverse of a block's mean key norm.
-
-    Devoto et al. 2024, https://arxiv.org/abs/2406.11430. Looks at no query, and a block's score
-    never changes. Differs: blocks instead of tokens, the same ones for all heads of a group; the
-    paper keeps the first two layers whole, here all layers are alike.
-    """
-
-    name = "key_norm"
-    caps = True  # it looks at no logit
-
-    def part(self, q, k, v, *, scale, block_size, seen=None):
-        return in_blocks(k.float().norm(dim=-1).T, block_size).mean(-1)
-
-    def by_head(self, parts, lse):
-        return 1.0 / torch.cat(parts, -1).clamp_min(1e-20)
-
-    def scores(self, parts, lse):
-        return 1.0 / torch.cat(parts, -1).mean(0).clamp_min(1e-20)
-
-
 class TOVA(Mass):
     """Attention of the last token alone, anew at every step.
 
@@ -236,6 +224,10 @@ class TOVA(Mass):
     name = "tova"
     queries = 1
     weight = Scorer.weight
+
+    def of_tokens(self, q, k, v, lse, *, scale, shares):
+        found = super().of_tokens(q, k, v, lse, scale=scale, shares=shares)
+        return found.mean(0, keepdim=True)
 
 
 class RandomScore(Scorer):
@@ -266,11 +258,14 @@ by_name = partial(axes.by_name, "observes")
 
 
 def scorer_of(observes: object) -> Scorer:
-    """What a policy `observes`, as a scorer that nobody else has: from its name, dotted path or
-    class, or a copy of an instance. Raises `BadInput` for anything else.
+    """What a policy `observes`, as a scorer that nobody else has: from its name or dotted path, or
+    a pair of that and a dict of settings, or its class, or a copy of an instance. Raises `BadInput`
+    for anything else.
     """
     if isinstance(observes, str):
         found = by_name(observes)
+    elif isinstance(observes, tuple):
+        found = by_name(observes[0], **observes[1])
     else:
         found = observes() if isinstance(observes, type) else copy.deepcopy(observes)
     if not isinstance(found, Scorer):

@@ -14,29 +14,29 @@ from kvlab.source import Extent
 
 class Shares:
     """The layer groups' shares of what `sequences` have seen: a relative budget in blocks, or
-    tokens that are chosen (cache.evict=token). A budget in blocks is the ledgers' own affair."""
+    tokens that are chosen (cache.evict=token). A budget in blocks is the ledgers' own affair.
+
+    relative: whether blocks go behind a step. promises: and whether the host must have room."""
 
     def __init__(self, layers: Layers, sequences: Sequences):
         self.layers, self.sequences = layers, sequences
         self.spec, self.groups = layers.spec, layers.groups
         self.relative = not self.spec.by_token and self.spec.budget_percent is not None
+        self.promises = self.relative and self.spec.offload.keeps
 
     # ---- before a step
 
     def foresee(self, counts: dict[SeqId, int]) -> None:
         """Tell the groups what their sequences will have seen after this step, and may hold."""
-        if self.spec.by_token:
-            seen = {seq: n + counts.get(seq, 0) for seq, n in self.sequences.lengths.items()}
-            for group, keep in zip(self.groups, self._allowed(seen)):
-                group.held.seen, group.held.keep = seen, keep
+        seen = {seq: n + counts.get(seq, 0) for seq, n in self.sequences.lengths.items()}
+        for group, keep in zip(self.groups, self._allowed(seen)):
+            group.held.seen, group.held.keep = seen, keep
 
     def promise_host(self, step: list[list[Extent]]) -> None:
         """Have the host memory that a relative budget may need behind this step, before it runs.
 
         Raises `OutOfHost`: then, the step would stand.
         """
-        if not self.relative or not self.spec.offload.keeps:
-            return
         lengths, others = dict(self.sequences.lengths), {}
         for row in step:
             lengths[row[0].seq] += row[0].count
@@ -51,8 +51,6 @@ class Shares:
 
     def looks(self, seqs: list[SeqId]) -> bool:
         """Whether this step of single tokens is scored: then it is read piece by piece."""
-        if not self.spec.by_token:
-            return False
         looks = [group.chooser.look(group.tables, keep)
                  for group, keep in zip(self.groups, self.kept(seqs))]  # all hear of it
         return any(looks)

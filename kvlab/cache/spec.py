@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -11,8 +11,10 @@ import torch
 
 from kvlab import axes
 from kvlab.budget import blocks_in, blocks_of, parts_of
+from kvlab.cache import granularity
 from kvlab.cache.making import Copied, made_anew, maker
 from kvlab.core import BadInput, CacheGeometry, LayerShape
+from kvlab.format import KVFormat
 from kvlab.policy import EvictionPolicy
 from kvlab.pool import fused_kernels, no_kernels
 from kvlab.source import check_summary
@@ -37,9 +39,11 @@ class CacheSpec:
     budget_blocks, budget_bytes, budget_percent: at most one; blocks held by all sequences
         together, bytes of sealed blocks ("adaptive": what is free on the device when the cache is
         made for a model, less what else is needed there), or a share of the tokens seen.
-    groups: "all" layers choose together what is evicted, or "per_layer", or, of tokens, "per_head":
-        each key/value head of each layer for itself.
     evict: what is chosen: a "block", or a "token": those that stay are gathered and sealed anew.
+        "auto" becomes the token where the policy was published so and nothing here needs blocks
+        (sharing, host memory, summaries, retrieval, a window that lets go), else the block.
+    groups: "all" layers choose together what is evicted, or "per_layer", or, of tokens, "per_head":
+        each key/value head of each layer for itself. "auto" becomes that, or of blocks "all".
     workspace_tokens: tokens of the past that are dequantized at a time.
     kernels: "auto", "torch" or "triton", see `pool.fused_kernels`.
     """
@@ -48,8 +52,8 @@ class CacheSpec:
     budget_blocks: int | None = None
     budget_bytes: int | Literal["adaptive"] | None = None
     budget_percent: float | None = None
-    groups: str = "all"
-    evict: str = "block"
+    groups: str = "auto"
+    evict: str = "auto"
     workspace_tokens: int = 16384
     kernels: str = "auto"
 
@@ -60,10 +64,8 @@ class CacheSpec:
             raise BadInput("cache.block_size", self.block_size, "must be 1 to 256 tokens")
         if self.workspace_tokens < 1:
             raise BadInput("cache.workspace_tokens", self.workspace_tokens, "must be at least 1")
-        if self.groups not in CHOICES:
-            raise BadInput("cache.groups", self.groups, f"must be {', '.join(CHOICES)}")
-        if self.evict not in ("block", "token"):
-            raise BadInput("cache.evict", self.evict, "must be block or token")
+        for field, value in granularity.settled(self).items():
+            object.__setattr__(self, field, value)
         self._check_budget()
         self._check_combination()
 
@@ -87,11 +89,7 @@ class CacheSpec:
             told = ", ".join(self.member.asks)
             raise BadInput("policy", self.member.name, f"goes by what a request says ({told}), "
                            "which a live cache does not hear; replay a trace, or policy=lru")
-        if self.by_token:
-            self._check_tokens()
-        elif self.groups == "per_head":
-            raise BadInput("cache.groups", "per_head", "a block holds tokens of all heads; "
-                           "cache.evict=token chooses for each head")
+        granularity.check(self)
         if self.budget_percent is not None and not evicts:
             raise BadInput("cache.budget_percent", self.budget_percent,
                            "needs an eviction policy that brings the cache down to it; policy=lru")
@@ -103,33 +101,20 @@ class CacheSpec:
                 raise BadInput("window.rerotate", True, "retrieval scores keys at the positions "
                                "they were stored with; window.rerotate=false")
 
-    @property
+    @cached_property
     def by_token(self) -> bool:
         """Whether tokens are chosen, not blocks."""
         return self.evict == "token"
 
     @property
+    def granularity(self) -> str:
+        """What a name must add where the policy is not run as published, see `granularity.told`."""
+        return granularity.told(self)
+
+    @property
     def choice(self) -> str:
         """Who chooses tokens for itself: "head", "layer" or "all"."""
-        return CHOICES[self.groups]
-
-    def _check_tokens(self) -> None:
-        """Refuse what needs each token in the place where it was stored."""
-        policy = self.member
-        if policy.by_token is None:
-            raise BadInput("cache.evict", "token", f"policy={policy.name} ranks blocks and no "
-                           "tokens; cache.evict=block, or a policy that scores: policy=snapkv")
-        if self.window.rerotate or not self.window.middle:
-            raise BadInput("window", self.window.name, "decides itself which tokens stay; "
-                           "cache.evict=block, or window.middle=true")
-        for axis, acts, why in (
-            ("prefix", self.prefix.shares, "shares blocks, and here each head has its own tokens"),
-            ("offload", self.offload.keeps, "takes blocks, and tokens are given up here"),
-            ("summary", self.summary.stands, "stands for blocks, and tokens are given up here"),
-            ("retrieval", self.retrieval.selects, "chooses blocks by what they held when sealed"),
-        ):
-            if acts:
-                raise BadInput(axis, getattr(self, axis).name, f"{why}; cache.evict=block")
+        return granularity.CHOICES[self.groups]
 
     def _check_sharing(self, evicts: bool) -> None:
         if self.bounded and not evicts:
@@ -167,8 +152,14 @@ class CacheSpec:
 
     def layer_groups(self, g: CacheGeometry) -> list[tuple[int, ...]]:
         """Numbers of the layers that share block ids, group by group."""
-        alone = self.groups != "all" and (self.budget.divides or not self.by_token)
-        return [(layer,) for layer in range(g.layers)] if alone else g.shape_groups
+        if self.groups != "all" and (self.budget.divides or not self.by_token):
+            return [(layer,) for layer in range(g.layers)]
+        return self.format.groups(g)
+
+    def formats(self, g: CacheGeometry) -> list[KVFormat]:
+        """The format of each layer group."""
+        each = self.format.each(g.layers)
+        return [each[layers[0]] for layers in self.layer_groups(g)]
 
     def capacities(self, g: CacheGeometry) -> list[int | None]:
         """Blocks that each layer group may hold; None without a budget.
@@ -187,7 +178,8 @@ class CacheSpec:
         if self.budget_bytes < block:
             raise BadInput("cache.budget_bytes", self.budget_bytes,
                            f"is less than one block of this model, which takes {block} bytes")
-        sizes = [self.format.block_bytes(g.part(layers)) for layers in groups]
+        sizes = [format.block_bytes(g.part(layers))
+                 for format, layers in zip(self.formats(g), groups)]  # fmt: skip
         return blocks_in(self.budget, self.budget_bytes, groups, sizes)
 
     def kept(self, groups: list[tuple[int, ...]], seen: list[int]) -> list[float]:
@@ -197,8 +189,12 @@ class CacheSpec:
 
     def checked_for(self, g: CacheGeometry) -> CacheSpec:
         """Self, after every refusal that needs the model's shape."""
-        for layers in g.shape_groups:
-            self.format.planes(g.part(layers))
+        for format, layers in zip(self.formats(g), self.layer_groups(g)):
+            format.planes(g.part(layers))
+            if format.sinks > g.block_size:
+                raise BadInput("format.sinks", format.sinks, "first tokens must lie within a block,"
+                               f" and cache.block_size={g.block_size}; take larger blocks or "
+                               "format.sinks=0")
         if self.budget_bytes != "adaptive":  # decided when the cache is made
             self.capacities(g)
         self._check_effect()
@@ -206,6 +202,7 @@ class CacheSpec:
             raise BadInput("budget", self.budget.name, "divides among layer groups and there "
                            "is only one; cache.groups=per_layer")
         self.budget.weights(self.layer_groups(g))
+        self.budget.check([shape.kv_heads for shape in g.shapes])
         check_summary(self, g)
         self._check_sliding(g)
         return self
@@ -219,7 +216,7 @@ class CacheSpec:
         if self.window.protected(1) and self.window.middle and not policy.evicts:
             raise BadInput("window", self.window.name, "protects tokens from an eviction policy and"
                            " there is none; choose one, or window.middle=false to free the rest")
-        if self.budget.divides and not bounded:
+        if (self.budget.divides or self.budget.by_head) and not bounded:
             raise BadInput("budget", self.budget.name, "divides a budget and there is "
                            "none: give cache.budget_percent, cache.budget_blocks or "
                            "cache.budget_bytes")
@@ -257,11 +254,12 @@ class CacheSpec:
             raise BadInput("offload", name, f"keeps evicted tokens, and summary={self.summary.name}"
                            " stands for them: they would count twice; take one of the two")
 
-    def why_plain(self, shapes: Iterable[LayerShape], device: torch.device) -> str | None:
+    def why_plain(self, shapes: Sequence[LayerShape], device: torch.device) -> str | None:
         """Why plain torch reads blocks of a model where kernels are wanted, or None."""
         if fused_kernels(device.type, self.kernels) is None:
             return None
-        return next(filter(None, (no_kernels(self.format, shape) for shape in shapes)), None)
+        pairs = zip(self.format.each(len(shapes)), shapes)
+        return next(filter(None, (no_kernels(*pair) for pair in pairs)), None)
 
     @property
     def bounded(self) -> bool:
@@ -272,9 +270,6 @@ class CacheSpec:
         """Raises `BadInput` where the window needs rotary frequencies that nobody gave."""
         if self.window.rerotate and inv_freq is None:
             raise BadInput("window.rerotate", True, "needs a model with plain rotary positions")
-
-
-CHOICES = {"all": "all", "per_layer": "layer", "per_head": "head"}
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

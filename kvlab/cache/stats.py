@@ -63,12 +63,11 @@ def counted(layers: Layers, lengths: Iterable[int], prefix_tokens: int) -> Cache
 
     prefix_tokens: of what is known beyond them.
     """
-    g, format, groups = layers.geometry, layers.spec.format, layers.groups
-    allocated = layers.allocated_bytes
+    g, groups, allocated = layers.geometry, layers.groups, layers.allocated_bytes
     tokens, parts = sum(lengths), [group.pool.geometry for group in groups]
-    held = [group.sealed_blocks * g.block_size + group.open_tokens for group in groups]
+    held = [round(group.sealed_blocks * g.block_size) + group.open_tokens for group in groups]
     elements = sum(n * part.elements_per_token for n, part in zip(held, parts))
-    blocks = sum(group.sealed_blocks * format.block_bytes(part)
+    blocks = sum(round(group.sealed_blocks * group.pool.format.block_bytes(part))
                  for group, part in zip(groups, parts))  # fmt: skip
     tails = sum(group.open_tokens * part.elements_per_token * layers.dtype.itemsize
                 for group, part in zip(groups, parts))  # fmt: skip
@@ -80,7 +79,7 @@ def counted(layers: Layers, lengths: Iterable[int], prefix_tokens: int) -> Cache
         tokens=tokens, resident_tokens=round(_layer_mean(held, parts)),
         blocks=sum(group.ledger.held_count for group in groups),
         evictions=sum(group.held.room.evictions for group in groups),
-        nominal_bytes=tokens * format.token_bits(g) // 8,
+        nominal_bytes=tokens * layers.spec.format.token_bits(g) // 8,
         logical_bytes=blocks + tails + entries + origins + scores + apart,
         allocated_bytes=allocated,
         host_bytes=sum(group.sources.host_nbytes for group in groups),

@@ -78,13 +78,24 @@ def facts(layers: Layers, lineage: Lineage) -> dict:
              "head_dim": stored.k_width}
     if stored.v_width != stored.k_width:
         shape["value_width"] = stored.v_width
-    planes = {n: [KINDS[p.dtype], list(p.shape)]
-              for n, p in format.planes_of(stored, g.block_size).items()}  # fmt: skip
-    for n, width in zip(FIRST, (stored.k_width, stored.v_width)) if format.sinks else ():
-        planes[APART + n] = [KINDS[layers.dtype], [stored.kv_heads, format.sinks, width]]
+    each = format.each(g.layers)
+    planes = _planes(layers, each[0])
+    if any(other.identity != each[0].identity for other in each):
+        planes = {f"{layer}.{name}": plane for layer, format in enumerate(each)
+                  for name, plane in _planes(layers, format).items()}  # fmt: skip
     return {"model": lineage.facts.identity, "format": format.identity, "dtype": str(layers.dtype),
             "block_size": g.block_size, "geometry": shape, "planes": planes,
             "identity": lineage.identity}
+
+
+def _planes(layers: Layers, format) -> dict[str, list]:
+    """Plane of a layer of this format -> [safetensors dtype, shape]."""
+    stored = layers.geometry.stored
+    planes = {n: [KINDS[p.dtype], list(p.shape)]
+              for n, p in format.planes_of(stored, layers.geometry.block_size).items()}  # fmt: skip
+    for n, width in zip(FIRST, (stored.k_width, stored.v_width)) if format.sinks else ():
+        planes[APART + n] = [KINDS[layers.dtype], [stored.kv_heads, format.sinks, width]]
+    return planes
 
 
 def _known(layers: Layers, lineage: Lineage, handles: list | None) -> list[Known]:
@@ -222,11 +233,11 @@ def _read_blocks(
         rows = torch.tensor(new) - file.first
         pool, ids = place.group.pool, [place.ids[i] for i in new]
         planes = {n: tensors[f"layer.{layer}.{n}"][rows].to(layers.device)
-                  for n in manifest.planes if not n.startswith(APART)}
+                  for n in pool.sealed.planes}
         pool.sealed.commit(ids)
         pool.sealed.write(local, ids, planes)
         stored = [i for i in range(file.first, file.first + file.count) if manifest.begins(i)]
-        for n, i in enumerate(stored if APART + FIRST[0] in manifest.planes else ()):
+        for n, i in enumerate(stored if pool.apart.tokens else ()):
             if i in new:
                 pool.apart.take([place.ids[i]])
                 kept = (tensors[f"layer.{layer}.{APART}{name}"][n].to(layers.device).transpose(0, 1)

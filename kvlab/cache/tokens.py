@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from kvlab.cache.scores import Scorer, by_kv_head
+from kvlab.cache.heads import Kept
+from kvlab.cache.scores import Scorer
 from kvlab.core import BlockId, SeqId
 from kvlab.kernel import shares_ref
-from kvlab.kernel.attend_ref import visible
 from kvlab.pool import BlockPool
+from kvlab.source import Ask
 
 
 @dataclass
 class Standing:
     """How the sealed tokens of one sequence stand, in the order of its table.
 
-    score  fp32 [L, H, n]
+    score  fp32 [L, H, n], -inf where a head has no such token
     steps  int16 [L, H, n], in how many steps each was scored; 0: never
     most   the largest of `steps` that there can be
     """
@@ -41,31 +44,52 @@ class Standing:
         new = tokens - self.tokens
         if new <= 0:
             return self
-        mean = self.score.mean(-1, keepdim=True) if self.tokens else self.score.sum(-1, True)
+        there = self.score > -torch.inf
+        mean = torch.where(there, self.score, 0).sum(-1, keepdim=True)
+        mean = mean / there.sum(-1, keepdim=True).clamp_min(1)
         score = torch.cat((self.score, mean.expand(-1, -1, new)), -1)
-        return Standing(score, torch.nn.functional.pad(self.steps, (0, new)), self.most)
+        return Standing(score, F.pad(self.steps, (0, new)), self.most)
 
     def moved(self, scorer: Scorer, new: Tensor, queries: int) -> Standing:
         """After one more step of so many queries, with its scores `new` [L, H, n]."""
-        weights = [scorer.weight(n, queries) for n in range(self.most + 1)]
-        if min(weights) == 1.0:
-            return Standing(new, self.steps + 1, self.most + 1)
-        weight = torch.tensor(weights).to(new.device, non_blocking=True)[self.steps.long()]
-        return Standing(torch.lerp(self.score, new, weight), self.steps + 1, self.most + 1)
+        weights = tuple(scorer.weight(n, queries) for n in range(self.most + 1))
+        if min(weights) < 1.0:
+            weight = on_device(weights, new.device)[self.steps.long()]
+            moved = torch.lerp(self.score, new, weight)
+            new = torch.where(self.score > -torch.inf, moved, self.score)
+        return Standing(new, self.steps + 1, self.most + 1)
 
     def layer(self, layer: int) -> Standing:
         """Of one layer, [1, H, n]."""
         at = slice(layer, layer + 1)
         return Standing(self.score[at], self.steps[at], self.most)
 
-    def chosen(self, index: Tensor) -> Standing:
-        """Of the tokens `index` [L, H, m] of each head."""
-        return Standing(self.score.gather(-1, index), self.steps.gather(-1, index), self.most)
+    def chosen(self, kept: Kept, size: int) -> Standing:
+        """Of the tokens that each head keeps, in blocks of `size`."""
+        score, steps = (x.gather(-1, kept.index) for x in (self.score, self.steps))
+        if kept.counts is not None:
+            own = size * torch.tensor(kept.counts, device=score.device)[..., None]
+            at = torch.arange(score.shape[-1], device=score.device)
+            score = score.masked_fill(at >= own, -torch.inf)
+        return Standing(score, steps, self.most)
+
+    def padded(self, tokens: int) -> Standing:
+        """With tokens at the end that no head has."""
+        new = tokens - self.tokens
+        return Standing(F.pad(self.score, (0, new), value=-torch.inf), F.pad(self.steps, (0, new)),
+                        self.most)  # fmt: skip
 
     def cut(self, tokens: int) -> Standing:
         """Of the first `tokens`."""
         parts = (x[..., :tokens].clone() for x in (self.score, self.steps))
         return Standing(*parts, self.most)
+
+
+@lru_cache(8)
+def on_device(numbers: tuple[float, ...], device: torch.device) -> Tensor:
+    """fp32; the layers of a step ask for the same, and each sending costs a wait."""
+    with torch.inference_mode(False):
+        return torch.tensor(numbers).to(device, non_blocking=True)
 
 
 class Standings:
@@ -78,9 +102,11 @@ class Standings:
         self.of: dict[SeqId, Standing] = {}
 
     def __getitem__(self, seq: SeqId) -> Standing:
+        if seq in self.of:
+            return self.of[seq]
         *shape, device = self._none
         zero = torch.zeros(*shape, device=device)
-        return self.of.get(seq, Standing(zero, zero.short()))
+        return Standing(zero, zero.short())
 
     def __setitem__(self, seq: SeqId, standing: Standing) -> None:
         self.of[seq] = standing
@@ -100,9 +126,9 @@ class Standings:
             self.of[seq] = self.of[seq].cut(tokens)
             self._tell()
 
-    def choose(self, seq: SeqId, index: Tensor, tokens: int) -> None:
-        """Of `tokens` only those of `index` [L, H, m] are left, in this order."""
-        self[seq] = self[seq].grown(tokens).chosen(index)
+    def choose(self, seq: SeqId, kept: Kept, tokens: int, size: int) -> None:
+        """Of `tokens` only those `kept`, in blocks of `size`, are left, in their order."""
+        self[seq] = self[seq].grown(tokens).chosen(kept, size)
 
     def _tell(self) -> None:
         now = self.nbytes
@@ -139,53 +165,41 @@ class TokenWatch:
 
     def __init__(self, scorer: Scorer, pool: BlockPool):
         self.scorer, self.standings = scorer, Standings(pool)
-        self.heads, self.block_size = pool.geometry.kv_heads, pool.block_size
+        self.heads = pool.geometry.kv_heads
         self._shares = (pool.fused or shares_ref).token_shares
         self.looking = False  # whether a step of single tokens is scored
-        self.seq: SeqId = 0  # whose tokens are noted now
-        self._parts: list[Tensor] = []  # of one layer
         self._step: dict[SeqId, list[Tensor]] = {}  # scores of each layer so far
         self._queries = 1
 
     # ---- chunks, and single tokens that are looked at
 
-    def segment(
-        self, blocks: list[BlockId], q: Tensor, k: Tensor, v: Tensor, scale: float,
-        seen: Tensor | None = None,
-    ) -> None:
-        """See `Watch.segment`."""
-        if q.shape[1] > 1 or self.looking:
-            self._note(q, k, v, scale, seen)
+    def scores(
+        self, ask: Ask, lse: Tensor, k: Tensor, v: Tensor, tokens: int,
+        there: Tensor | None = None,
+    ) -> Tensor:
+        """Of a layer's tokens k, v [n, H, D], the step's own the last, how the first `tokens` did
+        in this step: fp32 [H, tokens]. lse: [Hq, T] over everything that its queries saw. there:
+        bool [n, H], which of them each head has, -inf for the others; None: all."""
+        how = {"scale": ask.scale, "shares": self._shares}
+        if there is None:
+            found = self.scorer.of_tokens(ask.q, k, v, lse, **how)
+            return found[:, :tokens].expand(self.heads, -1)
+        found = k.new_full((self.heads, len(k)), -torch.inf, dtype=torch.float32)
+        group = ask.q.shape[0] // self.heads
+        for head in range(self.heads):
+            at = there[:, head].nonzero()[:, 0]
+            mine, own = slice(head * group, (head + 1) * group), slice(head, head + 1)
+            found[head, at] = self.scorer.of_tokens(
+                ask.q[mine], k[at, own], v[at, own], lse[mine], **how)[0]
+        return found[:, :tokens]
 
-    def _note(self, q, k, v, scale, seen=None) -> None:
-        self._parts.append(self.scorer.part(q, k, v, scale=scale, block_size=1, seen=seen))
+    def note(self, seq: SeqId, scores: Tensor, queries: int) -> None:
+        """Hear of one layer of a step, in order; `stand` takes all of them over."""
+        self._step.setdefault(seq, []).append(scores)
+        self._queries = queries
 
-    def sealing(
-        self, blocks: list[BlockId], q: Tensor, k: Tensor, v: Tensor, scale: float
-    ) -> None:
-        """See `Watch.sealing`."""
-        if blocks and (q.shape[1] > 1 or self.looking):
-            last, count = min(self.scorer.queries, q.shape[1]), len(blocks) * self.block_size
-            seen = visible(last, count, k.shape[0] - last, 0, True, None, k.device)
-            self._note(q[:, -last:], k[:count], v[:count], scale, seen)
-
-    def found(self, lse: Tensor) -> Tensor | None:
-        """End a layer: scores fp32 [H, n] of the sealed tokens noted; None if none were.
-
-        lse: [Hq, T] over everything that its queries saw.
-        """
-        parts, self._parts = self._parts, []
-        if not parts:
-            return None
-        found = by_kv_head(self.scorer.by_head(parts, lse), self.heads)
-        self._queries = lse.shape[1]
-        return found.expand(self.heads, -1)
-
-    def layer(self, lse: Tensor) -> None:
-        """See `Watch.layer`."""
-        found = self.found(lse)
-        if found is not None:
-            self._step.setdefault(self.seq, []).append(found)
+    def sealing(self, blocks, q, k, v, scale) -> None:
+        """See `Watch.sealing`: all tokens of a layer are scored at once, by `scores`."""
 
     # ---- single tokens through the kernels: nothing is looked at there
 
@@ -214,26 +228,19 @@ class TokenWatch:
             self.standings[seq] = old.moved(self.scorer, torch.stack(found), self._queries)
 
     def row(
-        self, seq: SeqId, layer: int, k: Tensor, v: Tensor, tokens: int, q: Tensor | None,
-        lse: Tensor | None, scale: float,
+        self, seq: SeqId, layer: int, new: Tensor | None, tokens: int, queries: int
     ) -> Standing:
-        """How the first `tokens` of k, v [n, H, D] stand in a layer, within a step: [1, H, n].
-
-        k, v: all that the layer has, the step's own tokens the last; q, lse: of the step, or None.
-        """
+        """How `tokens` tokens stand in a layer, within a step that gives them the scores `new`
+        [H, tokens], or none: [1, H, tokens]."""
         old = self.standings[seq].layer(layer).grown(tokens)
-        if q is None:
-            return old
-        new = self.scorer.of_tokens(q, k, v, lse, scale=scale, shares=self._shares)
-        new = new[:, :tokens].expand(self.heads, -1)
-        return old.moved(self.scorer, new[None], q.shape[1])
+        return old if new is None else old.moved(self.scorer, new[None], queries)
 
     def commit(self, fresh: list[BlockId]) -> None:
         """See `Watch.commit`; `stand` takes what the step was told, sequence by sequence."""
 
     def abort(self) -> None:
         """Forget a step that failed, or is done."""
-        self._step, self._parts = {}, []
+        self._step = {}
         self.looking = False
 
     def forget(self, blocks: list[BlockId]) -> None:

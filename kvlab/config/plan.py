@@ -102,11 +102,19 @@ def make_plan(
         config=base.resolved,
         settings=settings,
         job=base.build("job"),
-        variants=[Variant(p.name, p.params, spec) for p, spec in zip(points, specs)],
+        variants=[_variant(p, spec) for p, spec in zip(points, specs)],
         tracker=base.build("track"),
         experiment=base.choices.get("experiment"),
         place=Place.at(Path(base.hydra[folder].dir), named),  # the other need not be resolvable
     )
+
+
+def _variant(point: _Point, spec) -> Variant:
+    """A variant named after what it is: a method run otherwise than published says so."""
+    granularity = getattr(spec, "granularity", "")
+    name = f"{point.name} {granularity}" if granularity else point.name
+    about = {"granularity": granularity.strip("()")} if granularity else {}
+    return Variant(name, point.params | about, spec)
 
 
 def _composed(strings: Sequence[str], config_name: str, tasks: bool = False) -> _Composed:

@@ -22,8 +22,7 @@ from kvlab.eval import scorers
 from kvlab.eval.rows import interval, size
 from kvlab.eval.runner import Runner
 from kvlab.eval.task import Item, Question, Raw, Task
-from kvlab.model.decode import Driver, check_driver
-from kvlab.model.load import LoadedModel
+from kvlab.model import Driver, LoadedModel, check_driver
 
 
 class Asking(Task):

@@ -13,7 +13,7 @@ from kvlab.eval.runner import Runner, alive, done
 from kvlab.eval.setting import Setting
 from kvlab.eval.task import Item, Task
 from kvlab.eval.tasks import TASKS as GENERATED
-from kvlab.model.load import LoadedModel
+from kvlab.model import LoadedModel
 from kvlab.model.progress import shown
 
 # Short names of tasks, for lists: name -> class. A task from elsewhere is named by its path.

@@ -14,11 +14,16 @@ from scipy.optimize import nnls
 from kvlab.core import BadInput, Measurement, Variant
 from kvlab.eval.clock import synchronize
 from kvlab.eval.speed import fill
-from kvlab.model import model_geometry, portrait
-from kvlab.model.adapter import PagedCache
-from kvlab.model.decode import Decoder, Driver, check_driver
-from kvlab.model.device import prepare_device
-from kvlab.model.prefill import prefill
+from kvlab.model import (
+    Decoder,
+    Driver,
+    PagedCache,
+    check_driver,
+    model_geometry,
+    portrait,
+    prefill,
+    prepare_device,
+)
 from kvlab.sim import Calibration
 
 

@@ -28,7 +28,8 @@ VARIED = {
     "window": {"sink, middle=false": ("sink", {"middle": False}),
                "sink, rerotate": ("sink", {"middle": False, "rerotate": True})},
     "prefix": {"hash, hold=false": ("hash", {"hold": False})},
-    "budget": {"shares, 3 to 1": ("shares", {"shares": [3, 1]})},
+    "budget": {"shares, 3 to 1": ("shares", {"shares": [3, 1]}),
+               "duo, with gates": ("duo", {"gates": [[0, 1], [1, 0]]})},
 }  # fmt: skip
 LIMITS = {
     "none": {}, "blocks": {"budget_blocks": 64}, "bytes": {"budget_bytes": 1 << 24},
@@ -39,6 +40,7 @@ COMPLETIONS = {
     "a budget": {"limit": "percent"},
     "window.middle=false": {"window": "sink, middle=false"},
     "a policy and a budget": {"policy": "lru", "limit": "percent"},
+    "a policy that scores, and a budget": {"policy": "snapkv", "limit": "percent"},
     "a policy and a budget in blocks": {"policy": "lru", "limit": "blocks"},
     "a budget in blocks": {"limit": "blocks"},
     "groups": {"groups": "per_layer"},
@@ -48,6 +50,14 @@ COMPLETIONS = {
     "a policy, a budget in blocks and groups": {
         "policy": "lru", "limit": "blocks", "groups": "per_layer"},
     "a budget in blocks and groups": {"limit": "blocks", "groups": "per_layer"},
+}
+OF_TOKENS = {  # what else is tried where heads choose tokens
+    "evict=token": {"evict": "token"},
+    "a policy that scores and a budget": {"policy": "snapkv", "limit": "percent"},
+    "evict=token, a policy that scores and a budget": {
+        "evict": "token", "policy": "snapkv", "limit": "percent"},
+    "a policy that scores, a budget and groups": {
+        "policy": "snapkv", "limit": "percent", "groups": "per_layer"},
 }
 
 
@@ -63,7 +73,8 @@ def axes() -> dict[str, list[str]]:
     shipped = {axis: [*table.TABLE[axis].members, *VARIED.get(axis, ())] for axis in table.AXES}
     return shipped | {
         "limit": list(LIMITS),
-        "groups": ["all", "per_layer"],
+        "groups": ["all", "per_layer", "per_head"],
+        "evict": ["block", "token"],
         "block_size": ["1", "16", "64", "256"],
     }
 
@@ -81,8 +92,10 @@ def verdict(chosen: dict[str, str]) -> Verdict:
     Of several refusals the one counts that is about a chosen axis and names another one; of equals
     the last.
     """
-    refusals = []
-    for needs, extra in COMPLETIONS.items():
+    refusals, tried = [], COMPLETIONS
+    if "token" in chosen.values() or "per_head" in chosen.values():
+        tried = COMPLETIONS | OF_TOKENS
+    for needs, extra in tried.items():
         if needs and extra.keys() <= chosen.keys():
             continue  # nothing of it would be added
         try:

@@ -2,7 +2,7 @@
 
 Each variant that evicts under a budget gets three companions of the same bytes:
 
-    random      the same in all, but any evictable block may leave
+    random      the same in all, but any evictable block (or token of a head) may leave
     shuffled    the same policy, its scores dealt to other blocks (`policy.Shuffled`); only where
                 a policy scores blocks by attention or contents
     window      no choice at all: four sinks, and the newest tokens that the budget has room for
@@ -97,12 +97,14 @@ def _of_retrieval(variant: Variant) -> Iterator[Variant]:
 def _of_policy(variant: Variant, member: EvictionPolicy) -> Iterator[Variant]:
     spec = variant.spec
     yield _control(variant, "random", "random eviction", replace(spec, policy=Random))
-    if member.scored:
+    if member.scored and not spec.by_token:  # of tokens, dealt scores are drawn ones
         shuffled = replace(spec, policy=_shuffle(spec.policy))
         word = f"shuffled {member.name}"
         yield _control(variant, word, f"scores of {member.name} dealt to other blocks", shuffled)
     own = spec.window if _keeps_head(spec.window) else SinkWindow(SINKS, spec.block_size)
-    spec = replace(spec, policy=FIFO, window=own)
+    groups = "per_layer" if spec.budget.divides else "all"  # the newest are so for every head
+    budget = spec.budget.layers if spec.budget.by_head else spec.budget
+    spec = replace(spec, policy=FIFO, window=own, evict="block", groups=groups, budget=budget)
     yield _control(variant, "window", "the newest tokens, in as many bytes", spec)
 
 

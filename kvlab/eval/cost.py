@@ -13,8 +13,7 @@ from kvlab.eval.rows import memory
 from kvlab.eval.runner import Runner
 from kvlab.eval.task import Item, TimedTask
 from kvlab.eval.text_loss import check_lengths, with_decode_tokens
-from kvlab.model.decode import Decoder, Driver, check_driver
-from kvlab.model.prefill import prefill
+from kvlab.model import Decoder, Driver, check_driver, prefill
 
 
 class TextCost(TimedTask):

@@ -14,9 +14,7 @@ from torch import Tensor
 from kvlab.core import Measurement, Variant
 from kvlab.eval.clock import seconds
 from kvlab.eval.sweep import Batch, Point, Sweep, at_least, check_variants
-from kvlab.model import PagedCache
-from kvlab.model.decode import Decoder, Driver, check_driver
-from kvlab.model.prefill import prefill
+from kvlab.model import Decoder, Driver, PagedCache, check_driver, prefill
 
 
 @dataclass

@@ -10,7 +10,7 @@ from kvlab.eval.cost import TextCost
 from kvlab.eval.needle import SecretNumber
 from kvlab.eval.recall import Needles
 from kvlab.eval.text_loss import BudgetLoss, TextLoss
-from kvlab.model.decode import Driver
+from kvlab.model import Driver
 
 
 class Evaluate(Bench):

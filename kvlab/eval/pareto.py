@@ -10,8 +10,7 @@ from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, KvlabError, Variant
 from kvlab.eval.jobs import Evaluate
 from kvlab.eval.runner import Runner, alive
-from kvlab.model import model_geometry
-from kvlab.model.decode import Driver
+from kvlab.model import Driver, model_geometry
 from kvlab.window import NoWindow, SinkWindow
 
 OBJECTIVES = {

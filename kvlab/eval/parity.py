@@ -16,6 +16,8 @@ from kvlab.core import BadInput, Measurement
 from kvlab.eval.recording import (
     Decision,
     Recording,
+    Simulated,
+    agreement,
     differing,
     foresees,
     record,
@@ -38,7 +40,7 @@ class Parity(Sweep):
     policies: judged on requests with shared prefixes, one at a time; the simulator sees nothing
         but the requests. Null: all that need no attention.
     text_policies: judged on one text of `text_tokens` in a cache of `text_blocks`, whose attention
-        they hear; only the recorded events can be replayed. Null: all but belady.
+        they hear; only the recorded events can be replayed. Null: all that need no future.
     batch: sequences at a time in a third run, with preemption and `batch_output_tokens` for each
         request, replayed from its events, for `batch_policies` (null: as `policies`).
     """
@@ -150,19 +152,11 @@ def judged(
     return rows, found
 
 
-def counts(live: Recording, other) -> Iterator[Measurement]:
+def counts(live: Recording, other: Simulated) -> Iterator[Measurement]:
     """Hits, misses and evictions of both; all differences are 0 when they agree."""
-    accesses, hits = other.result.block_accesses, int(live.hits().sum())
-    decisions = differing(live.contents(), other.contents)
-    yield Measurement("simulated_differing_decisions", len(decisions), "decisions", "lower",
-                      count=live.evictions)
-    yield Measurement("block_hit_percent", 100 * hits / accesses, "%", "higher", count=accesses)
-    yield Measurement("simulated_block_hit_percent", other.result.block_hit_percent, "%", "higher",
-                      count=accesses)
+    yield from agreement(live, other)
+    hits = int(live.hits().sum())
     yield Measurement("hit_difference", abs(hits - other.result.block_hits), "blocks", "lower")
-    requests = int(np.count_nonzero(live.hits() != other.hits))
-    yield Measurement("requests_with_other_hits", requests, "requests", "lower",
-                      count=len(live.requests))
     yield Measurement("eviction_difference", abs(live.evictions - other.result.evictions), "blocks",
                       "lower")
 

@@ -18,11 +18,9 @@ from kvlab.cache import CacheSpec
 from kvlab.core import Measurement, Variant
 from kvlab.eval.clock import fresh_peak, seconds
 from kvlab.eval.sweep import Point, Sweep, at_least, check_peers, check_variants
-from kvlab.model.adapter import PagedCache
-from kvlab.model.decode import Decoder
+from kvlab.model import Decoder, PagedCache, prefill
 from kvlab.model.fuse import fused
 from kvlab.model.peers import dynamic_prefill
-from kvlab.model.prefill import prefill
 from kvlab.model.room import activation_bytes, standing_bytes, weight_bytes
 
 PEERS = {"dynamic whole": None, "dynamic chunked": True}  # whether in chunks

@@ -14,10 +14,8 @@ from torch import Tensor
 from kvlab.core import BadInput, Measurement, Variant
 from kvlab.eval.clock import seconds
 from kvlab.eval.sweep import Point, Sweep, at_least, check_variants
-from kvlab.model.adapter import PagedCache
+from kvlab.model import LoadedModel, PagedCache, prefill
 from kvlab.model.fuse import fused
-from kvlab.model.load import LoadedModel
-from kvlab.model.prefill import prefill
 
 
 @dataclass

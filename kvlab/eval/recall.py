@@ -14,7 +14,7 @@ from kvlab.eval.needle import SecretNumber
 from kvlab.eval.rows import interval
 from kvlab.eval.runner import Runner
 from kvlab.eval.task import Item
-from kvlab.model.decode import Driver
+from kvlab.model import Driver
 
 
 class Needles(Forced):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import zip_longest
 from typing import NamedTuple
@@ -12,10 +12,8 @@ from torch import Tensor
 
 from kvlab.blocks import BlockLedger, chained_hashes, replay, victims
 from kvlab.cache import CacheSpec
-from kvlab.core import BadInput
-from kvlab.model import PagedCache
-from kvlab.model.load import LoadedModel
-from kvlab.model.prefill import forward_chunk
+from kvlab.core import BadInput, Measurement
+from kvlab.model import LoadedModel, PagedCache, forward_chunk
 from kvlab.policy import EvictionPolicy, asked, by_name
 from kvlab.serve import Limits, Loop, Request, Served, StepClock, as_trace
 from kvlab.sim import CostModel, SimResult, Trace, simulate
@@ -86,15 +84,25 @@ def record(
     """Serve `requests` live, one at a time unless `limits` say more, and keep all events."""
     empty = PagedCache.for_model(loaded.model, spec)
     names = [chained_hashes(empty.identity, spec.block_size, r.prompt) for r in requests]
-    coming = servable(requests, names, spec.block_size, empty.groups[0].ledger.capacity)
+    coming = servable(requests, names, spec.block_size, only_ledger(empty).capacity)
     cache = PagedCache.for_model(loaded.model, replace(spec, policy=fresh(policy, coming)))
-    ledger, events = cache.groups[0].ledger, []
+    ledger, events = only_ledger(cache), []
     ledger.events = events.append
     clock = clock or StepClock()
     served = Loop(loaded, cache, limits or Limits(running=1), clock).run(requests)
     cache.check()
     return Recording(policy, ledger.capacity, events, served, requests, names,
                      spec.block_size, cache.shape)  # fmt: skip
+
+
+def only_ledger(cache: PagedCache) -> BlockLedger:
+    """The ledger of a cache whose layers share their blocks. Raises `BadInput` for another: each
+    of its ledgers decides for itself, and a simulation is of one."""
+    if len(cache.groups) > 1:
+        raise BadInput("cache.groups", cache.spec.groups, f"makes {len(cache.groups)} groups of "
+                       "layers of this model, and one ledger is compared with its simulation; "
+                       "cache.groups=all, and a model whose layers are alike")
+    return cache.groups[0].ledger
 
 
 def servable(requests: list[Request], names: list, size: int, capacity: int) -> list[list[int]]:
@@ -161,13 +169,28 @@ def differing(live: Sequence, other: Sequence) -> list[Decision]:
     return [Decision(number, a, b) for number, (a, b) in pairs if a != b]
 
 
+def agreement(live: Recording, other: Simulated) -> Iterator[Measurement]:
+    """What both runs hit, and in how much they differ: in nothing when they agree."""
+    accesses, requests = other.result.block_accesses, len(live.requests)
+    decisions = len(differing(live.contents(), other.contents))
+    unlike = int(np.count_nonzero(live.hits() != other.hits))
+    percent = 100 * int(live.hits().sum()) / max(1, accesses)
+    for name, value, unit, better, count in (
+        ("block_hit_percent", percent, "%", "higher", accesses),
+        ("simulated_block_hit_percent", other.result.block_hit_percent, "%", "higher", accesses),
+        ("requests_with_other_hits", unlike, "requests", "lower", requests),
+        ("simulated_differing_decisions", decisions, "decisions", "lower", live.evictions),
+    ):
+        yield Measurement(name, value, unit, better, count=count)
+
+
 def record_text(
     loaded: LoadedModel, spec: CacheSpec, ids: Tensor, policy: str, chunk_tokens: int
 ) -> Recording:
     """Read one text, `ids` [T], through a cache too small for it; the policy hears its attention.
     """
     cache = PagedCache.for_model(loaded.model, replace(spec, policy=fresh(policy, [])))
-    ledger, events = cache.groups[0].ledger, []
+    ledger, events = only_ledger(cache), []
     if ledger.capacity is None:
         raise BadInput("cache.budget_blocks", None, "a text needs a budget that it does not fit in")
     ledger.events = events.append

@@ -12,11 +12,8 @@ from torch import Tensor
 
 from kvlab.cache import CacheSpec
 from kvlab.core import KvlabError, RunFailed
-from kvlab.model import PagedCache
-from kvlab.model.decode import Decoder, Driver
-from kvlab.model.load import LoadedModel
-from kvlab.model.prefill import forward_chunk
-from kvlab.track.failure import Failure
+from kvlab.model import Decoder, Driver, LoadedModel, PagedCache, forward_chunk
+from kvlab.track import Failure
 
 
 @dataclass(eq=False)

@@ -12,8 +12,7 @@ import numpy as np
 from kvlab.cache import CacheStats
 from kvlab.core import BadInput
 from kvlab.eval.runner import Runner
-from kvlab.track.folder import save_whole
-from kvlab.track.rows import canonical
+from kvlab.track import canonical, save_whole
 
 FOLDER = "scores"
 ACCOUNT = ("stats", "peak_bytes", "tokens")  # beside the arrays of a task

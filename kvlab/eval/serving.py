@@ -13,13 +13,19 @@ import torch
 from kvlab.blocks import HashSharing
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, Measurement
-from kvlab.eval.recording import Recording, Simulated, differing, foresees, record, simulated
+from kvlab.eval.recording import (
+    Recording,
+    Simulated,
+    agreement,
+    foresees,
+    only_ledger,
+    record,
+    simulated,
+)
 from kvlab.eval.sweep import Point, Sweep
-from kvlab.model import PagedCache
-from kvlab.model.load import LoadedModel
+from kvlab.model import LoadedModel, PagedCache
 from kvlab.policy import by_name
-from kvlab.serve import Limits, Loop, Request, WallClock
-from kvlab.serve.ttft import TtftModel
+from kvlab.serve import Limits, Loop, Request, TtftModel, WallClock
 
 MIB = 1 << 20
 LENGTHS = (1, 16, 64, 128, 256, 384, 512, 768, 1024)  # tokens of the prompts that calibrate
@@ -64,7 +70,7 @@ class PrefixHitRate(Sweep):
                 for budget, policy in product(self.budgets_mib, self.policies):
                     spec = replace(plain, budget_bytes=int(budget * MIB), policy="lru",
                                    prefix=HashSharing(outputs=False))
-                    ledger = PagedCache.for_model(loaded.model, spec).groups[0].ledger
+                    ledger = only_ledger(PagedCache.for_model(loaded.model, spec))
                     params = {
                         "trace": source.name, "requests": len(made), "format": format,
                         "policy": policy, "budget_mib": budget, **loaded.about(),
@@ -83,16 +89,7 @@ class PrefixHitRate(Sweep):
 
 def rows(live: Recording, other: Simulated, speed: TtftModel) -> Iterator[Measurement]:
     """Live and simulated side by side; what differs between them is counted, not averaged."""
-    accesses, hits = other.result.block_accesses, int(live.hits().sum())
-    decisions = differing(live.contents(), other.contents)
-    yield Measurement("block_hit_percent", 100 * hits / max(1, accesses), "%", "higher",
-                      count=accesses)
-    yield Measurement("simulated_block_hit_percent", other.result.block_hit_percent, "%", "higher",
-                      count=accesses)
-    yield Measurement("requests_with_other_hits", int(np.count_nonzero(live.hits() != other.hits)),
-                      "requests", "lower", count=len(live.requests))
-    yield Measurement("simulated_differing_decisions", len(decisions), "decisions", "lower",
-                      count=live.evictions)
+    yield from agreement(live, other)
     yield Measurement("evictions", live.evictions, "blocks", "lower")
     done = [(s, hit) for s, hit in zip(live.served, other.hits.tolist()) if s.state == "done"]
     yield Measurement("refused_requests", len(live.served) - len(done), "requests", "lower")

@@ -9,9 +9,7 @@ from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, Variant
 from kvlab.eval.controls import controls
 from kvlab.eval.runner import Runner
-from kvlab.model import model_geometry
-from kvlab.model.device import prepare_device
-from kvlab.model.load import LoadedModel
+from kvlab.model import LoadedModel, model_geometry, prepare_device
 from kvlab.model.room import adaptive_chunk
 
 

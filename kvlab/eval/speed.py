@@ -12,9 +12,7 @@ from torch import Tensor
 from kvlab.core import Measurement, Variant
 from kvlab.eval.clock import copy_ceiling, event_ms, seconds
 from kvlab.eval.sweep import Point, Sweep, at_least, check_peers, check_variants
-from kvlab.model import portrait
-from kvlab.model.adapter import PagedCache
-from kvlab.model.decode import Decoder, Driver, check_driver
+from kvlab.model import Decoder, Driver, PagedCache, check_driver, portrait
 from kvlab.model.peers import PEERS, Peer
 
 FILL_TOKENS = 16384  # of a row, that a cache takes over at a time

@@ -8,9 +8,7 @@ from typing import NamedTuple
 import torch
 
 from kvlab.core import BadInput, Measurement, Variant
-from kvlab.model import model_geometry
-from kvlab.model.device import prepare_device
-from kvlab.model.load import LoadedModel
+from kvlab.model import LoadedModel, model_geometry, prepare_device
 
 
 class Batch(NamedTuple):

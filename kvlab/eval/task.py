@@ -22,7 +22,7 @@ import numpy as np
 from kvlab.core import Measurement
 from kvlab.eval import rows
 from kvlab.eval.runner import Runner
-from kvlab.model.load import LoadedModel
+from kvlab.model import LoadedModel
 
 Raw = dict[str, np.ndarray]  # what a run of one item leaves; kept on disk under these names
 NOTHING: Mapping = MappingProxyType({})

@@ -19,7 +19,7 @@ from kvlab.eval.divergence import compare, nll
 from kvlab.eval.rows import interval, size
 from kvlab.eval.runner import Runner
 from kvlab.eval.task import Item, StepTask
-from kvlab.model.decode import Driver, check_driver
+from kvlab.model import Driver, check_driver
 
 DECODED_BLOCK = 32  # tokens resampled together
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import prod
 from typing import NamedTuple
 
@@ -70,9 +71,6 @@ class KVFormat:
 
     def planes(self, g: CacheGeometry) -> dict[str, Plane]:
         """Plane name -> shape after [L, N] and dtype; scales included. Layers have one shape."""
-        if self.sinks > g.block_size:
-            raise BadInput("format.sinks", self.sinks, "first tokens must lie within a block, and "
-                           f"cache.block_size={g.block_size}; take larger blocks or fewer sinks")
         return self.planes_of(g.shape, g.block_size)
 
     def planes_of(self, shape: LayerShape, slots: int) -> dict[str, Plane]:
@@ -94,16 +92,28 @@ class KVFormat:
         side = {p: {n[2:]: t for n, t in planes.items() if n[:2] == p} for p in ("k_", "v_")}
         return self.key.dequantize(side["k_"], dtype), self.value.dequantize(side["v_"], dtype)
 
+    def each(self, layers: int) -> list[KVFormat]:
+        """The format of each layer of a model. Raises `BadInput` where there is none for one."""
+        return [self] * layers
+
+    def groups(self, g: CacheGeometry) -> list[tuple[int, ...]]:
+        """Numbers of the layers of each shape and format, in the order in which these come."""
+        names = (format.identity for format in self.each(g.layers))
+        found: dict[tuple, list[int]] = {}
+        for layer, key in enumerate(zip(g.shapes, names)):
+            found.setdefault(key, []).append(layer)
+        return [tuple(layers) for layers in found.values()]
+
     def block_bytes(self, g: CacheGeometry) -> int:
         """Bytes of one sealed block in all layers."""
-        each = {shape: sum(p.nbytes for p in self.planes_of(shape, g.block_size).values())
-                for shape in set(g.shapes)}  # fmt: skip
-        return sum(each[shape] for shape in g.shapes)
+        alike = Counter(zip(self.each(g.layers), g.shapes))
+        return sum(count * p.nbytes for (format, shape), count in alike.items()
+                   for p in format.planes_of(shape, g.block_size).values())  # fmt: skip
 
     def token_bits(self, g: CacheGeometry) -> int:
         """Payload bits of one token in all layers, without scales: what a name promises."""
-        return sum(s.kv_heads * (s.k_width * self.key.bits + s.v_width * self.value.bits)
-                   for s in g.shapes)  # fmt: skip
+        return sum(s.kv_heads * (s.k_width * f.key.bits + s.v_width * f.value.bits)
+                   for f, s in zip(self.each(g.layers), g.shapes))  # fmt: skip
 
     def bits_per_element(self, g: CacheGeometry) -> float:
         """Stored bits for one key or value element, scales and zeros included."""

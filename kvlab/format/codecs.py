@@ -71,14 +71,24 @@ class Fp8(Codec):
 
     axis: what one scale covers: `token` (one token of one head), `channel` (one channel of one
         head within the block), or `auto`.
+    centred: where scales belong to channels, what is stored is the distance to the middle of the
+        channel (`middle_of`), which is kept beside it as the zero: e4m3 is finest there.
     slots_last: store [H, D, S] instead of [H, S, D]; what the decode kernel wants of values.
     """
 
     bits = 8
     has_kernel = True
 
-    def __init__(self, axis: str = "token", slots_last: bool = False):
+    def __init__(self, axis: str = "token", slots_last: bool = False, centred: bool = False):
         self.axis, self.slots_last = check_axis(axis), slots_last
+        self.centred = centred
+        if centred and axis == "token":
+            raise BadInput("format.centred", True, "takes the middle of a channel, and axis=token "
+                           "has no scale of a channel's own; take axis=auto or centred=false")
+
+    def has_zero(self, slots: int) -> bool:
+        """Whether a block of `slots` tokens keeps its channels' middles."""
+        return self.centred and self.axis_of(slots) == "channel"
 
     def axis_of(self, slots: int) -> str:
         """What one scale covers in a block of `slots` tokens: `channel` or `token`."""
@@ -87,19 +97,27 @@ class Fp8(Codec):
     def planes(self, slots: int, heads: int, dim: int) -> dict[str, Plane]:
         shape = data_shape(slots, heads, dim, self.slots_last)
         data = Plane(shape, torch.float8_e4m3fn)
-        return {"data": data, "scale": scale_plane(self.axis, slots, heads, dim)}
+        scale = scale_plane(self.axis, slots, heads, dim)
+        return {"data": data, "scale": scale} | ({"zero": scale} if self.has_zero(slots) else {})
 
     def quantize(self, x: Tensor) -> dict[str, Tensor]:
-        data, scale = ref.quantize_fp8(heads_first(x), reduced_dim(self.axis, x.shape[1]))
-        return {"data": laid(data, self.slots_last), "scale": scale}
+        x, extra = heads_first(x), {}
+        if self.has_zero(x.shape[2]):
+            extra["zero"] = ref.middle_of(x, -2)
+            x = x - extra["zero"].float().unsqueeze(-2)
+        data, scale = ref.quantize_fp8(x, reduced_dim(self.axis, x.shape[2]))
+        return {"data": laid(data, self.slots_last), "scale": scale} | extra
 
     def dequantize(self, planes: dict[str, Tensor], dtype: torch.dtype) -> Tensor:
         data = laid(planes["data"], self.slots_last).float()
-        scale = spread(planes["scale"], self.axis, data.shape[2])
-        return (data * scale).to(dtype).transpose(1, 2)
+        x = data * spread(planes["scale"], self.axis, data.shape[2])
+        if "zero" in planes:
+            x = x + spread(planes["zero"], self.axis, data.shape[2])
+        return x.to(dtype).transpose(1, 2)
 
     def __repr__(self) -> str:
-        return f"fp8/{self.axis}" + ("/slots" if self.slots_last else "")
+        centred = "/centred" if self.centred else ""
+        return f"fp8/{self.axis}{centred}" + ("/slots" if self.slots_last else "")
 
 
 class Packed(Codec):

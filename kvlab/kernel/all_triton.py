@@ -1,5 +1,6 @@
 """The Triton kernels by the names that the rooms above call them."""
 
+from kvlab.kernel.best_triton import best_of
 from kvlab.kernel.decode_triton import paged_decode
 from kvlab.kernel.gather_triton import gather
 from kvlab.kernel.merge_triton import merge_into
@@ -10,6 +11,6 @@ from kvlab.kernel.select_triton import choose, score
 from kvlab.kernel.shares_triton import token_shares
 
 __all__ = [
-    "append", "choose", "gather", "merge_into", "move", "paged_decode", "score", "seal",
-    "seal_open", "support", "token_shares",
+    "append", "best_of", "choose", "gather", "merge_into", "move", "paged_decode", "score",
+    "seal", "seal_open", "support", "token_shares",
 ]

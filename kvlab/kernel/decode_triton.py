@@ -25,7 +25,7 @@ LOG2E = 1.4426950408889634
 JOINED = 40  # parts of a row and head that its last program merges, where there are many rows
 
 
-def _tile(k: Side, v: Side, slots: int, wanted: int) -> tuple[int, int, bool]:
+def _tile(k: Side, v: Side, slots: int, wanted: int) -> dict[str, int | bool]:
     """Tokens of a tile, tiles of a block, and whether a tile covers several blocks.
 
     Scales per channel belong to one block, so there a tile does too. 32 tokens is the least depth
@@ -38,8 +38,8 @@ def _tile(k: Side, v: Side, slots: int, wanted: int) -> tuple[int, int, bool]:
         return max(32, next_power(slots)), 1, False
     whole = slots & (slots - 1) == 0
     if not whole or ((k.channel or v.channel) and slots < wanted):
-        return max(32, next_power(slots)), 1, False
-    return wanted, max(1, slots // wanted), slots < wanted
+        return {"tile": max(32, next_power(slots)), "per_block": 1, "multi": False}
+    return {"tile": wanted, "per_block": max(1, slots // wanted), "multi": slots < wanted}
 
 
 def _splits(rows: int, kv_heads: int, resident: int) -> int:
@@ -54,6 +54,12 @@ def _splits(rows: int, kv_heads: int, resident: int) -> int:
 
     tried = {resident // pairs, *range(3 if rows > 1 else 1, 9)} - {0}
     return max(sorted(tried), key=lambda n: round(busy(n), 2))
+
+
+def _most(frame: Frame, width: int) -> int:
+    """Programs that a table of `width` columns has work for; one of few is half empty mostly."""
+    most = max(1, -(-width * frame.S // frame.tile))
+    return -(-most // 2) if frame.fresh and width <= 64 else most
 
 
 def _tails(pairs: int, slots: int, gpu: tune.Device) -> int:
@@ -143,44 +149,62 @@ def paged_decode(
     wanted, warps, stages, fill, *cap = setting or _setting(
         format, k, v, slots, setting_key(format, slots, dim, group), gpu.name
     )
-    tile, per_block, multi = _tile(k, v, slots, wanted)
-    most = max(1, -(-width * slots // tile))  # a table of few columns is half empty mostly
-    most = -(-most // 2) if new and width <= 64 else most
-    splits = min(_splits(rows, kv_heads, gpu.processors * fill), most)
-    frame = Frame(
-        H=kv_heads, G=group, GP=next_power(group), D=dim, S=slots, P=sealed.slab_blocks,
-        open_P=open.slab_blocks, warps=warps, tile=tile, per_block=per_block, multi=multi,
-        digits=2, mass=mass is not None, per_head=table.ndim == 3,
-        chained=gpu.chained, fresh=new is not None, tails=_tails(rows * kv_heads, slots, gpu),
-        open_dtype=TYPES[tail.dtype], **_apart_frame(apart),
+    frame = _frame(
+        q, sealed, open, gpu, warps=warps, mass=mass is not None, per_head=table.ndim == 3,
+        fresh=new is not None, **_tile(k, v, slots, wanted), **_apart_frame(apart),
     )
+    splits = min(_splits(rows, kv_heads, gpu.processors * fill), _most(frame, width))
     chain = {"launch_pdl": True} if gpu.chained else {}
     parts = splits + frame.tails
     join = parts <= JOINED and rows * kv_heads > gpu.processors
     scratch, lines = scratch or Scratch(), rows * heads * parts
     take, arrivals = scratch.take, scratch.counters("arrivals", rows * kv_heads, q.device)
     part_out, part_lse = take("out", lines * dim, q.device), take("lse", lines, q.device)
-    cells = None if mass is None else take("cells", rows * heads * width * per_block, q.device)
-    apart_lse = None if mass is None or not apart else take("apart", rows * heads, q.device)
+    shares = 0 if mass is None else rows * heads * width * frame.per_block
+    cells = take("cells", shares, q.device) if shares else None
+    apart_lse = take("apart", rows * heads, q.device) if shares and apart else None
     out, lse = torch.empty_like(q), torch.empty(rows, heads, dtype=torch.float32, device=q.device)
-    k_new, v_new = new or (q, q)
     decode_split_kernel[(rows * kv_heads, parts)](
-        q, k_new, v_new, part_out, part_lse, cells, out, lse, arrivals, sealed.base, table,
+        q, *(new or (q, q)), part_out, part_lse, cells, out, lse, arrivals, sealed.base, table,
         n_blocks, open.base, open_slot, open_len, width, splits, scale * LOG2E,
         *offsets(sealed.planes), tail.offset_bytes, open.planes["v_data"].offset_bytes,
-        *_apart_arguments(apart, apart_lse), F=frame, K=k, V=v, JOIN=join, num_warps=warps,
-        num_stages=stages,
+        *_apart_arguments(apart, apart_lse),
+        F=frame, K=k, V=v, JOIN=join, num_warps=warps, num_stages=stages,
         **({"maxnreg": cap[0]} if cap else {}), **chain,
     )
-    if not join:
-        combine_kernel[(rows * kv_heads, group, dim // 32)](
-            part_out, part_lse, out, lse, parts, G=group, D=dim, SP=next_power(parts), WIDTH=32,
-            CHAINED=gpu.chained, **chain,
+    given = part_out, part_lse, cells, apart_lse, out, lse, mass, n_blocks
+    _finish(*given, 0 if join else parts, frame, chain)
+    return out, lse
+
+
+def _frame(q: Tensor, sealed, open, gpu: tune.Device, **choices) -> Frame:
+    """Sizes of a launch over these stores, and what was chosen for it."""
+    (rows, heads, dim), tail = q.shape, open.planes["k_data"]
+    kv_heads, slots, _ = tail.shape
+    group = heads // kv_heads
+    return Frame(
+        H=kv_heads, G=group, GP=next_power(group), D=dim, S=slots, P=sealed.slab_blocks,
+        open_P=open.slab_blocks, digits=2, chained=gpu.chained,
+        tails=_tails(rows * kv_heads, slots, gpu), open_dtype=TYPES[tail.dtype], **choices,
+    )
+
+
+def _finish(
+    part_out: Tensor, part_lse: Tensor, cells: Tensor | None, apart_lse: Tensor | None,
+    out: Tensor, lse: Tensor, mass: Tensor | None, n_blocks: Tensor,
+    parts: int, frame: Frame, chain: dict,
+) -> None:
+    """Merge `parts` partial results of each row and head, 0 where that is done; then the shares."""
+    rows, heads, dim = out.shape
+    if parts:
+        combine_kernel[(rows * frame.H, frame.G, dim // 32)](
+            part_out, part_lse, out, lse, parts, G=frame.G, D=dim, SP=next_power(parts), WIDTH=32,
+            CHAINED=frame.chained, **chain,
         )
     if mass is not None:
+        width = mass.shape[-1]
         step = min(256, next_power(width))
         mass_kernel[(rows * heads, triton.cdiv(width, step))](
-            cells, apart_lse, lse, mass, n_blocks, width, TPB=per_block,
-            HEADS=group if frame.per_head else heads, APART=bool(frame.apart), WIDTH=step,
+            cells, apart_lse, lse, mass, n_blocks, width, TPB=frame.per_block,
+            HEADS=frame.G if frame.per_head else heads, APART=bool(frame.apart), WIDTH=step,
         )
-    return out, lse

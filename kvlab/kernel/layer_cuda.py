@@ -87,8 +87,8 @@ def takes(x: Tensor, finish: Finish, start: Start) -> bool:
 
 @lru_cache(maxsize=64)
 def _usable(device: torch.device, of: Sizes) -> bool:
-    tiles = of.DIM // 16
-    return (_piece(of) > 0 and of.DIM % 16 == 0 and tiles & (tiles - 1) == 0
+    per_head = of.DIM // 16
+    return (_piece(of) > 0 and of.DIM % 16 == 0 and per_head & (per_head - 1) == 0
             and of.HIDDEN % 16 == 0 and of.INNER % 8 == 0)
 
 
@@ -98,7 +98,7 @@ def _piece(of: Sizes) -> int:
     return next((n for n in (1024, 512) if all(w % n == 0 for w in widths)), 0)
 
 
-def _tiles(count: int, processors: int, choices: tuple[int, ...]) -> int:
+def tiles(count: int, processors: int, choices: tuple[int, ...]) -> int:
     """Tiles that a block multiplies at once, of `count`: the fewest rounds, then the least work."""
     fitting = [n for n in choices if count % n == 0]
     return min(fitting, key=lambda n: (-(-count // n // processors) * n, -n))
@@ -111,8 +111,8 @@ def _macros(of: Sizes, rows: int, processors: int) -> dict[str, int]:
     return {name: int(value) for name, value in of._asdict().items()} | {
         "ROWS": padded, "PIECE": _piece(of), "SLOTS": SLOTS[padded],
         "OUT_HALVES": OUT_HALVES[padded],
-        "GATE_TILES": _tiles(of.INNER // 8, processors, (1, 2, 3, 4)),
-        "QKV_TILES": _tiles((of.HEADS + 2 * of.KV) * per_head, processors, few),
+        "GATE_TILES": tiles(of.INNER // 8, processors, (1, 2, 3, 4)),
+        "QKV_TILES": tiles((of.HEADS + 2 * of.KV) * per_head, processors, few),
     }
 
 

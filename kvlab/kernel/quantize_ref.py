@@ -52,6 +52,16 @@ def quantize_fp8(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return scaled.to(torch.float8_e4m3fn), scale
 
 
+def middle_of(x: Tensor, dim: int) -> Tensor:
+    """fp32 `x` -> fp16, half way between its least and its largest value along `dim`.
+
+    Of a block that is read and sealed again it is the same, which a mean is not; and it stays as
+    near (attention of Qwen2.5 keys, see docs/FORMATS.md).
+    """
+    middle = (x.amin(dim) + x.amax(dim)) * 0.5 + 0.0  # no negative zero
+    return middle.clamp(-FP16_MAX, FP16_MAX).half()
+
+
 def rotate(x: Tensor) -> Tensor:
     """fp32 `x` [..., D] times the Hadamard matrix of D channels over sqrt(D); its own inverse.
 

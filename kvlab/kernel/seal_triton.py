@@ -44,7 +44,7 @@ def divide(x, s, AXIS: tl.constexpr):
 def encode(x, seen, C: tl.constexpr):
     """fp32 [T, D] -> values to store [T, D] (int32 codes or fp32), scale and zero [D] or [T]."""
     AXIS: tl.constexpr = 0 if C.channel else 1
-    if C.zero:
+    if C.zero and C.kind == INT:
         low = tl.min(tl.where(seen, x, float("inf")), AXIS)
         high = tl.max(tl.where(seen, x, -float("inf")), AXIS)
         low = tl.where(low == float("inf"), 0.0, low)  # of tokens that do not exist
@@ -56,8 +56,14 @@ def encode(x, seen, C: tl.constexpr):
         y = (x + ROUND).to(tl.int32, bitcast=True) & (2**C.bits - 1)
     else:
         LIMIT: tl.constexpr = 2.0 ** (C.bits - 1) - 1 if C.kind == INT else TOP
+        if C.zero:  # FP8 around the middle of a channel
+            low = tl.min(tl.where(seen, x, float("inf")), 0)
+            middle = (low + tl.max(tl.where(seen, x, -float("inf")), 0)) * 0.5 + 0.0
+            zero = tl.minimum(tl.maximum(middle, -HALF_MAX), HALF_MAX).to(tl.float16)
+            x -= zero.to(tl.float32)[None, :]
         scale, s = stored_scale(tl.max(tl.where(seen, tl.abs(x), 0.0), AXIS), LIMIT)
-        zero = scale
+        if not C.zero:
+            zero = scale
         x = tl.minimum(tl.maximum(divide(x, s, AXIS), -LIMIT), LIMIT)
         if C.kind == INT:
             code = (x + ROUND).to(tl.int32, bitcast=True) + 2 ** (C.bits - 1)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from kvlab.format import Dense
 from kvlab.kernel import nvrtc
+from kvlab.kernel.layer_cuda import tiles
 from kvlab.kernel.layer_ref import Finish, Start
 from kvlab.kernel.step_ref import Past
 
@@ -111,12 +112,6 @@ def _fits(device: torch.device, of: Sizes) -> bool:
             and of.MIXED // GRID % (256 // (GRID // of.KV)) == 0)
 
 
-def _tiles(count: int, choices: tuple[int, ...]) -> int:
-    """Tiles that a block multiplies at once, of `count`: the fewest rounds, then the least work."""
-    fitting = [n for n in choices if count % n == 0]
-    return min(fitting, key=lambda n: (-(-count // n // GRID) * n, -n))
-
-
 def _macros(of: Sizes) -> dict[str, int]:
     wide = all(w % 1024 == 0 for w in (of.HIDDEN, of.MIXED, of.INNER))
     heads = (of.HEADS + 2 * of.KV) * of.DIM // 16
@@ -124,15 +119,15 @@ def _macros(of: Sizes) -> dict[str, int]:
     return of._asdict() | {
         "PIECE": 1024 if wide else 512, "SLOTS": SLOTS if wide else 2 * SLOTS, "GRID": GRID,
         "COPIES": COPIES, "BACKOFF": BACKOFF,
-        "OUT_HALVES": of.HIDDEN // 1024, "GATE_TILES": _tiles(of.INNER // 8, (1, 2, 3, 4)),
-        "QKV_TILES": _tiles(heads, few),
+        "OUT_HALVES": of.HIDDEN // 1024, "GATE_TILES": tiles(of.INNER // 8, GRID, (1, 2, 3, 4)),
+        "QKV_TILES": tiles(heads, GRID, few),
     }
 
 
 def shared_bytes(m: dict[str, int]) -> int:
     """Shared memory of a block: the ring, then struct `Shared`."""
-    pitch, tiles = 2 * m["PIECE"] + 64, max(m["GATE_TILES"], m["QKV_TILES"])
-    part = 8 * max(128 * tiles, m["HEADS"] // m["KV"] * (m["DIM"] + 2))
+    pitch, most = 2 * m["PIECE"] + 64, max(m["GATE_TILES"], m["QKV_TILES"])
+    part = 8 * max(128 * most, m["HEADS"] // m["KV"] * (m["DIM"] + 2))
     return m["SLOTS"] * (8 * pitch + 16) + 4 * pitch + 4 * (part + 8)
 
 

@@ -1,8 +1,15 @@
 """The only room that knows transformers: loading, the cache's door, the drivers."""
 
 from kvlab.model.adapter import PagedCache
+from kvlab.model.decode import Decoder, Driver, check_driver
+from kvlab.model.device import prepare_device
+from kvlab.model.load import LoadedModel
 from kvlab.model.portrait import model_geometry, portrait
-from kvlab.model.prefill import PrefillResult, prefill
+from kvlab.model.prefill import PrefillResult, forward_chunk, prefill, run_chunk
 from kvlab.model.text_summary import TextSummary
 
-__all__ = ["PagedCache", "PrefillResult", "TextSummary", "model_geometry", "portrait", "prefill"]
+__all__ = [
+    "Decoder", "Driver", "LoadedModel", "PagedCache", "PrefillResult", "TextSummary",
+    "check_driver", "forward_chunk", "model_geometry", "portrait", "prefill", "prepare_device",
+    "run_chunk",
+]  # fmt: skip

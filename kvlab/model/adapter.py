@@ -217,9 +217,9 @@ class PagedCache(Copies, Reach, Watched, Cache):
         """
         self.core.lineage.facts.check(module)
         refuse_other_depth(len(self.layers), module)
-        window_of(mask)
+        window = window_of(mask)
         refuse_misfit(self.made[0][:4], q, k, v)
-        self.forward = Forward.begun(self, q, mask, positions)
+        self.forward = Forward.begun(self, q, mask, window, positions)
 
     def close_forward(self, positions) -> None:
         """The last layer has attended."""

@@ -72,7 +72,7 @@ class Columns:
 
     def lengths(self) -> np.ndarray:
         """Tokens of each row."""
-        return np.full(self.rows, self.seen) if self.real is None else self.real.sum(1)
+        return np.full(self.rows, self.seen) if self._held is None else self.real.sum(1)
 
     # ---- a forward
 
@@ -82,7 +82,7 @@ class Columns:
         Raises `KvlabError` where the past is not what this cache holds.
         """
         if real is None:
-            if self.real is not None:
+            if self._held is not None:
                 raise KvlabError("the past of this batch has padding, and no attention mask came "
                                  "that hides it; give attention_mask over past and new tokens")
             return Plan(tokens, [tokens] * self.rows)
@@ -130,7 +130,7 @@ class Columns:
 
     def advance(self, plan: Plan, positions: Tensor | None = None) -> None:
         """The columns of `plan` are there; positions [1 or B, T], by default those that follow."""
-        if plan.real is not None or self.real is not None:
+        if plan.real is not None or self._held is not None:
             self._materialize(plan.tokens)
             new = slice(self.seen, self.seen + plan.tokens)
             self._held[:, new] = True if plan.real is None else plan.real
@@ -142,20 +142,27 @@ class Columns:
 
     def _note_positions(self, plan: Plan, positions: Tensor) -> None:
         """On the positions' device, so that nobody waits for them."""
-        device = positions.device
+        device, unknown = positions.device, self._ends is None
         positions = positions.expand(self.rows, -1)
         if plan.order is not None:
             positions = positions.gather(1, torch.from_numpy(plan.order).to(device))
-        counts, width = torch.tensor(plan.counts, device=device), positions.shape[1]
-        unknown = self._ends is None
-        ends = torch.as_tensor(positions[:, -1] + 1 if unknown else self._ends, device=device)
-        first = positions.gather(1, (width - counts).clamp(max=width - 1)[:, None])[:, 0]
-        held = torch.as_tensor(self.lengths(), device=device) > counts
-        leapt = (held & (counts > 0) & (first != ends)).any() | unknown
-        inner = torch.arange(1, width, device=device) > (width - counts)[:, None]
-        leapt = leapt | (inner & (positions.diff() != 1)).any()
-        self._odd = self._odd | leapt
-        self._ends = torch.where(counts > 0, positions[:, -1] + 1, ends)
+        whole, width = plan.real is None, positions.shape[1]  # mostly, and nothing is looked up
+        first, ends = positions[:, 0], positions[:, -1] + 1
+        before = ends if unknown else torch.as_tensor(self._ends, device=device)
+        steps = positions.diff() != 1 if width > 1 else None
+        if not whole:
+            counts = torch.tensor(plan.counts, device=device)
+            first = positions.gather(1, (width - counts).clamp(max=width - 1)[:, None])[:, 0]
+            ends = torch.where(counts > 0, ends, before)
+            if steps is not None:
+                steps &= torch.arange(1, width, device=device) > (width - counts)[:, None]
+        counts, leapt = np.array(plan.counts), first != before
+        goes_on = (counts > 0) & (self.lengths() > counts)
+        if not goes_on.all():
+            leapt = leapt & torch.from_numpy(goes_on).to(device)
+        leapt = leapt.any() | unknown
+        self._odd = self._odd | (leapt if steps is None else leapt | steps.any())
+        self._ends = ends
 
     def next_positions(self) -> list[int]:
         """The position after the last token of each row, 0 for a row without any.
@@ -223,7 +230,7 @@ class Columns:
 
     def interior(self, plan: Plan) -> bool:
         """Whether, after `plan`, a row has padding behind a token."""
-        if self.real is None and plan.real is None:
+        if self._held is None and plan.real is None:
             return False
         parts = [np.ones((self.rows, n), bool) if r is None else r
                  for n, r in ((self.seen, self.real), (plan.tokens, plan.real))]

@@ -78,37 +78,33 @@ class Decoder:
 
         Raises `OutOfBlocks` before anything has changed where the budget is too small.
         """
-        cache, rows = self.cache, len(self.cache.rows)
+        cache, core, rows = self.cache, self.cache.core, self.cache.rows
         tokens = tokens.reshape(-1, 1)
-        if len(tokens) != rows:
-            raise KvlabError(f"the cache holds {rows} rows, {len(tokens)} tokens came")
-        if self._eager:
+        if len(tokens) != len(rows):
+            raise KvlabError(f"the cache holds {len(rows)} rows, {len(tokens)} tokens came")
+        if self.driver == "eager" or self.why_eager is not None:
             return self._plain(tokens)
-        cache.abort()
+        core.abort()
         if self._steps % GLANCE_STEPS == 0:
-            cache.glance()
+            core.lineage.glance()
         self._steps += 1
-        plan = Plan(1, [1] * rows)
+        plan = Plan(1, [1] * len(rows))
         for window in self._windows:
             check_window(padded_span(cache.columns, plan), window)
         positions = cache.columns.next_positions()
-        cache.begin(cache.rows, [1] * rows)
+        core.begin(rows, plan.counts)
         try:
             logits = self._run(tokens, positions)
         except BaseException:
-            cache.abort()
+            core.abort()
             raise
         if logits is None:
-            cache.abort()
+            core.abort()
             return self._plain(tokens)
-        cache.commit()
+        core.commit()
         cache.columns.advance(plan)
         cache.tell_later(tokens[:, 0], positions)
         return logits
-
-    @property
-    def _eager(self) -> bool:
-        return self.driver == "eager" or self.why_eager is not None
 
     def _plain(self, tokens: Tensor) -> Tensor:
         return forward_chunk(self.model, tokens, self.cache, last=True)[:, -1]
@@ -123,12 +119,12 @@ class Decoder:
         if self.driver == "static":
             step.run()
             return step.logits
-        tables = [table for group in self.cache.groups for table in group.sources.in_place()]
+        tables = [table for group in self.cache.core.groups for table in group.sources.in_place()]
         stale = self._tables is None or any(a is not b for a, b in zip(tables, self._tables))
         if (stale or not self.captured) and not self._capture(tables):
             return None
         step.replay()
-        for group, mass in zip(self.cache.groups, self._masses):
+        for group, mass in zip(self.cache.core.groups, self._masses):
             group.watch.replayed(group.sources.sealed.decoding, mass)
         return step.logits
 

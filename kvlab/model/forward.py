@@ -29,27 +29,32 @@ class NoForward:
 class Forward(NoForward):
     """One forward of the rows of a cache.
 
-    plan: which columns are tokens, the same in all layers. mask: what the first layer got. span:
-    the columns over which a row has padding between tokens, 0 without. step: what attends, the
-    step under way in the cache. made: by layer, see `refuse_misfit`, and
-    the cap of its logits.
+    plan: which columns are tokens, the same in all layers. mask: what the first layer got, and the
+    sliding window that it tells. span: the columns over which a row has padding between tokens, 0
+    without. step: what attends, the step under way in the cache. made: by layer, see
+    `refuse_misfit`, and the cap of its logits.
     """
 
-    def __init__(self, plan: Plan, mask, span: int, step: Running, made: list[tuple]):
+    def __init__(
+        self, plan: Plan, mask, window: int | None, span: int, step: Running, made: list[tuple]
+    ):
         self.plan, self.span, self.made, self._agreed = plan, span, made, [mask]
         self.step = step if plan.order is None and not plan.looks else Packed(plan, step)
         self.layers = 0  # that have attended
-        self._windows: dict[int, tuple] = {}  # of masks that were met
+        self._windows = {id(mask): (window, mask)}  # of masks that were met
 
     @classmethod
-    def begun(cls, cache, query: Tensor, mask, positions) -> Forward:
+    def begun(cls, cache, query: Tensor, mask, window: int | None, positions) -> Forward:
         """Open the step of `query` [B, Hq, T, D] in `cache`; raises before anything has changed."""
         batch, _, tokens, _ = query.shape
         columns = admitted(cache, batch)
         real = tokens_of(mask, batch, tokens, columns.seen + tokens)
         plan = columns.plan(real, tokens)
-        take(cache, columns, plan, positions)  # first: what is hidden now is padding, too
-        return cls(plan, mask, padded_span(columns, plan), cache.core.running, cache.made)
+        step = take(cache, columns, plan, positions)  # first: what is hidden now is padding, too
+        span = padded_span(columns, plan)
+        if span:
+            check_window(span, window)
+        return cls(plan, mask, window, span, step, cache.made)
 
     def enter(self, layer: int, q, k, v, mask, softcap: float | None) -> int | None:
         """The sliding window of a layer that is about to attend, which its mask tells."""
@@ -114,33 +119,33 @@ def admitted(cache, batch: int) -> Columns:
 
     Raises `KvlabError` for another number of rows than the cache holds.
     """
-    cache.abort()  # what a forward that failed between layers left behind
+    if cache.core.sequences.under_way:  # what a forward that failed between layers left behind
+        cache.core.abort()
     if cache.teller is not None:
         cache.teller.admit()
-    rows = cache.rows
-    if rows and len(rows) != batch:
-        raise KvlabError(f"the cache holds {len(rows)} rows, the batch has {batch}")
-    return cache.columns if rows else Columns(batch)
+    columns = cache.columns
+    if columns.rows and columns.rows != batch:
+        raise KvlabError(f"the cache holds {columns.rows} rows, the batch has {batch}")
+    return columns if columns.rows else Columns(batch)
 
 
-def take(cache, columns: Columns, plan: Plan, positions: Tensor | None) -> None:
+def take(cache, columns: Columns, plan: Plan, positions: Tensor | None) -> Running:
     """Open the step of `plan`; what its mask hides for good is forgotten before."""
-    core, fresh = cache.core, not cache.rows
-    requests = core.requests
+    core, rows = cache.core, cache.rows
+    fresh, requests = not rows, core.requests
     if fresh:
-        cache.rows = [requests.open() for _ in range(columns.rows)]
+        cache.rows = rows = [requests.open() for _ in range(columns.rows)]
         cache.columns = columns
-    rows = cache.rows
     if plan.keep:
         requests.truncate_all({rows[row]: count for row, count in plan.keep.items()})
         columns.hide(plan.keep)
     coming, cache.coming = cache.coming, None
-    if cache.spec.prefix.shares:
+    if core.spec.prefix.shares:
         requests.catch_up()
         for row, ids in known_tokens(cache, coming, plan, positions):
             core.lineage.keep_apart(row) if ids is None else requests.tell(row, ids)
     try:
-        core.begin(rows, plan.counts)
+        return core.begin(rows, plan.counts)
     except BaseException:
         if fresh:  # another batch may come first
             cache.finish()

@@ -11,8 +11,8 @@ through the same code; one row over plain blocks goes through all layers in one 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 import torch.nn.functional as F
@@ -35,39 +35,59 @@ except ImportError:  # no Triton on this platform
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")  # frequencies that no length changes
 
 
-@contextmanager
-def fused(model: nn.Module) -> Iterator[int]:
+def fused(model: nn.Module) -> AbstractContextManager[int]:
     """Within it `model` decodes through fused layers; gives the number of layers replaced.
 
     Layers that compute anything else than the Llama family (see `alike`) stay as they are.
     Weights are neither copied nor changed, and prefill runs as before but for the RMSNorms.
     """
-    undo: list[nn.Module] = []
-    layers = [module for module in model.modules() if fusible(module)]
-    ahead = Ahead()
-    try:
-        for module in model.modules():
-            if is_rms_norm(module):
-                _put(module, partial(_norm, module), undo)
+    return Fusing(model).on()
+
+
+class Fusing:
+    """Which parts of `model` are replaced by what, found out once: `on` may be entered again and
+    again, and looks anew only where a module or a parameter is another object than it was."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        self._places: list[tuple[dict, str, object]] = []  # who holds which part under which name
+        self._ahead = Ahead()
+        self._layers: list[nn.Module] = []
+        self._parts: list[tuple[nn.Module, Callable]] = []
+
+    @contextmanager
+    def on(self) -> Iterator[int]:
+        """Within it the model runs fused; gives the number of layers replaced."""
+        if not self._places or any(held.get(name) is not x for held, name, x in self._places):
+            self._find()
+        undo: list[nn.Module] = []
+        try:
+            for module, forward in self._parts:
+                if "forward" not in vars(module):  # somebody else's replacement is left alone
+                    module.forward = forward
+                    undo.append(module)
+            yield len(self._layers)
+        finally:
+            self._ahead.finish(None)
+            for module in undo:
+                del module.forward
+
+    def _find(self) -> None:
+        model, modules = self.model, list(self.model.modules())
+        held = [part for m in modules for part in (m._modules, m._parameters)]
+        self._places = [(part, name, x) for part in held for name, x in part.items()]
+        self._layers = layers = [module for module in modules if fusible(module)]
         weights = [(_start(layer), _finish(layer)) for layer in layers]
-        for number, layer in enumerate(layers):
-            _put(layer, FusedLayer(number, layers, weights, ahead), undo)
+        parts = [(module, partial(_norm, module)) for module in modules if is_rms_norm(module)]
+        parts += [(layer, FusedLayer(number, layers, weights, self._ahead))
+                  for number, layer in enumerate(layers)]  # fmt: skip
         rotary = getattr(model.get_decoder(), "rotary_emb", None)
         if getattr(rotary, "rope_type", None) in STATIC_ROPE and is_rotary(rotary):
-            _put(rotary, partial(_angles, rotary), undo)
+            parts.append((rotary, partial(_angles, rotary)))
         head = model.get_output_embeddings()
         if head is not None and head.bias is None:
-            _put(head, partial(_head, head), undo)
-        yield len(layers)
-    finally:
-        for module in undo:
-            del module.forward
-
-
-def _put(module: nn.Module, forward, undo: list[nn.Module]) -> None:
-    if "forward" not in vars(module):  # somebody else's replacement is left alone
-        module.forward = forward
-        undo.append(module)
+            parts.append((head, partial(_head, head)))
+        self._parts = parts
 
 
 def fusible(layer: nn.Module) -> bool:
@@ -133,8 +153,8 @@ class Ahead:
         made, self._made = self._made, None
         return made[2] if made and made[0] is hidden and made[1] is angles else None
 
-    def finish(self, hidden: Tensor) -> None:
-        """`hidden` has been through all layers."""
+    def finish(self, hidden: Tensor | None) -> None:
+        """`hidden` has been through all layers; None: nothing has."""
         self._made, self._done = None, hidden
 
     def finished(self, hidden: Tensor) -> bool:

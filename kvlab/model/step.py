@@ -11,7 +11,7 @@ from kvlab.core import KvlabError
 from kvlab.kernel.step_ref import Past
 from kvlab.model.adapter import PagedCache
 from kvlab.model.doors import PagedLayer
-from kvlab.model.fuse import fused
+from kvlab.model.fuse import Fusing
 from kvlab.model.library import cache_parameter
 from kvlab.model.refusals import refuse_other_depth
 
@@ -85,7 +85,7 @@ class Step:
     """
 
     def __init__(self, model, cache: Cache, rows: int):
-        self.model, self.cache = model, cache
+        self.model, self.cache, self.fusing = model, cache, Fusing(model)
         self.ids, self.positions = (
             torch.zeros(rows, 1, dtype=torch.long, device=model.device) for _ in range(2)
         )
@@ -105,7 +105,7 @@ class Step:
 
     def run(self) -> None:
         """Compute the logits of `ids`, through fused layers."""
-        with fused(self.model):
+        with self.fusing.on():
             self._forward()
 
     def _forward(self) -> None:
@@ -134,7 +134,7 @@ class Step:
         """Record one run; nothing is computed."""
         self.graph = None  # its memory first
         graph = torch.cuda.CUDAGraph()
-        with fused(self.model), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with self.fusing.on(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._forward()
         self.graph = graph
 

@@ -75,7 +75,9 @@ def watch_ends(model) -> None:
 
 def _ended(decoder, args, kwargs, output):
     """What did not go through all layers is undone; without an error of its own it is one."""
-    for cache in (x for x in (*args, *kwargs.values()) if isinstance(x, Watched)):
+    for cache in (*args, *kwargs.values()):
+        if not isinstance(cache, Watched):
+            continue
         layers = cache.undo_forward()
         if output is not None and layers is not None:
             raise KvlabError(f"this forward attended over its PagedCache in {layers} of "

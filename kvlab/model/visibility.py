@@ -115,7 +115,7 @@ def tokens_of(
     """
     if isinstance(mask, Tensor):
         real = _from_4d(mask, batch, tokens, columns)
-    elif mask is None or _hides_nothing(mask.padding, columns):
+    elif mask is None or mask.padding is None or _hides_nothing(mask.padding, columns):
         return None
     else:
         real = pad(mask.padding, (0, max(0, columns - mask.padding.shape[-1])))[:, :columns]

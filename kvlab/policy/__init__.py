@@ -24,14 +24,24 @@ from kvlab.policy.lru_queues import ARC, MQ
 from kvlab.policy.moment import Moment
 from kvlab.policy.priority import Hybrid, Priority
 from kvlab.policy.requests import RequestARC, RequestLFU
-from kvlab.policy.scored import TOVA, ExpectedAttention, KeyNorm, SnapKV
+from kvlab.policy.scored import (
+    RKV,
+    TOVA,
+    Compactor,
+    ExpectedAttention,
+    KeyDiff,
+    KeyNorm,
+    LagKV,
+    SnapKV,
+)
 from kvlab.policy.shuffled import Shuffled
 from kvlab.policy.timed import TTL, KeepUntilReturn
 
 __all__ = [
     "ARC", "Adaptive", "AdmitCost", "AdmitReuse", "AttentionMass", "Belady", "BlockMeta",
-    "EvictionPolicy", "ExpectedAttention", "FIFO", "GDSF", "Hybrid", "KeepUntilReturn", "KeyNorm",
-    "LFU", "LRU", "LeafFirst", "Learned", "MQ", "Moment", "NoEviction", "PGDSF", "Priority",
-    "PriorityPolicy", "Random", "RequestARC", "RequestLFU", "S3FIFO", "SIEVE", "Shuffled", "SnapKV",
-    "TOVA", "TTL", "WALRU", "asked", "by_name", "names",
+    "Compactor", "EvictionPolicy", "ExpectedAttention", "FIFO", "GDSF", "Hybrid", "KeepUntilReturn",
+    "KeyDiff", "KeyNorm", "LFU", "LRU", "LagKV", "LeafFirst", "Learned", "MQ", "Moment",
+    "NoEviction", "PGDSF", "Priority", "PriorityPolicy", "RKV", "Random", "RequestARC",
+    "RequestLFU", "S3FIFO", "SIEVE", "Shuffled", "SnapKV", "TOVA", "TTL", "WALRU", "asked",
+    "by_name", "names",
 ]  # fmt: skip

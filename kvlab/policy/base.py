@@ -83,6 +83,7 @@ class EvictionPolicy:
     scored = False  # whether its order depends on `meta.score`
     control = False  # whether it is itself what other policies have to beat
     foresees = False  # whether it is made with the future of a trace
+    bounds = False  # whether no policy can hit more: what it reaches is the most there is
     asks: tuple[str, ...] = ()  # fields of `Moment` without which it cannot work
     expires = False  # whether `begin` may give blocks up
     # What the live cache makes scores and touches of: a scorer's name, dotted path, class or

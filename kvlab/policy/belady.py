@@ -28,7 +28,7 @@ class Belady(PriorityPolicy):
     """
 
     name = "belady"
-    foresees = True
+    foresees = bounds = True
 
     def __init__(self, future: Iterable | None = None, by_request: bool = False):
         super().__init__()

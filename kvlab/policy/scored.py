@@ -56,6 +56,18 @@ class KeyNorm(Scored):
     observes = by_token = "key_norm"
 
 
+class KeyDiff(Scored):
+    """The block whose keys point where all point leaves.
+
+    KeyDiff (Park et al. 2025, https://arxiv.org/abs/2504.15364): keys unlike the mean of all are
+    looked at. No parameters. Differs by block: the mean of a block, the same choice for all heads
+    of a layer group; tokens by head with cache.evict=token.
+    """
+
+    name = "key_diff"
+    observes = by_token = "key_diff"
+
+
 class TOVA(Scored):
     """The block that the newest token looks at least leaves.
 
@@ -65,3 +77,59 @@ class TOVA(Scored):
 
     name = "tova"
     observes = by_token = "tova"
+
+
+class ScoredTokens(Scored):
+    """A method that ranks single tokens and has no form for blocks."""
+
+    name = ""
+    observes = None
+
+
+class LagKV(ScoredTokens):
+    """The token that sticks out least leaves, measured by the tokens after it.
+
+    LagKV (Liang et al. 2025, https://arxiv.org/abs/2504.04704), see `kvlab.cache.keys.LagKV`.
+    lag: tokens of a partition; sinks: first tokens that rank highest.
+    """
+
+    name = "lagkv"
+    by_token: object = "lagkv"
+
+    def __init__(self, lag: int = 128, sinks: int = 4):
+        super().__init__()
+        self.lag, self.sinks = lag, sinks
+        self.by_token = "lagkv", {"lag": lag, "sinks": sinks}
+
+
+class Compactor(ScoredTokens):
+    """The token of least leverage, and least looked at in its piece of text, leaves.
+
+    Compactor (Chari and Van Durme 2025, https://arxiv.org/abs/2507.08143), see
+    `kvlab.cache.leverage.Compactor`. sketch: dims; piece: tokens; blend: weight of the leverage.
+    """
+
+    name = "compactor"
+    by_token: object = "compactor"
+
+    def __init__(self, sketch: int = 48, piece: int = 256, blend: float = 0.35, seed: int = 0):
+        super().__init__()
+        self.sketch, self.piece, self.blend, self.seed = sketch, piece, blend, seed
+        self.by_token = "compactor", {"sketch": sketch, "piece": piece, "blend": blend,
+                                      "seed": seed}  # fmt: skip
+
+
+class RKV(ScoredTokens):
+    """The token that is looked at least, and says what others say, leaves while decoding.
+
+    R-KV (Cai et al. 2025, https://arxiv.org/abs/2505.24133), see `kvlab.cache.redundancy.RKV`.
+    mix: weight of importance against redundancy; alike: cosine from which a key repeats another.
+    """
+
+    name = "rkv"
+    by_token: object = "rkv"
+
+    def __init__(self, mix: float = 0.1, alike: float = 0.5):
+        super().__init__()
+        self.mix, self.alike = mix, alike
+        self.by_token = "rkv", {"mix": mix, "alike": alike}

@@ -9,10 +9,11 @@ from kvlab.pool.blocks import (
     fused_kernels,
     no_kernels,
 )
+from kvlab.pool.heads import HeadPool
 from kvlab.pool.slabs import ALIGNMENT, MAX_SLABS, LayerPlanes, Meter, PlaneView, SlabStore
 
 __all__ = [
-    "ALIGNMENT", "FINE_SLAB_TOKENS", "MAX_SLABS", "SLAB_TOKENS", "Apart", "BlockPool",
+    "ALIGNMENT", "FINE_SLAB_TOKENS", "MAX_SLABS", "SLAB_TOKENS", "Apart", "BlockPool", "HeadPool",
     "LayerPlanes", "Meter", "PlaneView", "SlabStore", "Workspace", "away", "fused_kernels",
     "no_kernels",
 ]  # fmt: skip

@@ -119,7 +119,7 @@ class BlockPool:
         self.geometry, self.format, self.dtype = geometry, format, dtype
         self.block_size = geometry.block_size
         self.device = torch.device(device)
-        self.shape = geometry.shape
+        self.shape = self.row_shape = geometry.shape  # of a layer, and of what a row holds of it
         wanted = fused_kernels(self.device.type, kernels)
         self.why_plain = None if wanted is None else no_kernels(format, self.shape)
         self.fused = wanted if self.why_plain is None else None
@@ -132,6 +132,8 @@ class BlockPool:
         self.apart = Apart(format.sinks, self.shape, g.layers, dtype, device, self.meter)
         self._open_row: dict[int, int] = {}
         self._free_rows: list[int] = []
+
+    by_head = False  # whether heads may hold unlike blocks
 
     @property
     def exact(self) -> bool:
@@ -215,6 +217,9 @@ class BlockPool:
         whole = (x.unflatten(0, (len(blocks), self.block_size)) for x in (k, v))
         self.sealed.write(layer, blocks, self.format.quantize(*whole))
 
+    def present(self, layer: int, blocks: list[int]) -> Tensor | None:
+        """Which tokens of `read` each head has, bool [n*S, H]; None: all."""
+
     def seal_open(self, blocks: list[int]) -> None:
         """Seal full open `blocks` in all layers; their open places are given back."""
         self.sealed.commit(blocks)
@@ -251,7 +256,7 @@ class BlockPool:
     def gather(self, planes: LayerPlanes, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Blocks `ids` of any planes in this format, dequantized into the workspace."""
         tokens = len(ids) * self.block_size
-        out = self.workspace.take(tokens, self.shape, self.dtype, self.device)
+        out = self.workspace.take(tokens, self.row_shape, self.dtype, self.device)
         self.fused.gather(planes, self.format, ids, *out)
         return out
 

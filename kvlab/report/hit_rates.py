@@ -6,12 +6,15 @@ They take measurement rows as `measurements.jsonl` and `results.jsonl` hold them
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
+from kvlab import axes as table
+from kvlab.core import BadInput
 from kvlab.report import canvas
 
 HIT = "block_hit_percent"
@@ -137,9 +140,19 @@ def over_capacity(rows: list[dict]) -> Figure:
     return made
 
 
+@cache
+def is_bound(policy: str) -> bool:
+    """Whether rows of this name tell the most that any policy could hit; not, where nothing is
+    known by it any more."""
+    try:
+        return getattr(table.find("policy", policy), "bounds", False)
+    except BadInput:
+        return False
+
+
 def _look(policy: str, index: int) -> dict:
     """LRU and the adaptive policy in colour, the others told apart by marker and grey."""
-    if policy == "belady":
+    if is_bound(policy):
         return BOUND
     if policy in LOUD:
         return {
@@ -176,8 +189,10 @@ def over_tokens(rows: list[dict]) -> Figure:
     for trace, axes in panels:
         mine = [row for row in shown if row["params"]["trace"] == trace]
         for index, size in enumerate(sorted(set(map(_size, mine)))):
-            for policy, style in (("lru", "-"), ("belady", "--")):
+            own = dict.fromkeys(r["variant"] for r in mine if _size(r) == size)
+            for policy in (name for name in own if name == "lru" or is_bound(name)):
                 line = [r for r in mine if r["variant"] == policy and _size(r) == size]
+                style = "--" if is_bound(policy) else "-"
                 x, y = _line(line, "capacity_tokens")
                 look = {"linestyle": style, "color": canvas.COLOURS[index]}
                 label = f"{NAMES[policy]}, blocks of {size:,}"
@@ -197,7 +212,7 @@ def trade(rows: list[dict], budget: float) -> Figure:
         mine = [row for row in shown if row["params"]["trace"] == trace]
         value = {(r["params"]["format"], r["params"]["policy"]): r["value"] for r in mine}
         formats = [name for name in ORDER if any(f == name for f, _ in value)]
-        policies = [p for p in dict.fromkeys(p for _, p in value) if p != "belady"]
+        policies = [p for p in dict.fromkeys(p for _, p in value) if not is_bound(p)]
         _bars(axes, value, formats, policies)
         blocks = {r["params"]["format"]: r["params"]["capacity_blocks"] for r in mine}
         axes.set_xticks(range(len(formats)), [f"{f}\n{blocks[f]:,} blocks" for f in formats])
@@ -215,10 +230,10 @@ def _bars(axes: Axes, value: dict, formats: list[str], policies: list[str]) -> N
         colour = LOUD.get(policy, canvas.COLOURS[2 + index])
         drawn = axes.bar(x, y, width, color=colour, label=NAMES.get(policy, policy))
         axes.bar_label(drawn, fmt="%.1f", fontsize=9, padding=1)
-    best = [value.get((format, "belady")) for format in formats]
-    for at, height in enumerate(best):
-        if height is not None:
-            label = NAMES["belady"] if at == 0 else None
+    for (format, policy), height in value.items():
+        if is_bound(policy):
+            at = formats.index(format)
+            label = NAMES.get(policy, policy) if at == 0 else None
             axes.hlines(height, at - 0.42, at + 0.42, color="#000000", linestyle="--", label=label)
 
 
@@ -244,7 +259,7 @@ def over_budget(rows: list[dict]) -> Figure:
 def chooser(rows: list[dict]) -> Figure:
     """Each policy's distance from the best fixed one, over capacity."""
     judged = {row["variant"] for row in rows if row["name"] == "regret_points"}
-    shown = [row for row in _by_capacity(rows) if row["variant"] != "belady"]
+    shown = [row for row in _by_capacity(rows) if not is_bound(row["variant"])]
     made, panels = _panels(shown)
     for trace, axes in panels:
         mine = [row for row in shown if row["params"]["trace"] == trace]

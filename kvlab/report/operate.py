@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from kvlab.report import canvas
-from kvlab.report.hit_rates import NAMES, Picture, hits, traces
+from kvlab.report.hit_rates import NAMES, Picture, hits, is_bound, traces
 from kvlab.report.names import interval
 from kvlab.report.tables import Table
 
@@ -58,7 +58,7 @@ def miss_ratios(rows: list[dict]) -> Figure:
         for index, policy in enumerate(dict.fromkeys(row["variant"] for row in mine)):
             line = _points(mine, policy, "capacity_blocks")
             x, y = [at for at, _ in line], [100 - row["value"] for _, row in line]
-            bound = policy == "belady"
+            bound = is_bound(policy)
             colour = "#000000" if bound else canvas.COLOURS[index % 6]
             axes.plot(x, y, color=colour, linestyle="--" if bound else "-", linewidth=1.8)
             if not bound and all(row.get("low") is not None for _, row in line):
@@ -216,7 +216,7 @@ def _sentences(rows: list[dict], trace: str) -> Iterator[str]:
     capacity = capacities[len(capacities) // 2]
     here = [r for r in mine if r["params"].get("capacity_blocks") == capacity]
     rates = {row["variant"]: row for row in hits(here)}
-    lru, bound = rates["lru"], rates.get("belady")
+    lru, bound = rates["lru"], next((rates[name] for name in rates if is_bound(name)), None)
     yield f"**{trace}**, {capacity:,} blocks: LRU hits {_told(lru, ' %')} of the blocks."
     sure = [r for r in hits(here, GAIN) if r.get("low") is not None and r["low"] > 0]
     if sure:
@@ -225,7 +225,7 @@ def _sentences(rows: list[dict], trace: str) -> Iterator[str]:
     else:
         yield "No policy tried is surely better than LRU; keep it."
     if bound is not None:
-        top = max(row["value"] for name, row in rates.items() if name != "belady")
+        top = max(row["value"] for name, row in rates.items() if not is_bound(name))
         yield f"At most {bound['value'] - top:.1f} points more are left for any policy."
     tier = {r["params"]["host_blocks"]: r["value"] for r in hits(here, TIER)}
     if len(tier) > 1:

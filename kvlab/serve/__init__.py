@@ -12,8 +12,9 @@ from kvlab.serve.requests import (
     with_cancellations,
     with_rate,
 )
+from kvlab.serve.ttft import TtftModel
 
 __all__ = [
-    "BookChats", "Limits", "Loop", "Request", "Served", "StepClock", "TraceRequests", "WallClock",
-    "as_trace", "several", "with_cancellations", "with_rate",
+    "BookChats", "Limits", "Loop", "Request", "Served", "StepClock", "TraceRequests", "TtftModel",
+    "WallClock", "as_trace", "several", "with_cancellations", "with_rate",
 ]  # fmt: skip

@@ -12,8 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from kvlab.core import KvlabError, OutOfBlocks
-from kvlab.model import PagedCache
-from kvlab.model.load import LoadedModel
+from kvlab.model import LoadedModel, PagedCache
 from kvlab.serve.clock import WallClock
 from kvlab.serve.job import Job, Limits, Served
 from kvlab.serve.requests import Request

@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from kvlab.core import SeqId
-from kvlab.model import PagedCache
-from kvlab.model.prefill import run_chunk
+from kvlab.model import PagedCache, run_chunk
 
 
 @torch.inference_mode()

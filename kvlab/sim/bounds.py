@@ -10,15 +10,17 @@ only leaves go. A bound on block hits; not on hits weighted by tokens or FLOPs.
 from __future__ import annotations
 
 from heapq import heappop, heappush
-from itertools import combinations
 
 import numpy as np
 
+from kvlab.policy import Belady
 from kvlab.sim.curves import not_hittable, partial_access
 from kvlab.sim.outcome import HIT, MISS, PARTIAL, REFUSED, Outcome, Tally
 from kvlab.sim.result import SimResult
 from kvlab.sim.sizes import ModelShape, shape_by_name
 from kvlab.sim.trace import Trace
+
+NAME = Belady.name  # of its rows
 
 
 def bound(
@@ -30,7 +32,7 @@ def bound(
     shape: str | dict | ModelShape = "llama-3.1-8b",
     window_seconds: float | None = 60.0,
 ) -> SimResult:
-    """The best that a policy could do on this trace, as a simulation result named "belady"."""
+    """The best that a policy could do on this trace, as a simulation result named `NAME`."""
     trace.check_shares()
     misses, tally = not_hittable(partial_blocks), Tally(shape_by_name(shape), window_seconds)
     if prefix:
@@ -39,7 +41,7 @@ def bound(
     else:
         outcome = _Flat(trace).outcome(capacity_blocks)
     tally.add(trace, outcome)
-    return SimResult.of(tally, "belady", capacity_blocks, trace.block_size)
+    return SimResult.of(tally, NAME, capacity_blocks, trace.block_size)
 
 
 def _without_refused(trace: Trace, capacity: int, partial_misses: bool) -> Outcome:
@@ -50,11 +52,6 @@ def _without_refused(trace: Trace, capacity: int, partial_misses: bool) -> Outco
     inner = _Reachable(trace.select(fits), partial_misses).outcome(capacity)
     code[kept] = inner.code
     return Outcome(code, inner.evicted, kept[inner.evicted_at])
-
-
-def regret_percent(result: SimResult, best: SimResult) -> float:
-    """Points of block hit rate that a result lies below the bound."""
-    return best.block_hit_percent - result.block_hit_percent
 
 
 def smallest_ideal_capacity(trace: Trace) -> int:
@@ -144,36 +141,3 @@ def _farthest(heap: list[tuple], wanted: dict[int, int]) -> int:
 def _outcome(code: np.ndarray, evicted: list[tuple[int, int]]) -> Outcome:
     pairs = np.array(evicted, dtype=np.int64).reshape(-1, 2)
     return Outcome(code, pairs[:, 0], pairs[:, 1])
-
-
-def best_by_search(trace: Trace, capacity: int) -> int:
-    """Most block hits over all choices of victims, by trying them all. For tiny traces only."""
-    states: dict[frozenset, int] = {frozenset(): 0}
-    for contents in trace.requests():
-        if len(contents) > capacity:
-            continue
-        reached: dict[frozenset, int] = {}
-        for resident, hits in states.items():
-            run = next((i for i, c in enumerate(contents) if c not in resident), len(contents))
-            others = sorted(resident - set(contents))
-            short = len(others) + len(contents) - capacity
-            for victims in combinations(others, max(0, short)):
-                after = (resident | set(contents)) - set(victims)
-                reached[after] = max(reached.get(after, 0), hits + run)
-        states = reached
-    return max(states.values(), default=0)
-
-
-def optimum_flat_by_search(ids: list[int], capacity: int) -> int:
-    """Most hits of single blocks, by trying all victims. For tiny traces only."""
-    states: dict[frozenset, int] = {frozenset(): 0}
-    for content in ids:
-        reached: dict[frozenset, int] = {}
-        for resident, hits in states.items():
-            hit = content in resident
-            full = not hit and len(resident) == capacity
-            for victim in sorted(resident) if full else [None]:
-                after = (resident - {victim}) | {content}
-                reached[after] = max(reached.get(after, 0), hits + hit)
-        states = reached
-    return max(states.values(), default=0)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kvlab.core import Measurement
-from kvlab.sim.bounds import bound, smallest_ideal_capacity
+from kvlab.sim import bounds
 from kvlab.sim.curves import hit_curve, partial_access, stack_distances, weighted_curve
 from kvlab.sim.definitions import Definitions
 from kvlab.sim.jobs import about, listed, refuse_variants
@@ -102,10 +102,10 @@ class HitCurve:
             at_capacity = capacity - capacities[0]
             shares = (hits[at_capacity] / accesses, tokens[at_capacity] / asked)
             folder.add("lru", params, _percents(shares))
-            if self.definitions.counts_all and not folder.done("belady", params):
-                best = bound(trace, capacity, True, partial, window_seconds=None)
+            if self.definitions.counts_all and not folder.done(bounds.NAME, params):
+                best = bounds.bound(trace, capacity, True, partial, window_seconds=None)
                 shares = (best.block_hits / accesses, best.token_hits / asked)
-                folder.add("belady", params, _percents(shares))
+                folder.add(bounds.NAME, params, _percents(shares))
 
     def _facts(self, folder, trace: Trace) -> None:
         again, (_, blocks) = reuse(trace), working_set(trace, self.window_seconds)
@@ -114,7 +114,7 @@ class HitCurve:
         facts = {
             "working_set_blocks": (blocks.mean(), "blocks"),
             "working_set_peak_blocks": (blocks.max(), "blocks"),
-            "smallest_ideal_capacity_blocks": (smallest_ideal_capacity(trace), "blocks"),
+            "smallest_ideal_capacity_blocks": (bounds.smallest_ideal_capacity(trace), "blocks"),
             "unbounded_block_hit_percent": (self._unbounded(trace), "%"),
         }
         if len(again.age_ms):

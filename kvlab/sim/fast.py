@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from kvlab.core import BadInput
-from kvlab.policy import Belady, EvictionPolicy, by_name
+from kvlab.policy import EvictionPolicy, asked, by_name
 from kvlab.sim.outcome import Outcome, Tally
 from kvlab.sim.sizes import ModelShape
 from kvlab.sim.trace import Trace
@@ -72,10 +72,8 @@ class Compiled:
 
 
 def _made(policy: str | EvictionPolicy):
-    if policy == "belady":
-        policy = Belady(())
-    elif isinstance(policy, str):
-        policy = by_name(policy)
+    if isinstance(policy, str):
+        policy = asked(policy)(()) if asked(policy).bounds else by_name(policy)
     found = catalog.made(policy)
     if found is None:
         raise BadInput("policy", policy.name, f"compiled replay knows: {', '.join(PREFIX)}")

@@ -54,7 +54,7 @@ class Replay:
         return self._done[key]
 
     def _run(self, trace: Trace, policy: str, capacity: int) -> SimResult:
-        if policy == "belady":
+        if asked(policy).bounds:
             return bounds.bound(trace, capacity, *self.rules, **self.settings)
         how = self.tiers | self.settings
         compiled = self.compiled and policy in PREFIX
@@ -123,13 +123,17 @@ class HitRate:
             token_bytes(format, known_shape, block_size)  # refuses an unknown name now
 
     def _check(self, definitions: Definitions, service: CostModel | None) -> None:
-        asked = [*self.policies, *(self.budget_policies if self.budgets_gib else ())]
-        if self.replay.tiers and "belady" in asked:
-            remedy = "bounds one tier and one request at a time; leave it or host and service out"
-            raise BadInput("policies", "belady", remedy)
-        if not definitions.counts_all and "belady" in asked:
-            remedy = "bounds the hits of all requests together; leave it out or count all requests"
-            raise BadInput("policies", "belady", remedy)
+        for name in (*self.policies, *(self.budget_policies if self.budgets_gib else ())):
+            policy = asked(name)
+            if policy.bounds and self.replay.tiers:
+                raise BadInput("policies", name, "bounds one tier and one request at a time; leave "
+                               "it or host and service out")
+            if policy.bounds and not definitions.counts_all:
+                raise BadInput("policies", name, "bounds the hits of all requests together; leave "
+                               "it out or count all requests")
+            if policy.foresees and service:
+                raise BadInput("policies", name, "knows requests in the order of the trace, which "
+                               "service may change; leave it or service out")
         if definitions.outputs == "kept" and service:
             remedy = "service holds the blocks of answers itself while they are made; leave one out"
             raise BadInput("outputs", "kept", remedy)
@@ -199,7 +203,7 @@ class AdaptiveRegret:
                         self._measure(folder, trace, capacity, params)
 
     def _measure(self, folder, trace: Trace, capacity: int, params: dict) -> None:
-        names = [*self.fixed, "belady", self.adaptive]
+        names = [*self.fixed, bounds.NAME, self.adaptive]
         percent = {n: self.replay(trace, n, capacity).block_hit_percent for n in names}
         for name in names[:-1]:
             row = Measurement("block_hit_percent", percent[name], "%", "higher")
@@ -208,7 +212,7 @@ class AdaptiveRegret:
         gaps = (
             ("regret_points", best - judged, "lower"),
             ("gain_over_lru_points", judged - percent["lru"], "higher"),
-            ("regret_to_bound_points", percent["belady"] - judged, "lower"),
+            ("regret_to_bound_points", percent[bounds.NAME] - judged, "lower"),
         )
         rows = [Measurement("block_hit_percent", judged, "%", "higher")]
         rows += [Measurement(name, value, "points", better) for name, value, better in gaps]

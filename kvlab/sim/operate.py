@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kvlab.core import BadInput, Measurement
+from kvlab.policy import asked
 from kvlab.sim import bounds, fast
 from kvlab.sim.curves import hit_curve
 from kvlab.sim.definitions import Definitions
@@ -74,7 +75,7 @@ class Operate:
             if folder.done(policy, params):
                 continue
             with folder.surviving(policy, params):
-                if policy == "belady":
+                if asked(policy).bounds:
                     rows = bounds.bound(
                         trace, capacity, True, self.definitions.replayed, window_seconds=None
                     ).measurements()[:2]

@@ -139,7 +139,7 @@ def _compiled(policy, capacity, trace, prefix, partial_blocks, host, shape) -> C
         host=host and (host.policy, _capacity(host.capacity_blocks), host.mode),
         whole=isinstance(trace, Trace),
     )  # fmt: skip
-    if policy == "belady":
+    if isinstance(policy, str) and asked(policy).foresees:
         _check_known_ahead(policy, trace)
         runner.foresee(trace, hittable(trace, capacity, partial_blocks) if prefix else None)
     return runner

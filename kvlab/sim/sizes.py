@@ -91,12 +91,14 @@ class Codec:
     (head, token), shared by the D dimensions; "auto": channel from 16 tokens a block on.
     group: not fp16 numbers for all of those, but two of 8 bits for each so many of them (0: all),
     an fp16 unit for the head's block, and per channel an fp16 mean; see `kvlab.format.Grouped`.
+    centred: one number more where they are shared along channels.
     """
 
     bits: int
     numbers: int = 0
     axis: str = "token"
     group: int = 0
+    centred: bool = False
 
     def bits_per_element(self, block_size: int, head_dim: int) -> float:
         channel = self.axis == "channel" or (self.axis == "auto" and block_size >= 16)
@@ -105,23 +107,25 @@ class Codec:
             span = gcd(block_size if channel else head_dim, self.group)
             once = 1 / head_dim + (1.0 if channel else 0.0)
             return self.bits + 16.0 / span + 16.0 * once / block_size
-        return self.bits + 16.0 * self.numbers / (block_size if channel else head_dim)
+        numbers = self.numbers + (self.centred and channel)
+        return self.bits + 16.0 * numbers / (block_size if channel else head_dim)
 
 
 def _codec(name: str, axis: str) -> Codec:
     """By the name that the table of axes has: dense ones (fp16) share nothing, 8 bits are symmetric
-    (a scale), fewer bits asymmetric (a scale and a zero); a last g says that groups have them."""
-    bits = int(name.lstrip("bfpint").removesuffix("g"))
+    (a scale), fewer bits asymmetric (a scale and a zero); a last g says that groups have them, a
+    last c that keys have a middle too."""
+    bits = int(name.lstrip("bfpint").rstrip("gc"))
     if name.endswith("g"):
         return Codec(bits, axis=axis, group=32)
     if name.startswith("int"):
         return Codec(bits, 1 if bits == 8 else 2, axis)
-    return Codec(bits, int(bits == 8))
+    return Codec(bits, int(bits == 8), axis if name == "fp8c" else "token", centred=name == "fp8c")
 
 
 FORMATS = {
     name: (_codec(member.given["key"], "auto"), _codec(member.given["value"], "token"))
-    for name, member in axes.TABLE["format"].members.items()
+    for name, member in axes.TABLE["format"].members.items() if member.given
 }
 
 

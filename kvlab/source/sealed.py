@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -33,6 +34,11 @@ class Sealed(Source):
         self.segment_blocks, self.inv_freq = segment_blocks, inv_freq
         self.block_size = pool.geometry.block_size
         self.decoding: DecodeTables | None = None
+        self.kernels: list[Callable] | None = None  # by layer: `paged_decode` over these tables
+
+    def __getstate__(self) -> dict:
+        """A copy reads a pool of its own."""
+        return vars(self) | {"kernels": None}
 
     # ---- a chunk
 
@@ -92,9 +98,14 @@ class Sealed(Source):
 
     def prepare(self, extents: list[Extent]) -> None:
         rows = len(extents)
-        longest = max((e.past // self.block_size for e in extents), default=0)
+        longest = max([e.past for e in extents], default=0) // self.block_size
         if self.decoding is None or not self.decoding.fits(rows, longest):
             self.decoding = DecodeTables(rows, room_for(longest), self.pool.device)
+            self.kernels = None
+        if self.kernels is None:
+            t = self.decoding
+            self.kernels = [self._kernel(layer, t.table, t.n_blocks)
+                            for layer in range(self.pool.geometry.layers)]
         open_rows = [self.pool.open_row(e.writing) for e in extents]
         self.decoding.refresh(extents, self.tables, open_rows, self.pool.apart.rows.get)
 
@@ -102,24 +113,24 @@ class Sealed(Source):
         return [self.decoding]
 
     def decode(self, ask: Token) -> list[Read]:
-        pool, t = self.pool, ask.tables
-        mass = None if ask.watch is None else ask.watch.mass(t, ask.q.shape[1])
-        return [Read(*pool.fused.paged_decode(
-            ask.q, pool.sealed.layer(ask.layer), pool.format, t.table, t.n_blocks,
-            pool.open.layer(ask.layer), t.open_slot, t.open_now, scale=ask.scale, mass=mass,
-            scratch=pool.workspace.scratch, new=ask.new,
-            apart=pool.apart.first(ask.layer, t.first_row, t.first),
-        ), mass)]
+        mass = None if ask.watch is None else ask.watch.mass(ask.tables, ask.q.shape[1])
+        kernel = self.kernels[ask.layer]
+        return [Read(*kernel(ask.q, scale=ask.scale, mass=mass, new=ask.new), mass)]
 
     def decode_over(self, ask: Token, table: Tensor, n_blocks: Tensor) -> Read:
         """Over the blocks of another table, see `paged_decode`, and over the open tail."""
-        pool, t = self.pool, ask.tables
-        return Read(*pool.fused.paged_decode(
-            ask.q, pool.sealed.layer(ask.layer), pool.format, table, n_blocks,
-            pool.open.layer(ask.layer), t.open_slot, t.open_now, scale=ask.scale,
-            scratch=pool.workspace.scratch, new=ask.new,
-            apart=pool.apart.first(ask.layer, t.first_row, t.first),
-        ))
+        kernel = self._kernel(ask.layer, table, n_blocks)
+        return Read(*kernel(ask.q, scale=ask.scale, new=ask.new))
+
+    def _kernel(self, layer: int, table: Tensor, n_blocks: Tensor) -> Callable:
+        """`paged_decode` over all that stays in place: queries and scale are left to be given."""
+        pool, t = self.pool, self.decoding
+        return partial(
+            pool.fused.paged_decode, sealed=pool.sealed.layer(layer), format=pool.format,
+            table=table, n_blocks=n_blocks, open=pool.open.layer(layer), open_slot=t.open_slot,
+            open_len=t.open_now, scratch=pool.workspace.scratch,
+            apart=pool.apart.first(layer, t.first_row, t.first),
+        )
 
     # ---- accounts
 

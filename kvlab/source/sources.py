@@ -11,6 +11,7 @@ from kvlab.source.base import Source, overriding
 from kvlab.source.chosen import Choice
 from kvlab.source.digests import Digests
 from kvlab.source.entries import Summaries
+from kvlab.source.heads import HeadSealed
 from kvlab.source.host import Host
 from kvlab.source.sealed import Sealed
 from kvlab.source.tail import Tail
@@ -23,7 +24,9 @@ class Sources(Source):
     """What the axes of `spec` put together; several sources live as one.
 
     tables: the group's block tables. readers: what attention goes over, those that can be empty
-    for good left out. past: what stands for the sealed past, with retrieval the choice.
+    for good left out. past: what stands for the sealed past, with retrieval the choice. observed:
+    whether any source wants to know what a layer's queries found in all. plain: whether a step of
+    single tokens reads sealed blocks and open tails alone.
     """
 
     def __init__(
@@ -31,7 +34,8 @@ class Sources(Source):
     ):
         segment = max(1, spec.workspace_tokens // pool.block_size)
         self.entries = Summaries(spec.summary, pool)
-        self.sealed = Sealed(pool, tables, spec.window, segment, inv_freq)
+        kind = HeadSealed if pool.by_head else Sealed
+        self.sealed = kind(pool, tables, spec.window, segment, inv_freq)
         self.host = Host(spec.offload.build(pool), pool, self.sealed, self.entries)
         self.tail = Tail(pool)
         self.past, self.digests = self.sealed, Source()
@@ -52,6 +56,8 @@ class Sources(Source):
         self._all = [*self._read, *self._idle]
         self._doing = {verb: overriding(self._all, verb) for verb in LIFE}
         self._doing |= {verb: overriding(self._read, verb) for verb in READING}
+        self.observed = bool(self._doing["observe"])
+        self.plain = self.decoders == [self.sealed] and not self.observed
 
     def add(self, source: Source) -> None:
         """Have attention read one more source, before any sequence is open."""
@@ -114,11 +120,6 @@ class Sources(Source):
         return [x for source in self._read for x in source.in_place()]
 
     # ---- accounts
-
-    @property
-    def observed(self) -> bool:
-        """Whether any source wants to know what a layer's queries found in all."""
-        return bool(self._doing["observe"])
 
     @property
     def obstacle(self) -> str:

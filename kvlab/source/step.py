@@ -34,6 +34,7 @@ class Extent(Step):
         away    the same of what lies in host memory, with keys instead of block ids
         alone   whether no other sequence is read in between, from layer to layer
         chosen  blocks for the tokens that stay, each head's own; None where all of them do
+        keep    of them for a head, on average; old: the sealed blocks before such a step
     """
 
     sealing_ids: Tensor | None = None
@@ -41,6 +42,8 @@ class Extent(Step):
     away: dict[int | None, list[Piece]] = field(default_factory=dict)
     alone: bool = False
     chosen: list[BlockId] | None = None
+    keep: int = 0
+    old: list[BlockId] = field(default_factory=list)
     held_ids: Tensor | None = None
 
     def without_adopted(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,7 @@ class DecodeTables:
         return self.table.nbytes + self._numbers.nbytes
 
     def fits(self, rows: int, max_blocks: int) -> bool:
-        return self.table.shape[0] == rows and max_blocks <= self.max_blocks
+        return self.table.shape[0] == rows and max_blocks <= self.table.shape[1]
 
     def refresh(
         self, extents: list[Extent], tables: dict[int, BlockTable], open_rows: list[int],

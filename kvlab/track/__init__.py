@@ -2,26 +2,30 @@
 
 from kvlab.track.base import JsonlTracker, Tracker
 from kvlab.track.environment import collect as collect_environment
-from kvlab.track.folder import RunFolder
+from kvlab.track.failure import Failure
+from kvlab.track.folder import RunFolder, save_whole
 from kvlab.track.online import WandbTracker
 from kvlab.track.owner import Busy, Owner, own
 from kvlab.track.place import Place
-from kvlab.track.rows import FAILED, encode, identity, plain, read_rows, standing
+from kvlab.track.rows import FAILED, canonical, encode, identity, plain, read_rows, standing
 
 __all__ = [
     "Busy",
     "FAILED",
+    "Failure",
     "JsonlTracker",
     "Owner",
     "Place",
     "RunFolder",
     "Tracker",
     "WandbTracker",
+    "canonical",
     "collect_environment",
     "encode",
     "identity",
     "own",
     "plain",
     "read_rows",
+    "save_whole",
     "standing",
 ]

@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -91,12 +92,12 @@ def installed_commit() -> str | None:
 
 
 def command(argv: list[str]) -> str:
-    """The command line without private folders."""
+    """The command line, as a shell takes it again, without private folders."""
     program = Path(argv[0])
     inside = ROOT / "kvlab" in program.parents and program.name == "__main__.py"
     module = ".".join(program.relative_to(ROOT).parts[:-1]) if inside else ""
     start = f"python -m {module}" if module else program.name
-    return " ".join([start, *(shorten(argument) for argument in argv[1:])])
+    return " ".join([start, *(shlex.quote(shorten(argument)) for argument in argv[1:])])
 
 
 def shorten(argument: str) -> str:

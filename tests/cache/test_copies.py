@@ -20,7 +20,7 @@ CAPPED = {"policy": "lru", "budget_blocks": 12}
 AXES = [
     {"format": "int4", "head_dim": 32},
     {"groups": "per_layer", **CAPPED},
-    {"policy": "attention_mass", "budget_blocks": 12},
+    {"policy": "attention_mass", "budget_blocks": 12, "evict": "block"},
     {"policy": "lru", "budget_percent": 50.0},
     {"window": "sink", "policy": "fifo", "budget_blocks": 20},
     {"prefix": "hash", "policy": "lru", "budget_blocks": 40},
@@ -160,7 +160,8 @@ def parts(root) -> dict[int, object]:
 
 
 def extra_stores(group):
-    return [x.store for x in (group.sources.digests, group.away.shelf) if hasattr(x, "store")]
+    return [x.store for x in (group.sources.digests, group.away.shelf, group.pool.apart)
+            if hasattr(x, "store")]
 
 
 def fields(x, found) -> list:

@@ -247,7 +247,8 @@ def test_rerotation_needs_the_models_frequencies():
 
 
 def test_layers_that_evict_for_themselves():
-    driver = Driver(make(layers=3, policy="attention_mass", budget_blocks=9, groups="per_layer"))
+    driver = Driver(make(layers=3, policy="attention_mass", budget_blocks=9, groups="per_layer",
+                         evict="block"))
     seq = driver.open()
     for count in (29, 1, 12, 1, 6, 1, 1, 9):
         driver.step([seq], [count])
@@ -274,7 +275,8 @@ def test_policies_hear_the_same_through_the_kernels():
     pytest.importorskip("triton")
     chosen = []
     for kernels in ("torch", "triton"):
-        axes = {"kernels": kernels, "policy": "attention_mass", "budget_blocks": 5}
+        axes = {"kernels": kernels, "policy": "attention_mass", "budget_blocks": 5,
+                "evict": "block"}
         driver = Driver(make(head_dim=32, block_size=16, **axes))
         seq = driver.open()
         for count in (70, 1, 3, 1, 1, 1, 5, 1, 1, 20, 1, 1):

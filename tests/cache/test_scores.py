@@ -9,7 +9,8 @@ from kvlab import axes, policy
 from kvlab.cache import scores
 from kvlab.core import BadInput
 
-SCORERS = axes.names("observes")
+TOKENS_ONLY = {"compactor", "lagkv", "rkv"}  # tests/cache/test_token_scores.py
+SCORERS = [name for name in axes.names("observes") if name not in TOKENS_ONLY]
 HEADS, KV_HEADS, DIM, SIZE, SCALE = 4, 2, 8, 4, 0.3
 
 
@@ -130,7 +131,7 @@ def test_small_keys_stay():
     k = k / k.norm(dim=-1, keepdim=True) * torch.tensor([3, 1, 2, 6, 5, 4.0]).repeat_interleave(
         SIZE
     )[:, None, None]
-    found = score(scores.KeyNorm(), q, k, v)
+    found = score(scores.by_name("key_norm"), q, k, v)
     torch.testing.assert_close(found, 1 / torch.tensor([3, 1, 2, 6, 5, 4.0]))
 
 
@@ -174,10 +175,10 @@ def test_every_policy_observes_what_there_is():
     members = {n: policy.asked(n) for n in policy.names()}
     observed = {n: member.observes for n, member in members.items()}
     by_token = {member.by_token for member in members.values()}
-    assert by_token | set(observed.values()) == {None, *SCORERS}
-    assert {n for n, what in observed.items() if what is None} == {"fifo", "random"}
+    assert by_token | set(observed.values()) == {None, *axes.names("observes")}
+    assert {n for n, what in observed.items() if what is None} == {"fifo", "random", *TOKENS_ONLY}
     assert all(observed[n] == n for n in ("snapkv", "expected_attention", "key_norm", "tova"))
-    with pytest.raises(BadInput, match="known: expected_attention, key_norm, mass"):
+    with pytest.raises(BadInput, match="known: compactor, expected_attention, key_diff"):
         scores.by_name("magic")
 
 

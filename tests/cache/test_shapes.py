@@ -211,7 +211,7 @@ def test_the_simulator_counts_unlike_layers_as_the_formats_do(name):
 
 @pytest.mark.parametrize("observed", [False, True])
 def test_sinks_join_what_the_kernels_read(observed):
-    listens = {"policy": "attention_mass", "budget_blocks": 9} if observed else {}
+    listens = {"policy": "attention_mass", "budget_blocks": 9, "evict": "block"} if observed else {}
     spec = CacheSpec(format="fp32", block_size=4, kernels="triton", **listens)
     if torch.cuda.is_available():
         pytest.skip("kernels run on the CPU only where Triton interprets them")

@@ -21,7 +21,7 @@ from kvlab.track.rows import canonical
 HERE = Path(__file__).parent
 PATH = "leading_digits.LeadingDigits"
 MASS = Variant("attention_mass 50%", {"policy": "attention_mass"}, CacheSpec(
-    policy="attention_mass", budget_percent=50, block_size=16))  # fmt: skip
+    policy="attention_mass", budget_percent=50, block_size=16, evict="block"))  # fmt: skip
 NAMES = ["full", "attention_mass 50%", "random 50% (control)",
          "shuffled attention_mass 50% (control)", "window 50% (control)"]
 

@@ -17,6 +17,7 @@ def test_the_committed_table_is_current():
 def test_a_pair_that_composes_is_built_and_a_refused_one_says_why():
     assert compat.verdict({"format": "int4", "offload": "none"}) == ("", None)
     assert compat.verdict({"policy": "lru", "format": "int4"}).needs == "a budget"
+    assert compat.verdict({"evict": "token"}).needs == "a policy that scores and a budget"
     told = compat.verdict({"window": "sink, rerotate", "retrieval": "quest"})
     assert told.refusal.startswith("window.rerotate: ")
     with pytest.raises(BadInput):

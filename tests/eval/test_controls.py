@@ -21,7 +21,7 @@ def names(*variants):
 
 def test_an_evicting_variant_gets_three():
     mass = variant("attention_mass int8 10%", policy="attention_mass", budget_percent=10,
-                   format="int8")  # fmt: skip
+                   format="int8", evict="block")  # fmt: skip
     random, shuffled, window = controls([mass], 128)
     assert random.name == "random int8 10% (control)" and random.spec.policy().name == "random"
     assert shuffled.spec.policy().member.name == "attention_mass"
@@ -31,8 +31,19 @@ def test_an_evicting_variant_gets_three():
         assert control.params["control"] and control.params["cache.budget_percent"] == 10
 
 
-def test_each_ledger_gets_a_shuffled_policy_of_its_own():
+def test_tokens_are_compared_with_tokens():
     mass = variant("attention_mass 10%", policy="attention_mass", budget_percent=10)
+    random, window = controls([mass], 128)
+    assert random.spec.by_token and random.spec.groups == "per_head"
+    assert window.spec.evict == "block" and window.spec.policy().name == "fifo"
+    unlike = variant("snapkv adakv 10%", policy="snapkv", budget_percent=10, budget="adakv")
+    random, window = controls([unlike], 128)
+    assert random.spec.budget.by_head and window.spec.budget.name == "equal"
+
+
+def test_each_ledger_gets_a_shuffled_policy_of_its_own():
+    mass = variant("attention_mass 10%", policy="attention_mass", budget_percent=10,
+                   evict="block")  # fmt: skip
     shuffled = controls([mass], 128)[1].spec
     assert shuffled.policy() is not shuffled.policy()
     assert shuffled.policy().member is not shuffled.policy().member
@@ -40,7 +51,8 @@ def test_each_ledger_gets_a_shuffled_policy_of_its_own():
 
 def test_equal_controls_run_once_and_never_twice_with_a_variant():
     lru, mass, tova, random, fifo = (
-        variant(f"{name} 10%", policy=name, budget_percent=10, window=SinkWindow(4, 64))
+        variant(f"{name} 10%", policy=name, budget_percent=10, window=SinkWindow(4, 64),
+                evict="block")
         for name in ("lru", "attention_mass", "tova", "random", "fifo")
     )
     assert names(lru, mass, tova) == [
@@ -78,7 +90,7 @@ def test_eviction_to_the_host_loses_nothing():
 def test_companions_are_found_by_what_they_are():
     window = SinkWindow(4, 64)
     mass, fifo, random = (
-        variant(f"{name} 10%", policy=name, budget_percent=10, window=window)
+        variant(f"{name} 10%", policy=name, budget_percent=10, window=window, evict="block")
         for name in ("attention_mass", "fifo", "random")
     )
     everyone = [Runner(v.name, v.params, v.spec) for v in

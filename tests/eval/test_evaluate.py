@@ -22,7 +22,7 @@ def job(**changes):
 
 
 MASS = Variant("attention_mass 40%", {"policy": "attention_mass"}, CacheSpec(
-    policy="attention_mass", budget_percent=40, block_size=16))  # fmt: skip
+    policy="attention_mass", budget_percent=40, block_size=16, evict="block"))  # fmt: skip
 INT4 = Variant("int4", {"format": "int4"}, CacheSpec(format="int4", block_size=16))
 
 

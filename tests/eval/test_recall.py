@@ -82,7 +82,7 @@ def test_answers_may_go_through_the_step_that_is_captured(tmp_path):
 
 
 def test_controls_run_beside_what_they_control(tmp_path):
-    spec = CacheSpec(policy="attention_mass", budget_percent=50, block_size=16)
+    spec = CacheSpec(policy="attention_mass", budget_percent=50, block_size=16, evict="block")
     variant = Variant("attention_mass 50%", {"policy": "attention_mass"}, spec)
     rows = measured(tmp_path / "run", [variant], controls=True, documents=1, depths=[50], needles=1)
     controls = {r["variant"]: r["params"].get("control") for r in rows}

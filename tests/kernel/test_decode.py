@@ -87,6 +87,7 @@ PAIRS = {
     "rotated, four to a byte": (Int(4), Rotated(Int(2, "token", slots_last=True))),
     "rotated, two to a byte, per channel": (Int(8), Rotated(Int(4, "channel", slots_last=True))),
     "rotated fp8": (Fp8("token"), Rotated(Fp8("token", True))),
+    "fp8 around middles, both": (Fp8("channel", False, True), Fp8("channel", True, True)),
     "rotated, dense": (Dense("float16"), Rotated(Dense("float16"))),
 }
 

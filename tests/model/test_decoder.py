@@ -59,7 +59,8 @@ def test_tokens_of_generate(architecture, driver, tiny_model):
 
 @pytest.mark.parametrize("axes", [
     {}, {"groups": "per_layer"},
-    {"policy": "attention_mass", "budget_blocks": 2}, {"policy": "lru", "budget_percent": 50},
+    {"policy": "attention_mass", "evict": "block", "budget_blocks": 2},
+    {"policy": "lru", "budget_percent": 50},
     {"policy": "fifo", "budget_percent": 50, "offload": "host"},
     {"retrieval": Quest(48, recent=8)},
     {"retrieval": Quest(48, recent=8), "policy": "fifo", "budget_percent": 50, "offload": "host"},
@@ -172,7 +173,8 @@ def decoded(model, ids, start, driver, **axes):
 @pytest.mark.parametrize("axes", [
     {"format": "bf16"}, {"format": "fp8"}, {"format": "int4", "block_size": 128},
     {"format": "k4v2"}, {"format": "int8", "block_size": 16},
-    {"format": "int8", "policy": "attention_mass", "budget_blocks": 24, "block_size": 16},
+    {"format": "int8", "policy": "attention_mass", "budget_blocks": 24, "block_size": 16,
+     "evict": "block"},
     {"format": "bf16", "policy": "fifo", "budget_percent": 50, "offload": "host"},
     {"format": "bf16", "retrieval": Quest(budget_tokens=128, recent=32), "block_size": 16},
 ])

@@ -152,7 +152,8 @@ def test_another_cap_than_the_cache_was_made_for_is_refused(ids):
 
 @pytest.mark.parametrize(
     ("axes", "sentence"),
-    [({"policy": "expected_attention", "budget_percent": 50}, "without the soft cap"),
+    [({"policy": "expected_attention", "budget_percent": 50, "evict": "block"},
+      "without the soft cap"),
      ({"policy": "lru", "budget_percent": 50, "summary": "merged"}, "caps its own softly")],
 )  # fmt: skip
 def test_what_does_not_know_of_a_soft_cap_is_refused(axes, sentence):
@@ -163,7 +164,8 @@ def test_what_does_not_know_of_a_soft_cap_is_refused(axes, sentence):
 @pytest.mark.parametrize("policy", ["attention_mass", "snapkv", "tova", "key_norm"])
 def test_policies_that_score_run_under_a_soft_cap(policy, ids):
     model = make_decoder("gemma2")
-    cache = PagedCache.for_model(model, block_size=BLOCK, policy=policy, budget_percent=50)
+    cache = PagedCache.for_model(model, block_size=BLOCK, policy=policy, budget_percent=50,
+                                   evict="block")
     for at in range(0, PROMPT, 17):
         assert torch.isfinite(forward_chunk(model, ids[:, at : at + 17], cache)).all()
     cache.check()

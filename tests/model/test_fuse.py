@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from kvlab.model import PagedCache
-from kvlab.model.fuse import fused
+from kvlab.model.fuse import Fusing, fused
 
 SHAPE = {
     "vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -66,3 +66,39 @@ def test_other_layers_stay():
     model = AutoModelForCausalLM.from_config(config)
     with fused(model) as count:
         assert count == 0
+
+
+def test_what_is_replaced_is_found_once_and_seen_where_it_changes():
+    model, ids = tiny(Qwen2Config), torch.randint(97, (1, 11))
+    fusing, layer = Fusing(model), model.model.layers[1]
+
+    def same():
+        want = decode(model, ids, DynamicCache())
+        with fusing.on() as count:
+            torch.testing.assert_close(decode(model, ids, DynamicCache()), want)
+        return count, fusing._parts
+
+    count, first = same()
+    assert (count, first) == same() and count == 2
+    layer.mlp.up_proj.weight = torch.nn.Parameter(torch.randn(48, 32))
+    assert same()[1] is not first
+    layer.self_attn.q_proj = Doubled(layer.self_attn.q_proj)
+    assert same()[0] == 1
+    layer.self_attn.q_proj = layer.self_attn.q_proj.inner
+    layer.mlp.down_proj.bias = torch.nn.Parameter(torch.randn(32))
+    assert same()[0] == 1
+
+
+class Doubled(torch.nn.Module):
+    """An adapter around a linear layer."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    @property
+    def weight(self):
+        return self.inner.weight
+
+    def forward(self, x):
+        return 2 * self.inner(x)

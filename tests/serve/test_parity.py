@@ -9,6 +9,7 @@ import torch
 
 from kvlab.blocks import HashSharing, victims
 from kvlab.cache import CacheSpec
+from kvlab.core import BadInput
 from kvlab.eval.recording import differing, record, record_text, replayed, simulated
 from kvlab.model.load import RandomModel
 from kvlab.policy import asked, names
@@ -97,3 +98,13 @@ def test_a_difference_is_found_and_named(live):
     found = replayed(live["lru"], "fifo")
     assert found.live != found.other and found.number < live["lru"].evictions
     assert "eviction" in str(found) and "replayed" in str(found)
+
+
+@pytest.mark.parametrize("made", [
+    lambda loaded: record(loaded, serving(groups="per_layer"), [], "lru"),
+    lambda loaded: record_text(loaded, serving(prefix="none", groups="per_layer"),
+                               torch.ones(4).long(), "lru", 2),
+])  # fmt: skip
+def test_a_cache_of_several_ledgers_is_refused(loaded, made):
+    with pytest.raises(BadInput, match="makes 2 groups of layers"):
+        made(loaded)

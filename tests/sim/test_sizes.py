@@ -20,6 +20,9 @@ def plane_bits(name: str, slots: int, width: int) -> float:
         return dense[name]
     if name == "fp8":
         return (8 * slots * width + 16 * slots) / (slots * width)
+    if name == "fp8c":
+        keys = 16 * (2 * width if slots >= 16 else slots)  # a scale and a middle for a channel
+        return (8 * slots * width + (keys + 16 * slots) / 2) / (slots * width)
     pairs = {"k8v4": (8, 4), "k4v2": (4, 2), "k3v2": (3, 2)}
     key, value = pairs.get(name.rstrip("g"), (int(name.rstrip("g")[-1]),) * 2)
     per_channel = slots >= 16

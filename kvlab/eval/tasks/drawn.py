@@ -19,7 +19,7 @@ from kvlab.eval.task import Item, Question
 from kvlab.eval.tasks.kept import Kept
 from kvlab.eval.tasks.protocol import Protocol
 from kvlab.eval.tasks.wording import Prompt, Wording
-from kvlab.model.load import LoadedModel
+from kvlab.model import LoadedModel
 
 FOUND = 4  # characters of an answer that nobody writes by chance
 

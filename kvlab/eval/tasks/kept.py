@@ -11,8 +11,7 @@ import numpy as np
 
 from kvlab import hub
 from kvlab.eval.task import Item, Question
-from kvlab.track.folder import save_whole
-from kvlab.track.rows import canonical
+from kvlab.track import canonical, save_whole
 
 VERSION = 1  # goes up when a generator draws other items
 

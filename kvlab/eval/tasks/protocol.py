@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from kvlab.core import BadInput
-from kvlab.model.decode import Driver, check_driver
+from kvlab.model import Driver, check_driver
 
 Chat = Literal["auto", "template", "plain"]
 
