@@ -31,13 +31,11 @@ def _tile(k: Side, v: Side, slots: int, wanted: int) -> dict[str, int | bool]:
     Scales per channel belong to one block, so there a tile does too. 32 tokens is the least depth
     of a product of bytes; a smaller block leaves the rest of its tile empty.
     """
-    if k.group or v.group:  # a tile has one group of tokens, where the block has whole ones
+    grouped = bool(k.group or v.group)
+    if grouped:  # a tile has one group of tokens, where the block has whole ones
         wanted = max(32, min([wanted] + [c.group for c in (k, v) if c.group and c.channel]))
-        if slots % wanted == 0:
-            return wanted, slots // wanted, False
-        return max(32, next_power(slots)), 1, False
-    whole = slots & (slots - 1) == 0
-    if not whole or ((k.channel or v.channel) and slots < wanted):
+    whole = slots % wanted == 0 if grouped else slots & (slots - 1) == 0
+    if not whole or ((grouped or k.channel or v.channel) and slots < wanted):
         return {"tile": max(32, next_power(slots)), "per_block": 1, "multi": False}
     return {"tile": wanted, "per_block": max(1, slots // wanted), "multi": slots < wanted}
 
