@@ -18,17 +18,7 @@ TOP, HALF_MAX = tl.constexpr(FP8_MAX), tl.constexpr(FP16_MAX)
 PER_PEAK = tl.constexpr(1.0 / ref.PEAK)
 LEAST, MOST = tl.constexpr(ref.UNIT_LEAST), tl.constexpr(ref.UNIT_MOST)
 SMALLEST = tl.constexpr(ref.E4M3_LEAST)
-CLIPS = tl.constexpr(len(ref.CLIPS))
-
-
-@triton.constexpr_function
-def clip_of(i):
-    return ref.CLIPS[i]
-
-
-@triton.constexpr_function
-def per_reach(bits):
-    return 1.0 / ref.reach(bits)
+CLIPS, CLIP_STEP = tl.constexpr(len(ref.CLIPS)), tl.constexpr(ref.CLIP_STEP)
 
 
 @triton.jit
@@ -64,13 +54,21 @@ def range_of(low, high, unit, per, C: tl.constexpr):
     zero = tl.minimum(tl.maximum(low * per + 0.0, -TOP), TOP)
     zero = narrow(zero, tl.float8e4nv).to(tl.float32)
     z = zero * unit
-    span = (high - z) * per * per_reach(C.bits)
+    span = (high - z) * per * (1.0 / C.reach)
     span = tl.minimum(tl.maximum(span, SMALLEST), TOP)
     small = tl.floor(span * 512.0) * 0.001953125
     whole = (span.to(tl.int32, bitcast=True) & -0x100000).to(tl.float32, bitcast=True)
     scale = tl.where(span < 0.015625, small, whole)
     s = scale * unit
     return scale, zero, s, z
+
+
+@triton.jit
+def nearest_codes(x, s, z, AXIS: tl.constexpr, C: tl.constexpr):
+    """Codes of fp32 groups along AXIS as fp32 numbers above ROUND."""
+    per = tl.div_rn(tl.full(s.shape, 1.0, tl.float32), s)
+    code = (x - tl.expand_dims(z, AXIS)) * tl.expand_dims(per, AXIS)
+    return tl.minimum(tl.maximum(code, 0.0), 2.0**C.bits - 1) + ROUND
 
 
 @triton.jit
@@ -82,27 +80,24 @@ def encode_groups(x, seen, unit, AXIS: tl.constexpr, C: tl.constexpr):
     low = tl.min(tl.where(seen, x, float("inf")), AXIS)
     high = tl.max(tl.where(seen, x, -float("inf")), AXIS)
     low, high = tl.where(low == float("inf"), 0.0, low), tl.where(low == float("inf"), 0.0, high)
-    centre, half = (low + high) * 0.5, (high - low) * 0.5
     per = tl.div_rn(tl.full([], 1.0, tl.float32), unit)
-    one, least = tl.full(low.shape, 1.0, tl.float32), tl.full(low.shape, 0.0, tl.float32)
-    codes, scale, zero = x, low, low
-    ROUNDS: tl.constexpr = CLIPS if C.search else 1
-    for i in tl.static_range(ROUNDS):
-        CLIP: tl.constexpr = clip_of(i)
-        if i > 0:
-            low, high = centre - half * CLIP, centre + half * CLIP
-        stored, base, s, z = range_of(low, high, unit, per, C)
-        wide = tl.expand_dims(z, AXIS)
-        code = (x - wide) * tl.expand_dims(tl.div_rn(one, s), AXIS)
-        code = tl.minimum(tl.maximum(code, 0.0), 2.0**C.bits - 1) + ROUND
-        if C.search:
-            off = (code - ROUND) * tl.expand_dims(s, AXIS) + wide - x
+    scale, zero, s, z = range_of(low, high, unit, per, C)
+    if C.search:  # a loop that keeps no codes: unrolled, it would hold more than there is room for
+        centre, half = (low + high) * 0.5, (high - low) * 0.5
+        least = tl.full(low.shape, float("inf"), tl.float32)
+        for i in range(CLIPS):
+            clip = 1.0 - i * CLIP_STEP
+            bottom = tl.where(i == 0, low, centre - half * clip)
+            top = tl.where(i == 0, high, centre + half * clip)
+            stored, base, s1, z1 = range_of(bottom, top, unit, per, C)
+            code = nearest_codes(x, s1, z1, AXIS, C) - ROUND
+            off = code * tl.expand_dims(s1, AXIS) + tl.expand_dims(z1, AXIS) - x
             error = tl.sum(off * off, AXIS)
-            better = error < least if i > 0 else error == error
+            better = error < least
             least = tl.where(better, error, least)
-            stored, base = tl.where(better, stored, scale), tl.where(better, base, zero)
-            code = tl.where(tl.expand_dims(better, AXIS), code, codes)
-        codes, scale, zero = code, stored, base
+            scale, zero = tl.where(better, stored, scale), tl.where(better, base, zero)
+        s, z = scale * unit, zero * unit
+    codes = nearest_codes(x, s, z, AXIS, C)
     return codes.to(tl.int32, bitcast=True) & (2**C.bits - 1), scale, zero
 
 

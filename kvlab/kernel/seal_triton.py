@@ -18,7 +18,7 @@ from kvlab.format import KVFormat
 from kvlab.kernel.codes_triton import DENSE, GROUPED, INT, narrow, rotate, tile_pointer, typed
 from kvlab.kernel.grouped_triton import seal_groups
 from kvlab.kernel.quantize_ref import FP8_MAX, FP16_MAX, SCALE_FLOOR
-from kvlab.kernel.sides import TYPES, next_power, offsets, sides
+from kvlab.kernel.sides import TYPES, Side, next_power, offsets, sides
 from kvlab.kernel.tune import device_facts
 
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds a small number to nearest even
@@ -189,6 +189,11 @@ def append_kernel(
         tl.store(typed(at + ov, v.dtype.element_ty) + d, y, mask=inside)
 
 
+def _warps(k: Side, v: Side, elements: int) -> int:
+    """Twice as many where groups have scales: a thread holds its elements beside their trials."""
+    return (4 if elements <= 8192 else 8) * (2 if k.group or v.group else 1)
+
+
 def seal(x_k: Tensor, x_v: Tensor, format: KVFormat, planes, block_ids: Tensor) -> None:
     """Keys and values [n * S, H, D] (contiguous) into the n sealed blocks `block_ids`.
 
@@ -201,7 +206,7 @@ def seal(x_k: Tensor, x_v: Tensor, format: KVFormat, planes, block_ids: Tensor) 
     seal_kernel[(len(block_ids), heads, 2)](
         x_k, x_v, planes.base, block_ids, *offsets(planes.planes), P=planes.slab_blocks, H=heads,
         D=dim, S=slots, SP=next_power(slots), K=k, V=v,
-        num_warps=4 if slots * dim <= 8192 else 8, enable_fp_fusion=False,
+        num_warps=_warps(k, v, slots * dim), enable_fp_fusion=False,
     )
 
 
@@ -216,7 +221,7 @@ def seal_open(open, sealed, format: KVFormat, rows: Tensor, blocks: Tensor, laye
         open.base, rows, plane.offset_bytes, open.planes["v_data"].offset_bytes, sealed.base,
         blocks, *offsets(sealed.planes), DT=TYPES[plane.dtype], OP=open.slab_blocks,
         P=sealed.slab_blocks, H=heads, D=dim, S=slots, SP=next_power(slots), K=k, V=v,
-        num_warps=4 if slots * dim <= 8192 else 8, enable_fp_fusion=False,
+        num_warps=_warps(k, v, slots * dim), enable_fp_fusion=False,
     )
 
 

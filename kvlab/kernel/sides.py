@@ -10,6 +10,7 @@ import triton.language as tl
 
 from kvlab.core import BadInput
 from kvlab.format import Codec, Dense, Fp8, Grouped, Int, KVFormat, Packed, Rotated
+from kvlab.kernel.grouped_ref import reach
 
 TYPES = {
     torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16,
@@ -35,6 +36,7 @@ class Side(NamedTuple):
     rotated: bool  # channels turned before they were stored
     group: int  # elements that share a scale, of kind 3
     centred: bool  # channels' means kept apart
+    reach: float  # scales that a group's range holds at least
     search: bool  # sealing looks for the best clip
     bias: float  # a code of 0 as the decode kernel multiplies it, in scales
     data: int  # bytes of one head of one block in the data, high and scale planes
@@ -99,7 +101,8 @@ def side(codec: Codec, prefix: str, planes: dict, slots: int, dim: int) -> Side:
         run=gcd(data.shape[2], 16 // data.dtype.itemsize), channel=channel,
         symmetric=symmetric, zero="zero" in mine and not grouped, rotated=False, group=group,
         centred="mean" in mine,
-        search=grouped and codec.search, bias=float(bias) if bits and not grouped else 0.0,
+        reach=reach(bits) if grouped else 1.0, search=grouped and codec.search,
+        bias=float(bias) if bits and not grouped else 0.0,
         data=head["data"], high=head.get("high", 0), scale=head.get("scale", 0),
     )
 
