@@ -137,8 +137,7 @@ def paged_decode(
     Nothing depends on a length on the host, so the call can be captured in a graph (after one call
     outside, which compiles).
     """
-    rows, heads, dim = q.shape
-    tail = open.planes["k_data"]
+    (rows, heads, dim), tail = q.shape, open.planes["k_data"]
     kv_heads, slots, _ = tail.shape
     _check(q, kv_heads, table, n_blocks, open_slot, open_len)
     group, width = heads // kv_heads, table.shape[-1]
