@@ -37,7 +37,8 @@ ONLY_IN = {
     "hydra": {"config", "__main__"},
     "omegaconf": {"config", "__main__"},
 }
-OPTIONAL = {"triton", "wandb", "numba", "joblib", "libcachesim", "ray", "optuna", "gguf"}
+OPTIONAL = {"triton", "wandb", "numba", "joblib", "libcachesim", "ray", "optuna", "gguf",
+            "lm_eval"}
 OPTIONAL_ROOMS = ("_triton",)  # modules of ours that need an optional library
 # A second to import, and what most runs never need: a model from a folder, a trace of ids.
 SLOW = {"huggingface_hub", "pyarrow", "tokenizers"}

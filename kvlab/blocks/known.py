@@ -86,21 +86,15 @@ class Known(NothingKnown):
 
     # ---- more is known
 
-    def make(self, seq: SeqId, logical: Sequence[int]) -> None:
-        """Seal blocks of the table in this order, and make them known."""
-        if not logical:
-            return
-        claim, table = self.ground.claims[seq], self.ground.tables[seq].ids
-        chain, alone = claim.chain, claim.seen == (self.index.added, claim.chain.changes)
-        names, ids = chain.names(), picked(table, logical)
+    def make(self, chain: Chain | Names, logical: Sequence[int], ids: list[BlockId]) -> None:
+        """Seal `ids`, which hold these whole blocks, in this order, and make them known."""
         depths, parents = chain.lineage(logical)
-        while len(self._costs) <= max(depths):
-            self._costs.append(self.cost(len(self._costs)))
-        costs = picked(self._costs, depths)
-        self.ground.ledger.seal(ids, picked(names, logical), depths, cost=costs, parent=parents)
+        costs, deepest = self._costs, max(depths)
+        while len(costs) <= deepest:
+            costs.append(self.cost(len(costs)))
+        names, costs = picked(chain.names(), logical), picked(costs, depths)
+        self.ground.ledger.seal(ids, names, depths, cost=costs, parent=parents)
         self.index.add(chain, logical, ids)
-        if alone:
-            claim.seen = self.index.added, chain.changes
         if self.tier.keeps:
             self.tier.born(map(self.fact, ids))
 

@@ -14,12 +14,14 @@ becomes free at the last unpin. Verbs take many ids at a time, and cost O(1) or 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from heapq import heappop, heappush
-from itertools import chain, islice, repeat
+from itertools import repeat
 
+from kvlab.blocks.register import Register
 from kvlab.blocks.states import FREE, LEAVING, OPEN, SEALED, BlockStateError, check_books
 from kvlab.core import BadInput, BlockId, OutOfBlocks
 from kvlab.policy import BlockMeta, EvictionPolicy, Moment, NoEviction
+
+UNKNOWN, FIRST, PLAIN, ONE, SINGLE = repeat(None), repeat(0), repeat(0), repeat(1.0), repeat(1)
 
 
 class BlockLedger:
@@ -43,12 +45,9 @@ class BlockLedger:
         self.policy = NoEviction() if policy is None else policy
         self.events = events
         self.now = 0
-        self._metas: list[BlockMeta] = []  # index is the id; made at first use, then kept
-        self._described = False  # whether any block has facts other than `admit` gives
-        self._freed: list[BlockId] = []  # heap of free ids below len(_metas)
+        self.register = Register()
+        self._weighed = False  # whether any block has a level or a size of its own
         self.policy.resize(capacity)
-        deaf = type(self.policy).expect is EvictionPolicy.expect
-        self._expect = None if deaf else self.policy.expect
 
     def __getstate__(self) -> dict:
         """A copy is not recorded: its verbs are none of the original's."""
@@ -64,7 +63,7 @@ class BlockLedger:
     @property
     def held_count(self) -> int:
         """Blocks that are not free: open, sealed or leaving."""
-        return len(self._metas) - len(self._freed)
+        return self.register.held
 
     @property
     def evictable_count(self) -> int:
@@ -73,16 +72,15 @@ class BlockLedger:
 
     def state(self, id: BlockId) -> int:
         """FREE, OPEN, SEALED or LEAVING."""
-        return self._metas[id].state if 0 <= id < len(self._metas) else FREE
+        meta = self.register.find(id)
+        return FREE if meta is None else meta.state
 
     def meta(self, id: BlockId) -> BlockMeta:
         """The live record of a block that is not free; read only."""
-        if self.state(id) == FREE:
-            raise BlockStateError("look up", self._find(id), id)
-        return self._metas[id]
-
-    def _find(self, id):
-        return self._metas[id] if 0 <= id < len(self._metas) else None
+        meta = self.register.find(id)
+        if meta is None or not meta.state:
+            raise BlockStateError("look up", meta, id)
+        return meta
 
     # -- the life of a block -----------------------------------------------------------------
 
@@ -90,14 +88,7 @@ class BlockLedger:
         """Open `count` blocks, lowest free ids first. Raises OutOfBlocks; never evicts."""
         if self.capacity is not None and count > self.capacity - self.held_count:
             raise OutOfBlocks(count, self.free_count, self.capacity)
-        metas, freed = self._metas, self._freed
-        ids = [heappop(freed) for _ in range(min(count, len(freed)))]
-        for id in range(len(metas), len(metas) + count - len(ids)):
-            metas.append(BlockMeta(id))
-            ids.append(id)
-        for id in ids:
-            meta = metas[id]
-            meta.state, meta.owner = OPEN, owner
+        ids = self.register.take(count, owner)
         if self.events:
             self.events(("allocate", ids, owner))
         return ids
@@ -105,33 +96,35 @@ class BlockLedger:
     def seal(
         self,
         ids: Sequence[BlockId],
-        content: Iterable[int | None] = repeat(None),
-        depth: Iterable[int] = repeat(0),
-        level: Iterable[int] = repeat(0),
-        cost: Iterable[float] = repeat(1.0),
-        size: Iterable[int] = repeat(1),
-        parent: Iterable[int | None] = repeat(None),
+        content: Iterable[int | None] = UNKNOWN,
+        depth: Iterable[int] = FIRST,
+        level: Iterable[int] = PLAIN,
+        cost: Iterable[float] = ONE,
+        size: Iterable[int] = SINGLE,
+        parent: Iterable[int | None] = UNKNOWN,
     ) -> None:
         """Make open blocks read-only and known to the policy, with one value per block of each."""
-        metas, add, now = self._metas, self.policy.add, self.now
-        known = len(metas)
-        for id in ids:
-            if not 0 <= id < known or metas[id].state != OPEN:
-                raise BlockStateError("seal", self._find(id), id)
-        self._described = True
-        rows = zip(ids, content, depth, level, cost, size, parent)
-        rows = list(rows) if self.events else rows
-        for id, named, deep, rank, worth, large, before in rows:
-            meta = metas[id]
+        metas, now = self.register.only(OPEN, ids, "seal"), self.now
+        weighs = self._weighed or level is not PLAIN or size is not SINGLE
+        if self.events or weighs:
+            self._weighed = weighs
+            rows = list(zip(ids, content, depth, level, cost, size, parent))
+            _, content, depth, level, cost, size, parent = zip(*rows) if rows else [()] * 7
+            for meta, rank, large in zip(metas, level, size):
+                meta.level, meta.size = rank, large
+        facts = zip(metas, content, depth, parent, cost)
+        for meta, meta.content, meta.depth, meta.parent, meta.cost in facts:
             now += 1
-            meta.content, meta.depth, meta.parent, meta.cost = named, deep, before, worth
-            meta.level, meta.size, meta.state = rank, large, SEALED
             meta.born = meta.last = now
-            meta.hits, meta.score = 0, 0.0
-            add(meta)
-            if meta.pins:
-                self.policy.hold(meta)
+            meta.hits, meta.score, meta.state = 0, 0.0, SEALED
         self.now = now
+        if any(meta.pins for meta in metas):
+            for meta in metas:
+                self.policy.add(meta)
+                if meta.pins:
+                    self.policy.hold(meta)
+        else:
+            self.policy.add_all(metas)
         if self.events:
             self.events(("seal", rows))
 
@@ -143,15 +136,8 @@ class BlockLedger:
         """
         if count > len(self.policy):
             raise OutOfBlocks(count, len(self.policy), self.capacity)
-        coming, metas, pop, expect = list(coming), self._metas, self.policy.pop, self._expect
-        if expect is None:
-            victims = [pop() for _ in range(count)]
-        else:
-            victims = []
-            for content in islice(chain(coming, repeat(None)), count):
-                if content is not None:
-                    expect(content)
-                victims.append(pop())
+        coming, metas = list(coming), self.register.metas
+        victims = self.policy.pop_all(count, coming)
         for id in victims:
             metas[id].state = LEAVING
         if self.events:
@@ -163,64 +149,64 @@ class BlockLedger:
 
         Returns those that are free now.
         """
-        ids, metas, freed, gone = list(ids), self._metas, self._freed, []
-        known, remove = len(metas), self.policy.remove
-        for id in ids:
-            meta = metas[id] if 0 <= id < known else None
-            if meta is None or meta.state == FREE or meta.doomed:
-                raise BlockStateError("free", meta, id)
+        ids, gone, remove = list(ids), [], self.policy.remove
+        metas = self.register.all(ids, "free")
+        for meta in metas:
+            if meta.doomed:
+                raise BlockStateError("free", meta, meta.id)
+        if len(set(ids)) < len(ids):
+            raise BlockStateError("free twice", metas[0], ids)
+        for meta in metas:
             meta.owner = None
             if meta.pins:
                 meta.doomed = True
                 continue
             if meta.state == SEALED:
                 remove(meta)
-            meta.state = FREE
-            heappush(freed, id)
-            gone.append(id)
+            gone.append(meta.id)
+        self.register.give(gone)
         if self.events:
             self.events(("free", ids))
         return gone
 
     def admit(self, contents: Sequence[int]) -> tuple[list[BlockId], list[int]]:
-        """Seal one block for each content, evicting one at a time where no block is free.
-
-        The inner loop of flat accounting in one call: for each content in turn `reclaim(1)` and
-        `free` if there is no free block, `allocate(1)`, `seal`. A content may so evict one that
-        came with the same call. Returns the blocks and the contents that left, in order.
+        """Flat accounting in one call: for each content in turn `reclaim(1)` and `free` if there is
+        no free block, `allocate(1)`, `seal`. A content may so evict one that came with the same
+        call. Returns the blocks and the contents that left, in order.
         """
         contents = list(contents)
         room = len(contents) if self.capacity is None else self.free_count
         if room < len(contents) and not room and not len(self.policy):
             raise OutOfBlocks(len(contents), 0, self.capacity)
-        events, described, gone = self.events, self._described, []
-        self.events = None
+        events, self.events = self.events, None
         ids = self.allocate(min(room, len(contents)))
         self.seal(ids, contents)
-        self.events, self._described = events, described
-        self._replace(contents[room:], ids, gone)
-        if self.events:
-            self.events(("admit", contents, ids))
+        gone = self._replace(contents[room:], ids)
+        self.events = events
+        if events:
+            events(("admit", contents, ids))
         return ids, gone
 
-    def _replace(self, contents, ids, gone):
+    def _replace(self, contents: list[int], ids: list[BlockId]) -> list[int]:
         """The loop of `admit` in a full cache, where a million accesses a second are decided."""
-        metas, now = self._metas, self.now
-        expect, pop, add = self._expect, self.policy.pop, self.policy.add
+        metas, now, gone = self.register.metas, self.now, []
+        policy, weighed = self.policy, self._weighed
+        expect, pop, add = policy.expect if policy.listens else None, policy.pop, policy.add
         for content in contents:
             if expect:
                 expect(content)
             meta = metas[pop()]
             gone.append(meta.content)
             now += 1
-            meta.content, meta.owner = content, None
+            meta.content, meta.owner, meta.parent = content, None, None
+            meta.depth, meta.cost, meta.hits, meta.score = 0, 1.0, 0, 0.0
             meta.born = meta.last = now
-            meta.hits, meta.score = 0, 0.0
-            if self._described:
-                meta.depth, meta.level, meta.cost, meta.size, meta.parent = 0, 0, 1.0, 1, None
+            if weighed:
+                meta.level, meta.size = 0, 1
             add(meta)
             ids.append(meta.id)
         self.now = now
+        return gone
 
     # -- use ---------------------------------------------------------------------------------
 
@@ -228,22 +214,19 @@ class BlockLedger:
         """Tell a policy that asks which request comes; what it gives up for its age is LEAVING."""
         dead = list(self.policy.begin(moment)) if self.policy.asks else []
         for id in dead:
-            self._metas[id].state = LEAVING
+            self.register.metas[id].state = LEAVING
         if self.events and self.policy.asks:
             self.events(("begin", moment, dead))
         return dead
 
     def pin(self, ids: Iterable[BlockId]) -> None:
         """Keep blocks, in any state but FREE, until as many `unpin`."""
-        ids, metas, hold = list(ids), self._metas, self.policy.hold
-        known = len(metas)
-        for id in ids:
-            meta = metas[id] if 0 <= id < known else None
-            if meta is None or meta.state == FREE:
-                raise BlockStateError("pin", meta, id)
+        ids, held = list(ids), []
+        for meta in self.register.all(ids, "pin"):
             meta.pins += 1
             if meta.pins == 1 and meta.state == SEALED:
-                hold(meta)
+                held.append(meta)
+        self.policy.hold_all(held)
         if self.events:
             self.events(("pin", ids))
 
@@ -252,47 +235,51 @@ class BlockLedger:
 
         Returns those that are free now.
         """
-        ids, metas, release, gone = list(ids), self._metas, self.policy.release, []
-        known = len(metas)
-        for id in ids:
-            meta = metas[id] if 0 <= id < known else None
-            if meta is None or not meta.pins:
-                raise BlockStateError("unpin", meta, id)
+        ids, back, gone = list(ids), [], []
+        for meta in self.register.all(ids, "unpin"):
+            if not meta.pins:
+                raise BlockStateError("unpin", meta, meta.id)
             meta.pins -= 1
             if meta.pins:
                 continue
             if meta.doomed:
-                if meta.state == SEALED:
-                    self.policy.remove(meta)
-                meta.state, meta.doomed = FREE, False
-                heappush(self._freed, id)
-                gone.append(id)
+                meta.doomed = False
+                gone.append(meta)
             elif meta.state == SEALED:
-                release(meta)
+                back.append(meta)
+        for meta in gone:
+            if meta.state == SEALED:
+                self.policy.remove(meta)
+        self.policy.release_all(back)
+        gone = [meta.id for meta in gone]
+        self.register.give(gone)
         if self.events:
             self.events(("unpin", ids))
         return gone
 
     def touch(self, ids: Sequence[BlockId]) -> None:
         """Tell the policy that sealed blocks were used, in this order (a prefix: tail first)."""
-        ids = list(ids)
-        metas, touch, now = self._metas, self.policy.touch, self.now
-        known = len(metas)
-        for id in ids:
-            if not 0 <= id < known or metas[id].state != SEALED:
-                raise BlockStateError("touch", self._find(id), id)
-            meta = metas[id]
-            now += 1
-            meta.last = now
-            meta.hits += 1
-            touch(meta)
+        ids, now = list(ids), self.now
+        metas = self.register.only(SEALED, ids, "touch")
+        if len(set(ids)) < len(ids):  # each use of a block is told before the next one
+            for meta in metas:
+                now += 1
+                meta.last = now
+                meta.hits += 1
+                self.policy.touch(meta)
+        else:
+            for meta in metas:
+                now += 1
+                meta.last = now
+                meta.hits += 1
+            self.policy.touch_all(metas)
         self.now = now
         if self.events:
             self.events(("touch", ids))
 
     def score(self, id: BlockId, value: float) -> None:
         """Set the score of a sealed block (attention mass, or what the policy in use reads)."""
-        meta = self._find(id)
+        meta = self.register.find(id)
         if meta is None or meta.state != SEALED:
             raise BlockStateError("score", meta, id)
         meta.score = value
@@ -309,4 +296,4 @@ class BlockLedger:
 
     def check(self) -> None:
         """Raise AssertionError unless every block is in exactly one place. O(blocks)."""
-        check_books(self._metas, self._freed, self.capacity, self.policy)
+        check_books(self.register.metas, self.register.freed, self.capacity, self.policy)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, KeysView, Sequence
+from itertools import repeat
 
 from kvlab.blocks.chain import Chain, backwards, picked
 from kvlab.core import BlockId
@@ -71,10 +73,8 @@ class NameIndex:
 
     def drop(self, ids: Iterable[BlockId]) -> list[int]:
         """Forget blocks; the names of those that were known, in order."""
-        known = self._names
-        names = [known.pop(id) for id in ids if id in known]
-        for name in names:
-            del self._where[name]
+        names = [n for n in map(self._names.pop, ids, repeat(None)) if n is not None]
+        deque(map(self._where.__delitem__, names), 0)  # as fast as a loop can be
         self.changes += 1
         return names
 

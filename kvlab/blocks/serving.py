@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from kvlab.blocks.chain import leading
+from kvlab.blocks.names import Names
 from kvlab.blocks.shared import Shared
 from kvlab.blocks.states import SEALED
+from kvlab.blocks.step import Opened
 from kvlab.core import SeqId
 
 
@@ -74,7 +77,7 @@ class Serving(Shared):
         own = self._known_again(seq, own)
         for is_new, run in _runs(own, first, stop):
             if is_new:
-                self.known.make(seq, run)
+                self._make_known(seq, run)
                 if pin:
                     blocks = [ids[i] for i in run]
                     ledger.pin(blocks)
@@ -91,6 +94,35 @@ class Serving(Shared):
             self.ground.ledger.pin([known])
         claim.borrowed.add(known)
         super()._swap(seq, index, known)
+
+    def pass_through(self, chain: Names) -> Opened | None:
+        """What open, a step, commit and close come to for a sequence that is computed at once and
+        over before another one comes, with nothing behind the ids: the same verbs of the ledger in
+        the same order, and no table, claim or step is made for it.
+
+        None, nothing being done, where it has to take the long way: others are under way, or blocks
+        wait behind a gap or on the host. Raises `OutOfBlocks` as ever.
+        """
+        ground, known, count = self.ground, self.known, len(chain)
+        found = known.index.lookup(chain)
+        near = leading(found)
+        if ground.claims or known.tier.keeps or found.count(None) < count - near:
+            return None
+        used, ledger = found[:near], ground.ledger
+        ledger.pin(used)
+        try:
+            gone = self.room.make(count - near, chain.coming(range(near, count)))
+        except BaseException:
+            ledger.unpin(used)
+            raise
+        if near < count:
+            new = ledger.allocate(count - near)
+            known.make(chain, range(count - 1, near - 1, -1), new[::-1])
+        used.reverse()
+        ledger.touch(used)
+        ledger.unpin(used)
+        ledger.tick()
+        return Opened(min(near, count - 1), near, found, [], gone)
 
     def end_step(self):
         """Time passes with requests."""

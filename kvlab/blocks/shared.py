@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from kvlab.blocks.alone import Alone
-from kvlab.blocks.chain import leading
+from kvlab.blocks.chain import leading, picked
 from kvlab.blocks.claim import Claim
 from kvlab.blocks.ground import Ground
 from kvlab.blocks.known import Known, KnownExit
@@ -82,7 +82,7 @@ class Shared(Alone):
 
     def _brought(self, seq: SeqId, logical: range, far: list[int]) -> None:
         """These blocks are in the table now, those of `far` new on the device."""
-        self.known.make(seq, far)
+        self._make_known(seq, far)
         self.ground.claims[seq].settled = logical.stop
 
     def settle(self, seq):
@@ -107,7 +107,7 @@ class Shared(Alone):
         self._note_clean(claim, step)
         stop = first + len(step.sealing)
         good = max(first, min(stop, self._shareable(claim)))
-        self.known.make(step.seq, self._known_again(step.seq, range(first, good)))
+        self._make_known(step.seq, self._known_again(step.seq, range(first, good)))
         behind = range(good, stop)
         table = self.ground.tables[step.seq]
         self.ground.ledger.seal([table.ids[i] for i in behind], depth=behind)
@@ -137,6 +137,15 @@ class Shared(Alone):
         for i in again:
             self._swap(seq, i, known[i])
         return [i for i in logical if known[i] is None] if again else logical
+
+    def _make_known(self, seq: SeqId, logical: Sequence[int]) -> None:
+        """Seal blocks of the table in this order, and make them known."""
+        if logical:
+            claim, ids = self.ground.claims[seq], picked(self.ground.tables[seq].ids, logical)
+            alone = claim.seen == (self.known.index.added, claim.chain.changes)
+            self.known.make(claim.chain, logical, ids)
+            if alone:
+                claim.seen = self.known.index.added, claim.chain.changes
 
     def _swap(self, seq: SeqId, index: int, known: BlockId) -> None:
         """Read a content from the block that held it first, and give the sequence's own back."""

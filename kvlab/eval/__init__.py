@@ -6,6 +6,7 @@ from kvlab.eval.calibrate import Calibrate
 from kvlab.eval.cost import TextCost
 from kvlab.eval.endless import Endless
 from kvlab.eval.jobs import Cost, Evaluate, Paired, Recall, Study
+from kvlab.eval.lm_eval_job import LmEval
 from kvlab.eval.load import Load
 from kvlab.eval.pareto import Pareto
 from kvlab.eval.parity import Parity
@@ -13,6 +14,7 @@ from kvlab.eval.prefill_speed import PrefillSpeed
 from kvlab.eval.prefix_ttft import PrefixTTFT
 from kvlab.eval.recall import Needles
 from kvlab.eval.roofline import KernelRoofline
+from kvlab.eval.sensitivity import Sensitivity
 from kvlab.eval.serving import PrefixHitRate
 from kvlab.eval.speed import DecodeSpeed
 from kvlab.eval.task import Item, Question, StepTask, Task, TimedTask
@@ -21,7 +23,7 @@ from kvlab.eval.tuning import Tune
 
 __all__ = [
     "TASKS", "Asking", "Bench", "BudgetLoss", "Calibrate", "Cost", "DecodeSpeed", "Endless",
-    "Evaluate", "Forced", "Item", "KernelRoofline", "Load", "Needles", "Paired", "Pareto",
-    "Parity", "PrefillSpeed", "PrefixHitRate", "PrefixTTFT", "Question", "Recall", "StepTask",
-    "Study", "Task", "TextCost", "TextLoss", "TimedTask", "Tune",
+    "Evaluate", "Forced", "Item", "KernelRoofline", "LmEval", "Load", "Needles", "Paired", "Pareto",
+    "Parity", "PrefillSpeed", "PrefixHitRate", "PrefixTTFT", "Question", "Recall",
+    "Sensitivity", "StepTask", "Study", "Task", "TextCost", "TextLoss", "TimedTask", "Tune",
 ]  # fmt: skip

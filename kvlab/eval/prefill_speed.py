@@ -212,6 +212,9 @@ def account(model, peak: Peak, standing: int) -> Iterator[Measurement]:
     total = sum(lines.values())
     yield Measurement("accounted_bytes", total, "B")
     yield Measurement("cache_allocated_bytes", peak.allocated, "B", "lower")
+    yield Measurement("cache_logical_bytes", stats.logical_bytes, "B", "lower")
+    share = 100 * stats.allocated_bytes / max(1, stats.logical_bytes)
+    yield Measurement("allocated_of_logical_percent", share, "%", "lower")
     yield Measurement("cache_host_bytes", stats.host_bytes, "B", "lower")
     yield Measurement("resident_tokens_percent", stats.resident_tokens_percent, "%", "lower")
     if device.type == "cuda":

@@ -156,7 +156,8 @@ class Round:
         task, rows = self.task, beside
         if not done(self.folder, runner, task.awaited):
             task.details(self.folder, runner, self.full, self.items, self.seed)
-            rows = [*task.rows(runner, self.full, self.seed), *memory(runner), *beside]
+            held = memory(runner) if task.accounts else ()
+            rows = [*task.rows(runner, self.full, self.seed), *held, *beside]
         self.folder.add(runner.name, runner.params, awaited_last(rows, task.awaited))
 
     def _beside(self, runner, everyone: list[Runner], pairs: list) -> Iterator[Measurement]:

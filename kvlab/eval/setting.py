@@ -77,9 +77,10 @@ class Setting:
 
 
 def is_same(spec: CacheSpec, full: CacheSpec) -> bool:
-    """Whether a variant is the full cache itself."""
+    """Whether a variant is the full cache itself. One that shares prefixes holds the same, but
+    takes other time."""
     return (
         not spec.bounded and all(axes.is_null(axis, getattr(spec, axis)) for axis in axes.alike())
         and spec.block_size == full.block_size and spec.format.identity == full.format.identity
-        and spec.kernels == full.kernels
+        and spec.kernels == full.kernels and not spec.prefix.shares
     )

@@ -79,7 +79,8 @@ class Task:
     lockstep: whether all caches go through an item side by side (`StepTask`). timed: whether each
     is measured for itself (`TimedTask`). score: the array of `run` that rows are made of, a number
     from 0 to 1 for each question. history: arrays whose means a tracker is told after each item.
-    pairs_all: whether `versus` pairs with any other runner, whose turn may come late.
+    pairs_all: whether `versus` pairs with any other runner, whose turn may come late. accounts:
+    whether rows of bytes are written beside its own.
     """
 
     name = "none"
@@ -90,6 +91,7 @@ class Task:
     score = "score"
     history: tuple[str, ...] = ()
     pairs_all = False
+    accounts = True
 
     # -- what a task says
 

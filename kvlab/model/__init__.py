@@ -3,6 +3,7 @@
 from kvlab.model.adapter import PagedCache
 from kvlab.model.decode import Decoder, Driver, check_driver
 from kvlab.model.device import prepare_device
+from kvlab.model.library import cache_parameter
 from kvlab.model.load import LoadedModel
 from kvlab.model.portrait import model_geometry, portrait
 from kvlab.model.prefill import PrefillResult, forward_chunk, prefill, run_chunk
@@ -10,6 +11,6 @@ from kvlab.model.text_summary import TextSummary
 
 __all__ = [
     "Decoder", "Driver", "LoadedModel", "PagedCache", "PrefillResult", "TextSummary",
-    "check_driver", "forward_chunk", "model_geometry", "portrait", "prefill", "prepare_device",
-    "run_chunk",
+    "cache_parameter", "check_driver", "forward_chunk", "model_geometry", "portrait", "prefill",
+    "prepare_device", "run_chunk",
 ]  # fmt: skip

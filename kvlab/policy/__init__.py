@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvlab.policy.adaptive import Adaptive
+from kvlab.policy.adaptive import USES_TOLD, Adaptive
 from kvlab.policy.admission import AdmitCost, AdmitReuse
 from kvlab.policy.attention_mass import AttentionMass
 from kvlab.policy.base import (
@@ -34,6 +34,7 @@ from kvlab.policy.scored import (
     LagKV,
     SnapKV,
 )
+from kvlab.policy.shadows import SHIFT, SPREAD, share_of, thinned
 from kvlab.policy.shuffled import Shuffled
 from kvlab.policy.timed import TTL, KeepUntilReturn
 
@@ -42,6 +43,6 @@ __all__ = [
     "Compactor", "EvictionPolicy", "ExpectedAttention", "FIFO", "GDSF", "Hybrid", "KeepUntilReturn",
     "KeyDiff", "KeyNorm", "LFU", "LRU", "LagKV", "LeafFirst", "Learned", "MQ", "Moment",
     "NoEviction", "PGDSF", "Priority", "PriorityPolicy", "RKV", "Random", "RequestARC",
-    "RequestLFU", "S3FIFO", "SIEVE", "Shuffled", "SnapKV", "TOVA", "TTL", "WALRU", "asked",
-    "by_name", "names",
+    "RequestLFU", "S3FIFO", "SHIFT", "SIEVE", "SPREAD", "Shuffled", "SnapKV", "TOVA", "TTL",
+    "USES_TOLD", "WALRU", "asked", "by_name", "names", "share_of", "thinned",
 ]  # fmt: skip

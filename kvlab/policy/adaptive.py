@@ -2,79 +2,32 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable, Sequence
+from copy import deepcopy
 
 from kvlab.core import BadInput, BlockId
 from kvlab.policy.base import BlockMeta, EvictionPolicy, by_name, nothing
-from kvlab.policy.moment import refuse_expiring
+from kvlab.policy.moment import Moment, refuse_expiring
+from kvlab.policy.shadows import Shadow, followed, share_of
 
-
-class Shadow:
-    """What a cache of this size would hold under one member policy: contents, no blocks."""
-
-    def __init__(self, policy: EvictionPolicy):
-        self.policy = policy
-        self.misses = 0.0
-        self.metas: dict[Hashable, BlockMeta] = {}  # by key: content, or a stand-in for none
-        self.held: set[Hashable] = set()
-        self._keys: list[Hashable] = []  # by the id of the shadow's own meta
-        self._spare: list[BlockMeta] = []  # to be used again
-
-    def access(self, key: Hashable, real: BlockMeta, now: int, held: bool) -> bool:
-        """Use a content; says whether the shadow had it. It has it afterwards."""
-        own = self.metas.get(key)
-        if own is not None:
-            own.last, own.score, own.level = now, real.score, real.level
-            own.hits += 1
-            self.policy.touch(own)
-            return True
-        self._enter(key, real, now)
-        if held:
-            self.hold(key)
-        return False
-
-    def _enter(self, key, real, now):
-        if self._spare:
-            own = self._spare.pop()
-        else:
-            own = BlockMeta(len(self._keys))
-            self._keys.append(key)
-        self._keys[own.id], self.metas[key] = key, own
-        own.content, own.parent, own.depth = real.content, real.parent, real.depth
-        own.level, own.cost, own.size, own.score = real.level, real.cost, real.size, real.score
-        own.born = own.last = now
-        own.hits = 0
-        self.policy.add(own)
-
-    def pop(self) -> Hashable:
-        """Evict by the member's choice; the key that left."""
-        key = self._keys[self.policy.pop()]
-        self._spare.append(self.metas.pop(key))
-        return key
-
-    def hold(self, key: Hashable) -> None:
-        if key in self.metas and key not in self.held:
-            self.held.add(key)
-            self.policy.hold(self.metas[key])
-
-    def release(self, key: Hashable) -> None:
-        if key in self.held:
-            self.held.remove(key)
-            self.policy.release(self.metas[key])
+USES_TOLD = 3  # of a block, to a new leader
 
 
 class Adaptive(EvictionPolicy):
-    """Each member runs in a shadow of the cache; the real one follows the best shadow.
+    """Each member runs in a shadow of the cache; the real one does as the best of them would.
 
-    Adaptive Caches (Subramanian, Smaragdakis and Loh, MICRO 2006,
-    https://doi.org/10.1109/MICRO.2006.7): the victim is a block that the leader no longer has, if
-    there is one, else the leader's own next victim. So the cache turns into what the leader would
-    hold, and pays for a change of leader only as blocks are needed.
-    members: policies to choose among, as names or instances (default lru, arc, s3fifo, mq, pgdsf).
-    memory: accesses after which a miss counts half in the comparison (default 20000).
-    Differs: misses fade instead of being counted in a fixed window, pins hold in the shadows too,
-    and one cache is followed as a whole, not each set of it. Costs a shadow access per member.
+    Chosen by shadow directories, as Adaptive Caches are (Subramanian, Smaragdakis and Loh, MICRO
+    2006, https://doi.org/10.1109/MICRO.2006.7). A change of leader costs about as many misses as
+    the cache has blocks, so the leader stays until it has missed `patience` cache sizes more than
+    the best: what is lost by waiting is then of the order of what the change costs, as in the
+    rent-or-buy problem. A new leader is told each block, the least recent first, and how often it
+    was used (three times at most).
+    members: policies to choose among, as names or instances, the first leads at first.
+    memory: cache sizes of accesses after which a miss counts half.
+    patience: misses behind the best that end a lead, in cache sizes.
+    floor: blocks that a shadow has at least: a cache of twice as many is followed by every second
+    content, and so on.
+    Differs: shadows take whole requests (what is used between two ticks), prefixes included.
     """
 
     name = "adaptive"
@@ -82,127 +35,147 @@ class Adaptive(EvictionPolicy):
     def __init__(
         self,
         members: Sequence[str | EvictionPolicy] = ("lru", "arc", "s3fifo", "mq", "pgdsf"),
-        memory: int = 20_000,
+        memory: float = 8.0,
+        patience: float = 0.1,
+        floor: int = 1024,
     ):
-        if not members or memory < 1:
-            raise BadInput("policy.members", list(members), "name at least one, and memory >= 1")
-        self.memory = memory
-        made = [by_name(m) if isinstance(m, str) else m for m in members]
-        for member in made:
+        if not members or not memory > 0 or not patience >= 0 or floor < 1:
+            remedy = "name at least one; memory > 0, patience >= 0, floor >= 1"
+            raise BadInput("policy.members", list(members), remedy)
+        self.members = [by_name(m) if isinstance(m, str) else m for m in members]
+        for member in self.members:
             refuse_expiring("policy.members", member)
-        self.asks = tuple(dict.fromkeys(field for member in made for field in member.asks))
-        self._shadows = [Shadow(policy) for policy in made]
-        self._strangers: list[OrderedDict[BlockId, None]] = [OrderedDict() for _ in made]
-        self._key: dict[BlockId, Hashable] = {}  # of known blocks, held ones included
-        self._at: dict[Hashable, BlockId] = {}
+        self.memory, self.patience, self.floor = memory, patience, floor
+        asks = (field for member in self.members for field in member.asks)
+        self.asks = tuple(dict.fromkeys(asks))
+        self.followed = [0] * len(self.members)  # victims chosen under each member, for reports
+        self._known: dict[BlockId, BlockMeta] = {}
         self._held: set[BlockId] = set()
-        self._accesses = 0
-        self.followed = [0] * len(made)  # victims chosen under each member, for reports
+        self._group: list[BlockMeta] = []  # used since the last tick
+        self._ticks = False
+        self.resize(None)
 
     def resize(self, capacity):
         super().resize(capacity)
-        for shadow in self._shadows:
-            shadow.policy.resize(capacity)
+        self.share = share_of(capacity, self.floor)
+        room = None if capacity is None else max(1, capacity // self.share)
+        self.choice = Choice(self, capacity)
+        self._shadows = [Shadow(member, room, self.share) for member in self.members]
+        self._follow(0)
 
-    @property
-    def leader(self) -> int:
-        """Index of the member with fewest misses lately, the first of equals."""
-        misses = [shadow.misses for shadow in self._shadows]
-        return misses.index(min(misses))
+    def _follow(self, leader: int) -> None:
+        """Start the leader afresh and tell it of all blocks."""
+        self.leader, self._policy = leader, deepcopy(self.members[leader])
+        self._policy.resize(self.capacity)
+        policy = self._policy
+        for meta in sorted(self._known.values(), key=lambda meta: meta.last):
+            meta.line, meta.place, meta.uses = None, 0, 0
+            policy.add(meta)
+            for _ in range(min(meta.hits, USES_TOLD)):
+                policy.touch(meta)
+            if meta.id in self._held:
+                policy.hold(meta)
+
+    # ---- requests
+
+    def begin(self, moment: Moment):
+        for shadow in self._shadows:
+            shadow.policy.begin(moment)
+        return self._policy.begin(moment)
+
+    def tick(self, step):
+        self._policy.tick(step)
+        if self._group or self._ticks:
+            self._end_request()
+        self._ticks = True
+
+    def _end_request(self) -> None:
+        """What was used goes to the shadows; the leader may change."""
+        used: dict[Hashable, BlockMeta] = {}
+        for meta in reversed(self._group):  # tails are used first
+            used.setdefault(_key(meta), meta)
+        self._group.clear()
+        mine = {key: meta for key, meta in used.items() if followed(key, self.share)}
+        keys, facts, limit = list(mine), list(mine.values()), max(len(self._known), 1)
+        missed = [shadow.request(keys, facts, limit) for shadow in self._shadows]
+        leader = self.choice.hear(missed, len(used), self.capacity or limit)
+        if leader != self.leader:
+            self._follow(leader)
+
+    def _use(self, meta):
+        self._group.append(meta)
+        if not self._ticks and not meta.depth:  # nobody says when a request ends; its head is last
+            self._end_request()
+
+    # ---- blocks
 
     def add(self, meta):
-        key = meta.content
-        if key is None or key in self._at:
-            key = ("alone", meta.id, meta.born)  # nothing to tell it by, or a second copy
-        self._key[meta.id], self._at[key] = key, meta.id
-        self._access(key, meta)
+        self._known[meta.id] = meta
+        self._policy.add(meta)
+        self._use(meta)
 
     def touch(self, meta):
-        self._access(self._key[meta.id], meta)
-
-    def _access(self, key, meta):
-        self._accesses += 1
-        if self._accesses % self.memory == 0:
-            for shadow in self._shadows:
-                shadow.misses /= 2
-        held = meta.id in self._held
-        for shadow, strangers in zip(self._shadows, self._strangers):
-            if not shadow.access(key, meta, self._accesses, held):
-                shadow.misses += 1
-                strangers.pop(meta.id, None)
-                self._shrink(shadow, strangers)
-
-    def _shrink(self, shadow, strangers):
-        """Keep a shadow within the cache's size, as far as pins allow."""
-        limit = self.capacity or len(self._key)
-        while len(shadow.metas) > limit and len(shadow.policy):
-            id = self._at.get(shadow.pop())
-            if id is not None and id not in self._held:
-                strangers[id] = None
-
-    def rescore(self, meta):
-        for shadow in self._shadows:
-            own = shadow.metas.get(self._key[meta.id])
-            if own is not None:
-                own.score = meta.score
-                shadow.policy.rescore(own)
+        self._policy.touch(meta)
+        self._use(meta)
 
     def remove(self, meta):
-        if meta.id in self._key:
-            self._forget(meta.id)
-
-    def _forget(self, id):
-        key = self._key.pop(id)
-        del self._at[key]
-        self._held.discard(id)
-        for shadow, strangers in zip(self._shadows, self._strangers):
-            strangers.pop(id, None)
-            shadow.release(key)
+        if self._known.pop(meta.id, None) is not None:
+            self._held.discard(meta.id)
+            self._policy.remove(meta)
 
     def hold(self, meta):
         self._held.add(meta.id)
-        for shadow, strangers in zip(self._shadows, self._strangers):
-            strangers.pop(meta.id, None)
-            shadow.hold(self._key[meta.id])
+        self._policy.hold(meta)
 
     def release(self, meta):
-        key = self._key[meta.id]
         self._held.discard(meta.id)
-        for shadow, strangers in zip(self._shadows, self._strangers):
-            shadow.release(key)
-            self._shrink(shadow, strangers)
-            if key not in shadow.metas:
-                strangers[meta.id] = None
+        self._policy.release(meta)
+
+    def rescore(self, meta):
+        self._policy.rescore(meta)
+
+    def expect(self, content):
+        self._policy.expect(content)
 
     def pop(self):
         if not len(self):
             raise nothing()
-        leader = self.leader
-        self.followed[leader] += 1
-        id = self._choose(self._shadows[leader], self._strangers[leader])
-        self._forget(id)
+        self.followed[self.leader] += 1
+        id = self._policy.pop()
+        meta = self._known.pop(id)
+        if self._group:  # its number may come again at once
+            self._group = [used for used in self._group if used is not meta]
         return id
 
-    def _choose(self, shadow, strangers):
-        if strangers:
-            return next(iter(strangers))
-        while len(shadow.policy):
-            id = self._at.get(shadow.pop())
-            if id is not None and id not in self._held:
-                return id
-        return min(id for id in self._key if id not in self._held)
-
-    def begin(self, moment):
-        for shadow in self._shadows:
-            shadow.policy.begin(moment)
-        return ()
-
-    def tick(self, step):
-        for shadow in self._shadows:
-            shadow.policy.tick(step)
-
     def __len__(self):
-        return len(self._key) - len(self._held)
+        return len(self._policy)
 
     def __contains__(self, id):
-        return id in self._key and id not in self._held
+        return id in self._policy
+
+
+def _key(meta: BlockMeta) -> Hashable:
+    """What a content is known by: one that has no name is not seen again once it is gone."""
+    return ("alone", meta.id, meta.born) if meta.content is None else meta.content
+
+
+class Choice:
+    """Who leads, from the misses of all shadows: in a replay of arrays as well."""
+
+    def __init__(self, policy: Adaptive, capacity: int | None):
+        self._policy, self.share = policy, share_of(capacity, policy.floor)
+        self.misses = [0.0] * len(policy.members)
+        self.leader, self._accesses = 0, 0
+
+    def hear(self, missed: Sequence[int], accesses: int, capacity: int) -> int:
+        """Who leads after a request of so many accesses. missed: followed contents, by member."""
+        self._accesses += accesses
+        misses = self.misses = [old + new for old, new in zip(self.misses, missed)]
+        best = misses.index(min(misses))
+        behind = (misses[self.leader] - misses[best]) * self.share
+        if behind > self._policy.patience * capacity:
+            self.leader = best
+        if self._accesses >= self._policy.memory * capacity:
+            self._accesses = 0
+            self.misses = [old / 2 for old in misses]
+        return self.leader

@@ -17,43 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
+from itertools import chain, islice, repeat
 
 from kvlab import axes
 from kvlab.core import BlockId
+from kvlab.policy.meta import BlockMeta
 from kvlab.policy.moment import Moment
-
-
-class BlockMeta:
-    """What is known of one block; written by the ledger, read by policies.
-
-    content  hash of the tokens up to and with this block, or None; ghost lists remember it
-    parent   content of the block before it, None at the head or where unknown
-    depth    logical index of the block in its sequence, 0 is the head
-    level    user-given priority, higher stays longer
-    born     step at which the block was sealed
-    last     step of its last touch (`born` if there was none)
-    hits     touches since `born`
-    cost     what recomputing it takes (tokens or FLOPs, the caller's choice)
-    size     blocks it counts for
-    score    attention mass averaged over age, or a prefill score
-    line, place, uses        the policy's own notes; state, pins, owner, doomed are the ledger's
-    """
-
-    __slots__ = (
-        "id", "content", "parent", "depth", "level", "born", "last", "hits", "cost", "size",
-        "score", "state", "pins", "owner", "doomed", "line", "place", "uses",
-    )  # fmt: skip
-
-    def __init__(self, id: BlockId, content=None, depth=0, level=0, born=0, cost=1.0, size=1):
-        self.id, self.content, self.depth, self.level = id, content, depth, level
-        self.born = self.last = born
-        self.hits, self.cost, self.size, self.score = 0, cost, size, 0.0
-        self.state, self.pins, self.owner, self.doomed = 0, 0, None, False
-        self.line, self.place, self.uses = None, 0, 0
-        self.parent: int | None = None
-
-    def __repr__(self):
-        return f"BlockMeta({self.id}, content={self.content}, last={self.last}, hits={self.hits})"
 
 
 def names() -> list[str]:
@@ -70,6 +39,13 @@ def asked(name: str) -> type[EvictionPolicy] | EvictionPolicy:
     """Whom to ask what the policy of this name or dotted path is: its class, or one made by it."""
     found = axes.find("policy", name)
     return found if isinstance(found, type) else found()
+
+
+BULK = (  # a verb, and what stands for many of it
+    ("add", "add_all"), ("add", "release_all"), ("release", "release_all"),
+    ("remove", "hold_all"), ("hold", "hold_all"), ("touch", "touch_all"),
+    ("pop", "pop_all"), ("expect", "pop_all"),
+)  # fmt: skip
 
 
 class EvictionPolicy:
@@ -96,6 +72,9 @@ class EvictionPolicy:
 
     def __init_subclass__(cls, **rest):
         super().__init_subclass__(**rest)
+        for verb, bulk in BULK:  # a verb that is new speaks for its bulk form, too
+            if verb in cls.__dict__ and bulk not in cls.__dict__:
+                setattr(cls, bulk, getattr(EvictionPolicy, bulk))
         if not cls.__dict__.get("name"):
             cls.name = cls.__name__  # an inherited one would pass it off as its parent
         elif not cls.__module__.startswith("kvlab."):
@@ -144,6 +123,44 @@ class EvictionPolicy:
     def pop(self) -> BlockId:
         """Choose the victim and forget it; IndexError if nothing is evictable."""
         raise NotImplementedError
+
+    # ---- many at a time: the same as one after the other, in this order, and faster where it can
+
+    def add_all(self, metas: Sequence[BlockMeta]) -> None:
+        """`add` each; none of them is pinned."""
+        for meta in metas:
+            self.add(meta)
+
+    def touch_all(self, metas: Sequence[BlockMeta]) -> None:
+        """`touch` each; no block comes twice, and `last` rises."""
+        for meta in metas:
+            self.touch(meta)
+
+    def hold_all(self, metas: Sequence[BlockMeta]) -> None:
+        """`hold` each."""
+        for meta in metas:
+            self.hold(meta)
+
+    def release_all(self, metas: Sequence[BlockMeta]) -> None:
+        """`release` each."""
+        for meta in metas:
+            self.release(meta)
+
+    def pop_all(self, count: int, coming: Sequence[int | None] = ()) -> list[BlockId]:
+        """`pop` so many, there being as many; before each, `expect` what comes in its place."""
+        if not self.listens:
+            return [self.pop() for _ in range(count)]
+        victims = []
+        for content in islice(chain(coming, repeat(None)), count):
+            if content is not None:
+                self.expect(content)
+            victims.append(self.pop())
+        return victims
+
+    @property
+    def listens(self) -> bool:
+        """Whether `expect` does anything."""
+        return type(self).expect is not EvictionPolicy.expect
 
     def tick(self, step: int) -> None:
         """Hear that a step (of decoding, or a request) is over."""

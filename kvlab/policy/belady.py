@@ -24,7 +24,7 @@ class Belady(PriorityPolicy):
     in it. By request: time is the number of `tick`s, one per request, and the next use of a block
     is the next request that has it. A parent is used whenever its child is, so farthest-first with
     the deeper of equals first evicts leaves only: with the running request pinned this is the bound
-    that an engine can reach.
+    that an engine can reach. Of blocks as deep that nobody wants again the least recent leaves.
     """
 
     name = "belady"
@@ -53,7 +53,7 @@ class Belady(PriorityPolicy):
         return uses[-1] if uses else NEVER
 
     def priority(self, meta):
-        return -self.next_use(meta.content), -meta.depth
+        return -self.next_use(meta.content), -meta.depth, meta.last
 
     def add(self, meta):
         super().add(meta)

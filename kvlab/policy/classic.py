@@ -26,8 +26,22 @@ class FIFO(EvictionPolicy):
         meta.place = meta.born
         self._line.push(meta)
 
+    def add_all(self, metas):
+        for meta in metas:
+            meta.place = meta.born
+        self._line.extend(metas)
+
     def remove(self, meta):
         self._line.remove(meta)
+
+    def hold_all(self, metas):
+        for meta in metas:
+            self._line.remove(meta)
+
+    def pop_all(self, count, coming=()):
+        if count > len(self._line):
+            raise nothing()
+        return self._line.take(count)
 
     def pop(self):
         meta = self._line.pop()
@@ -57,8 +71,29 @@ class LRU(FIFO):
         meta.place = meta.last
         self._line.push(meta)
 
+    def add_all(self, metas):
+        for meta in metas:
+            meta.place = meta.last
+        self._line.extend(metas)
+
+    def release_all(self, metas):
+        last = -1
+        for meta in metas:
+            if meta.last <= last:  # they come back in another order than they were used in
+                for one in metas:
+                    self.add(one)
+                return
+            meta.place = last = meta.last
+        self._line.extend(metas)
+
     def touch(self, meta):
         self._line.renew(meta, meta.last)
+
+    def touch_all(self, metas):
+        line = self._line
+        for meta in metas:
+            if meta.line is line:  # a held one has no place until it comes back
+                line.renew(meta, meta.last)
 
 
 class LFU(EvictionPolicy):

@@ -8,6 +8,7 @@ smaller of the two heads. So a pin never changes the order, and the usual case i
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from heapq import heappop, heappush
 
 from kvlab.core import BlockId
@@ -41,6 +42,30 @@ class Line:
         else:
             self._late[meta.id] = meta
             heappush(self._heap, (meta.place, meta.id))
+
+    def extend(self, metas: Sequence[BlockMeta]) -> None:
+        """`push` each; their places rise."""
+        if not metas or metas[0].place <= self._newest:
+            for meta in metas:
+                self.push(meta)
+            return
+        for meta in metas:
+            meta.line = self
+        self.size += len(metas)
+        self._newest = metas[-1].place
+        self._queue.update([(meta.id, meta) for meta in metas])
+
+    def take(self, count: int) -> list[BlockId]:
+        """The ids that `pop` gives so many times; there are as many."""
+        if self._late:
+            return [self.pop().id for _ in range(count)]
+        popitem, taken = self._queue.popitem, []
+        for _ in range(count):
+            id, meta = popitem(False)
+            meta.line = None
+            taken.append(id)
+        self.size -= count
+        return taken
 
     def renew(self, meta: BlockMeta, place: int) -> bool:
         """Move a block to a later place; false, and nothing done, if it is not here."""

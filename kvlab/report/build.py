@@ -14,6 +14,7 @@ from kvlab.report.entries import Entry, entries
 from kvlab.report.figures import drawings
 from kvlab.report.frontier import frontier_table
 from kvlab.report.page import Page, html_page, markdown_page
+from kvlab.report.scores import score_tables
 from kvlab.report.source import Run, curve_file, load
 from kvlab.report.tables import Table, failures, families, summary
 from kvlab.track import encode, plain
@@ -58,7 +59,7 @@ def _tables(rows: list[dict], everything: list[Entry]) -> list[Table]:
     if operate.is_operators(rows):
         return [*operate.tables(rows), *failures(everything)]
     return [*frontier_table(everything), summary(everything), *failures(everything),
-            *families(everything)]  # fmt: skip
+            *score_tables(everything), *families(everything)]  # fmt: skip
 
 
 def _title(runs: list[Run]) -> str:

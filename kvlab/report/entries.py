@@ -17,6 +17,7 @@ from kvlab.track import FAILED
 DENSE = ("full", "baseline", "bf16", "fp16", "fp32")  # names a baseline goes by, first found wins
 BYTES = "cache_allocated_bytes"
 CELLS = ("needle_recall_at_percent",)  # of a heatmap
+LAYER_LOSS = "layer_kl_nats"  # of a heatmap by layer
 CELL = "_at_percent"  # how names of cells end, of any task: too many for a table
 
 
@@ -92,7 +93,8 @@ def entries(runs: list[Run]) -> list[Entry]:
 
 def _is_whole(row: dict) -> bool:
     """Neither one cell of a heatmap nor one document of several."""
-    return not row["name"].endswith(CELL) and row.get("step") is None
+    cell = row["name"].endswith(CELL) or row["name"] == LAYER_LOSS
+    return not cell and row.get("step") is None
 
 
 def conditions(rows: list[dict]) -> list[str]:

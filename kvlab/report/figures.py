@@ -13,6 +13,7 @@ from kvlab.report.budgets import budget_figures
 from kvlab.report.entries import BYTES, Entry, names
 from kvlab.report.frontier import frontier_figures
 from kvlab.report.heatmap import heatmaps
+from kvlab.report.layers import layer_figures
 from kvlab.report.marks import bars, bars_or_dots, is_number, series
 from kvlab.report.names import arrow, metric, words
 from kvlab.report.source import Run
@@ -55,7 +56,7 @@ def drawings(everything: list[Entry], runs: list[Run]) -> list[Drawing]:
     if special and not crowded:
         found.append(_memory(everything))
     found += [_positions(run, several=len(runs) > 1) for run in runs if run.curves]
-    found += [Drawing(*picture) for picture in heatmaps(runs)]
+    found += [Drawing(*picture) for picture in (*heatmaps(runs), *layer_figures(runs))]
     speed = [name for name in SPEED if name in there]
     if speed and not axis and not crowded:
         found.append(_speed(everything, speed))

@@ -13,14 +13,18 @@ from kvlab.sim.sessions import Sessions
 from kvlab.sim.trace import Trace
 
 
+def refuse_unsorted(piece: Trace) -> None:
+    back = np.flatnonzero(np.diff(piece.arrival_ms, prepend=0.0) < 0)
+    if len(back):
+        raise BadInput("trace", piece.name, f"request {back[0]} arrives before the one ahead")
+
+
 class Open:
     """Requests come when the trace says, whatever becomes of those before."""
 
     def __init__(self, piece: Trace):
         self._ms, self._at = piece.arrival_ms.tolist(), 0
-        back = np.flatnonzero(np.diff(piece.arrival_ms, prepend=0.0) < 0)
-        if len(back):
-            raise BadInput("trace", piece.name, f"request {back[0]} arrives before the one ahead")
+        refuse_unsorted(piece)
 
     @property
     def left(self) -> bool:

@@ -68,6 +68,8 @@ class CostModel:
     length and on what stands before it, a step of decode on how many run and how much they read.
     prefills: prompts computed at a time; more wait in a queue (null: none waits).
     running: requests at a time (null: as many as there is room for).
+    chunk_tokens: one device computes a chunk of so many tokens of one prompt, then a token of each
+    answer, and so on: prompts and answers slow each other down (null: they do not).
     dollars_per_hour, watts: of the device, for money and joules a million tokens (null: not told).
     """
 
@@ -76,6 +78,7 @@ class CostModel:
     calibration: str | None = None
     prefills: int | None = None
     running: int | None = None
+    chunk_tokens: int | None = None
     dollars_per_hour: float | None = None
     watts: float | None = None
 
@@ -83,11 +86,14 @@ class CostModel:
         for name in ("prefill_tokens_per_second", "decode_tokens_per_second"):
             if not getattr(self, name) > 0:
                 raise BadInput(f"service.{name}", getattr(self, name), "must be more than 0")
-        least = {"prefills": 1, "running": 1, "dollars_per_hour": 0, "watts": 0}
+        least = {"prefills": 1, "running": 1, "chunk_tokens": 1, "dollars_per_hour": 0, "watts": 0}
         for name, at_least in least.items():
             value = getattr(self, name)
             if value is not None and not value >= at_least:
                 raise BadInput(f"service.{name}", value, f"must be at least {at_least}, or null")
+        if self.chunk_tokens is not None and self.prefills not in (None, 1):
+            remedy = "with service.chunk_tokens one prompt is computed at a time; leave it null"
+            raise BadInput("service.prefills", self.prefills, remedy)
         if self.calibration is not None:
             self.measures  # noqa: B018 -- a file that is none is refused now
 
@@ -116,6 +122,13 @@ class CostModel:
             return 1e3 * tokens / self.prefill_tokens_per_second
         fixed, each, pair = self.measures.prefill
         return fixed + each * tokens + pair * ((behind + tokens) ** 2 - behind**2)
+
+    @property
+    def step_costs(self) -> tuple[float, float, float]:
+        """ms of a step of decode, of each request in it, and of each token that it reads."""
+        if self.measures is None:
+            return 1e3 / self.decode_tokens_per_second, 0.0, 0.0
+        return tuple(self.measures.decode)
 
     def decode_ms(self, tokens: int, context: int = 0, running: int = 1) -> float:
         """Of `tokens` output tokens over `context` ones, while `running` requests of that length

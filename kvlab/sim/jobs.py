@@ -109,8 +109,10 @@ class HitRate:
         tiers = {"host": host, "service": service, "sessions": closed}
         known_shape = shape_by_name(shape)
         rules = prefix, definitions.replayed
-        if compiled and (service or fast.loops is None):
-            remedy = 'has no service times, and needs numba: pip install "kvlab[fast]"'
+        if compiled and fast.loops is None:
+            raise BadInput("compiled", compiled, 'needs numba: pip install "kvlab[fast]"')
+        if compiled and closed and service:
+            remedy = "looks requests up in the order of the trace, which a closed loop changes"
             raise BadInput("compiled", compiled, remedy)
         self.compiled, self.jobs = compiled, jobs
         settings = {"shape": known_shape, "window_seconds": window_seconds}
@@ -118,6 +120,8 @@ class HitRate:
         self._fixed = {"prefix": prefix, **definitions.params(), **sessions.params()}
         told = {"host": host, "service": service}
         self._fixed |= {name: str(value) for name, value in told.items() if value is not None}
+        if compiled and service:
+            self._fixed["service_hits"] = "of requests one by one"
         self._check(definitions, service)
         for format in self.formats:
             token_bytes(format, known_shape, block_size)  # refuses an unknown name now

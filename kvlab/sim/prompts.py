@@ -62,20 +62,45 @@ class Prompts:
 
         None when the blocks of running requests leave too little room; nothing has changed then.
         """
-        unique = list(dict.fromkeys(contents))
-        twice = len(unique) < len(contents)
-        names = Names(unique, 1, contents if twice else None)
+        names, twice = self._named(contents)
         try:
-            seq, opened = self.sequences.open(names, reserve=len(unique) + extra)
+            seq, opened = self.sequences.open(names, reserve=len(names) + extra)
         except OutOfBlocks:
             return None
-        code = _repeated(opened, unique, contents) if twice else _codes(opened)
+        code = self._code(opened, contents, names, twice, last_partial)
+        return Flight(seq, len(names), code, opened.evicted)
+
+    def serve(self, contents: list[int], last_partial: bool) -> Flight | None:
+        """`admit`, `compute` and `finish` of a request that is over before the next one comes."""
+        names, twice = self._named(contents)
+        try:
+            opened = self.holding.sharing.pass_through(names)
+        except OutOfBlocks:
+            return None
+        if opened is not None:
+            code = self._code(opened, contents, names, twice, last_partial)
+            return Flight(-1, len(names), code, opened.evicted)
+        flight = self.admit(contents, last_partial)
+        if flight is not None:
+            self.compute(flight, publish=False)
+            self.finish(flight)
+        return flight
+
+    def _named(self, contents: list[int]) -> tuple[Names, bool]:
+        """A prompt as it is looked up, and whether it names a block twice."""
+        unique = list(dict.fromkeys(contents))
+        twice = len(unique) < len(contents)
+        return Names(unique, 1, contents if twice else None), twice
+
+    def _code(self, opened: Opened, contents, names: Names, twice: bool, last_partial: bool):
+        """Outcome of each access."""
+        code = _repeated(opened, names.names(), contents) if twice else _codes(opened)
         if isinstance(self.tier, Stack):
             code = [DEEP_HIT if c == HOST_HIT and content in self.tier.deep else c
                     for c, content in zip(code, contents)]  # fmt: skip
         if last_partial and self.partial_misses and code[-1] >= HIT:
             code[-1] = PARTIAL
-        return Flight(seq, len(unique), code, opened.evicted)
+        return code
 
     def compute(self, flight: Flight, publish: bool = True) -> None:
         """The prompt is computed; `publish`: its blocks are known from now on, not at its end."""

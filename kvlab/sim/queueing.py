@@ -1,16 +1,11 @@
-"""Times of requests in service: what waits for the host, for its turn to be computed, and for whom.
-
-One device: `prefills` prompts are computed at a time, each at full speed; copies from a tier come
-first and delay nobody else; a step of decode takes longer the more requests take part in it.
-"""
+"""Times of requests in service: copies from the host, which delay nobody else, and the books."""
 
 from __future__ import annotations
-
-from heapq import heapify, heappush, heapreplace
 
 import numpy as np
 
 from kvlab.sim.costs import CostModel
+from kvlab.sim.pace import Event
 from kvlab.sim.tiers import Host
 
 GB = 1e9
@@ -44,8 +39,6 @@ class Books:
 
     def __init__(self, cost: CostModel):
         self.cost = cost
-        self._lanes = [0.0] * (cost.prefills or 0)
-        heapify(self._lanes)
         self.waits_ms: list[float] = []  # for room
         self.queue_ms: list[float] = []  # for a turn to be computed
         self.first_token_ms: list[float] = []
@@ -53,24 +46,17 @@ class Books:
         self._busy: list[tuple[float, float]] = []  # intervals of requests in service
         self._began = None
 
-    def prefill(self, now: float, arrival: float, copy_ms: float, compute_ms: float) -> float:
-        """ms at which the first token of a request is there that got its blocks `now`."""
-        ready = now + copy_ms
-        begin = ready
-        if self._lanes:
-            begin = max(ready, self._lanes[0])
-            heapreplace(self._lanes, begin + compute_ms)
-        first = begin + compute_ms
-        self._began = arrival if self._began is None else min(self._began, arrival)
-        self.waits_ms.append(now - arrival)
-        self.queue_ms.append(begin - ready)
-        self.first_token_ms.append(first - arrival)
-        return first
-
-    def served(self, prompt: int, output: int, began: float, ended: float) -> None:
-        self._tokens[0] += prompt
-        self._tokens[1] += output
-        heappush(self._busy, (began, ended))
+    def hear(self, event: Event) -> None:
+        work = event.work
+        if event.done:
+            self._tokens[0] += work.prompt
+            self._tokens[1] += work.output
+            self._busy.append((work.began, event.ms))
+            return
+        self._began = work.arrival if self._began is None else min(self._began, work.arrival)
+        self.waits_ms.append(work.began - work.arrival)
+        self.queue_ms.append(event.queued_ms)
+        self.first_token_ms.append(event.ms - work.arrival)
 
     def busy_seconds(self) -> float:
         """Seconds in which at least one request was in service."""

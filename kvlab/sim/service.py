@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from heapq import heappop, heappush
 from typing import NamedTuple
 
 import numpy as np
 
 from kvlab.policy import Moment
-from kvlab.sim.arrivals import arrivals_of
+from kvlab.sim.arrivals import arrivals_of, refuse_unsorted
 from kvlab.sim.costs import CostModel
 from kvlab.sim.moments import Moments
 from kvlab.sim.outcome import DEEP_HIT, HIT, HOST_HIT, REFUSED, Outcome
+from kvlab.sim.pace import Work, pace_of
 from kvlab.sim.prompts import Flight, Prompts
 from kvlab.sim.queueing import Books, Link
 from kvlab.sim.sessions import Sessions
@@ -39,28 +39,23 @@ class OneByOne:
         prompts, log = self.prompts, _Log()
         for (contents, partial, _), moment in zip(_requests(piece), self.moments.of(piece)):
             log.expired(prompts.hear(moment))
-            flight = prompts.admit(contents, partial)
+            flight = prompts.serve(contents, partial)
             if flight is None:
                 log.refuse(contents)
                 prompts.ledger.tick()
-                continue
-            prompts.compute(flight, publish=False)
-            prompts.finish(flight)
-            log.add(flight)
+            else:
+                log.add(flight)
         return log.outcome()
 
     def more(self) -> dict:
         return self.prompts.more()
 
 
-class Served(NamedTuple):
-    """A request in service: its flight, its index in the piece, its tokens, when it got room."""
+class Of(NamedTuple):
+    """What a request in service is: its flight, and its index in the piece."""
 
     flight: Flight
     at: int
-    prompt: int
-    output: int
-    began: float
 
 
 @dataclass
@@ -77,13 +72,12 @@ class InFlight:
     now: float = 0.0
     peak_in_flight: int = 0
     peak_pinned: int = 0
-    _due: list[tuple] = field(default_factory=list)  # heap of (ms, order, served, decode ms)
-    _order: int = 0
+    _number: int = 0
     _running: int = 0
     _moments: Moments = field(default_factory=Moments)
 
     def __post_init__(self):
-        self.books = Books(self.cost)
+        self.books, self.pace = Books(self.cost), pace_of(self.cost)
 
     def run(self, piece: Trace) -> Outcome:
         log, self.arrivals = _Log(), arrivals_of(piece, self.sessions)
@@ -92,8 +86,9 @@ class InFlight:
         while (coming := self._coming()) is not None:
             ms, at = coming
             ran.append(coming)
-            moment = moments[at]._replace(ms=max(self.now, ms), number=self._order)
-            self._order += 1
+            self.now = max(self.now, ms)
+            moment = moments[at]._replace(ms=self.now, number=self._number)
+            self._number += 1
             self._request(log, piece, requests[at], partial[at], at, moment, ms)
         return log.outcome(self.arrivals.as_ran(piece, ran))
 
@@ -104,15 +99,13 @@ class InFlight:
             ms = arrivals.next_ms()
             if ms is None and not arrivals.left:
                 return None
-            if self._due and (ms is None or self._due[0][0] <= max(self.now, ms)):
-                self._next()
-            else:
+            if not self._happens(None if ms is None else max(self.now, ms)):
+                self.now = max(self.now, self.pace.now)  # a step that began before it came
                 return arrivals.pop()
 
     def _request(self, log, piece, contents, partial, at, moment: Moment, arrival: float) -> None:
         prompt, output = int(piece.input_tokens[at]), int(piece.output_tokens[at])
         extra = -(-(prompt + output) // piece.block_size) - len(contents)
-        self.now = moment.ms
         if len(set(contents)) + extra > self.prompts.ledger.capacity:
             log.refuse(contents)
             self.arrivals.done(at, self.now)
@@ -120,55 +113,96 @@ class InFlight:
         flight = self._start(contents, partial, extra, moment, log)
         log.add(flight)
         hit = min(sum(code >= HIT for code in flight.code) * piece.block_size, prompt - 1)
-        self._serve(Served(flight, at, prompt, output, self.now), arrival, hit)
+        copy_ms = self.link.ms(flight.code.count(HOST_HIT), flight.code.count(DEEP_HIT))
+        tokens = prompt - hit, hit, prompt, output
+        self.pace.enter(Work(*tokens, arrival, self.now, copy_ms, Of(flight, at)))
+        self._running += 1
+        ledger = self.prompts.ledger
+        self.peak_in_flight = max(self.peak_in_flight, self._running)
+        self.peak_pinned = max(self.peak_pinned, ledger.held_count - ledger.evictable_count)
 
     def _start(self, contents, partial, extra, moment: Moment, log: _Log) -> Flight:
         limit = self.cost.running
         while limit is not None and self._running >= limit:
-            self._next()
+            self._happens(None)
         log.expired(self.prompts.hear(moment._replace(ms=self.now)))
         while (flight := self.prompts.admit(contents, partial, extra)) is None:
-            self._next()
+            self._happens(None)
         return flight
 
-    def _serve(self, served: Served, arrival: float, hit: int) -> None:
-        """Enter the end of the prefill, and keep the books of waiting and room."""
-        code, ledger = served.flight.code, self.prompts.ledger
-        self._running += 1
-        copy_ms = self.link.ms(code.count(HOST_HIT), code.count(DEEP_HIT))
-        compute_ms = self.cost.prefill_ms(served.prompt - hit, hit)
-        first_token = self.books.prefill(self.now, arrival, copy_ms, compute_ms)
-        decode_ms = self.cost.decode_ms(served.output, served.prompt, self._running)
-        self._push(first_token, served, decode_ms)
-        self.peak_in_flight = max(self.peak_in_flight, self._running)
-        self.peak_pinned = max(self.peak_pinned, ledger.held_count - ledger.evictable_count)
-
-    def _push(self, at: float, served: Served, decode_ms: float | None) -> None:
-        self._order += 1
-        heappush(self._due, (at, self._order, served, decode_ms))
-
-    def _next(self) -> None:
-        """The next prompt is computed (its decode follows) or the next output is done."""
-        ms, _, served, decode_ms = heappop(self._due)
-        self.now = max(self.now, ms)
-        if decode_ms is None:
-            self.prompts.finish(served.flight)
+    def _happens(self, until: float | None) -> bool:
+        """The next prompt is computed or the next answer done, if not later than `until`."""
+        event = self.pace.next(until)
+        if event is None:
+            return False
+        self.now = max(self.now, event.ms)
+        self.books.hear(event)
+        flight, at = event.work.of
+        if event.done:
+            self.prompts.finish(flight)
             self._running -= 1
-            self.books.served(served.prompt, served.output, served.began, ms)
-            self.arrivals.done(served.at, ms)
+            self.arrivals.done(at, event.ms)
         else:
-            self.prompts.compute(served.flight)
-            self._push(ms + decode_ms, served, None)
+            self.prompts.compute(flight)
+        return True
 
     def more(self) -> dict:
         """Let the last requests finish, then report."""
-        while self._due:
-            self._next()
+        while self._happens(None):
+            pass
         peaks = {
             "peak_in_flight_requests": self.peak_in_flight,
             "peak_pinned_blocks": self.peak_pinned,
         }
         return self.prompts.more() | {"service": self.books.summary() | peaks}
+
+
+class OnlyTimes:
+    """Times of requests whose hits are known from a replay one by one: nothing is held meanwhile,
+    so that what would not fit beside those in flight does not wait."""
+
+    def __init__(self, cost: CostModel, link: Link):
+        self.cost, self.link = cost, link
+        self.books, self.pace = Books(cost), pace_of(cost)
+        self.now, self._running, self._most = 0.0, 0, 0
+
+    def run(self, piece: Trace, outcome: Outcome) -> None:
+        refuse_unsorted(piece)
+        code, begin = outcome.code, piece.first[:-1]
+        served = np.diff(piece.first) == 0
+        served[~served] = code[begin[~served]] != REFUSED
+        of, count = piece.request_of, len(piece)
+        sums = [np.bincount(of[mask], minlength=count).tolist()
+                for mask in (code >= HIT, code == HOST_HIT, code == DEEP_HIT)]  # fmt: skip
+        columns = piece.arrival_ms, piece.input_tokens, piece.output_tokens, served
+        rows = zip(*(column.tolist() for column in columns), *sums)
+        for arrival, prompt, output, fits, hits, host, deep in rows:
+            while self._happens(max(self.now, arrival)):
+                pass
+            self.now = max(self.now, arrival, self.pace.now)
+            while self.cost.running is not None and self._running >= self.cost.running:
+                self._happens(None)
+            if fits:
+                hit = min(hits * piece.block_size, prompt - 1)
+                tokens = prompt - hit, hit, prompt, output
+                copy_ms = self.link.ms(host, deep)
+                self.pace.enter(Work(*tokens, arrival, self.now, copy_ms, None))
+                self._running += 1
+                self._most = max(self._most, self._running)
+
+    def _happens(self, until: float | None) -> bool:
+        event = self.pace.next(until)
+        if event is None:
+            return False
+        self.now = max(self.now, event.ms)
+        self.books.hear(event)
+        self._running -= event.done
+        return True
+
+    def summary(self) -> dict:
+        while self._happens(None):
+            pass
+        return self.books.summary() | {"peak_in_flight_requests": self._most}
 
 
 def _requests(piece: Trace) -> Iterator[tuple[list[int], bool, int]]:

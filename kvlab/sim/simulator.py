@@ -19,7 +19,7 @@ from kvlab.sim.outcome import Outcome, Tally
 from kvlab.sim.prompts import Prompts
 from kvlab.sim.queueing import Link
 from kvlab.sim.result import SimResult
-from kvlab.sim.service import InFlight, OneByOne, recompute_cost
+from kvlab.sim.service import InFlight, OneByOne, OnlyTimes, recompute_cost
 from kvlab.sim.sessions import Sessions
 from kvlab.sim.sizes import ModelShape, shape_by_name, token_bytes
 from kvlab.sim.tiers import Host, tiers_of
@@ -57,14 +57,16 @@ def simulate(
     events: called with each event of the device's ledger, to record the run.
     outcomes: called with each piece of the trace and what became of each of its accesses.
     compiled: the same results from numba, much faster, for the policies that `sim/fast.py` names;
-    without service and events.
+    without events. With service, hits are those of requests one by one (blocks in flight are not
+    held, prompts computed side by side are known at once), and times follow from them.
     """
     _check(prefix, partial_blocks, host, service)
     if isinstance(trace, Trace):
         trace.check_shares()
     shape = shape_by_name(shape)
+    _check_hosts(host, prefix, trace)
     if compiled:
-        _check_compiled(service, events, host)
+        _check_compiled(service, events, sessions)
         runner = _compiled(policy, capacity_blocks, trace, prefix, partial_blocks, host, shape)
     else:
         if isinstance(policy, str) and asked(policy).foresees:
@@ -72,16 +74,22 @@ def simulate(
         ledger = _ledger(policy, capacity_blocks, events)
         _check_asks(ledger.policy, prefix, trace)
         runner = _runner(ledger, trace, prefix, partial_blocks, host, service, shape, sessions)
+    link = service and _link(host, service, shape, trace.block_size)
+    timed = OnlyTimes(service, link) if service and compiled else None
     made = runner.tally if compiled else Tally
     tally = made(shape, window_seconds)
     for piece in trace.pieces():
         outcome = runner.run(piece)
         piece = piece if outcome.ran is None else outcome.ran
         tally.add(piece, outcome)
+        if timed:
+            timed.run(piece, outcome)
         if outcomes:
             outcomes(piece, outcome)
-    named = _name(policy), capacity_blocks, trace.block_size
-    return SimResult.of(tally, *named, **runner.more())
+    named, more = (_name(policy), capacity_blocks, trace.block_size), runner.more()
+    if timed:
+        more |= {"service": timed.summary()}
+    return SimResult.of(tally, *named, **more)
 
 
 def _name(policy: str | EvictionPolicy) -> str:
@@ -134,22 +142,37 @@ def _check_known_ahead(name: str, trace, service=None) -> None:
 
 def _compiled(policy, capacity, trace, prefix, partial_blocks, host, shape) -> Compiled:
     cost = recompute_cost(shape, trace.block_size) if prefix else (lambda depth: 1.0)
+    named = isinstance(policy, str)
+    _check_asks(asked(policy) if named else policy, prefix, trace)
+    tiers = [(tier.policy, _capacity(tier.capacity_blocks), tier.mode) for tier in _levels(host)]
     runner = Compiled(
         policy, _capacity(capacity), prefix, not_hittable(partial_blocks), cost=cost,
-        host=host and (host.policy, _capacity(host.capacity_blocks), host.mode),
-        whole=isinstance(trace, Trace),
+        tiers=tiers, whole=isinstance(trace, Trace),
     )  # fmt: skip
-    if isinstance(policy, str) and asked(policy).foresees:
+    if named and asked(policy).foresees:
         _check_known_ahead(policy, trace)
+        if policy != "belady" and not prefix:
+            raise BadInput("prefix", prefix, f"{policy} goes by requests; it needs prefix=True")
         runner.foresee(trace, hittable(trace, capacity, partial_blocks) if prefix else None)
     return runner
 
 
-def _check_compiled(service, events, host) -> None:
-    if service or events:
-        raise BadInput("compiled", True, "has no service times and no events")
-    if host and host.behind:
-        raise BadInput("compiled", True, "has two tiers at most; leave host.behind out")
+def _check_compiled(service, events, sessions) -> None:
+    if events:
+        raise BadInput("compiled", True, "has no events")
+    if service and sessions and sessions.loop == "closed":
+        remedy = "looks requests up in the order of the trace, which a closed loop changes"
+        raise BadInput("compiled", True, remedy)
+
+
+def _levels(host: Host | None) -> list[Host]:
+    return [] if host is None else [host, *_levels(host.behind)]
+
+
+def _check_hosts(host: Host | None, prefix: bool, trace) -> None:
+    for tier in _levels(host):
+        named = isinstance(tier.policy, str)
+        _check_asks(asked(tier.policy) if named else tier.policy, prefix, trace)
 
 
 def _check(prefix, partial_blocks, host, service) -> None:
@@ -167,5 +190,9 @@ def _runner(ledger, trace, prefix, partial_blocks, host, service, shape, session
     prompts = Prompts(ledger, tier, not_hittable(partial_blocks), cost)
     if not service:
         return OneByOne(prompts)
+    return InFlight(prompts, service, _link(host, service, shape, trace.block_size), sessions)
+
+
+def _link(host, service: CostModel, shape: ModelShape, block_size: int) -> Link:
     each = service.measures.token_bytes if service.measures else token_bytes("bf16", shape)
-    return InFlight(prompts, service, Link(host, service, each * trace.block_size), sessions)
+    return Link(host, service, each * block_size)

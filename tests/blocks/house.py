@@ -333,8 +333,8 @@ class House:
             "claims": [{s: (set(c.borrowed), set(c.pinned), dict(c.kept), c.reserved[:],
                             c.settled, c.clean, c.own[:]) for s, c in g.claims.items()}
                        for g in groups],
-            "blocks": [[(m.id, m.state, m.pins, m.content) for m in g.ledger._metas if m.state]
-                       for g in groups],
+            "blocks": [[(m.id, m.state, m.pins, m.content)
+                        for m in g.ledger.register.metas if m.state] for g in groups],
             "known": [set(g.known.blocks) for g in groups],
         }  # fmt: skip
 
@@ -369,7 +369,7 @@ class House:
         place = self.sequences.groups.index(group)
         for handle in self.prefixes.handles:
             pins.update(handle.parts[place])
-        held = {m.id: m.pins for m in group.ledger._metas if m.pins}
+        held = {m.id: m.pins for m in group.ledger.register.metas if m.pins}
         assert held == pins, "pins are balanced"
 
     def check_table(self, group, store, seq, table):

@@ -65,7 +65,7 @@ def state(cache) -> dict:
         ({seq: list(t.ids) for seq, t in g.tables.items()},
          {seq: list(t.ids) for seq, t in g.away.tables.items()},
          [(m.id, m.state, m.pins, m.owner, m.content, m.last, m.score, m.doomed)
-          for m in g.ledger._metas if m.state], g.ledger.now)
+          for m in g.ledger.register.metas if m.state], g.ledger.now)
         for g in cache.groups
     ]  # fmt: skip
     return {"stats": stats, "groups": groups, "tokens": dict(cache.sequences.lengths),

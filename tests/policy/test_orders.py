@@ -22,7 +22,7 @@ def drain(ledger):
 
 def use(ledger, content):
     """One flat access: touch what is there, else admit."""
-    here = [m.id for m in ledger._metas if m.state and m.content == content]
+    here = [m.id for m in ledger.register.metas if m.state and m.content == content]
     if here:
         ledger.touch(here)
     else:

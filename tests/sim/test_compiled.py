@@ -1,5 +1,6 @@
 """Compiled replay is the policy objects' replay: the same outcomes, the same victims in order."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -9,32 +10,74 @@ from hypothesis import strategies as st
 
 from kvlab.core import BadInput
 from kvlab.policy import (
+    ARC,
     LRU,
     MQ,
     S3FIFO,
+    TTL,
+    WALRU,
+    Adaptive,
+    AdmitCost,
+    AdmitReuse,
     AttentionMass,
+    Belady,
     Hybrid,
+    KeepUntilReturn,
     LeafFirst,
     Priority,
     Random,
+    asked,
     by_name,
 )  # fmt: skip
-from kvlab.sim import CostModel, Definitions, Host, TraceStream, fast, from_requests, simulate
+from kvlab.sim import (
+    CostModel,
+    Definitions,
+    Host,
+    Sessions,
+    TraceStream,
+    fast,
+    from_requests,
+    simulate,
+)  # fmt: skip
 from kvlab.sim import write_trace as write
 from kvlab.sim.workloads import scans
 
 needs_numba = pytest.mark.skipif(fast.loops is None, reason="the extra `fast` is not installed")
 
 # One piece of machine code each: the same code with other parameters costs no compilation.
-ROWS = {name: partial(by_name, name) for name in fast.PREFIX if name != "belady"} | {
-    "belady": lambda: "belady",
+FORESEE = {name: lambda name=name: name for name in fast.PREFIX if asked(name).foresees}
+ROWS = {name: partial(by_name, name) for name in fast.PREFIX if name != "adaptive"}  # on its own
+ROWS |= FORESEE | {
     "priority 2": lambda: Priority(prefix_blocks=2),
     "random 7": lambda: Random(seed=7),
     "s3fifo 1": lambda: S3FIFO(small=0.3, promote=1),
     "mq 3": lambda: MQ(queues=3, lifetime=5, ghosts=0.5),
     "hybrid 5": lambda: Hybrid(half_life=5, frequency=-1.0, cost=0.5),
+    "ttl 2": lambda: TTL(seconds=2),
+    "ttl 2, once": lambda: TTL(seconds=2, refresh=False),
+    "keep_until_return 3": lambda: KeepUntilReturn(patience=3),
+    "wa_lru 9": lambda: WALRU(recency=0.4, reuse=0.5, size=0.3, horizon=9),
+    "admit_cost 12": lambda: AdmitCost(tokens=12, door=0.3),
+    "admit_reuse 3": lambda: AdmitReuse(uses=3, door=0.4, ghosts=0.5),
 }
-BY_LEAVES = ("fifo", "arc")
+OVER = {
+    "leaves of fifo": lambda: LeafFirst("fifo"),
+    "leaves of arc": lambda: LeafFirst("arc"),
+    "leaves of wa_lru": lambda: LeafFirst(WALRU(horizon=9)),
+    "door of arc": lambda: AdmitReuse("arc", door=0.4),
+    "door of gdsf": lambda: AdmitReuse("gdsf", door=0.4),
+    "door of lfu": lambda: AdmitReuse("lfu", door=0.4),
+    "leaves of a door of s3fifo": lambda: LeafFirst(AdmitCost("s3fifo", tokens=12, door=0.4)),
+    "door of leaves of hybrid": lambda: AdmitCost(Hybrid(half_life=5), tokens=12, door=0.4),
+}
+WHEN = st.tuples(st.sampled_from([0.0, 300.0, 2500.0]), st.integers(-1, 2), st.booleans())
+
+
+def told(trace, when):
+    """The trace with times, sessions and calls of tools."""
+    gaps, sessions, tools = zip(*when[: len(trace)]) if len(trace) else ((), (), ())
+    columns = {"session": np.array(sessions, int), "tool": np.array(tools, np.int8)}
+    return replace(trace, arrival_ms=np.cumsum(gaps), columns=trace.columns | columns)
 
 
 @st.composite
@@ -45,7 +88,8 @@ def tries(draw):
     for at, path in enumerate(paths):
         chain = [ids.setdefault(tuple(path[: n + 1]), len(ids)) for n in range(len(path))]
         rows.append((float(at), 4 * len(chain) - (chain[-1] % 3 == 0), 1, chain))
-    return from_requests(rows, 4, "trie")
+    when = draw(st.lists(WHEN, min_size=len(rows), max_size=len(rows)))
+    return told(from_requests(rows, 4, "trie"), when)
 
 
 @st.composite
@@ -54,13 +98,18 @@ def heaps(draw):
     request = st.lists(st.integers(-2, 9).map(lambda n: n * 10**9), min_size=1, max_size=8)
     rows = draw(st.lists(st.tuples(request, st.integers(0, 3)), max_size=50))
     made = [(float(at), 4 * len(ids) - cut, 1, ids) for at, (ids, cut) in enumerate(rows)]
-    return from_requests(made, 4, "heap")
+    when = draw(st.lists(WHEN, min_size=len(rows), max_size=len(rows)))
+    return told(from_requests(made, 4, "heap"), when)
 
 
-def replay(trace, policy, capacity, host=None, **how):
-    """Every field of the result, and what became of each access and when what left."""
-    pieces = []
-    host = host and Host(host[0], host[1](), *host[2:])
+def replay(trace, policy, capacity, host=(), **how):
+    """Every field of the result, and what became of each access and when what left.
+
+    host: (capacity, policy, mode) of each tier behind, the nearest first."""
+    pieces, tiers = [], None
+    for room, made, mode in reversed(host):
+        tiers = Host(room, made(), mode, behind=tiers)
+    host = tiers
     how |= {"host": host, "outcomes": lambda _, outcome: pieces.append(outcome[:3])}
     result = vars(simulate(trace, policy(), capacity, **how))
     result["orphans"] = None  # counted where the ledger is
@@ -75,7 +124,7 @@ def same(trace, policy, capacity, **how):
 @needs_numba
 @pytest.mark.parametrize("name", ROWS)
 def test_requests(name):
-    traces = tries() if name == "belady" else tries() | heaps()
+    traces = tries() if name in FORESEE else tries() | heaps()
 
     @settings(max_examples=120, deadline=None)
     @given(traces, st.sampled_from([1, 2, 3, 5, 8, 13, 20]), st.sampled_from(["hit", "miss"]))
@@ -86,12 +135,12 @@ def test_requests(name):
 
 
 @needs_numba
-@pytest.mark.parametrize("name", BY_LEAVES)
-def test_requests_by_leaves(name):
+@pytest.mark.parametrize("name", OVER)
+def test_a_policy_over_another(name):
     @settings(max_examples=120, deadline=None)
     @given(tries() | heaps(), st.sampled_from([1, 2, 3, 5, 8, 13, 20]))
     def check(trace, capacity):
-        same(trace, lambda: LeafFirst(name), capacity)
+        same(trace, OVER[name], capacity)
 
     check()
 
@@ -99,14 +148,31 @@ def test_requests_by_leaves(name):
 @needs_numba
 @pytest.mark.parametrize("device, host, mode", [
     ("fifo", "arc", "exclusive"), ("lru", "hybrid", "exclusive"), ("lru", "random", "write_back"),
-    ("sieve", "lfu", "write_through"),
+    ("sieve", "lfu", "write_through"), ("ttl 2", "ttl 2", "write_back"),
+    ("none", "admit_reuse", "exclusive"), ("lru", "none", "exclusive"),
 ])  # fmt: skip
 def test_a_tier_behind(device, host, mode):
     @settings(max_examples=120, deadline=None)
     @given(tries() | heaps(), st.sampled_from([1, 2, 3, 5, 8, 13]), st.sampled_from([1, 2, 5, 9]))
     def check(trace, capacity, room):
         tier = room, ROWS[host], mode
-        same(trace, ROWS[device], capacity, host=tier, partial_blocks="miss")
+        same(trace, ROWS[device], capacity, host=(tier,), partial_blocks="miss")
+
+    check()
+
+
+@needs_numba
+@pytest.mark.parametrize("upper, lower", [
+    ("exclusive", "exclusive"), ("exclusive", "write_back"), ("write_back", "exclusive"),
+    ("write_back", "write_through"), ("write_through", "exclusive"),
+    ("write_through", "write_through"),
+])  # fmt: skip
+def test_two_tiers_behind(upper, lower):
+    @settings(max_examples=100, deadline=None)
+    @given(tries() | heaps(), *[st.sampled_from([1, 2, 3, 5, 8, 13])] * 3)
+    def check(trace, capacity, room, depth):
+        tiers = (room, ARC, upper), (depth, ROWS["admit_reuse"], lower)
+        same(trace, LRU, capacity, host=tiers, partial_blocks="miss")
 
     check()
 
@@ -147,12 +213,27 @@ def test_a_stream_is_one_run(tmp_path, trie, name, prefix):
 @needs_numba
 def test_what_is_not_compiled_is_refused(tiny):
     trace, again = tiny([0]), by_name("lru")
-    with pytest.raises(BadInput, match="compiled replay knows: arc, belady, fifo"):
-        simulate(trace, AttentionMass(), compiled=True)
-    with pytest.raises(BadInput, match="compiled replay knows"):
-        simulate(trace, type("Mine", (LRU,), {})(), compiled=True)
-    with pytest.raises(BadInput, match="has no service times and no events"):
-        simulate(trace, "lru", service=CostModel(), compiled=True)
+    for policy, sentence in (
+        (AttentionMass(), "goes by scores of attention, which no trace has"),
+        (type("Mine", (LRU,), {})(), "compiled replay knows: adaptive, admit_cost"),
+        (AdmitReuse(AdmitCost()), "has a door before another door"),
+        (AdmitReuse("fifo"), "has a door before another door, fifo"),
+        (LeafFirst(Belady(())), "has a member that knows the future, belady"),
+        (LeafFirst("adaptive"), "compiled replay knows"),
+        (Adaptive(["lru", "fifo"]), "goes by the future or by birth"),
+        ("wa_lru", "asks which requests are a session"),
+    ):
+        with pytest.raises(BadInput, match=sentence):
+            simulate(trace, policy, compiled=True)
+    with pytest.raises(BadInput, match="has no events"):
+        simulate(trace, "lru", events=print, compiled=True)
+    with pytest.raises(BadInput, match="which a closed loop changes"):
+        closed = Sessions(loop="closed")
+        simulate(trace, "lru", service=CostModel(), sessions=closed, compiled=True)
+    with pytest.raises(BadInput, match="is compiled alone"):
+        simulate(trace, "lru", host=Host(5, "adaptive"), compiled=True)
+    with pytest.raises(BadInput, match="adaptive chooser with prefix=True only"):
+        simulate(trace, "adaptive", 5, prefix=False, compiled=True)
     simulate(trace, again, compiled=False)
     with pytest.raises(BadInput, match="has served a cache already"):
         simulate(trace, again, compiled=True)

@@ -1,5 +1,9 @@
-"""ARC: lines 0 (once) and 1 (again), ghost lists 0 and 1 of what left them, and 2: expected."""
+"""ARC: lines 0 (once) and 1 (again), ghost lists 0 and 1 of what left them, and 2: expected.
 
+Request ARC is ARC whose target moves once a request for each ghost list.
+"""
+
+from kvlab.policy import RequestARC
 from kvlab.sim.compiled import ghosts, lines
 from kvlab.sim.compiled.bind import verb
 from kvlab.sim.compiled.state import CAPACITY, CLOCK, CONTENT, LISTS, MINE, SIZE
@@ -7,8 +11,27 @@ from kvlab.sim.compiled.state import CAPACITY, CLOCK, CONTENT, LISTS, MINE, SIZE
 EXPECTS, WIDTH = True, LISTS + 6
 ONCE, AGAIN, EXPECTED = range(3)
 FOUND, NEW = MINE, MINE + 1  # where the next content was found: 0 nowhere, 1 once, 2 again
+BY_REQUEST, MOVED = MINE + 2, MINE + 3  # Request ARC; bits of the lists that moved the target
 TARGET = CLOCK
 hold, release, remove = lines.hold, lines.release, lines.remove
+
+
+def prepare(state, policy):
+    state.book[BY_REQUEST] = isinstance(policy, RequestARC)
+
+
+@verb
+def begin(s, moments, request):
+    s.book[MOVED] = 0
+
+
+@verb
+def _may_move(s, found):
+    """Whether finding a content in this list moves the target."""
+    if s.book[BY_REQUEST] and s.book[MOVED] & found:
+        return False
+    s.book[MOVED] |= found
+    return True
 
 
 @verb
@@ -17,11 +40,13 @@ def _recall(s, content):
     once, again, blocks = ghosts.count(s, ONCE), ghosts.count(s, AGAIN), s.book[CAPACITY]
     if ghosts.knows(s, ONCE, content):
         ghosts.forget(s, ONCE, content)
-        s.key[TARGET] = min(s.key[TARGET] + max(again / once, 1.0), float(blocks))
+        if _may_move(s, 1):
+            s.key[TARGET] = min(s.key[TARGET] + max(again / once, 1.0), float(blocks))
         return 1
     if ghosts.knows(s, AGAIN, content):
         ghosts.forget(s, AGAIN, content)
-        s.key[TARGET] = max(s.key[TARGET] - max(once / again, 1.0), 0.0)
+        if _may_move(s, 2):
+            s.key[TARGET] = max(s.key[TARGET] - max(once / again, 1.0), 0.0)
         return 2
     return 0
 

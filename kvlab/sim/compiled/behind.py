@@ -2,7 +2,8 @@
 
 MODES says which function does what in which mode:
 
-holds(host, content)                      whether a content waits here
+begin(host, moments, request)             a request comes
+holds(host, content)                      the code of an access to it: MISS where it does not wait
 claim(host, ids, unique, block, at)       a request misses these on the device and comes for them
 left(s, host, moved, count)               these blocks leave the device
 arrived(host, ids, unique, block, at)     what was claimed is on the device
@@ -11,6 +12,7 @@ born(s, host, block, low, high, moved)    a request's blocks from `high` down to
 
 from __future__ import annotations
 
+from kvlab.sim.compiled import sinks as g  # what becomes of what leaves, given by `bind`
 from kvlab.sim.compiled import verbs as p  # those of a policy are given by `bind`
 from kvlab.sim.compiled.blocks import free, seal
 from kvlab.sim.compiled.state import (
@@ -19,27 +21,42 @@ from kvlab.sim.compiled.state import (
     DEPTH,
     DROPPED,
     HELD,
+    NOTE,
     NOW,
     PARENT,
     PINNED,
     WHERE,
     WRITTEN,
 )
+from kvlab.sim.outcome import HOST_HIT, MISS
 
 MODES = {
-    "none": {"holds": "never", "claim": "no_claim", "left": "no_left", "arrived": "no_claim",
-             "born": "no_born"},
-    "exclusive": {"holds": "waits", "claim": "take", "left": "put", "arrived": "no_claim",
-                  "born": "no_born"},
-    "write_back": {"holds": "waits", "claim": "pin", "left": "put_new", "arrived": "unpin",
-                   "born": "no_born"},
-    "write_through": {"holds": "waits", "claim": "pin", "left": "touch", "arrived": "unpin",
-                      "born": "put_born"},
+    "none": {"begin": "no_begin", "holds": "never", "claim": "no_claim", "left": "no_left",
+             "arrived": "no_claim", "born": "no_born"},
+    "exclusive": {"begin": "hear", "holds": "waits", "claim": "take_all", "left": "put",
+                  "arrived": "no_claim", "born": "no_born", "take_one": "take"},
+    "write_back": {"begin": "hear", "holds": "waits", "claim": "pin_all", "left": "put_new",
+                   "arrived": "unpin", "born": "no_born", "take_one": "pin"},
+    "write_through": {"begin": "hear", "holds": "waits", "claim": "pin_all", "left": "touch",
+                      "arrived": "unpin", "born": "put_born", "take_one": "pin"},
 }  # fmt: skip
 
 
+def no_begin(host, moments, request):
+    pass
+
+
+def hear(host, moments, request):
+    p.begin(host, moments, request)
+    x = p.expired(host) if p.EXPIRES else 0
+    while x:
+        free(host, x)
+        host.book[DROPPED] += 1
+        x = p.expired(host)
+
+
 def never(host, content):
-    return False
+    return MISS
 
 
 def no_claim(host, ids, unique, block, at):
@@ -55,37 +72,48 @@ def no_born(s, host, block, low, high, moved):
 
 
 def waits(host, content):
-    return host.content[content, WHERE] > 0
+    return HOST_HIT if host.content[content, WHERE] else MISS
 
 
-def take(host, ids, unique, block, at):
-    """They leave at once, so that making room on the device cannot push them out."""
+def take(host, x):
+    """It leaves at once, so that making room on the device cannot push it out."""
+    p.remove(host, x)
+    free(host, x)
+
+
+def take_all(host, ids, unique, block, at):
     for i in range(unique):
         x = host.content[ids[at[i]], WHERE]
         if x and not block[i]:
-            p.remove(host, x)
-            free(host, x, p.ORDERED)
+            take(host, x)
 
 
-def pin(host, ids, unique, block, at):
-    """They stay, pinned until they have arrived."""
+def pin(host, x):
+    """It stays, pinned until it has arrived."""
+    p.hold(host, x)
+    host.node[x, NOTE] = 1
+    host.book[PINNED] += 1
+
+
+def pin_all(host, ids, unique, block, at):
     for i in range(unique):
         x = host.content[ids[at[i]], WHERE]
         if x and not block[i]:
-            p.hold(host, x)
-            host.book[PINNED] += 1
+            pin(host, x)
 
 
 def unpin(host, ids, unique, block, at):
-    """What was pinned: nothing has come here in between that the device misses."""
+    if not host.book[PINNED]:
+        return
     for i in range(unique):
         x = host.content[ids[at[i]], WHERE]
-        if x and not block[i]:
+        if x and host.node[x, NOTE]:
             p.release(host, x)
     host.book[PINNED] = 0
     for i in range(unique):
         x = host.content[ids[at[i]], WHERE]
-        if x and not block[i]:
+        if x and host.node[x, NOTE]:
+            host.node[x, NOTE] = 0
             use(host, x)
 
 
@@ -97,17 +125,25 @@ def use(host, x):
 def put(s, host, moved, count):
     """Take in blocks of the device; the newest stay where not all fit."""
     host.book[WRITTEN] += count
-    fit = min(count, host.book[CAPACITY] - host.book[PINNED])
+    for i in range(count):
+        x = host.content[s.meta[moved[i], CONTENT], WHERE]
+        if x:  # an inclusive tier above has given it up twice
+            take(host, x)
+    fit = min(count, host.book[CAPACITY] - (host.book[PINNED] if p.EVICTS else host.book[HELD]))
     short = fit + host.book[HELD] - host.book[CAPACITY]
-    for i in range(count - short, count):
+    for i in range(short):
         if p.EXPECTS:
-            p.expect(host, s.meta[moved[i], CONTENT])
-        free(host, p.pop(host), p.ORDERED)
-        host.book[DROPPED] += 1
+            p.expect(host, s.meta[moved[count - short + i], CONTENT])
+        x = p.pop(host)
+        free(host, x)
+        g.note(host, i, x)
+    if short > 0:
+        host.book[DROPPED] += short
+        g.sink(host, short)
     for i in range(count - fit, count):
         row = s.meta[moved[i]]
         host.book[NOW] += 1
-        p.add(host, seal(host, row[CONTENT], row[PARENT], row[DEPTH], p.ORDERED), -1)
+        p.add(host, seal(host, row[CONTENT], row[PARENT], row[DEPTH]), -1)
 
 
 def touch(s, host, moved, count):

@@ -7,18 +7,31 @@ name with a digest of all sources of this room, since numba looks at no file but
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from types import FunctionType, ModuleType
 
-from numba import njit
+from numba import config, njit
 
 # Nothing here allocates, so numba need not count references: of fifteen arrays at each call, a
 # hundred times the work of a verb.
 OPTIONS = {"nogil": True, "_nrt": False}
 verb = njit(forceinline=True, **OPTIONS)
 rare = njit(**OPTIONS)  # seldom called, so not worth its code in every caller
+
+
+def cached(function, **options):
+    """Compiled, its machine code kept in the user's cache folder, where NUMBA_CACHE_DIR names no
+    other: a read-only installation keeps it too."""
+    chosen = config.CACHE_DIR
+    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    config.CACHE_DIR = chosen or str(Path(root) / "kvlab" / "numba")
+    try:
+        return njit(function, cache=True, **OPTIONS, **options)
+    finally:
+        config.CACHE_DIR = chosen
 
 
 @cache
@@ -39,7 +52,7 @@ def bind(template: ModuleType, label: str, entry: str = "", **names) -> dict:
             copy.__module__ = template.__name__
             copy.__qualname__ = f"{name}_{label}_{_digest()}"
             called = name == entry
-            space[name] = njit(copy, cache=called, forceinline=not called, **OPTIONS)
+            space[name] = cached(copy) if called else njit(copy, forceinline=True, **OPTIONS)
     return space
 
 

@@ -1,6 +1,6 @@
 """Which ids are free, and which block holds which content: `BlockLedger` on arrays.
 
-Where ties go by id (`ordered`), ids are the ledger's: the lowest free one first.
+Ids are the ledger's, since ties may go by id: the lowest free one first.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from kvlab.sim.compiled.state import (
 
 
 @verb
-def seal(s, content, parent, depth, ordered):
+def seal(s, content, parent, depth):
     """A free block for a content that has none, as it is before the policy hears of it."""
-    x = _take(s, ordered)
+    x = _take(s)
     s.meta[x, CONTENT], s.meta[x, PARENT], s.meta[x, DEPTH] = content, parent, depth
     s.meta[x, MARKS] = s.node[x, STATE] = 0
     s.content[content, WHERE] = x
@@ -30,21 +30,20 @@ def seal(s, content, parent, depth, ordered):
 
 
 @verb
-def free(s, x, ordered):
+def free(s, x):
     """Give a block back that the policy no longer knows; `meta` stays readable until `seal`."""
     s.content[s.meta[x, CONTENT], WHERE] = 0
     s.book[HELD] -= 1
     spot = s.book[FREE]
     s.book[FREE] = spot + 1
-    if ordered:
-        while spot and s.free[(spot - 1) >> 1] > x:
-            s.free[spot] = s.free[(spot - 1) >> 1]
-            spot = (spot - 1) >> 1
+    while spot and s.free[(spot - 1) >> 1] > x:
+        s.free[spot] = s.free[(spot - 1) >> 1]
+        spot = (spot - 1) >> 1
     s.free[spot] = x
 
 
 @verb
-def _take(s, ordered):
+def _take(s):
     s.book[HELD] += 1
     left = s.book[FREE] - 1
     if left < 0:
@@ -52,8 +51,6 @@ def _take(s, ordered):
         return s.book[FRESH] - 1
     s.book[FREE] = left
     last = s.free[left]
-    if not ordered:
-        return last
     x, spot = s.free[0], 0
     while True:
         child = 2 * spot + 1

@@ -5,7 +5,7 @@ from kvlab.sim.compiled.bind import verb
 from kvlab.sim.compiled.gdsf import hold, pop, release, remove  # noqa: F401
 from kvlab.sim.compiled.state import CLOCK, DEPTH, USES
 
-ORDERED = ORDER = EARLY = True
+ORDER = EARLY = COUNTS = True
 
 
 @verb
@@ -15,9 +15,14 @@ def _file(s, x):
 
 
 @verb
-def add(s, x, at):
-    s.node[x, USES] = 1
+def admit(s, x, at, hits):
+    s.node[x, USES] = 1 + hits
     _file(s, x)
+
+
+@verb
+def add(s, x, at):
+    admit(s, x, at, 0)
 
 
 @verb

@@ -26,6 +26,6 @@ def replay(s, ids, code, gone, gone_at):
             x = p.pop(s)
             gone[left], gone_at[left] = s.meta[x, CONTENT], access
             left += 1
-            free(s, x, p.ORDERED)
-        p.add(s, seal(s, content, 0, 0, p.ORDERED), access)
+            free(s, x)
+        p.add(s, seal(s, content, 0, 0), access)
     return left

@@ -4,14 +4,19 @@ from kvlab.sim.compiled import order
 from kvlab.sim.compiled.bind import verb
 from kvlab.sim.compiled.state import CLOCK, USES
 
-ORDERED = ORDER = EARLY = True
+ORDER = EARLY = COUNTS = True
 hold, release, remove = order.hold, order.release, order.remove
 
 
 @verb
+def admit(s, x, at, hits):
+    s.node[x, USES] = 1 + hits
+    order.file(s, x, s.key[CLOCK] + s.node[x, USES])
+
+
+@verb
 def add(s, x, at):
-    s.node[x, USES] = 1
-    order.file(s, x, s.key[CLOCK] + 1.0)
+    admit(s, x, at, 0)
 
 
 @verb

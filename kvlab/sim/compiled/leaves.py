@@ -21,10 +21,17 @@ KNOWN, PINNED = 1, 2
 
 
 def add(s, x, at):
+    admit(s, x, at, 0)
+
+
+def admit(s, x, at, hits):
     waits = s.content[s.meta[x, CONTENT], CHILDREN] > 0
     if waits and m.EARLY:
         m.hold(s, x)
-    m.add(s, x, at)
+    if m.COUNTS:
+        m.admit(s, x, at, hits)
+    else:
+        m.add(s, x, at)
     if waits and not m.EARLY:
         m.hold(s, x)
     s.meta[x, MARKS] = KNOWN
@@ -75,6 +82,10 @@ def expect(s, content):
 
 def tick(s):
     m.tick(s)
+
+
+def begin(s, moments, request):
+    m.begin(s, moments, request)
 
 
 def pop(s):

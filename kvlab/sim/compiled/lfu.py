@@ -20,7 +20,7 @@ from kvlab.sim.compiled.state import (
     STATE,
 )  # fmt: skip
 
-ROWS = 1, 2
+ROWS, COUNTS = (1, 2), True
 CHAIN, UNUSED, USED = MINE, MINE + 1, MINE + 2  # first row; lines given back; rows ever used
 hold, release = lines.hold, lines.release
 
@@ -64,6 +64,14 @@ def _close(s, line):
 @verb
 def add(s, x, at):
     lines.enter(s, _line_after(s, s.book[CHAIN], 0), x)
+
+
+@verb
+def admit(s, x, at, hits):
+    line = s.book[CHAIN]
+    while s.node[s.node[line, LINE], STATE] >= 0 and s.node[s.node[line, LINE], STATE] < hits:
+        line = s.node[line, LINE]
+    lines.enter(s, _line_after(s, line, hits), x)
 
 
 @verb

@@ -9,6 +9,7 @@ from kvlab.sim.compiled.state import (
     ENTRIES,
     FIRST_BLOCK,
     MINE,
+    SIZE,
     USES,
     VALUE,
 )  # fmt: skip
@@ -65,10 +66,12 @@ def _sink(s):
     book[ENTRIES] = now * scale - book[QUEUES]
     expired, oldest = (now - lifetime) * scale, (now - 1) * scale
     for line in range(1, book[QUEUES]):
+        if not s.node[line, SIZE]:
+            continue
         x = lines.head(s, line)
         if x and s.place[x] < expired:
             lines.move(s, line - 1, x)
-            x = lines.head(s, line)
+            x = lines.head(s, line) if s.node[line, SIZE] else 0
         if x:
             oldest = min(oldest, s.place[x])
     book[NEXT_EXPIRY] = oldest // scale + lifetime

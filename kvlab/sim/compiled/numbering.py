@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from kvlab.sim.compiled.bind import OPTIONS
+from kvlab.sim.compiled.bind import cached
 from kvlab.sim.compiled.state import FIRST_CONTENT
 
 STEP = 1 << 18  # ids numbered before the table is looked at again
@@ -45,13 +44,13 @@ class Numbering:
             _enter_all(self.ids, self._table, self.count)
 
 
-@njit(cache=True, **OPTIONS)
+@cached
 def _spot(id, table):
     """Where a hash table of a power of two begins to look for an id."""
     return np.int64((np.uint64(id) * _SPREAD) >> np.uint64(20)) & (len(table) - 1)
 
 
-@njit(cache=True, **OPTIONS)
+@cached
 def _number(ids, out, known, table, count, last):
     for i in range(len(ids)):
         id = ids[i]
@@ -68,7 +67,7 @@ def _number(ids, out, known, table, count, last):
     return count
 
 
-@njit(cache=True, **OPTIONS)
+@cached
 def _enter_all(known, table, count):
     for number in range(FIRST_CONTENT, count):
         spot = _spot(known[number], table)

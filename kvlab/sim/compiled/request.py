@@ -9,21 +9,33 @@ from kvlab.sim.compiled import behind as b
 from kvlab.sim.compiled import verbs as p  # those of policies are given by `bind`
 from kvlab.sim.compiled.blocks import free, seal
 from kvlab.sim.compiled.state import CAPACITY, CONTENT, HELD, NOTE, NOW, WHERE
-from kvlab.sim.outcome import BROKEN_CHAIN, HIT, HOST_HIT, MISS, PARTIAL, REFUSED
+from kvlab.sim.outcome import BROKEN_CHAIN, HIT, MISS, PARTIAL, REFUSED
 
 
-def replay(s, host, ids, first, partial, code, gone, gone_at, block, at, moved):
+def replay(
+    s, host, ids, first, partial, moments, depths, code, gone, gone_at, block, at, moved
+):  # fmt: skip
     """Replay requests; how many blocks left, `gone` [E] the contents and `gone_at` [E] when.
 
     s, host: the states of the tiers. ids int32 [A] contents; first int64 [R + 1]; partial bool [R]:
-    the last block must not hit. Written: code uint8 [A], gone int32 [A], gone_at int64 [A].
+    the last block must not hit; moments as in `moments`; depths int32 [A], or none: as they are
+    named. Written: code uint8 [A], gone int32 [A], gone_at int64 [A].
     block and moved int32, at int64: room for the longest request.
     """
     left = 0
     for request in range(len(first) - 1):
         begin, end = first[request], first[request + 1]
+        p.begin(s, moments, request)
+        b.begin(host, moments, request)
+        x = p.expired(s) if p.EXPIRES else 0
+        while x:
+            gone[left], gone_at[left] = s.meta[x, CONTENT], begin
+            left += 1
+            free(s, x)
+            x = p.expired(s)
         unique, missing = look_up(s, host, ids, begin, end, code, block, at)
-        if unique > s.book[CAPACITY]:
+        short = missing + s.book[HELD] - s.book[CAPACITY]
+        if unique > s.book[CAPACITY] or (short > 0 and not p.EVICTS):
             give_up(s, ids, unique, block, at)
             code[begin:end] = REFUSED
         else:
@@ -31,7 +43,6 @@ def replay(s, host, ids, first, partial, code, gone, gone_at, block, at, moved):
                 code[end - 1] = PARTIAL
             pin(s, unique, block)
             b.claim(host, ids, unique, block, at)
-            short = missing + s.book[HELD] - s.book[CAPACITY]
             if short > 0:
                 evict(s, ids, begin, short, moved)
                 for i in range(short):
@@ -39,7 +50,7 @@ def replay(s, host, ids, first, partial, code, gone, gone_at, block, at, moved):
                 left += short
                 b.left(s, host, moved, short)
             b.arrived(host, ids, unique, block, at)
-            publish(s, host, ids, begin, unique, block, at, moved)
+            publish(s, host, ids, begin, depths, unique, block, at, moved)
             unpin(s, unique, block)
         s.book[NOW] += 1
         p.tick(s)
@@ -57,11 +68,9 @@ def look_up(s, host, ids, begin, end, code, block, at):
         x = where[content, WHERE]
         if x > 0:
             code[access] = HIT if leading else BROKEN_CHAIN
-        elif leading and b.holds(host, content):
-            code[access] = HOST_HIT
         else:
-            leading = False
-            code[access] = MISS
+            code[access] = b.holds(host, content) if leading else MISS
+            leading = code[access] >= HIT
         if x < 0 or (x > 0 and s.node[x, NOTE]):  # named before in this request
             at[-1 - x if x < 0 else s.node[x, NOTE] - 1] = access
             continue
@@ -119,16 +128,17 @@ def evict(s, ids, begin, short, moved):
                 access -= 1
         x = p.pop(s)
         moved[i] = x
-        free(s, x, p.ORDERED)
+        free(s, x)
 
 
-def publish(s, host, ids, begin, unique, block, at, moved):
+def publish(s, host, ids, begin, depths, unique, block, at, moved):
     """The prompt's blocks can be found. Metadata changes once, tail first."""
     for i in range(unique):
         if not block[i]:
             access = at[i]
             parent = ids[access - 1] if access > begin else 0
-            block[i] = -seal(s, ids[access], parent, access - begin, p.ORDERED)
+            depth = depths[access] if len(depths) else access - begin
+            block[i] = -seal(s, ids[access], parent, depth)
     high = unique - 1
     for i in range(unique - 1, -1, -1):
         s.book[NOW] += 1

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from numba import njit
 
-from kvlab.core import BadInput
-from kvlab.sim.compiled import catalog
+from kvlab.policy import Learned
+from kvlab.sim.compiled import belady, catalog, odds
+from kvlab.sim.compiled.moments import SILENCE, Said
 from kvlab.sim.compiled.numbering import Numbering
 from kvlab.sim.compiled.state import (
+    CAPACITY,
     DROPPED,
+    HELD,
     MINE,
     WRITTEN,
     new_state,
+    stacked,
     with_contents,
 )  # fmt: skip
 from kvlab.sim.outcome import Outcome
 from kvlab.sim.trace import Trace
 
+NO_DEPTHS = np.zeros(0, dtype=np.int32)
 _numbered: WeakKeyDictionary[Trace, tuple[np.ndarray, np.ndarray]] = WeakKeyDictionary()
 
 
@@ -32,24 +37,51 @@ def numbered(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
     return _numbered[trace]
 
 
+class Requests(NamedTuple):
+    """What a loop is given: numbers int32 [A]; first int64 [R + 1]; partial bool [R], whose last
+    block must not hit; moments [R, 5] and depths int32 [A], or none of them."""
+
+    numbers: np.ndarray
+    first: np.ndarray
+    partial: np.ndarray
+    moments: np.ndarray
+    depths: np.ndarray
+
+    def part(self, begin: int, end: int) -> Requests:
+        """Those from `begin` to before `end`; accesses keep their places."""
+        return self._replace(
+            first=self.first[begin : end + 1], partial=self.partial[begin:end],
+            moments=self.moments[begin:end],
+        )  # fmt: skip
+
+
+class Out(NamedTuple):
+    """What it writes: code uint8 [A]; gone int32, contents that left, and gone_at int64, when."""
+
+    code: np.ndarray
+    gone: np.ndarray
+    gone_at: np.ndarray
+
+
 class Runner:
-    """One policy at one capacity, a tier behind it (policy, capacity, mode) or none.
+    """One policy at one capacity, tiers behind it (policy, capacity, mode): none, one or two.
 
     last: contents by number of the latest piece, and those that left; contents: how many there are.
     cost: of computing a block, by depth. whole: the only piece is a loaded trace, whose numbers are
     kept for the next run.
     """
 
-    def __init__(self, device, capacity, tier, prefix, partial_misses, cost, whole):
-        host, room, mode = tier or (None, 1, "none")
+    def __init__(self, device, capacity, tiers, prefix, partial_misses, cost, whole):
         self.prefix, self.partial_misses, self.whole = prefix, partial_misses, whole
-        behind = host.state(room) if host else new_state(room, 1)
-        self.tiers = [device.state(capacity), behind]
-        self.cost, self.has_host = cost, host is not None
-        self.draws = [device.draws(), host and host.draws()]
-        self.numbering = Numbering()
+        self.cost, self.numbering = cost, Numbering()
+        self.made = [device, *(made for made, _, _ in tiers)]
+        rooms = [capacity, *(room for _, room, _ in tiers)]
+        self.tiers = [made.state(room) for made, room in zip(self.made, rooms)]
+        self.draws = [made.draws() for made in self.made]
+        self.said = Said() if any(made.policy.asks for made in self.made) else None
+        self.behind = [(made.verbs, mode) for made, _, mode in tiers]
         if prefix:
-            self.loop = catalog.requests(device.verbs, host and host.verbs, mode)
+            self.loop = catalog.requests(device.verbs, *self.behind)
         else:
             self.loop = catalog.accesses(device.verbs)
 
@@ -58,34 +90,55 @@ class Runner:
             numbers, ids = numbered(piece)
         else:
             numbers = self.numbering.number(piece.ids)
-            ids = self.numbering.ids
-        code, gone, gone_at = self.replay(piece, numbers, len(ids))
+            ids = self.numbering.ids[: self.numbering.count]
+        code, gone, gone_at = self.replay(piece, numbers, ids)
         self.last, self.contents = (numbers, gone), len(ids)
         return Outcome(code, ids[gone], gone_at)
 
-    def replay(self, piece: Trace, numbers: np.ndarray, count: int):
+    def replay(self, piece: Trace, numbers: np.ndarray, ids: np.ndarray):
         """Codes uint8 [A]; contents that left int32 [E], and when, int64 [E]."""
-        longest = int(np.diff(piece.first).max(initial=0)) if self.prefix else 1
-        self._prepare(count, piece.accesses, longest)
-        code = np.empty(piece.accesses, dtype=np.uint8)
-        gone = np.empty(piece.accesses, dtype=np.int32)
-        gone_at = np.empty(piece.accesses, dtype=np.int64)
+        out = self.room_for(piece.accesses)
         if self.prefix:
-            room = [np.empty(longest, dtype=kind) for kind in (np.int32, np.int64, np.int32)]
-            partial = self.partial_misses & piece.partial
-            left = self.loop(
-                *self.tiers, numbers, piece.first, partial, code, gone, gone_at, *room
-            )
+            left = self.serve(self.requests_of(piece, numbers), len(ids), out, 0)
         else:
-            left = self.loop(self.tiers[0], numbers, code, gone, gone_at)
-        return code, gone[:left], gone_at[:left]
+            self._prepare(len(ids), piece.accesses, 1)
+            left = self.loop(self.tiers[0], numbers, *out)
+        return out.code, out.gone[:left], out.gone_at[:left]
 
-    def _prepare(self, contents: int, accesses: int, longest: int) -> None:
+    def room_for(self, accesses: int) -> Out:
+        most = accesses + int(self.tiers[0].book[HELD])  # which may all expire
+        kinds = (accesses, np.uint8), (most, np.int32), (most, np.int64)
+        return Out(*(np.empty(size, dtype=kind) for size, kind in kinds))
+
+    def requests_of(self, piece: Trace, numbers: np.ndarray) -> Requests:
+        partial = self.partial_misses & piece.partial
+        moments = self.said.of(piece) if self.said else SILENCE
+        return Requests(numbers, piece.first, partial, moments, NO_DEPTHS)
+
+    def serve(self, requests: Requests, contents: int, out: Out, left: int) -> int:
+        """Run requests; how many blocks left, which are written behind the `left` that had."""
+        longest = int(np.diff(requests.first).max(initial=0))
+        deepest = int(requests.depths.max(initial=-1)) + 1
+        accesses = int(requests.first[-1] - requests.first[0])
+        self._prepare(contents, accesses, max(longest, deepest))
+        room = [np.empty(longest, dtype=kind) for kind in (np.int32, np.int64, np.int32)]
+        return self.loop(
+            self.tiers[0], self._behind(), *requests, out.code, out.gone[left:],
+            out.gone_at[left:], *room,
+        )  # fmt: skip
+
+    def _behind(self):
+        """The state of the tiers behind, as the loop takes it."""
+        if len(self.tiers) == 1:
+            return new_state(1, 1)
+        return self.tiers[1] if len(self.tiers) == 2 else stacked(*self.tiers[1:])
+
+    def _prepare(self, contents: int, accesses: int, depths: int) -> None:
         """Room for contents, costs by depth, draws for as many victims as there can be."""
         for tier, draws in enumerate(self.draws):
             state = with_contents(self.tiers[tier], contents)
-            if longest > len(state.costs):
-                costs = np.array([self.cost(depth) for depth in range(longest)], dtype=float)
+            if depths > len(state.costs):
+                costs = np.array([self.cost(depth) for depth in range(depths)], dtype=float)
                 state = state._replace(costs=costs)
             if draws is not None:
                 rest = state.draws[state.book[MINE] :]
@@ -95,38 +148,29 @@ class Runner:
             self.tiers[tier] = state
 
     def more(self) -> dict:
-        """Host evictions, and the traffic of the tier where there is one."""
-        written, dropped = (int(self.tiers[1].book[at]) for at in (WRITTEN, DROPPED))
-        tiers = {"host_written_blocks": written, "host_dropped_blocks": dropped}
-        return {"host_evictions": dropped} | ({"tiers": tiers} if self.has_host else {})
+        """What left the last tier, and the traffic of each where there is one."""
+        tiers, dropped = {}, 0
+        for name, state in zip(("host", "third"), self.tiers[1:]):
+            written, dropped = (int(state.book[at]) for at in (WRITTEN, DROPPED))
+            tiers |= {f"{name}_written_blocks": written, f"{name}_dropped_blocks": dropped}
+        return {"host_evictions": dropped} | ({"tiers": tiers} if tiers else {})
 
-    def foresee(self, keys: np.ndarray) -> None:
-        """Belady's keys, by access."""
-        self.tiers[0] = self.tiers[0]._replace(draws=keys)
-
-
-def belady_keys(trace: Trace, keep: np.ndarray | None) -> np.ndarray:
-    """Keys of `compiled.belady` for each access of a trace, float64 [A]: the later the next use and
-    the deeper the block, the smaller. keep [R]: accesses of each request that count as uses; None:
-    each access on its own counts."""
-    numbers, ids = numbered(trace)
-    depth = trace.depth if keep is not None else np.zeros(trace.accesses, dtype=np.int64)
-    time = trace.request_of if keep is not None else np.arange(trace.accesses)
-    counts = depth < (1 if keep is None else keep[trace.request_of])
-    deepest = int(depth.max(initial=0)) + 1
-    if (time[-1] + 2 if len(time) else 1) * deepest >= 1 << 53:
-        raise BadInput("trace", trace.name, "compiled Belady takes 2^53 requests x depth at most")
-    return _next_uses(numbers, time, depth, counts, np.zeros(len(ids), dtype=np.int64), deepest)
-
-
-@njit(cache=True, nogil=True)
-def _next_uses(numbers, time, depth, counts, following, deepest):
-    key = np.empty(len(numbers))
-    end = time[-1] + 1 if len(time) else 0
-    following[:] = end
-    for at in range(len(numbers) - 1, -1, -1):
-        content = numbers[at]
-        key[at] = -float(following[content] * deepest + depth[at])
-        if counts[at]:
-            following[content] = time[at]
-    return key
+    def foresee(self, trace: Trace, keep: np.ndarray | None) -> None:
+        """Tell the policy the future: a loaded trace, of each request the first `keep` [R]
+        accesses; None: each access on its own."""
+        numbers, ids = numbered(trace)
+        state = self.tiers[0]
+        if isinstance(self.made[0].policy, Learned):
+            made = odds.fitted(numbers, trace.first, keep, len(ids), int(state.book[CAPACITY]))
+            self.tiers[0] = state._replace(draws=made[0], notes=made[1])
+            return
+        if keep is None:
+            time, depth = np.arange(trace.accesses), np.zeros(trace.accesses, dtype=np.int64)
+            counts = np.ones(trace.accesses, dtype=bool)
+        else:
+            time, depth = trace.request_of, trace.depth
+            counts = depth < keep[time]
+        end = int(time[-1]) + 1 if len(time) else 0
+        found, following = np.empty(len(numbers), dtype=np.int64), np.full(len(ids), end)
+        belady.buckets(numbers, time, depth, counts, following, end, found)
+        self.tiers[0] = belady.foresee(state, found)

@@ -44,6 +44,7 @@ class State(NamedTuple):
     heap int32 and bound float64 [N], first int32 and first_key int64 [2, N], digits
     int64 [256]: the books of `order`. free int32 [N], ids given back. content int32 [C, W]. book
     int64. draws float64, random numbers to be used. costs float64, of computing a block, by depth.
+    notes float64, as many as the policy asks for (NOTES).
     """
 
     node: np.ndarray
@@ -61,12 +62,16 @@ class State(NamedTuple):
     book: np.ndarray
     draws: np.ndarray
     costs: np.ndarray
+    notes: np.ndarray
 
 
-def new_state(capacity: int, width: int, rows: int = 0, ordered: bool = False) -> State:
+def new_state(
+    capacity: int, width: int, rows: int = 0, ordered: bool = False, notes: int = 0
+) -> State:
     """An empty tier of `capacity` blocks.
 
-    width: columns of `content`. rows: more rows of `node`. ordered: `order` is used.
+    width: columns of `content`. rows: more rows of `node`. ordered: `order` is used. notes: how
+    many.
     """
     count = FIRST_BLOCK + capacity
     node = np.zeros((count + rows, 8), dtype=np.int32)
@@ -81,8 +86,27 @@ def new_state(capacity: int, width: int, rows: int = 0, ordered: bool = False) -
         key.view(np.int64), np.zeros(entries, dtype=np.int32), np.zeros(entries),
         np.zeros((2, entries), dtype=np.int32), np.zeros((2, entries), dtype=np.int64),
         np.zeros(256, dtype=np.int64), np.zeros(count, dtype=np.int32), _contents(width), book,
-        np.zeros(0), np.zeros(0),
+        np.zeros(0), np.zeros(0), np.zeros(notes),
     )  # fmt: skip
+
+
+# States with a state within: that of a door (`admission`), that of a tier below with room for the
+# blocks on their way there (`stacked`), both.
+_FIELDS, _DOOR = list(State.__annotations__.items()), [("door", State)]
+_BELOW = [("below", State), ("lost", np.ndarray)]
+Doored = NamedTuple("Doored", _FIELDS + _DOOR)
+Stacked = NamedTuple("Stacked", _FIELDS + _BELOW)
+StackedDoored = NamedTuple("StackedDoored", _FIELDS + _DOOR + _BELOW)
+
+
+def with_door(state: State, door: State) -> Doored:
+    return Doored(*state, door)
+
+
+def stacked(state: State, below: State) -> Stacked | StackedDoored:
+    """A tier and the tier below it, which gets what the tier gives up."""
+    kind = StackedDoored if hasattr(state, "door") else Stacked
+    return kind(*state, below, np.zeros(int(state.book[CAPACITY]), dtype=np.int32))
 
 
 def _contents(width: int) -> np.ndarray:
@@ -94,6 +118,9 @@ def _contents(width: int) -> np.ndarray:
 
 def with_contents(state: State, count: int) -> State:
     """The state with room for contents below `count`; new rows are zeros."""
+    for inner in ("door", "below"):
+        if hasattr(state, inner):
+            state = state._replace(**{inner: with_contents(getattr(state, inner), count)})
     have, width = state.content.shape
     if count <= have:
         return state

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
-from kvlab.sim.compiled.bind import OPTIONS
+from kvlab.sim.compiled.bind import cached
 from kvlab.sim.compiled.state import FIRST_CONTENT
 from kvlab.sim.outcome import DEEP_HIT, HIT, MISS, REFUSED, Tally, Told
 from kvlab.sim.trace import Trace
@@ -53,7 +52,7 @@ def _counted(piece: Trace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return counted, lowest, np.minimum(length, column("prompt_blocks", length))
 
 
-@njit(cache=True, **OPTIONS)
+@cached
 def _sum(
     code, numbers, first, ms, counted, lowest, highest, gone, gone_at, gone_ms, window, counters,
     begin, hits, blocks,

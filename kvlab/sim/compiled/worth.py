@@ -6,7 +6,7 @@ from kvlab.sim.compiled import order
 from kvlab.sim.compiled.bind import verb
 from kvlab.sim.compiled.state import DEPTH, NOW, OWN, USES
 
-ORDERED = ORDER = EARLY = True
+ORDER = EARLY = COUNTS = True
 HALF_LIFE, FREQUENCY, POWER = range(OWN, OWN + 3)
 hold, release, remove, pop = order.hold, order.release, order.remove, order.pop
 
@@ -23,9 +23,14 @@ def _file(s, x):
 
 
 @verb
-def add(s, x, at):
-    s.node[x, USES] = 0
+def admit(s, x, at, hits):
+    s.node[x, USES] = hits
     _file(s, x)
+
+
+@verb
+def add(s, x, at):
+    admit(s, x, at, 0)
 
 
 @verb

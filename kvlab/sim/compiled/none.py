@@ -1,0 +1,3 @@
+"""No eviction: a request for which there is no room is refused."""
+
+EVICTS = False

@@ -1,0 +1,31 @@
+"""The adaptive chooser on arrays makes the choices of its object."""
+
+from functools import partial
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_compiled import needs_numba, same, tries
+
+from kvlab.policy import Adaptive, AdmitReuse, Hybrid, Random
+
+QUICK = partial(Adaptive, memory=2, patience=0.1)
+CHOOSERS = {
+    "lists": lambda: QUICK(["lru", "lfu", "s3fifo"], floor=100),
+    "in part": lambda: QUICK(["lru", "arc", "mq"], floor=2),
+    "leaves": lambda: QUICK(["lru", "pgdsf", Hybrid(half_life=5)], floor=3),
+    "by requests": lambda: QUICK(["lru", "wa_lru", "keep_until_return"], floor=3),
+    "doors and draws": lambda: QUICK([Random(), AdmitReuse("gdsf", door=0.4), "gdsf"], floor=3),
+    "hasty": lambda: Adaptive(["sieve", "lru", "pgdsf"], memory=0.5, patience=0, floor=2),
+}
+
+
+@needs_numba
+@pytest.mark.parametrize("name", CHOOSERS)
+def test_requests(name):
+    @settings(max_examples=120, deadline=None)
+    @given(tries(), st.sampled_from([1, 2, 3, 5, 8, 13, 20]), st.sampled_from(["hit", "miss"]))
+    def check(trace, capacity, partial_blocks):
+        same(trace, CHOOSERS[name], capacity, partial_blocks=partial_blocks)
+
+    check()
