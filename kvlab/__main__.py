@@ -1,5 +1,6 @@
 """`python -m kvlab [experiment=NAME] [group=option ...] [key=value ...]`: one run, start to end;
-`python -m kvlab list [GROUP ...]` and `GROUP=list`: what there is to choose from.
+`python -m kvlab list [GROUP ...]` and `GROUP=list`: what there is to choose from;
+`python -m kvlab advise model=... device.memory_gb=16 context=131072`: which cache to choose.
 
 Exit status: 0 done, 1 some variants failed (the report says which and why), 2 bad input (one
 paragraph on stderr, nothing left behind), 130 interrupted.
@@ -13,7 +14,7 @@ import os
 import random
 import shlex
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,16 +30,18 @@ from kvlab import __version__
 from kvlab.config import (
     Plan,
     add_config_dir,
+    advice,
     complaint,
     conf_dir,
     explain,
     first_of_sweep,
+    given_options,
     listing,
     make_plan,
+    parse_line,
     quote,
-    with_list_of_tasks,
 )
-from kvlab.core import BadInput, KvlabError, RunFailed
+from kvlab.core import KvlabError, RunFailed
 from kvlab.report import console_table, write_report
 from kvlab.track import FAILED, Owner, RunFolder, own
 
@@ -46,14 +49,6 @@ INTERRUPTED = 130
 _TABLE_LINES = 40
 _NARROWEST = 80  # columns of the table, also where the terminal is told to have fewer
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-# Hydra's own options: switches, and those with a value, one of these or any.
-_SWITCHES = ("-h --help", "--hydra-help", "--resolve", "-r --run", "-m --multirun",
-             "-sc --shell-completion")  # fmt: skip
-_VALUES = {
-    "-c --cfg": ("job", "hydra", "all"), "-p --package": None, "-cp --config-path": None,
-    "-cn --config-name": None, "-cd --config-dir": None,
-    "-i --info": ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath"),
-}  # fmt: skip
 _SHOWS = ("help", "hydra_help", "cfg", "info", "shell_completion")
 
 
@@ -85,7 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     """Check a run and own its folder before Hydra makes it; Hydra's own commands go to Hydra."""
-    args = _parse(argv)
+    if argv[:1] == ["advise"]:
+        print(advice(argv[1:], get_terminal_size((120, 24)).columns))
+        return 0
+    args = parse_line(argv)
     if groups := _listed(args.overrides):
         print(listing(groups[1:], get_terminal_size((120, 24)).columns))
         return 0
@@ -169,7 +167,7 @@ def _hydra(
             task(config)
 
     run = hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name="config")
-    with _command_line([*_options(args), *args.overrides, *fixed]):
+    with _command_line([*given_options(args), *args.overrides, *fixed]):
         run(as_typed)()
 
 
@@ -186,36 +184,6 @@ def _command_line(words: Sequence[str]) -> Iterator[None]:
         os.environ.pop("HYDRA_FULL_ERROR")
         if full is not None:
             os.environ["HYDRA_FULL_ERROR"] = full
-
-
-def _options(args: Namespace) -> list[str]:
-    """Hydra's options as they were given, in front: it takes overrides in one row only."""
-    given = []
-    for option in (*_SWITCHES, *_VALUES):
-        long = option.split()[-1]
-        value = getattr(args, long.lstrip("-").replace("-", "_"))
-        if value:
-            given.append(long if value is True else f"{long}={value}")
-    return given
-
-
-def _parse(argv: list[str]) -> Namespace:
-    """Options may stand anywhere among the overrides."""
-    parser = ArgumentParser(prog="kvlab", add_help=False)
-    parser.add_argument("overrides", nargs="*")
-    for option in _SWITCHES:
-        parser.add_argument(*option.split(), action="store_true")
-    for option, choices in _VALUES.items():
-        more = {"nargs": "?", "const": "all"} if option.endswith("info") else {}
-        parser.add_argument(*option.split(), choices=choices, **more)
-
-    def refuse(message: str):
-        raise BadInput("command line", " ".join(argv), f"{message}; --help lists the options")
-
-    parser.error = refuse
-    args = parser.parse_intermixed_args(argv)
-    args.overrides = with_list_of_tasks(args.overrides)
-    return args
 
 
 def _check(args: Namespace) -> Plan:

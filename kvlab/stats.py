@@ -9,10 +9,9 @@ resampled variance the unbiased one, SSB / (a (a - 1)) for `a` documents (Daviso
 Bootstrap Methods and their Application, 1997, section 3.8). And few documents say little about how
 documents differ, so the deviations are widened by Student's t over the normal quantile, with
 Satterthwaite's degrees of freedom: about 2.2 for three documents that differ, 1 where they do not.
-Two documents that differ by more than their blocks explain have one degree of freedom, an interval
-13 times their distance: none is given then, since it would say nothing. What cannot be negative
-(`least=0`) or lies between 0 and 100 keeps to that: the deviations are taken on the scale of the
-logarithm or of the log-odds, where they are as large to first order.
+Two documents that differ by more than their blocks explain have one degree of freedom and get no
+interval: it would span 13 times their distance. What has bounds (`least`, `most`) keeps to them:
+deviations are taken on the scale of the logarithm or log-odds, equal to first order.
 With one document only blocks are resampled, and the interval speaks for that document alone.
 Quantiles use the two full levels, which errs on the wide side.
 
@@ -30,7 +29,7 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
-FEWEST = 1.5  # degrees of freedom: with fewer there is no interval, see above
+FEWEST = 1.5  # degrees of freedom of an interval
 CHUNK = 20_000_000  # elements of one temporary array
 
 
@@ -90,17 +89,12 @@ def mean_interval(
     values: Sequence[np.ndarray], *, block=256, resamples=2000, seed=0,
     least: float | None = None, most: float | None = None,
 ) -> Interval:
-    """The mean over all tokens (long documents weigh more).
-
-    least: what no value is below, such as 0 for a divergence; most: with `least`, what none is
-    above.
-    """
+    """The mean over all tokens (long documents weigh more); least, most: bounds of a value."""
     blocks = _blocks(values, block)
     value = float(blocks.sums.sum() / blocks.sizes.sum())
     if len(blocks.sizes) == 1:
         return Interval(value, None, None)
-    own = _deviations(blocks, value)
-    if not np.isfinite(own).all():
+    if not np.isfinite(own := _deviations(blocks, value)).all():
         return Interval(value, None, None)
     counts = _draw(blocks.document, resamples, seed)
     deviations = counts @ own / (counts @ blocks.sizes)
@@ -115,8 +109,8 @@ def _within(
         return value + deviations
     above = value - least
     if most is None:  # the logarithm, for what lies below: above it nothing is in the way
-        bent = above * np.exp(np.minimum(deviations, 0) / above)
-        return np.where(deviations < 0, least + bent, value + deviations)
+        bent = least + above * np.exp(np.minimum(deviations, 0) / above)
+        return np.where(deviations < 0, bent, value + deviations)
     odds = above / (most - value)
     bent = odds * np.exp(np.clip(deviations * (most - least) / (above * (most - value)), -700, 700))
     return least + (most - least) * bent / (1 + bent)
@@ -170,27 +164,6 @@ def position_intervals(
         rows.append([first + (low + high - 1) / 2, *found])
     columns = np.array(rows, dtype=np.float64).T
     return dict(zip(("position", "nll_delta", "low", "high"), columns))
-
-
-def sample_interval(
-    values: Sequence[float], statistic: Callable = np.mean, *, resamples=2000, seed=0
-) -> Interval:
-    """`statistic` (np.mean, np.median) of independent values, such as timings or needle cases.
-
-    scipy's percentile bootstrap; `statistic` takes `axis`.
-    """
-    sample = np.asarray(values, dtype=np.float64)
-    if sample.size == 0:
-        raise ValueError("no values")
-    value = float(statistic(sample, axis=-1))
-    if sample.size == 1:
-        return Interval(value, None, None)
-    if np.ptp(sample) == 0:
-        return Interval(value, value, value)
-    found = stats.bootstrap(
-        (sample,), statistic, n_resamples=resamples, method="percentile", rng=seed
-    ).confidence_interval
-    return _ordered(value, float(found.low), float(found.high))
 
 
 def ratio_interval(
@@ -268,8 +241,7 @@ def _deviations(blocks: _Blocks, mean: float) -> np.ndarray:
 
 
 def _widen(between: float, within: float, df_between: int, df_within: int) -> float:
-    """Student's t over the normal quantile at Satterthwaite's degrees of freedom; infinite where
-    these are too few."""
+    """Student's t over the normal's at Satterthwaite's degrees of freedom; infinite if too few."""
     spread = sum(v**2 / df for v, df in ((between, df_between), (within, df_within)) if df)
     if not spread > 0:
         return 1.0

@@ -21,7 +21,7 @@ FLOORS = (
     ("cache",),
     ("model",),
     ("serve",),
-    ("eval",),
+    ("eval", "advice"),
     ("config", "__main__"),
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

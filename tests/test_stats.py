@@ -106,13 +106,6 @@ def test_positions_show_where_the_loss_is():
     np.testing.assert_allclose(found["nll_delta"], [0] * 4 + [0.1] * 4, atol=1e-12)
 
 
-def test_independent_samples():
-    found = stats.sample_interval([1.0, 2.0, 3.0, 4.0, 50.0], np.median)
-    assert found.value == 3 and 1 <= found.low <= 3 <= found.high <= 50
-    assert stats.sample_interval([2.0]) == (2.0, None, None)
-    assert stats.sample_interval([2.0, 2.0]) == (2.0, 2.0, 2.0)
-
-
 @pytest.mark.parametrize(
     "call",
     [
@@ -121,7 +114,6 @@ def test_independent_samples():
         lambda: stats.mean_interval([np.ones(3)], block=0),
         lambda: stats.quantile_interval([np.ones(3)], 0.0),
         lambda: stats.paired_ratio_percent([np.ones(3)], [np.ones(4)]),
-        lambda: stats.sample_interval([]),
     ],
 )
 def test_what_cannot_be_is_refused(call):

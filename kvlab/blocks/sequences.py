@@ -20,6 +20,7 @@ from kvlab.blocks.holding import Holding
 from kvlab.blocks.names import Names
 from kvlab.blocks.step import Opened, Step
 from kvlab.core import BadInput, KvlabError, SeqId
+from kvlab.policy import Moment
 
 
 class Sequences:
@@ -60,6 +61,11 @@ class Sequences:
         if not self.groups[0].known.tier.keeps:
             return near, near
         return near, min(most, *(reach(group, chain) for group in self.groups))
+
+    def hear(self, moment: Moment) -> None:
+        """A request comes: policies that go by requests hear of it, and may give blocks up."""
+        for group in self.groups:
+            group.hear(moment)
 
     def open(
         self, token_ids: Sequence[int] | Chain | Names = (), *, reserve: int = 0,

@@ -11,6 +11,7 @@ from kvlab.blocks import Chain
 from kvlab.cache.audit import Audit, audited
 from kvlab.cache.layers import Layers
 from kvlab.cache.lineage import Lineage
+from kvlab.cache.moments import Moments
 from kvlab.core import SeqId
 
 
@@ -18,19 +19,21 @@ class Requests:
     """What a live cache adds to the request protocol (`kvlab.blocks.Sequences`): tokens that are
     heard of late, audits, and a look at the model that computes.
 
-    audits: what each request found, by sequence.
+    audits: what each request found, by sequence. moments: what policies hear of it.
     """
 
     def __init__(self, layers: Layers, lineage: Lineage):
         self.layers, self.lineage, self.sequences = layers, lineage, lineage.sequences
         self.audits: dict[SeqId, Audit] = {}
+        self.moments = Moments(layers.groups[0].ledger.policy)
         # told, and not looked at yet
         self._late: list[tuple[list[tuple[SeqId, int]], Tensor]] = []
 
     # ---- a sequence comes and goes
 
     def open(
-        self, token_ids: Sequence[int] = (), *, reserve: int = 0, most: int | None = None
+        self, token_ids: Sequence[int] = (), *, reserve: int = 0, most: int | None = None,
+        session: int | None = None, tool: bool | None = None,
     ) -> SeqId:
         """A new sequence; `length` tells how many of its tokens are there already.
 
@@ -39,14 +42,23 @@ class Requests:
         reserve: tokens that it will reach; their blocks are set aside now, so that it cannot run
         out of blocks before. Raises `OutOfBlocks`; nothing but evictions has happened then.
         most: known blocks to start with, at most.
+        session, tool: which conversation it goes on (0 or more), and whether its answer will call a
+        tool, for policies that go by them; `BadInput` where they do and nobody says it.
         """
         if len(token_ids) and not isinstance(token_ids, Chain):
             self.lineage.recheck()
+        moment = None
+        if self.moments.policy.asks:
+            tokens = token_ids.tokens if isinstance(token_ids, Chain) else len(token_ids)
+            moment = self.moments.next(tokens, session, tool)
+            self.sequences.hear(moment)
         found: list[Audit] = []
         seq, _ = self.sequences.open(
             token_ids, reserve=reserve, most=most,
             look=lambda opened, chain: found.append(audited(self.layers, opened, chain)),
         )
+        if moment is not None:
+            self.moments.begun(moment)
         self.audits.update((seq, audit) for audit in found)
         return seq
 

@@ -85,10 +85,10 @@ class CacheSpec:
     def _check_combination(self) -> None:
         """Refuse what would be accepted and do nothing."""
         evicts = self.member.evicts
-        if self.member.asks:
+        if self.member.asks and not self.prefix.hold:
             told = ", ".join(self.member.asks)
-            raise BadInput("policy", self.member.name, f"goes by what a request says ({told}), "
-                           "which a live cache does not hear; replay a trace, or policy=lru")
+            raise BadInput("policy", self.member.name, f"goes by requests ({told}), whose blocks "
+                           "only prefix=hash keeps when they are over; prefix=hash, or policy=lru")
         granularity.check(self)
         if self.budget_percent is not None and not evicts:
             raise BadInput("cache.budget_percent", self.budget_percent,

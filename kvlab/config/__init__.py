@@ -1,12 +1,14 @@
 """Hydra's side of the house: compose, refuse, expand variants. No other room imports Hydra."""
 
+from kvlab.config.advising import advice
 from kvlab.config.explain import complaint, explain
+from kvlab.config.line import given_options, parse_line
 from kvlab.config.listing import listing
-from kvlab.config.overrides import first_of_sweep, quote, with_list_of_tasks
+from kvlab.config.overrides import first_of_sweep, quote
 from kvlab.config.paths import add_config_dir, conf_dir
-from kvlab.config.plan import Plan, make_plan
+from kvlab.config.plan import Plan, built, make_plan
 
 __all__ = [
-    "Plan", "add_config_dir", "complaint", "conf_dir", "explain", "first_of_sweep", "listing",
-    "make_plan", "quote", "with_list_of_tasks",
+    "Plan", "add_config_dir", "advice", "built", "complaint", "conf_dir", "explain",
+    "first_of_sweep", "given_options", "listing", "make_plan", "parse_line", "quote",
 ]  # fmt: skip

@@ -109,6 +109,11 @@ def make_plan(
     )
 
 
+def built(strings: Sequence[str], root: str) -> object:
+    """What the node `root` of a composition says, alone. Hydra must be initialised."""
+    return _composed(strings, "config").build(root)
+
+
 def _variant(point: _Point, spec) -> Variant:
     """A variant named after what it is: a method run otherwise than published says so."""
     granularity = getattr(spec, "granularity", "")

@@ -40,7 +40,6 @@ COMPLETIONS = {
     "a budget": {"limit": "percent"},
     "window.middle=false": {"window": "sink, middle=false"},
     "a policy and a budget": {"policy": "lru", "limit": "percent"},
-    "a policy that scores, and a budget": {"policy": "snapkv", "limit": "percent"},
     "a policy and a budget in blocks": {"policy": "lru", "limit": "blocks"},
     "a budget in blocks": {"limit": "blocks"},
     "groups": {"groups": "per_layer"},
@@ -51,6 +50,7 @@ COMPLETIONS = {
         "policy": "lru", "limit": "blocks", "groups": "per_layer"},
     "a budget in blocks and groups": {"limit": "blocks", "groups": "per_layer"},
 }
+BY_HEAD = ("adakv", "duo, with gates")  # budgets
 OF_TOKENS = {  # what else is tried where heads choose tokens
     "evict=token": {"evict": "token"},
     "a policy that scores and a budget": {"policy": "snapkv", "limit": "percent"},
@@ -93,7 +93,7 @@ def verdict(chosen: dict[str, str]) -> Verdict:
     the last.
     """
     refusals, tried = [], COMPLETIONS
-    if "token" in chosen.values() or "per_head" in chosen.values():
+    if {"token", "per_head", *BY_HEAD} & set(chosen.values()):
         tried = COMPLETIONS | OF_TOKENS
     for needs, extra in tried.items():
         if needs and extra.keys() <= chosen.keys():

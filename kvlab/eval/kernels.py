@@ -49,7 +49,7 @@ def random_store(
 
 
 def _noise(view: Tensor, name: str) -> None:
-    if name.endswith(("scale", "zero")):
+    if name.endswith(("scale", "zero", "unit", "mean")):
         view.copy_(torch.rand(view.shape, device=view.device) * 0.01 + 0.001)
     elif view.dtype == torch.uint8:
         view.random_(0, 256)

@@ -138,8 +138,9 @@ def failing(cache: PagedCache, share: float, seed: int) -> Iterator[Counter]:
     core, begin = cache.core, cache.core.begin
 
     def begun(*step):
-        begin(*step)
-        core.running.attend = faulty(core.running.attend, share / core.geometry.layers)
+        running = begin(*step)
+        running.attend = faulty(running.attend, share / core.geometry.layers)
+        return running
 
     core.begin = begun
     try:

@@ -17,7 +17,7 @@ from kvlab.core import BadInput, Measurement
 from kvlab.eval.clock import replayed
 from kvlab.eval.kernels import Decode, Shape, decode_case
 from kvlab.eval.sweep import Batch, Point, Sweep, needs_cuda
-from kvlab.format import KVFormat, by_name
+from kvlab.format import Grouped, KVFormat, by_name
 from kvlab.kernel import tune
 
 WARPS = {32: (1, 2), 64: (1, 2, 4), 128: (1, 2, 4)}
@@ -50,7 +50,7 @@ def measure(
 
     format = by_name(format) if isinstance(format, str) else format
     case = decode_case(format, shape, slots, rows, tokens)
-    settings = [None, *(candidates(slots) if tried is None else tried)]
+    settings = [None, *(candidates(_most(format, slots)) if tried is None else tried)]
     times = [(_time(case, paged_decode, s, clock), s) for s in settings]
     times.sort(key=lambda pair: pair[0])
     if store and times[0][1]:
@@ -58,6 +58,13 @@ def measure(
         key = setting_key(format, slots, shape.head_dim, shape.group)
         tune.store(name, key, list(times[0][1]))
     return times
+
+
+def _most(format: KVFormat, slots: int) -> int:
+    """Tokens that may share a tile: those of a block, or of a group of a channel's tokens."""
+    groups = [codec.group for codec in (format.key, format.value)
+              if isinstance(codec, Grouped) and codec.axis_of(slots) == "channel"]
+    return min([slots, *groups])
 
 
 def _time(case: Decode, paged_decode: Callable, setting, clock: Callable) -> float:

@@ -35,8 +35,6 @@ class Grouped(Packed):
     slots_last: as of `Int`.
     """
 
-    has_kernel = False
-
     def __init__(
         self, bits: int, axis: str = "auto", group: int = 32, scales: str = "fp8",
         centred: bool = False, search: bool = False, slots_last: bool = False,
@@ -52,6 +50,11 @@ class Grouped(Packed):
             raise BadInput("format.centred", True, "takes a channel's mean, and axis=token has no "
                            "scale of a channel's own; take axis=auto or centred=false")
         self.group, self.scales, self.centred, self.search = group, scales, centred, search
+
+    @property
+    def has_kernel(self) -> bool:
+        """With scales of 16 bits a number may lie beyond the fp16 that the kernels compute in."""
+        return self.scales == "fp8"
 
     def axis_of(self, slots: int) -> str:
         if self.axis != "auto":

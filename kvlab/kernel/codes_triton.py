@@ -17,6 +17,7 @@ from kvlab.kernel import interpret
 NATIVE = tl.constexpr(not interpret.ACTIVE)  # inline PTX exists only where there is a GPU
 
 DENSE, FP8, INT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+GROUPED = tl.constexpr(3)  # integers whose scales belong to small groups
 
 # 1.5 * 2^23: adding it leaves an integer in a float's low bits; the extra 128 rounds the high byte.
 MAGIC = tl.constexpr(12582912.0 + 128.0)
@@ -178,7 +179,7 @@ def digits(x, j, KIND: tl.constexpr, DT: tl.constexpr):
 @triton.jit
 def reach(KIND: tl.constexpr):
     """Largest magnitude that `digits` takes."""
-    top: tl.constexpr = 1.0 if KIND == DENSE else (256.0 if KIND == FP8 else TOP)
+    top: tl.constexpr = 1.0 if KIND == DENSE else (TOP if KIND == INT else 256.0)
     return top
 
 
@@ -258,16 +259,15 @@ def load_tile(
 
 
 @triton.jit
-def load_packed(
-    addr, high, t, mask, F: tl.constexpr, TOKEN_DIM: tl.constexpr, C: tl.constexpr
+def load_bytes(
+    addr, high, t, w, mask, F: tl.constexpr, TOKEN_DIM: tl.constexpr, C: tl.constexpr
 ):
-    """Bytes of packed codes [T, W] (TOKEN_DIM 1: [W, T]); for 3 bits also the `even_bits` of the
-    bytes that hold the third bits.
+    """Bytes `w` of packed codes of tokens `t`, [T, W] (TOKEN_DIM 1: [W, T]); for 3 bits also the
+    `even_bits` of the bytes that hold the third bits.
 
     addr, high: addresses of the head's tile in the `data` and the `high` plane.
     """
     W: tl.constexpr = F.D * (2 if C.bits == 3 else C.bits) // 8
-    w = tl.arange(0, W)
     x = load_tile(
         addr, t, w, mask, W, C.dtype, C.run, C.slots_last, F.S, F.multi, TOKEN_DIM
     )

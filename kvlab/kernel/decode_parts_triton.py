@@ -11,12 +11,11 @@ import triton.language as tl
 
 from kvlab.kernel.codes_triton import (
     DENSE,
-    FP8,
+    GROUPED,
     INT,
     NATIVE,
     digits,
     join_products,
-    load_packed,
     load_tile,
     narrow_code,
     reach,
@@ -24,6 +23,7 @@ from kvlab.kernel.codes_triton import (
     signed_byte,
     whole_codes,
 )
+from kvlab.kernel.decode_groups_triton import group_operands, load_packed
 
 
 @triton.jit
@@ -49,10 +49,11 @@ def zero_parts(PARTS: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
 
 @triton.jit
 def normalizer(top, KIND: tl.constexpr):
-    """Factor that brings magnitudes up to `top` into the digits' reach; a power of two for FP8."""
+    """Factor that brings magnitudes up to `top` into the digits' reach; a power of two where it is
+    not INT."""
     if KIND == DENSE:
         y = tl.full(top.shape, 1.0, tl.float32)
-    elif KIND == FP8:
+    elif KIND != INT:
         power = (tl.maximum(top, 1e-30).to(tl.int32, bitcast=True) & 0x7F800000)
         y = 128.0 / power.to(tl.float32, bitcast=True)
     else:
@@ -119,10 +120,13 @@ def operands(addr, high, t, mask, TOKEN_DIM: tl.constexpr, F: tl.constexpr, C: t
 
 
 @triton.jit
-def key_products(addr, high, t, mask, b, F: tl.constexpr, C: tl.constexpr):
+def key_products(addr, high, t, mask, b, scales, zeros, F: tl.constexpr, C: tl.constexpr):
     """Stored keys times the query's digits `b` (one right side per part): [TILE, N]."""
     PARTS: tl.constexpr = C.parts
-    a = operands(addr, high, t, mask, 0, F, C)
+    if C.kind == GROUPED:
+        a = group_operands(addr, high, t, mask, scales, zeros, 0, F, C)
+    else:
+        a = operands(addr, high, t, mask, 0, F, C)
     y = multiply(a[0], b[0], None, C.kind)
     for i in tl.static_range(1, PARTS):
         y = multiply(a[i], b[i], y, C.kind)
@@ -130,10 +134,14 @@ def key_products(addr, high, t, mask, b, F: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def value_products(addr, high, t, mask, b, F: tl.constexpr, C: tl.constexpr):
+def value_products(addr, high, t, mask, b, scales, zeros, F: tl.constexpr, C: tl.constexpr):
     """Stored values times the probabilities' digits `b`: fp32 [W, GP] per part."""
     PARTS: tl.constexpr = C.parts
-    a, y = operands(addr, high, t, mask, 1, F, C), ()
+    y = ()
+    if C.kind == GROUPED:
+        a = group_operands(addr, high, t, mask, scales, zeros, 1, F, C)
+    else:
+        a = operands(addr, high, t, mask, 1, F, C)
     for i in tl.static_range(PARTS):
         x = grouped(multiply(a[i], b, None, C.kind), F.GP, F.digits)
         y = y + (join_products(x, C.kind),)
@@ -156,6 +164,13 @@ def absorb(acc, parts, keep, gain, PARTS: tl.constexpr):
 
 
 @triton.jit
+def four_turned(a, b, c, d):
+    """Sums of four with the signs of the Hadamard matrix."""
+    a, b, c, d = a + b, a - b, c + d, c - d
+    return a + c, b + d, a - c, b - d
+
+
+@triton.jit
 def turned_back(parts, PARTS: tl.constexpr):
     """Outputs [W, GP] per part, of values that were stored rotated -> the same, as they were.
 
@@ -167,6 +182,10 @@ def turned_back(parts, PARTS: tl.constexpr):
     if PARTS == 2:
         y = y[0] + y[1], y[0] - y[1]
     if PARTS == 4:
-        a, b, c, d = y[0] + y[1], y[0] - y[1], y[2] + y[3], y[2] - y[3]
-        y = a + c, b + d, a - c, b - d
+        y = four_turned(y[0], y[1], y[2], y[3])
+    if PARTS == 8:
+        a = four_turned(y[0], y[1], y[2], y[3])
+        b = four_turned(y[4], y[5], y[6], y[7])
+        y = (a[0] + b[0], a[1] + b[1], a[2] + b[2], a[3] + b[3],
+             a[0] - b[0], a[1] - b[1], a[2] - b[2], a[3] - b[3])  # fmt: skip
     return y

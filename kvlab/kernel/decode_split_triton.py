@@ -15,106 +15,32 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from kvlab.kernel.codes_triton import (
     DENSE,
+    GROUPED,
     INT,
     NATIVE,
     fast_log2,
-    join_products,
     reach,
 )
+from kvlab.kernel.decode_groups_triton import add_means, group_scales, group_unit
 from kvlab.kernel.decode_join_triton import merge_parts
 from kvlab.kernel.decode_open_triton import apart_count, open_part
 from kvlab.kernel.decode_parts_triton import (
     absorb,
     columns,
-    grouped,
     key_products,
     load_query,
-    normalizer,
-    query_columns,
     turned_back,
     value_products,
     zero_parts,
 )
 from kvlab.kernel.decode_place_triton import head_address, in_order, place, side_scales, token_order
-
-
-@triton.jit
-def _peak_and_sum(a, x, b, y):
-    return tl.maximum(a, b), x + y
-
-
-@triton.jit
-def query_operands(q, scales, zeros, scale, SCALED: tl.constexpr, C: tl.constexpr):
-    """Digits of the query [W, GP * ND] per part, and what turns products with them into logits:
-    [GP, ND] with the digits' unit in column 0 and what the zeros add (q @ zeros, or with SCALED off
-    the sum of q) in column 1, both times `scale`.
-
-    q: [GP, ND, W] per part; scales, zeros: [W] per part, used if SCALED. One tensor for both: what
-    changes its layout crosses shared memory at two barriers.
-    """
-    PARTS: tl.constexpr = C.parts
-    scaled, lift, peak = (), 0.0, 0.0
-    for i in tl.static_range(PARTS):
-        x, y = q[i], q[i]
-        if SCALED:
-            x, y = x * scales[i][None, None, :], y * zeros[i][None, None, :]
-        scaled, lift, peak = scaled + (x,), lift + y, tl.maximum(tl.abs(x), peak)
-    top, lift = tl.reduce((peak, lift), 2, _peak_and_sum)
-    gain, b = normalizer(top, C.kind), ()
-    for i in tl.static_range(PARTS):
-        b = b + (query_columns(scaled[i] * gain[:, :, None], C.kind, C.multiply),)
-    j = tl.arange(0, q[0].shape[1])[None, :]
-    return b, tl.where(j == 0, 1.0 / gain, lift) * scale
-
-
-@triton.jit
-def logits(x, unit, s, z, seen, F: tl.constexpr, C: tl.constexpr):
-    """Products of stored keys and digits [TILE, GP * ND] -> base-2 logits [TILE, GP]."""
-    x = join_products(grouped(x, F.GP, F.digits), C.kind)
-    j = tl.arange(0, F.digits)[None, :]
-    if C.channel:
-        y = tl.sum(tl.where((j == 0)[None, :, :], x[:, :, None], 1.0) * unit[None, :, :], 2)
-    else:
-        y = x * tl.sum(tl.where(j == 0, unit, 0.0), 1)[None, :]
-        if C.kind != DENSE:
-            y *= s[:, None]
-            if C.zero or C.bias != 0:
-                y += z[:, None] * tl.sum(tl.where(j == 1, unit, 0.0), 1)[None, :]
-    return tl.where(seen[:, None], y, -float("inf"))
-
-
-@triton.jit
-def rescale(parts, scales, zeros, p, C: tl.constexpr):
-    """A tile's products of codes [W, GP] with the block's channel scales and zeros applied."""
-    PARTS: tl.constexpr = C.parts
-    y = ()
-    for i in tl.static_range(PARTS):
-        x = parts[i] * scales[i][:, None]
-        if C.zero or C.bias != 0:
-            x += zeros[i][:, None] * (tl.sum(p, 0) * reach(C.kind))[None, :]
-        y = y + (x,)
-    return y
-
-
-@triton.jit
-def finish(acc, lift, C: tl.constexpr):
-    """Running values per part -> unnormalized outputs [W, GP]; lift: what the zeros add."""
-    PARTS: tl.constexpr = C.parts
-    y = ()
-    for i in tl.static_range(PARTS):
-        y = y + (acc[i] * (1.0 / reach(C.kind)) + lift,)
-    return y
-
-
-@triton.jit
-def keep_cells(cell_lse, p, top, first, stride, cells, CELLS: tl.constexpr, G: tl.constexpr):
-    """Writes the log2 of the sum of each block's (or part of a block's) probabilities."""
-    GP: tl.constexpr = p.shape[1]
-    share = tl.sum(tl.reshape(p, [CELLS, p.shape[0] // CELLS, GP]), 1)
-    share = tl.maximum(fast_log2(tl.maximum(share, 1e-37)) + top[None, :], -1e30)
-    g, cell = tl.arange(0, GP), first + tl.arange(0, CELLS)
-    known = (cell < cells)[:, None] & (g < G)[None, :]
-    tl.store(cell_lse + g[None, :] * stride + cell[:, None], share, mask=known)
+from kvlab.kernel.decode_scores_triton import (
+    finish,
+    keep_cells,
+    logits,
+    query_operands,
+    rescale,
+)
 
 
 @triton.constexpr_function
@@ -134,16 +60,32 @@ def prefetch(at, BYTES: tl.constexpr):
 
 
 @triton.jit
+def scales_ahead(
+    slab, slot, h, off, zero_off, i, blocks, live, SHUFFLE: tl.constexpr, F: tl.constexpr,
+    C: tl.constexpr,
+):
+    """`side_scales` of tile `i`; of small groups where they lie: their scales have to be loaded
+    beside the codes, to get the layout of a product's operand."""
+    if C.kind == GROUPED:
+        y = (slab, slot), ()
+    else:
+        y = side_scales(slab, slot, h, off, zero_off, i, blocks, live, SHUFFLE, F, C)
+    return y
+
+
+@triton.jit
 def sealed_part(
     query, cell_lse, base, table, max_blocks, blocks, lo, hi, b, h, scale, hidden,
-    kd, kh, ks, kz, vd, vh, vs, vz, F: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    kd, kh, ks, kz, ku, km, vd, vh, vs, vz, vu, vm, F: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr,
 ):
     """Partial result over tiles lo .. hi of a row's `blocks` sealed blocks, but for the first
     `hidden` tokens of the first of them."""
     TILE: tl.constexpr = F.tile
     GP: tl.constexpr = F.GP
     W: tl.constexpr = F.D // V.parts
-    PER_TOKEN: tl.constexpr = V.kind != DENSE and not V.channel
+    PER_TOKEN: tl.constexpr = V.kind != DENSE and V.kind != GROUPED and not V.channel
+    PER_TILE: tl.constexpr = K.channel and K.kind != GROUPED  # the query is scaled for each
     ZERO: tl.constexpr = PER_TOKEN and (V.zero or V.bias != 0)
     WHOLE: tl.constexpr = F.tile % (16 * F.warps) == 0
     SHUFFLE: tl.constexpr = V.kind == INT and not F.multi and WHOLE
@@ -161,8 +103,8 @@ def sealed_part(
     live = tl.minimum(blocks, 1)  # 0: an empty row, whose table may hold anything
     block = tl.load(row + place(lo, order, blocks, F)[0]) * live
     slab, slot = tl.load(base + block // F.P), (block % F.P).to(tl.int64)
-    k_scales, k_zeros = side_scales(slab, slot, h, ks, kz, lo, blocks, live, SHUFFLE, F, K)
-    v_scales, v_zeros = side_scales(slab, slot, h, vs, vz, lo, blocks, live, SHUFFLE, F, V)
+    k_scales, k_zeros = scales_ahead(slab, slot, h, ks, kz, lo, blocks, live, SHUFFLE, F, K)
+    v_scales, v_zeros = scales_ahead(slab, slot, h, vs, vz, lo, blocks, live, SHUFFLE, F, V)
     k_at = head_address(slab, slot, kd, h, F.H, K.data)
     k_up = head_address(slab, slot, kh, h, F.H, K.high)
     v_at = head_address(slab, slot, vd, h, F.H, V.data)
@@ -176,36 +118,51 @@ def sealed_part(
     if F.chained and F.fresh:  # what is above was there before the kernel before
         gdc_wait()
     q = load_query(query, K.parts, F)
-    if not K.channel:
+    if not PER_TILE:
         digits, unit = query_operands(q, q, q, scale, False, K)
+        own = unit
     for i in range(lo, hi):
-        next_k = side_scales(slab, slot, h, ks, kz, i + 1, blocks, 1, SHUFFLE, F, K)
-        next_v = side_scales(slab, slot, h, vs, vz, i + 1, blocks, 1, SHUFFLE, F, V)
+        next_k = scales_ahead(slab, slot, h, ks, kz, i + 1, blocks, 1, SHUFFLE, F, K)
+        next_v = scales_ahead(slab, slot, h, vs, vz, i + 1, blocks, 1, SHUFFLE, F, V)
         _, t, seen = place(i, order, blocks, F)
         if F.apart:
             seen = seen & (i * F.tile + order >= hidden)
         _, vt, v_seen = place(i, plain, blocks, F)
-        if K.channel:
+        if K.kind == GROUPED:
+            k_scales, k_zeros = group_scales(k_scales, h, ks, kz, ku, km, i, 0, F, K)
+        if V.kind == GROUPED:
+            v_scales, v_zeros = group_scales(v_scales, h, vs, vz, vu, vm, i, 1, F, V)
+        if PER_TILE:
             digits, unit = query_operands(q, k_scales, k_zeros, scale, True, K)
-        x = key_products(k_at, k_up, t, seen, digits, F, K)
+        if K.kind == GROUPED:
+            unit = group_unit(q, own, k_scales, k_zeros, scale, K)
+        x = key_products(k_at, k_up, t, seen, digits, k_scales, k_zeros, F, K)
         s = logits(x, unit, k_scales[0], k_zeros[0], seen, F, K)
         # Probabilities are taken relative to the tile's own maximum of p * value scale: the digits
         # keep 16 bits of each tile, however small its share of the whole.
         high = s + fast_log2(v_scales[0])[:, None] if PER_TOKEN else s
+        if V.kind == GROUPED:
+            high += fast_log2(v_scales[V.parts])
         tile_max = tl.max(high, 0)
         if F.apart:  # all of a tile may be hidden
             tile_max = tl.maximum(tile_max, -1e30)
         p = tl.exp2(s - tile_max[None, :])
         weight = p * v_scales[0][:, None] if PER_TOKEN else p
+        if V.kind == GROUPED:
+            weight = p * v_scales[V.parts]
         pc = columns(weight * reach(V.kind), V.kind, V.multiply, F.digits)
-        o = value_products(v_at, v_up, vt, v_seen, in_order(pc, SHUFFLE, F), F, V)
+        pc = in_order(pc, SHUFFLE, F)
+        o = value_products(v_at, v_up, vt, v_seen, pc, v_scales, v_zeros, F, V)
         new = tl.maximum(m, tile_max)
         keep, gain = tl.exp2(m - new), tl.exp2(tile_max - new)
         m = new
         lsum = lsum * keep[None, :] + p * gain[None, :]
         if ZERO:
             zsum = zsum * keep[None, :] + p * (v_zeros[0][:, None] * gain[None, :])
-        if V.channel:
+        if V.kind == GROUPED:
+            if V.centred:
+                o = add_means(o, v_zeros, tl.sum(p, 0) * reach(V.kind), V)
+        elif V.channel:
             o = rescale(o, v_scales, v_zeros, p, V)
         acc = absorb(acc, o, keep, gain, V.parts)
         if F.mass:
@@ -230,12 +187,13 @@ def sealed_part(
 def decode_split_kernel(
     q_ptr, k_new, v_new, part_out, part_lse, cell_lse, out_ptr, lse_ptr, arrivals, base, table,
     n_blocks, open_base, open_slot, open_len, max_blocks, splits, scale,
-    kd, kh, ks, kz, vd, vh, vs, vz, ok, ov, apart_base, apart_row, first, apart_lse, ak, av, an,
+    kd, kh, ks, kz, ku, km, vd, vh, vs, vz, vu, vm, ok, ov, apart_base, apart_row, first,
+    apart_lse, ak, av, an,
     F: tl.constexpr, K: tl.constexpr, V: tl.constexpr, JOIN: tl.constexpr,
 ):
-    """See `decode_triton.paged_decode`. kd .. vz, ok, ov: byte offsets of this layer's planes in a
-    slab (data, high bits, scale, zero of keys and values; open keys and values); ak, av, an: of
-    keys, values and counts of tokens kept apart.
+    """See `decode_triton.paged_decode`. kd .. vm, ok, ov: byte offsets of this layer's planes in a
+    slab (data, high bits, scale, zero, unit, mean of keys and values; open keys and values);
+    ak, av, an: of keys, values and counts of tokens kept apart.
 
     Programs of a row and head: F.tails for its open block, then at most `splits` for the sealed
     ones; what exceeds a row's tiles leaves at once. With JOIN the last to finish merges them.
@@ -276,7 +234,7 @@ def decode_split_kernel(
         lo = (part - F.tails) * per
         m, l, out = sealed_part(
             query, cell_lse, base, table, max_blocks, blocks, lo, tl.minimum(lo + per, tiles), b, h,
-            scale, hidden, kd, kh, ks, kz, vd, vh, vs, vz, F, K, V,
+            scale, hidden, kd, kh, ks, kz, ku, km, vd, vh, vs, vz, vu, vm, F, K, V,
         )
     w = tl.arange(0, W)
     inverse = 1.0 / tl.maximum(l, 1e-37)

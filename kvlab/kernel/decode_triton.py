@@ -31,8 +31,11 @@ def _tile(k: Side, v: Side, slots: int, wanted: int) -> dict[str, int | bool]:
     Scales per channel belong to one block, so there a tile does too. 32 tokens is the least depth
     of a product of bytes; a smaller block leaves the rest of its tile empty.
     """
-    whole = slots & (slots - 1) == 0
-    if not whole or ((k.channel or v.channel) and slots < wanted):
+    grouped = bool(k.group or v.group)
+    if grouped:  # a tile has one group of tokens, where the block has whole ones
+        wanted = max(32, min([wanted] + [c.group for c in (k, v) if c.group and c.channel]))
+    whole = slots % wanted == 0 if grouped else slots & (slots - 1) == 0
+    if not whole or ((grouped or k.channel or v.channel) and slots < wanted):
         return {"tile": max(32, next_power(slots)), "per_block": 1, "multi": False}
     return {"tile": wanted, "per_block": max(1, slots // wanted), "multi": slots < wanted}
 
@@ -72,6 +75,7 @@ def _setting(format: KVFormat, k: Side, v: Side, slots: int, key: str, device: s
     bits = max(16 if c.kind == 0 else 8 if c.kind == 1 else c.bits for c in (k, v))
     fp8 = 1 in (k.kind, v.kind)
     kind = "dense" if bits == 16 else "fp8" if fp8 else "low" if bits < 4 else f"int{bits}"
+    kind = "grouped" if k.group or v.group else kind
     span = slots if k.channel or v.channel or slots == 64 else 256
     return tune.choose(device, key, kind, max(slots, span))
 
@@ -133,8 +137,7 @@ def paged_decode(
     Nothing depends on a length on the host, so the call can be captured in a graph (after one call
     outside, which compiles).
     """
-    rows, heads, dim = q.shape
-    tail = open.planes["k_data"]
+    (rows, heads, dim), tail = q.shape, open.planes["k_data"]
     kv_heads, slots, _ = tail.shape
     _check(q, kv_heads, table, n_blocks, open_slot, open_len)
     group, width = heads // kv_heads, table.shape[-1]

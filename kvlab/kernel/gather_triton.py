@@ -7,7 +7,8 @@ import triton.language as tl
 from torch import Tensor
 
 from kvlab.format import KVFormat
-from kvlab.kernel.codes_triton import DENSE, INT, narrow, rotate, tile_pointer, typed
+from kvlab.kernel.codes_triton import DENSE, GROUPED, narrow, rotate, tile_pointer, typed
+from kvlab.kernel.grouped_triton import gather_groups
 from kvlab.kernel.sides import next_power, offsets, sides
 
 
@@ -30,17 +31,17 @@ def unpack(at, t, seen, D: tl.constexpr, BITS: tl.constexpr, S: tl.constexpr, C:
 
 @triton.jit
 def gather_side(
-    out, i, h, slab, slot, data, high, scale, zero, H: tl.constexpr, D: tl.constexpr,
-    S: tl.constexpr, SP: tl.constexpr, C: tl.constexpr,
+    out, i, h, slab, slot, data, high, scale, zero, unit, mean, H: tl.constexpr,
+    D: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, C: tl.constexpr,
 ):
     """Head `h` of the `i`-th block of the list -> rows i * S .. of `out` [n * S, H, D].
 
-    data .. zero: byte offsets of the planes in the slab. C: a `Side`.
+    data .. mean: byte offsets of the planes in the slab. C: a `Side`.
     """
     t, d = tl.arange(0, SP), tl.arange(0, D)
     seen = t < S
     at = slab + slot * (C.data * H) + data + h * C.data
-    if C.kind == INT:
+    if C.bits > 0:
         code = unpack(at, t, seen, D, 2 if C.bits == 3 else C.bits, S, C)
         if C.bits == 3:
             above = slab + slot * (C.high * H) + high + h * C.high
@@ -51,7 +52,9 @@ def gather_side(
             at, t, d, C.dtype, 1 if C.slots_last else D, S if C.slots_last else 1, C.run
         )
         x = tl.load(p, mask=seen[:, None], other=0.0).to(tl.float32)
-    if C.kind != DENSE:
+    if C.kind == GROUPED:
+        x = gather_groups(x, slab, slot, h, scale, zero, unit, mean, H, S, C)
+    elif C.kind != DENSE:
         at = slab + slot * (C.scale * H) + h * C.scale
         run = d if C.channel else t
         known = run < (D if C.channel else S)
@@ -71,17 +74,18 @@ def gather_side(
 
 @triton.jit
 def gather_kernel(
-    out_k, out_v, base, ids, kd, kh, ks, kz, vd, vh, vs, vz, P: tl.constexpr, H: tl.constexpr,
-    D: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    out_k, out_v, base, ids, kd, kh, ks, kz, ku, km, vd, vh, vs, vz, vu, vm,
+    P: tl.constexpr, H: tl.constexpr, D: tl.constexpr, S: tl.constexpr, SP: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr,
 ):
     """Program (block of the list, head, side)."""
     i, h = tl.program_id(0), tl.program_id(1)
     block = tl.load(ids + i)
     slab, slot = tl.load(base + block // P), (block % P).to(tl.int64)
     if tl.program_id(2) == 0:
-        gather_side(out_k, i, h, slab, slot, kd, kh, ks, kz, H, D, S, SP, K)
+        gather_side(out_k, i, h, slab, slot, kd, kh, ks, kz, ku, km, H, D, S, SP, K)
     else:
-        gather_side(out_v, i, h, slab, slot, vd, vh, vs, vz, H, D, S, SP, V)
+        gather_side(out_v, i, h, slab, slot, vd, vh, vs, vz, vu, vm, H, D, S, SP, V)
 
 
 def gather(planes, format: KVFormat, block_ids: Tensor, out_k: Tensor, out_v: Tensor) -> None:

@@ -14,7 +14,8 @@ from kvlab.kernel.quantize_ref import FP8_MAX, FP16_MAX, stored_scale
 PEAK = 240.0  # units of a head's largest value: e4m3 has room for what a group adds to it
 UNIT_LEAST, UNIT_MOST = 2.0**-24, 2.0**15  # powers of two that fp16 can say
 E4M3_LEAST = 2.0**-9  # the smallest e4m3 number above 0
-CLIPS = (1.0, 0.92, 0.84, 0.76, 0.68, 0.6, 0.52)  # shares of a group's range that a search tries
+CLIP_STEP = 5 / 64
+CLIPS = tuple(1.0 - CLIP_STEP * i for i in range(7))  # of a group's range, what a search tries
 
 
 def power_above(x: Tensor) -> Tensor:
@@ -54,7 +55,8 @@ def centre_of(x: Tensor) -> Tensor:
     span = power_below((x.amax(-2) - x.amin(-2)).clamp(min=2.0**-24)) * 0.25
     own = power_below(mean.abs().clamp(min=2.0**-24)) * 2.0**-10  # what fp16 can say of it
     step = torch.maximum(span, own)
-    return (torch.round(mean / step) * step).clamp(-FP16_MAX, FP16_MAX).half()
+    centre = torch.round(mean / step) * step + 0.0  # no negative zero
+    return centre.clamp(-FP16_MAX, FP16_MAX).half()
 
 
 def unit_of(x: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents
 
 from kvlab.format import KVFormat
-from kvlab.kernel.codes_triton import DENSE, INT, narrow, rotate, tile_pointer, typed
+from kvlab.kernel.codes_triton import DENSE, GROUPED, INT, narrow, rotate, tile_pointer, typed
+from kvlab.kernel.grouped_triton import seal_groups
 from kvlab.kernel.quantize_ref import FP8_MAX, FP16_MAX, SCALE_FLOOR
-from kvlab.kernel.sides import TYPES, next_power, offsets, sides
+from kvlab.kernel.sides import TYPES, Side, next_power, offsets, sides
 from kvlab.kernel.tune import device_facts
 
 ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds a small number to nearest even
@@ -92,8 +93,8 @@ def store_packed(
 
 @triton.jit
 def seal_side(
-    source, h, slab, slot, data, high, scale, zero, ROW: tl.constexpr, H: tl.constexpr,
-    D: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, C: tl.constexpr,
+    source, h, slab, slot, data, high, scale, zero, unit, mean, ROW: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, C: tl.constexpr,
 ):
     """S tokens, ROW elements apart, from `source` on -> head `h` of one block; the inverse of
     `gather_side`."""
@@ -104,6 +105,8 @@ def seal_side(
     at = slab + slot * (C.data * H) + data + h * C.data
     if C.kind == DENSE:
         y = narrow(x, C.dtype)
+    elif C.kind == GROUPED:
+        y = seal_groups(x, seen[:, None], slab, slot, h, scale, zero, unit, mean, H, S, C)
     else:
         y, scales, zeros = encode(x, seen[:, None], C)
         run = d if C.channel else t
@@ -112,7 +115,7 @@ def seal_side(
         tl.store(typed(place + scale, tl.float16) + run, scales, mask=known)
         if C.zero:
             tl.store(typed(place + zero, tl.float16) + run, zeros, mask=known)
-    if C.kind == INT:
+    if C.bits > 0:
         store_packed(at, y, t, seen, D, 2 if C.bits == 3 else C.bits, S, C)
         if C.bits == 3:
             above = slab + slot * (C.high * H) + high + h * C.high
@@ -126,8 +129,9 @@ def seal_side(
 
 @triton.jit
 def seal_kernel(
-    x_k, x_v, base, ids, kd, kh, ks, kz, vd, vh, vs, vz, P: tl.constexpr, H: tl.constexpr,
-    D: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    x_k, x_v, base, ids, kd, kh, ks, kz, ku, km, vd, vh, vs, vz, vu, vm, P: tl.constexpr,
+    H: tl.constexpr, D: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, K: tl.constexpr,
+    V: tl.constexpr,
 ):
     """Program (block of the list, head, side)."""
     i, h = tl.program_id(0), tl.program_id(1)
@@ -135,16 +139,16 @@ def seal_kernel(
     slab, slot = tl.load(base + block // P), (block % P).to(tl.int64)
     first = (i.to(tl.int64) * S * H + h) * D
     if tl.program_id(2) == 0:
-        seal_side(x_k + first, h, slab, slot, kd, kh, ks, kz, H * D, H, D, S, SP, K)
+        seal_side(x_k + first, h, slab, slot, kd, kh, ks, kz, ku, km, H * D, H, D, S, SP, K)
     else:
-        seal_side(x_v + first, h, slab, slot, vd, vh, vs, vz, H * D, H, D, S, SP, V)
+        seal_side(x_v + first, h, slab, slot, vd, vh, vs, vz, vu, vm, H * D, H, D, S, SP, V)
 
 
 @triton.jit
 def seal_open_kernel(
-    open_base, rows, ok, ov, base, ids, kd, kh, ks, kz, vd, vh, vs, vz, DT: tl.constexpr,
-    OP: tl.constexpr, P: tl.constexpr, H: tl.constexpr, D: tl.constexpr, S: tl.constexpr,
-    SP: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    open_base, rows, ok, ov, base, ids, kd, kh, ks, kz, ku, km, vd, vh, vs, vz, vu, vm,
+    DT: tl.constexpr, OP: tl.constexpr, P: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
+    S: tl.constexpr, SP: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
 ):
     """Program (block of the list, head, side of a layer: 2 * layer + 0 for keys, 1 for values).
 
@@ -156,9 +160,9 @@ def seal_open_kernel(
     slab, slot = tl.load(base + block // P), (block % P).to(tl.int64) + layer * P
     at = tl.load(open_base + row // OP) + (((row % OP) + layer * OP) * H + h) * HEAD
     if tl.program_id(2) % 2 == 0:
-        seal_side(typed(at + ok, DT), h, slab, slot, kd, kh, ks, kz, D, H, D, S, SP, K)
+        seal_side(typed(at + ok, DT), h, slab, slot, kd, kh, ks, kz, ku, km, D, H, D, S, SP, K)
     else:
-        seal_side(typed(at + ov, DT), h, slab, slot, vd, vh, vs, vz, D, H, D, S, SP, V)
+        seal_side(typed(at + ov, DT), h, slab, slot, vd, vh, vs, vz, vu, vm, D, H, D, S, SP, V)
 
 
 @triton.jit
@@ -185,6 +189,11 @@ def append_kernel(
         tl.store(typed(at + ov, v.dtype.element_ty) + d, y, mask=inside)
 
 
+def _warps(k: Side, v: Side, elements: int) -> int:
+    """Twice as many where groups have scales: a thread holds its elements beside their trials."""
+    return (4 if elements <= 8192 else 8) * (2 if k.group or v.group else 1)
+
+
 def seal(x_k: Tensor, x_v: Tensor, format: KVFormat, planes, block_ids: Tensor) -> None:
     """Keys and values [n * S, H, D] (contiguous) into the n sealed blocks `block_ids`.
 
@@ -197,7 +206,7 @@ def seal(x_k: Tensor, x_v: Tensor, format: KVFormat, planes, block_ids: Tensor) 
     seal_kernel[(len(block_ids), heads, 2)](
         x_k, x_v, planes.base, block_ids, *offsets(planes.planes), P=planes.slab_blocks, H=heads,
         D=dim, S=slots, SP=next_power(slots), K=k, V=v,
-        num_warps=4 if slots * dim <= 8192 else 8, enable_fp_fusion=False,
+        num_warps=_warps(k, v, slots * dim), enable_fp_fusion=False,
     )
 
 
@@ -212,7 +221,7 @@ def seal_open(open, sealed, format: KVFormat, rows: Tensor, blocks: Tensor, laye
         open.base, rows, plane.offset_bytes, open.planes["v_data"].offset_bytes, sealed.base,
         blocks, *offsets(sealed.planes), DT=TYPES[plane.dtype], OP=open.slab_blocks,
         P=sealed.slab_blocks, H=heads, D=dim, S=slots, SP=next_power(slots), K=k, V=v,
-        num_warps=4 if slots * dim <= 8192 else 8, enable_fp_fusion=False,
+        num_warps=_warps(k, v, slots * dim), enable_fp_fusion=False,
     )
 
 

@@ -9,20 +9,20 @@ import torch
 import triton.language as tl
 
 from kvlab.core import BadInput
-from kvlab.format import Codec, Dense, Fp8, Int, KVFormat, Rotated
-from kvlab.format.base import resolve_axis
+from kvlab.format import Codec, Dense, Fp8, Grouped, Int, KVFormat, Packed, Rotated
+from kvlab.kernel.grouped_ref import reach
 
 TYPES = {
     torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16,
     torch.float8_e4m3fn: tl.float8e4nv, torch.uint8: tl.uint8,
 }
-PLANES = ("data", "high", "scale", "zero")
+PLANES = ("data", "high", "scale", "zero", "unit", "mean")
 
 
 class Side(NamedTuple):
     """Keys or values as stored, and how the decode kernel multiplies them."""
 
-    kind: int  # 0 dense, 1 FP8, 2 integers, as in codes_triton
+    kind: int  # 0 dense, 1 FP8, 2 integers, 3 integers in groups, as in codes_triton
     bits: int
     dtype: tl.dtype  # of the data plane
     multiply: tl.dtype  # operands of the matrix unit; FP8 goes through fp16, which loses nothing
@@ -34,6 +34,10 @@ class Side(NamedTuple):
     symmetric: bool
     zero: bool  # a stored zero point
     rotated: bool  # channels turned before they were stored
+    group: int  # elements that share a scale, of kind 3
+    centred: bool  # channels' means kept apart
+    reach: float  # scales that a group's range holds at least
+    search: bool  # sealing looks for the best clip
     bias: float  # a code of 0 as the decode kernel multiplies it, in scales
     data: int  # bytes of one head of one block in the data, high and scale planes
     high: int
@@ -73,25 +77,32 @@ def side(codec: Codec, prefix: str, planes: dict, slots: int, dim: int) -> Side:
     """`planes`: name -> PlaneView of one layer. Raises `BadInput` for a codec it does not know."""
     if isinstance(codec, Rotated):
         return side(codec.codec, prefix, planes, slots, dim)._replace(rotated=True)
-    if not isinstance(codec, (Dense, Fp8, Int)):
-        raise BadInput("format", codec, "has no kernel; known codecs are Dense, Fp8 and Int")
+    if not isinstance(codec, (Dense, Fp8, Int, Grouped)):
+        raise BadInput("format", codec, "has no kernel; known codecs are Dense, Fp8, Int, Grouped")
     mine = {n: planes[prefix + n] for n in PLANES if prefix + n in planes}
     heads, data = mine["data"].shape[0], mine["data"]
-    bits = codec.bits if isinstance(codec, Int) else 0
+    packed, grouped = isinstance(codec, Packed), isinstance(codec, Grouped)
+    bits = codec.bits if packed else 0
     head = {n: p.block_stride_bytes // heads for n, p in mine.items()}
-    symmetric, fp8 = bool(bits) and codec.symmetric, isinstance(codec, Fp8)
+    symmetric, fp8 = isinstance(codec, Int) and codec.symmetric, isinstance(codec, Fp8)
+    channel = not isinstance(codec, Dense) and codec.axis_of(slots) == "channel"
     parts = {4: 2, 3: 4, 2: 4}.get(bits, 1)
-    if dim < 32 * parts:  # 32: the least depth of a product of bytes
+    if dim < (16 if grouped else 32) * parts:  # the least depth of a product of bytes is 32
         parts = 1
+    wide = packed and bits != 8 and parts == 1
+    group = codec.span(slots, dim) if grouped else 0
+    if grouped and not channel and not wide:  # a part has one group's scales
+        parts = max(parts, dim // max(group, 16))
     bias = (128 if bits == 8 else 0) - (2 ** (bits - 1) if symmetric else 0)
     return Side(
-        kind=2 if bits else 1 if fp8 else 0, bits=bits, dtype=TYPES[data.dtype],
-        multiply=tl.float16 if fp8 else TYPES[data.dtype], parts=parts,
-        wide=bool(bits) and bits != 8 and parts == 1,
+        kind=3 if grouped else 2 if bits else 1 if fp8 else 0, bits=bits, dtype=TYPES[data.dtype],
+        multiply=tl.float16 if fp8 or grouped else TYPES[data.dtype], parts=parts, wide=wide,
         slots_last=getattr(codec, "slots_last", False),
-        run=gcd(data.shape[2], 16 // data.dtype.itemsize),
-        channel=not isinstance(codec, Dense) and resolve_axis(codec.axis, slots) == "channel",
-        symmetric=symmetric, zero="zero" in mine, rotated=False, bias=float(bias) if bits else 0.0,
+        run=gcd(data.shape[2], 16 // data.dtype.itemsize), channel=channel,
+        symmetric=symmetric, zero="zero" in mine and not grouped, rotated=False, group=group,
+        centred="mean" in mine,
+        reach=reach(bits) if grouped else 1.0, search=grouped and codec.search,
+        bias=float(bias) if bits and not grouped else 0.0,
         data=head["data"], high=head.get("high", 0), scale=head.get("scale", 0),
     )
 

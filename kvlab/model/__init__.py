@@ -5,12 +5,13 @@ from kvlab.model.decode import Decoder, Driver, check_driver
 from kvlab.model.device import prepare_device
 from kvlab.model.library import cache_parameter
 from kvlab.model.load import LoadedModel
+from kvlab.model.outline import Outline, outline
 from kvlab.model.portrait import model_geometry, portrait
 from kvlab.model.prefill import PrefillResult, forward_chunk, prefill, run_chunk
 from kvlab.model.text_summary import TextSummary
 
 __all__ = [
-    "Decoder", "Driver", "LoadedModel", "PagedCache", "PrefillResult", "TextSummary",
-    "cache_parameter", "check_driver", "forward_chunk", "model_geometry", "portrait", "prefill",
-    "prepare_device", "run_chunk",
+    "Decoder", "Driver", "LoadedModel", "Outline", "PagedCache", "PrefillResult", "TextSummary",
+    "cache_parameter", "check_driver", "forward_chunk", "model_geometry", "outline", "portrait",
+    "prefill", "prepare_device", "run_chunk",
 ]  # fmt: skip

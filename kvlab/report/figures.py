@@ -50,7 +50,10 @@ def drawings(everything: list[Entry], runs: list[Run]) -> list[Drawing]:
     quality = [name for name in QUALITY if name in there]
     shows_quality = any(_both(entry, name) for entry in everything for name in quality)
     if shows_quality and not found:  # else their figures show it, with fewer colours
-        found.append(_quality(everything, quality))
+        apart = [[e for e in everything if e.run is run] for run in runs]
+        apart = [es for es in apart if sum(_both(e, n) for e in es for n in quality) > 2]
+        for several in apart if len(apart) > 1 else [everything]:
+            found.append(_quality(several, quality, len(apart) > 1))
     axis = _numeric_condition(everything)
     special = [*MEMORY, PEAK] if any(name in there for name in MEMORY) and not axis else []
     if special and not crowded:
@@ -67,7 +70,8 @@ def drawings(everything: list[Entry], runs: list[Run]) -> list[Drawing]:
     return found + [d for name in rest if (d := _generic(everything, name, axis))][:MOST]
 
 
-def _quality(everything: list[Entry], quality: list[str]) -> Drawing:
+def _quality(everything: list[Entry], quality: list[str], apart: bool) -> Drawing:
+    """apart: of several runs, each has a figure of its own."""
     def draw() -> Figure:
         made, panels = canvas.figure(len(quality), width=5.6 * len(quality))
         for axes, name in zip(panels, quality):
@@ -77,9 +81,11 @@ def _quality(everything: list[Entry], quality: list[str]) -> Drawing:
             series(axes, points, name, lambda e, d=divisor: e.value(BYTES) / d, everything)
         return made
 
-    title = "Quality against bytes"
+    run = everything[0].run
+    title = "Quality against bytes" + f", {run.name}" * apart
     caption = "Loss against the allocated bytes of the cache; bars are 95 % intervals."
-    return Drawing("quality_vs_bytes", title, f"{caption} Lower and further left is better.", draw)
+    stem = "quality_vs_bytes" + f"-{_file_name(run.name)}" * apart
+    return Drawing(stem, title, f"{caption} Lower and further left is better.", draw)
 
 
 def _memory(everything: list[Entry]) -> Drawing:

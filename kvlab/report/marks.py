@@ -59,6 +59,8 @@ def _series_name(entry: Entry, points: list[Entry], over: str | None) -> str:
     for key, value in entry.conditions.items():
         if key == over or (is_number(value) and over is None):
             continue
+        if len({repr(e.conditions.get(key)) for e in points if e.run is entry.run}) == 1:
+            continue  # the run says it already
         parts.append(f"{key.replace('_', ' ')} {value}" if is_number(value) else str(value))
     return ", ".join([words(entry.variant), *parts])
 

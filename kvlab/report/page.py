@@ -13,7 +13,7 @@ from kvlab.report.tables import Table
 
 METHOD = (
     "↑ higher is better, ↓ lower is better. [low, high] is a 95 % interval; a loss without one "
-    "rests on too few documents to have one, or has no noise."
+    "rests on too few texts to have one, or has no noise."
 )
 RATIO = (
     " (×) is the ratio to the baseline's allocated bytes; a variant that does not get below 1 "

@@ -118,7 +118,8 @@ class Job:
 
     def open(self, cache: PagedCache, reserve: bool, now_ms: float) -> None:
         """Take a place in the cache, with what it holds of these tokens. Raises `OutOfBlocks`."""
-        self.seq = cache.open(self.tokens, reserve=self.most_tokens if reserve else 0)
+        r, most = self.request, self.most_tokens if reserve else 0
+        self.seq = cache.open(self.tokens, reserve=most, session=r.session, tool=r.tool)
         self.computed, self.ready = cache.length(self.seq), False
         if self.admitted_ms is None:
             self.admitted_ms, self.hit_tokens = now_ms, self.computed

@@ -51,6 +51,7 @@ class Loop:
         """Serve all of them; the results are in the order of `requests`."""
         self.coming = deque(sorted(requests, key=lambda r: r.arrival_ms))
         self.clock.start()
+        self.cache.moments.clock = self.clock
         try:
             while self.coming or self.waiting or self.running:
                 self._step()

@@ -17,7 +17,7 @@ class Request(NamedTuple):
     """What somebody asks. prompt: token ids int64 [T]; arrival_ms counts from the start.
 
     cancel_after: output tokens after which the user leaves (0: while the prompt is computed, -1:
-    while waiting), or None.
+    while waiting), or None. session, tool: see `Requests.open` of the cache.
     """
 
     number: int
@@ -25,6 +25,11 @@ class Request(NamedTuple):
     prompt: np.ndarray
     output_tokens: int
     cancel_after: int | None = None
+    session: int | None = None
+    tool: bool | None = None
+
+
+SAID = ("session", "tool")  # columns of a trace that a request says
 
 
 class TraceRequests:
@@ -64,7 +69,9 @@ class TraceRequests:
                 blocks.append(self._tokens(fresh + at, vocabulary))
             prompt = np.concatenate(blocks)[:tokens]
             output = self.output_tokens or max(1, round(int(t.output_tokens[at]) * scale))
-            made.append(Request(len(made), float(t.arrival_ms[at]), prompt, output))
+            told = {name: int(t.columns[name][at]) for name in SAID if name in t.columns}
+            told = {name: None if value < 0 else value for name, value in told.items()}
+            made.append(Request(len(made), float(t.arrival_ms[at]), prompt, output, **told))
             if len(made) == self.count:
                 break
         if not made:

@@ -160,3 +160,38 @@ def test_every_method_keeps_tokens_of_its_own():
 def test_what_ranks_tokens_only_is_refused_for_blocks(name):
     with pytest.raises(BadInput, match="ranks tokens and no blocks"):
         CacheSpec(policy=name, budget_percent=10, evict="block")
+
+
+def test_snapkv_by_block_and_layer_is_chunkkv():
+    """ChunkKV (https://arxiv.org/abs/2502.00299): SnapKV's scores summed over the heads of a layer,
+    the mean of each chunk, whole chunks kept."""
+    size, keep = 4, 6
+    cache = make(head_dim=DIM, policy="snapkv", evict="block", groups="per_layer", block_size=size,
+                 budget_blocks=keep, window=SinkWindow(0, 1))  # fmt: skip
+    seq, g = cache.open(), torch.Generator().manual_seed(3)
+    keys, stay = [], []
+    cache.begin([seq], [24])
+    for layer in range(2):
+        q, (k, v) = torch.randn(1, HEADS, 24, DIM, generator=g), torch.randn(
+            2, 1, KV_HEADS, 24, DIM, generator=g)
+        keys.append(k[0].transpose(0, 1))
+        cache.attend(layer, q, k, v, scale=SCALE)
+        w = weights(q[0], keys[-1]).softmax(-1).mean(1)
+        w = torch.nn.functional.avg_pool1d(w, 5, 1, 2).sum(0)
+        stay.append(w.unflatten(0, (-1, size)).mean(-1))
+    cache.commit()
+    for layer, (group, chunk) in enumerate(zip(cache.groups, stay)):
+        found = [group.ledger.meta(b).score for b in group.tables[seq].ids]
+        torch.testing.assert_close(torch.tensor(found).argsort(), chunk.argsort(), msg=str(layer))
+    spec = CacheSpec(policy="snapkv", budget_percent=10, evict="block", groups="per_layer",
+                     block_size=20)  # fmt: skip
+    assert spec.granularity == "(blocks of 20, each layer as ChunkKV)"
+
+
+@pytest.mark.parametrize("axes, told", [
+    ({}, ""), ({"evict": "block"}, "(blocks of 64, all layers alike)"),
+    ({"groups": "per_layer"}, "(tokens, each layer)"), ({"policy": "lru"}, ""),
+    ({"offload": "host"}, "(blocks of 64, all layers alike)"),
+])  # fmt: skip
+def test_a_method_bears_its_name_at_its_published_granularity_only(axes, told):
+    assert CacheSpec(**{"policy": "snapkv", "budget_percent": 10} | axes).granularity == told

@@ -1,0 +1,89 @@
+"""Bytes of a cache before there is one: the pool's own planes and slabs, and none allocated."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from kvlab.cache import CacheSpec
+from kvlab.core import CacheGeometry
+from kvlab.format import Dense, KVFormat
+from kvlab.pool import MAX_SLABS, SLAB_TOKENS, Apart, Meter, SlabStore, no_kernels
+
+DENSE = KVFormat(Dense("bfloat16"), Dense("bfloat16"), "bf16")
+ITEM = torch.bfloat16.itemsize
+_DIGEST_ROWS = 64  # blocks whose digests come and go together, see `source/digests.py`
+
+
+class Account(NamedTuple):
+    """Bytes that a cache holds on the device and in host memory."""
+
+    device: int
+    host: int
+
+
+def account(
+    spec: CacheSpec, g: CacheGeometry, tokens: int, requests: int, kernels: bool = True
+) -> Account:
+    """What a cache holds when each of `requests` sequences has seen `tokens` tokens, in bf16.
+
+    As `CacheStats.allocated_bytes` and `host_bytes` count it: whole slabs, open blocks, first
+    tokens kept apart, digests, and the address tables of kernels where those run.
+    """
+    device = host = 0
+    for layers in spec.format.groups(g):
+        part, format = g.part(layers), spec.format.each(g.layers)[layers[0]]
+        there = requests * _held(spec, part, tokens)
+        opened = requests if tokens % g.block_size else 0  # a budget counts open blocks, too
+        on_device = there if spec.budget_blocks is None else min(
+            there, max(0, spec.budget_blocks - opened))
+        sealed = _store(format, part, max(1, SLAB_TOKENS // g.block_size))
+        device += -(-on_device // sealed.slab_rows) * sealed.slab_bytes
+        device += opened * _store(DENSE, part, 1).slab_bytes
+        device += requests * _apart(format, part, tokens)
+        if kernels and no_kernels(format, part.shape) is None:
+            device += MAX_SLABS * 8
+        if spec.retrieval.selects:
+            device += requests * _digests(spec, part, tokens)
+        if spec.offload.keeps and there > on_device:
+            rows = max(1, spec.offload.slab_tokens // g.block_size)
+            away = _store(format, part, rows)
+            host += -(-(there - on_device) // rows) * away.slab_bytes
+    return Account(device, host)
+
+
+def _store(format: KVFormat, g: CacheGeometry, rows: int) -> SlabStore:
+    return SlabStore(format.planes(g), g.layers, rows, "meta")
+
+
+def _held(spec: CacheSpec, g: CacheGeometry, tokens: int) -> int:
+    """Sealed blocks of one sequence that its window, or the model's own, has not let go."""
+    size, sealed = g.block_size, tokens // g.block_size
+    first = (tokens - g.shape.seen(tokens)) // size
+    if spec.window.middle or not spec.window.protected(tokens):
+        return sealed - first
+    held: set[int] = set()
+    for begin, end in spec.window.readable(tokens):
+        held |= set(range(begin // size, min(sealed, -(-end // size))))
+    return sum(block >= first for block in held)
+
+
+def _apart(format: KVFormat, g: CacheGeometry, tokens: int) -> int:
+    if not format.sinks or tokens < g.block_size:
+        return 0
+    kept = min(format.sinks, g.block_size)
+    return Apart(kept, g.shape, g.layers, torch.bfloat16, "meta", Meter()).store.slab_bytes
+
+
+def _digests(spec: CacheSpec, g: CacheGeometry, tokens: int) -> int:
+    each = g.kv_heads * spec.retrieval.sides * g.shape.k_width * spec.retrieval.dtype.itemsize
+    slabs = -(-(tokens // g.block_size) // _DIGEST_ROWS)
+    return slabs * _DIGEST_ROWS * each * g.layers
+
+
+def workspace_bytes(spec: CacheSpec, g: CacheGeometry) -> int:
+    """What dequantized pieces of the past pass through; as much again for what comes from host
+    memory."""
+    token = max(shape.elements for shape in g.shapes) * ITEM
+    return spec.workspace_tokens * token * (2 if spec.offload.keeps else 1)

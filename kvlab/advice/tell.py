@@ -1,0 +1,166 @@
+"""The answer in words: a table, then what each composition forgets and how it is had."""
+
+from __future__ import annotations
+
+import shlex
+from textwrap import TextWrapper
+
+from kvlab.advice.ask import GOALS, Ask
+from kvlab.advice.choices import FORGETS, SPARE, Choice, choices, dominated
+from kvlab.advice.flags import nearest
+from kvlab.advice.table import BLOCK_SIZE, CHUNK_TOKENS, formats, losses, models
+from kvlab.model import Outline, outline
+from kvlab.pool import no_kernels
+
+_MEASURED = 32768  # tokens of a document that the bundled books have
+
+
+def advise(ask: Ask, config: dict, width: int = 100) -> str:
+    """What fits `ask`, for the model that `config` (a `config.json`) describes; no weights needed.
+
+    Raises `BadInput` for a model that no `PagedCache` can serve.
+    """
+    model = outline(config)
+    found = choices(ask, model)
+    parts = [_head(ask, model, width), _table(found), _sources(width)]
+    fitting = [choice for choice in found if choice.fits]
+    parts += [_one(choice, ask, model, width) for choice in _shown(fitting, ask)]
+    if fitting and not ask.goal:
+        parts.append(_fill("Of each goal the one with the least loss is told; goal=... tells all "
+                           "that fit.", width))
+    if not fitting:
+        least = min((choice.needed for choice in found), default=None)
+        parts.append("Nothing of these fits" + (
+            f": the smallest needs {_gb(least)} in all. Fewer requests, a shorter context, or "
+            "goal=stream, whose bytes do not grow." if least else
+            f": a window of {ask.context:,} tokens would hold them all; ask for another goal."))
+    return "\n\n".join(parts)
+
+
+def _shown(fitting: list[Choice], ask: Ask) -> list[Choice]:
+    """All of the goal that was asked for; else of each goal the first, which loses least."""
+    first = {choice.goal: choice for choice in reversed(fitting)}
+    return fitting if ask.goal else [choice for choice in fitting if first[choice.goal] is choice]
+
+
+def _head(ask: Ask, model: Outline, width: int) -> str:
+    shapes = model.portrait.shapes
+    each = sum(shape.elements for shape in shapes) * 2
+    told = (f"{len(shapes)} layers, {shapes[0].kv_heads} key/value heads of {shapes[0].k_width}: "
+            f"{each:,} bytes a token in bf16; weights {_gb(model.parameters * 2)} in 16 bits. "
+            f"{ask.requests} request(s) of {ask.context:,} tokens on {ask.memory_gb:g} GB (10^9 "
+            f"bytes), of which one part in {SPARE} stays free. Blocks of {BLOCK_SIZE}, chunks of "
+            f"{CHUNK_TOKENS}: with these the losses were measured.")
+    if model.positions and ask.context > model.positions:
+        told += (f" The model was made for {model.positions:,} positions: beyond them it may fail "
+                 "whatever the cache, unless text leaves by a window.")
+    return _fill(told, width)
+
+
+def _table(found: list[Choice]) -> str:
+    head = ["goal", "composition", "fits", "now", "end", "host, end", "needed in all",
+            *(f"ppl %, {name}" for name in models())]  # fmt: skip
+    rows = [[c.goal, c.name, "yes" if c.fits else "no", _gb(c.now.device), _gb(c.end.device),
+             _gb(c.end.host) if c.end.host else "", _gb(c.needed),
+             *(row.perplexity.told(".2f") for row in c.losses)] for c in found]  # fmt: skip
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip()
+                     for row in [head, *rows])  # fmt: skip
+
+
+def _sources(width: int) -> str:
+    rows = losses()
+    told = ["ppl %: change in perplexity of the format alone, mean and 95 % interval, measured on "
+            "models that may not be yours; what a window or a choice of blocks loses on top is in "
+            "no row of the table."]
+    for name in models():
+        row = next(row for row in rows if row.model == name)
+        told.append(f"{name}: {row.setting}, on {row.device} at commit {row.commit}.")
+    out = [" ".join(o).removeprefix("format=") for o in formats() if dominated(o)]
+    if out:
+        told.append(f"Left out, for others take no more bits and lose less: {', '.join(out)}.")
+    return "\n".join(_fill(line, width) for line in told)
+
+
+def _one(choice: Choice, ask: Ask, model: Outline, width: int) -> str:
+    from_format = next(o for o in choice.options if o.startswith("format=")).partition("=")[2]
+    vllm, transformers = nearest(from_format, choice.deed)
+    lines = [f"{choice.name}  ({choice.goal}: {GOALS[choice.goal]})"]
+    lines += _labelled("loss", _loss(choice), width)
+    lines += _labelled("forgets", forgets(choice), width)
+    lines += _labelled("speed", _speed(choice, ask, model), width)
+    lines += [f"  command       {command(choice, ask, model)}", f"  Python        {python(choice)}"]
+    lines += _labelled("vLLM", vllm, width) + _labelled("transformers", transformers, width)
+    return "\n".join(lines)
+
+
+def forgets(choice: Choice) -> str:
+    """What of the text can be read no more."""
+    return FORGETS[choice.deed]
+
+
+def _loss(choice: Choice) -> str:
+    told = [f"{row.model}: perplexity {row.perplexity.told('+.2f')} %, KL "
+            f"{row.kl.told('.2g')} nats, top-1 {row.top1.told('.1f')} %"
+            for row in choice.losses if row.kl]  # fmt: skip
+    own = {"window": "what the window loses is not in the table",
+           "quest": "what is not read loses something that is not in the table"}  # fmt: skip
+    base = "; ".join(told) or "none of the format: it is what the others are compared with"
+    return base + (f"; {own[choice.deed]}" if choice.deed in own else "")
+
+
+def _speed(choice: Choice, ask: Ask, model: Outline) -> str:
+    rows = [row for row in choice.losses
+            if row.device == ask.device and row.prefill_tokens_per_second]  # fmt: skip
+    told = "; ".join(
+        f"{row.model} prefilled {row.prefill_tokens_per_second:,.0f} tokens/s on {row.device}"
+        + ", which had other work: no figure to plan by" * row.loaded for row in rows)
+    if not told or choice.deed:
+        told = f"not measured on {ask.device}" if ask.device else (
+            "not measured on your device (device.name=... looks one up)")  # fmt: skip
+    why = no_kernels(choice.spec.format, model.portrait.shapes[0])
+    return told + (f"; slow, by plain torch: {why}" if why else "")
+
+
+def command(choice: Choice, ask: Ask, model: Outline) -> str:
+    """What measures this choice on the model that was asked for."""
+    tokens = min(ask.context, _MEASURED, model.positions or _MEASURED)
+    words = [*ask.model, "experiment=none", *choice.options, f"cache.block_size={BLOCK_SIZE}",
+             f"prefill.chunk_tokens={CHUNK_TOKENS}", f"eval.tokens={tokens}"]  # fmt: skip
+    return shlex.join(["python", "-m", "kvlab", *words])
+
+
+def python(choice: Choice) -> str:
+    """The line that makes the cache."""
+    named, settings = {}, {}
+    for word in choice.options:
+        key, _, value = word.partition("=")
+        group, _, field = key.partition(".")
+        if field:
+            settings.setdefault(group, []).append(f"{field}={value.title()}")
+        else:
+            named[group] = value
+    own = []
+    for axis, name in named.items():
+        if axis in settings:
+            made = ", ".join([repr(name), *settings[axis]])
+            own.append(f'{axis}=kvlab.axes.by_name("{axis}", {made})'.replace("'", '"'))
+        else:
+            own.append(f'{axis}="{name}"')
+    own += [f"block_size={BLOCK_SIZE}", *settings.get("cache", ())]
+    return f"kvlab.PagedCache.for_model(model, {', '.join(own)})"
+
+
+def _labelled(name: str, text: str, width: int) -> list[str]:
+    wrapper = TextWrapper(max(60, width), initial_indent=f"  {name:14}",
+                          subsequent_indent=" " * 16, break_long_words=False,
+                          break_on_hyphens=False)  # fmt: skip
+    return wrapper.wrap(text)
+
+
+def _fill(text: str, width: int) -> str:
+    return TextWrapper(max(60, width), break_on_hyphens=False).fill(text)
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.3g} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"

@@ -1,0 +1,152 @@
+"""Advice holds: bytes are those of live caches and of a GPU's run, and what is told can be run."""
+
+from __future__ import annotations
+
+import shlex
+
+import hydra
+import pytest
+import torch
+from tiny import make_tiny_model
+
+import kvlab
+from kvlab.advice import Ask, advise, choices, losses, parse
+from kvlab.advice.account import account
+from kvlab.advice.choices import spec_of
+from kvlab.advice.tell import command, forgets, python
+from kvlab.config import built, conf_dir, make_plan
+from kvlab.core import BadInput, CacheGeometry
+from kvlab.model import outline
+
+SHAPES = {"SmolLM2-135M-Instruct": (30, 9, 3, 64), "Qwen2.5-Coder-0.5B-Instruct": (24, 14, 2, 64)}
+LIVE = [*{row.options for row in losses() if row.options != ("format=bf16",)},
+        ("format=bf16", "retrieval=quest"), ("format=int8", "policy=fifo", "offload=host",
+                                             "cache.budget_blocks=5"),
+        ("format=bf16", "window=sink", "window.middle=false", "window.sinks=4",
+         "window.recent=200")]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_tiny_model().to(torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def config(model):
+    return model.config.to_dict()
+
+
+@pytest.mark.parametrize("row", losses(), ids=lambda row: f"{row.model} {row.options}")
+def test_bytes_are_to_the_byte_those_of_the_run_on_a_gpu(row):
+    g = CacheGeometry(*SHAPES[row.model], 128)
+    assert account(spec_of(row.options), g, 4096, 1).device == row.allocated_bytes
+
+
+@pytest.mark.parametrize("options", sorted(LIVE), ids=" ".join)
+def test_bytes_are_those_of_a_live_cache(model, options):
+    ids = torch.randint(0, 128, (2, 700))
+    cache = kvlab.PagedCache.for_model(model, spec_of(options))
+    kvlab.prefill(model, ids, cache, chunk_tokens=128)
+    g, stats = cache.geometry, cache.stats()
+    told = account(spec_of(options), g, 700, 2, kernels=False)
+    assert told.device == pytest.approx(stats.allocated_bytes, rel=0.1)
+    assert told.host == pytest.approx(stats.host_bytes, rel=0.1)
+
+
+def test_layers_with_a_window_of_their_own_let_blocks_go():
+    model = make_tiny_model("Mistral", sliding_window=256).to(torch.bfloat16)
+    cache = kvlab.PagedCache.for_model(model, block_size=128)
+    kvlab.prefill(model, torch.randint(0, 128, (1, 1500)), cache, chunk_tokens=128)
+    shapes = outline(model.config.to_dict()).portrait.shapes
+    assert {shape.window for shape in shapes} == {256}
+    told = account(spec_of(("format=bf16",)), cache.geometry, 1500, 1, kernels=False)
+    assert told.device == pytest.approx(cache.stats().allocated_bytes, rel=0.1)
+
+
+def test_words_of_each_kind_make_the_cache_that_was_counted(config):
+    ask = Ask(0.1, 65536, 2, model=("model=reference",))
+    made = outline(config)
+    kinds = {choice.deed: choice for choice in choices(ask, made)}
+    assert set(kinds) >= {None, "quest", "prefix", "window"}
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        for choice in kinds.values():
+            spec = built(shlex.split(command(choice, ask, made))[3:], "spec")
+            assert spec.format.identity == choice.spec.format.identity
+            assert spec.budget_blocks == choice.spec.budget_blocks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("memory_gb", [0.02, 0.5])
+def test_every_command_that_is_told_is_a_run(config, memory_gb):
+    ask = Ask(memory_gb, 65536, 2, model=("model=reference",))
+    made = outline(config)
+    found = choices(ask, made)
+    assert {choice.goal for choice in found} == {"exact", "facts", "chat", "stream"}
+    with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        for choice in found:
+            words = shlex.split(command(choice, ask, made))
+            assert words[:3] == ["python", "-m", "kvlab"] and forgets(choice)
+            (variant,) = make_plan(words[3:]).variants[:1]
+            assert variant.spec.format.identity == choice.spec.format.identity
+
+
+def test_the_line_of_python_makes_the_cache_that_was_counted(config, model):
+    for choice in choices(Ask(0.03, 65536, 2), outline(config)):
+        cache = eval(python(choice), {"kvlab": kvlab, "model": model})
+        assert repr(cache.spec.format) == repr(choice.spec.format)
+        assert vars(cache.spec.window) == vars(choice.spec.window)
+        assert cache.spec.budget_blocks == choice.spec.budget_blocks
+
+
+def test_less_memory_fits_less_and_host_memory_takes_the_rest(config):
+    made = outline(config)
+    wide, narrow = (choices(Ask(gb, 1 << 20, goal="exact"), made) for gb in (8, 0.3))
+    assert [(c.name, c.fits) for c in wide] == [("bf16", True)]
+    assert [(c.deed, c.fits) for c in narrow] == [(None, False), ("host", True)]
+    assert narrow[1].needed <= 0.3e9 < narrow[0].needed and narrow[1].end.host > 0
+
+
+def test_a_window_does_not_grow(config):
+    made = outline(config)
+    short, long = (choices(Ask(1, n, goal="stream"), made) for n in (1 << 15, 1 << 20))
+    assert [c.end for c in short] == [c.end for c in long]
+
+
+def test_the_answer_names_losses_sources_and_neighbours(config):
+    told = advise(Ask(1, 65536, 2, "facts", device="NVIDIA H200"), config)
+    for word in ("78deed3", "NVIDIA H200", "SmolLM2-135M-Instruct", "--kv-cache-dtype",
+                 "cache_implementation", "forgets", "PagedCache.for_model", "Left out"):
+        assert word in told
+    assert "no figure to plan by" in told  # the machine had other work
+    assert "not measured on" in advise(Ask(1, 65536, device="A100"), config)
+
+
+def test_nothing_fits_is_said_with_what_is_needed(config):
+    assert "Nothing of these fits: the smallest needs" in advise(Ask(1e-4, 65536), config)
+    assert "ask for another goal" in advise(Ask(1, 4000, goal="stream"), config)
+
+
+@pytest.mark.parametrize(("words", "match"), [
+    (["context=10"], "device.memory_gb=null: must be given"),
+    (["device.memory_gb=1"], "context=null: must be given"),
+    (["device.memory_gb=-1", "context=10"], "device.memory_gb=-1: must be a number of GB above 0"),
+    (["device.memory_gb=nan", "context=10"], "must be a number of GB above 0"),
+    (["device.memory_gb=1", "context=1.5"], "context=1.5: must be a whole number"),
+    (["device.memory_gb=1", "context=8", "requests=0"], "requests=0: must be a whole number"),
+    (["device.memory_gb=1", "context=8", "goal=fast"], "goal=fast: must be one of: exact"),
+    (["device.memory_gb=1", "context=8", "format=int4"], "advise=format=int4: takes model="),
+    (["hurry"], "advise=hurry: takes model="),
+])  # fmt: skip
+def test_what_cannot_be_asked_is_refused(words, match):
+    with pytest.raises(BadInput, match=match):
+        parse(words)
+
+
+def test_the_command_answers(capsys):
+    from kvlab.__main__ import main
+
+    assert main(["advise", "model=reference", "device.memory_gb=2", "context=8192"]) == 0
+    assert "6 layers" in capsys.readouterr().out
+    assert main(["advise", "model=reference", "device.memory_gb=2"]) == 2
+    assert "must be given" in capsys.readouterr().err
+    assert main(["advise", "model=nothing", "device.memory_gb=2", "context=8192"]) == 2
