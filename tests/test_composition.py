@@ -10,7 +10,7 @@ import torch
 from kvlab.blocks import HashSharing, NoSharing
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput
-from kvlab.format import NAMES
+from kvlab.format import NAMES, by_name
 from kvlab.model import PagedCache, prefill
 from kvlab.model.prefill import forward_chunk
 from kvlab.offload import HostStore, NoOffload
@@ -110,7 +110,7 @@ def spec_of(row) -> CacheSpec:
 
 
 def held(cache) -> int:
-    stores = [s for g in cache.groups for s in (g.pool.sealed, g.pool.open)]
+    stores = [s for g in cache.groups for s in (g.pool.sealed, g.pool.open, g.pool.apart.store)]
     stores += [g.sources.digests.store for g in cache.groups if cache.spec.retrieval.selects]
     slabs = sum(t.untyped_storage().nbytes() for s in stores for t in s.slabs.values())
     return slabs + sum(g.summaries.nbytes for g in cache.groups)
@@ -127,6 +127,10 @@ def is_refused(row) -> bool:
 
 @pytest.mark.parametrize("row", ROWS, ids=label)
 def test_pairs_of_axes_compose(model, ids, row):
+    if by_name(row["format"]).sinks > row["block_size"]:
+        with pytest.raises(BadInput, match="must lie within a block"):
+            PagedCache.for_model(model, spec_of(row))
+        row = row | {"format": by_name(row["format"], sinks=0)}  # as the sentence says
     shared, row = row["prefix"], row | {"prefix": NoSharing()}
     idle = row["policy"] == "none" and (
         row["window"].name == "sink" or "budget_percent" in row["budget"] or row["offload"].keeps

@@ -246,6 +246,6 @@ def decode_split_kernel(
         tl.debug_barrier()
         if tl.atomic_add(arrivals + pair, 1, sem="acq_rel") == parts - 1:
             tl.store(arrivals + pair, 0)
-            first = pair * (splits + F.tails) * F.G
-            merge_parts(part_out + first.to(tl.int64) * F.D, part_lse + first, out_ptr, lse_ptr,
-                        pair, parts, F)
+            begin_at = pair * (splits + F.tails) * F.G
+            merge_parts(part_out + begin_at.to(tl.int64) * F.D, part_lse + begin_at, out_ptr,
+                        lse_ptr, pair, parts, F)

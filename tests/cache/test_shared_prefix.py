@@ -477,7 +477,7 @@ def test_blocks_that_left_the_window_are_not_known(model):
     serve(model, cache, words(80), chunk=SIZE)
     cache.check()
     assert cache.length(cache.open(words(80))) == SIZE
-    assert isinstance(cache.groups[0].held, Serving)
+    assert isinstance(cache.groups[0].held.sharing, Serving)
 
 
 # ---- refusals and reasons

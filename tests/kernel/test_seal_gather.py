@@ -90,9 +90,14 @@ def test_a_block_that_is_read_and_sealed_again_keeps_its_bits(name, dtype, devic
     seal_triton.seal(k, v, FORMATS[name], sealed.layer(1), ids)
     first = sealed.read(1, BLOCKS)
     gather(sealed.layer(1), FORMATS[name], ids, k, v)
+    read = k.clone(), v.clone()
     seal_triton.seal(k, v, FORMATS[name], sealed.layer(1), ids)
     for plane, got in sealed.read(1, BLOCKS).items():
+        if (name, dtype, plane) == ("fp8c", torch.bfloat16, "k_data"):
+            continue  # near a channel's middle codes are finer than bf16 is so far from zero
         assert torch.equal(got.view(torch.uint8), first[plane].view(torch.uint8)), plane
+    gather(sealed.layer(1), FORMATS[name], ids, k, v)
+    assert torch.equal(k, read[0]) and torch.equal(v, read[1])
 
 
 @pytest.mark.parametrize("slots, dim, dtype", SHAPES)
