@@ -61,10 +61,21 @@ class Choice(NamedTuple):
         return any(row.perplexity.high > TOO_MUCH for row in self.losses)
 
     @property
+    def forgets(self) -> str:
+        """What of the text can be read no more."""
+        return FORGETS[self.deed]
+
+    @property
+    def known(self) -> bool:
+        """Whether all that it loses is in the table: a window and a choice of blocks lose more than
+        the format does."""
+        return self.deed not in UNKNOWN
+
+    @property
     def order(self) -> tuple[bool, float]:
         """Choices of a goal by what they lose, on the model that loses most."""
         worst = max((row.kl.value for row in self.losses if row.kl), default=0.0)
-        return self.deed in UNKNOWN and self.goal != "stream", worst
+        return not self.known, worst
 
     @property
     def name(self) -> str:

@@ -6,7 +6,7 @@ import shlex
 from textwrap import TextWrapper
 
 from kvlab.advice.ask import GOALS, Ask
-from kvlab.advice.choices import FORGETS, SPARE, TOO_MUCH, UNKNOWN, Choice, choices, dominated
+from kvlab.advice.choices import SPARE, TOO_MUCH, Choice, choices, dominated
 from kvlab.advice.flags import nearest
 from kvlab.advice.table import BLOCK_SIZE, CHUNK_TOKENS, formats, losses, models
 from kvlab.model import Outline, outline
@@ -24,7 +24,7 @@ def advise(ask: Ask, config: dict, width: int = 100) -> str:
     found = choices(ask, model)
     parts = [_head(ask, model, width), _table(found), _sources(width)]
     fitting = advised(found)
-    parts += [_one(choice, ask, model, width) for choice in _shown(fitting, ask)]
+    parts += [_one(choice, ask, model, width) for choice in shown(fitting, ask)]
     if fitting and not ask.goal:
         parts.append(_fill("Of each goal the one with the least loss is told, with and without "
                            "host memory; goal=... tells all that fit.", width))
@@ -42,7 +42,7 @@ def advised(found: list[Choice]) -> list[Choice]:
     return [choice for choice in found if choice.fits and not choice.loses]
 
 
-def _shown(fitting: list[Choice], ask: Ask) -> list[Choice]:
+def shown(fitting: list[Choice], ask: Ask) -> list[Choice]:
     """All of the goal that was asked for; else of each goal the first, which loses least, and the
     first without host memory."""
     if ask.goal:
@@ -71,7 +71,8 @@ def _table(found: list[Choice]) -> str:
             *(f"ppl %, {name}" for name in models())]  # fmt: skip
     rows = [[c.goal, c.name, _fits(c), _gb(c.now.device), _gb(c.end.device),
              _gb(c.end.host) if c.end.host else "", _gb(c.needed),
-             *(row.perplexity.told(".2f") for row in c.losses)] for c in found]  # fmt: skip
+             *(row.perplexity.told(".2f") if c.known else "not measured" for row in c.losses)]
+            for c in found]  # fmt: skip
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip()
                      for row in [head, *rows])  # fmt: skip
@@ -103,16 +104,11 @@ def _one(choice: Choice, ask: Ask, model: Outline, width: int) -> str:
     vllm, transformers = nearest(from_format, choice.deed)
     lines = [f"{choice.name}  ({choice.goal}: {GOALS[choice.goal]})"]
     lines += _labelled("loss", _loss(choice), width)
-    lines += _labelled("forgets", forgets(choice), width)
+    lines += _labelled("forgets", choice.forgets, width)
     lines += _labelled("speed", _speed(choice, ask, model), width)
     lines += [f"  command       {command(choice, ask, model)}", f"  Python        {python(choice)}"]
     lines += _labelled("vLLM", vllm, width) + _labelled("transformers", transformers, width)
     return "\n".join(lines)
-
-
-def forgets(choice: Choice) -> str:
-    """What of the text can be read no more."""
-    return FORGETS[choice.deed]
 
 
 def _loss(choice: Choice) -> str:
@@ -120,9 +116,10 @@ def _loss(choice: Choice) -> str:
             f"{row.kl.told('.2g')} nats, top-1 {row.top1.told('.1f')} %"
             for row in choice.losses if row.kl]  # fmt: skip
     own = {"window": "what the window loses", "quest": "what it loses by not reading all"}
-    base = "; ".join(told) or "none of the format: it is what the others are compared with"
-    unknown = choice.deed in UNKNOWN
-    return base + (f"; {own[choice.deed]} is not in the table" if unknown else "")
+    base = "; ".join(told) or "none: it is what the others are compared with"
+    if choice.known:
+        return base
+    return f"not measured: {own[choice.deed]} is not in the table. Of the format alone: {base}"
 
 
 def _speed(choice: Choice, ask: Ask, model: Outline) -> str:

@@ -11,10 +11,10 @@ import torch
 from tiny import make_tiny_model
 
 import kvlab
-from kvlab.advice import Ask, advise, choices, losses, parse
+from kvlab.advice import Ask, advise, advised, choices, losses, parse
 from kvlab.advice.account import account
 from kvlab.advice.choices import spec_of
-from kvlab.advice.tell import advised, command, forgets, python
+from kvlab.advice.tell import command, python
 from kvlab.config import built, conf_dir, make_plan
 from kvlab.core import BadInput, CacheGeometry
 from kvlab.model import outline
@@ -87,7 +87,7 @@ def test_every_command_that_is_told_is_a_run(config, memory_gb):
     with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
         for choice in found:
             words = shlex.split(command(choice, ask, made))
-            assert words[:3] == ["python", "-m", "kvlab"] and forgets(choice)
+            assert words[:3] == ["python", "-m", "kvlab"] and choice.forgets
             (variant,) = make_plan(words[3:]).variants[:1]
             assert variant.spec.format.identity == choice.spec.format.identity
 
@@ -133,6 +133,15 @@ def test_what_loses_least_comes_first_and_what_loses_much_is_not_advised(config)
     assert found[0].name == "int8"
     assert "int2" in [c.name for c in found if c.loses]
     assert "int2" not in [c.name for c in advised(found)]
+
+
+@pytest.mark.parametrize(("goal", "words"), [("stream", "window=sink"), ("facts", "quest")])
+def test_a_loss_that_nobody_measured_is_no_zero(config, goal, words):
+    told = advise(Ask(8, 65536, goal=goal), config, 200).splitlines()
+    (line, *_) = [line for line in told if line.startswith(goal) and words in line]
+    assert line.count("not measured") == 2
+    at = [i for i, line in enumerate(told) if line.startswith("bf16 ") and words in line][0]
+    assert "loss          not measured: what" in told[at + 1]
 
 
 def test_weights_need_not_be_there(config, tmp_path, monkeypatch):
