@@ -113,7 +113,7 @@ def held(cache) -> int:
     stores = [s for g in cache.groups for s in (g.pool.sealed, g.pool.open, g.pool.apart.store)]
     stores += [g.sources.digests.store for g in cache.groups if cache.spec.retrieval.selects]
     slabs = sum(t.untyped_storage().nbytes() for s in stores for t in s.slabs.values())
-    return slabs + sum(g.summaries.nbytes for g in cache.groups)
+    return slabs + sum(g.summaries.nbytes + g.watch.nbytes for g in cache.groups)
 
 
 def is_refused(row) -> bool:
