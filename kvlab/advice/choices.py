@@ -33,6 +33,10 @@ _DEEDS = {
 }  # fmt: skip
 
 
+UNKNOWN = ("quest", "window")  # what these lose is in no row of the table
+TOO_MUCH = 5.0  # % of perplexity, at the upper end of its interval: no advice
+
+
 class Choice(NamedTuple):
     """options: what it is on the command line. deed: what is done beside the format, if anything.
 
@@ -52,6 +56,17 @@ class Choice(NamedTuple):
     losses: list[Loss]
 
     @property
+    def loses(self) -> bool:
+        """Whether the format loses too much on one of the models to be advised."""
+        return any(row.perplexity.high > TOO_MUCH for row in self.losses)
+
+    @property
+    def order(self) -> tuple[bool, float]:
+        """Choices of a goal by what they lose, on the model that loses most."""
+        worst = max((row.kl.value for row in self.losses if row.kl), default=0.0)
+        return self.deed in UNKNOWN and self.goal != "stream", worst
+
+    @property
     def name(self) -> str:
         budget = "cache.budget_blocks="
         words = [o.removeprefix("format=") for o in self.options if not o.startswith(budget)]
@@ -59,13 +74,12 @@ class Choice(NamedTuple):
 
 
 def choices(ask: Ask, model: Outline) -> list[Choice]:
-    """All that serve the goal, or one of the goals where none is asked for."""
+    """All that serve the goal, or one of the goals where none is asked for; of each goal what loses
+    least comes first."""
     found = []
     for goal in [ask.goal] if ask.goal else GOALS:
-        for format, deed in _of(goal, ask):
-            made = _choice(goal, format, deed, ask, model)
-            if made and made.options not in [choice.options for choice in found]:
-                found.append(made)
+        made = [_choice(goal, format, deed, ask, model) for format, deed in _of(goal, ask)]
+        found += sorted((choice for choice in made if choice), key=lambda choice: choice.order)
     return found
 
 

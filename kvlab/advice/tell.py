@@ -6,7 +6,7 @@ import shlex
 from textwrap import TextWrapper
 
 from kvlab.advice.ask import GOALS, Ask
-from kvlab.advice.choices import FORGETS, SPARE, Choice, choices, dominated
+from kvlab.advice.choices import FORGETS, SPARE, TOO_MUCH, UNKNOWN, Choice, choices, dominated
 from kvlab.advice.flags import nearest
 from kvlab.advice.table import BLOCK_SIZE, CHUNK_TOKENS, formats, losses, models
 from kvlab.model import Outline, outline
@@ -23,13 +23,13 @@ def advise(ask: Ask, config: dict, width: int = 100) -> str:
     model = outline(config)
     found = choices(ask, model)
     parts = [_head(ask, model, width), _table(found), _sources(width)]
-    fitting = [choice for choice in found if choice.fits]
+    fitting = advised(found)
     parts += [_one(choice, ask, model, width) for choice in _shown(fitting, ask)]
     if fitting and not ask.goal:
-        parts.append(_fill("Of each goal the one with the least loss is told; goal=... tells all "
-                           "that fit.", width))
+        parts.append(_fill("Of each goal the one with the least loss is told, with and without "
+                           "host memory; goal=... tells all that fit.", width))
     if not fitting:
-        least = min((choice.needed for choice in found), default=None)
+        least = min((choice.needed for choice in found if not choice.loses), default=None)
         parts.append("Nothing of these fits" + (
             f": the smallest needs {_gb(least)} in all. Fewer requests, a shorter context, or "
             "goal=stream, whose bytes do not grow." if least else
@@ -37,10 +37,19 @@ def advise(ask: Ask, config: dict, width: int = 100) -> str:
     return "\n\n".join(parts)
 
 
+def advised(found: list[Choice]) -> list[Choice]:
+    """What fits and does not lose too much."""
+    return [choice for choice in found if choice.fits and not choice.loses]
+
+
 def _shown(fitting: list[Choice], ask: Ask) -> list[Choice]:
-    """All of the goal that was asked for; else of each goal the first, which loses least."""
-    first = {choice.goal: choice for choice in reversed(fitting)}
-    return fitting if ask.goal else [choice for choice in fitting if first[choice.goal] is choice]
+    """All of the goal that was asked for; else of each goal the first, which loses least, and the
+    first without host memory."""
+    if ask.goal:
+        return fitting
+    ways = [{c.goal: c for c in reversed(fitting) if c.deed not in without}
+            for without in ((), ("host",))]  # fmt: skip
+    return [c for c in fitting if any(way.get(c.goal) is c for way in ways)]
 
 
 def _head(ask: Ask, model: Outline, width: int) -> str:
@@ -60,7 +69,7 @@ def _head(ask: Ask, model: Outline, width: int) -> str:
 def _table(found: list[Choice]) -> str:
     head = ["goal", "composition", "fits", "now", "end", "host, end", "needed in all",
             *(f"ppl %, {name}" for name in models())]  # fmt: skip
-    rows = [[c.goal, c.name, "yes" if c.fits else "no", _gb(c.now.device), _gb(c.end.device),
+    rows = [[c.goal, c.name, _fits(c), _gb(c.now.device), _gb(c.end.device),
              _gb(c.end.host) if c.end.host else "", _gb(c.needed),
              *(row.perplexity.told(".2f") for row in c.losses)] for c in found]  # fmt: skip
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
@@ -68,11 +77,18 @@ def _table(found: list[Choice]) -> str:
                      for row in [head, *rows])  # fmt: skip
 
 
+def _fits(choice: Choice) -> str:
+    if not choice.fits:
+        return "no"
+    return "loses" if choice.loses else "yes"
+
+
 def _sources(width: int) -> str:
     rows = losses()
     told = ["ppl %: change in perplexity of the format alone, mean and 95 % interval, measured on "
             "models that may not be yours; what a window or a choice of blocks loses on top is in "
             "no row of the table."]
+    told.append(f"loses: it fits, and is not advised, for the interval reaches {TOO_MUCH:g} %.")
     for name in models():
         row = next(row for row in rows if row.model == name)
         told.append(f"{name}: {row.setting}, on {row.device} at commit {row.commit}.")
@@ -103,10 +119,10 @@ def _loss(choice: Choice) -> str:
     told = [f"{row.model}: perplexity {row.perplexity.told('+.2f')} %, KL "
             f"{row.kl.told('.2g')} nats, top-1 {row.top1.told('.1f')} %"
             for row in choice.losses if row.kl]  # fmt: skip
-    own = {"window": "what the window loses is not in the table",
-           "quest": "what is not read loses something that is not in the table"}  # fmt: skip
+    own = {"window": "what the window loses", "quest": "what it loses by not reading all"}
     base = "; ".join(told) or "none of the format: it is what the others are compared with"
-    return base + (f"; {own[choice.deed]}" if choice.deed in own else "")
+    unknown = choice.deed in UNKNOWN
+    return base + (f"; {own[choice.deed]} is not in the table" if unknown else "")
 
 
 def _speed(choice: Choice, ask: Ask, model: Outline) -> str:

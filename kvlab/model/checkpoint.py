@@ -17,24 +17,26 @@ _WANTED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 _SAMPLES, _SAMPLE_BYTES = 16, 1 << 16
 
 
-def from_hub(name: str) -> Path:
+def from_hub(name: str, weights: bool = True) -> Path:
     """The folder of a hub model: the local cache first, then the network if it answers.
 
+    weights: whether they have to be there, or `config.json` alone.
     Raises `BadInput` within a few seconds where neither has it.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
+    wanted = _WANTED if weights else "config.json"
     try:
-        folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=_WANTED))
-        if _is_complete(folder):
+        folder = Path(snapshot_download(name, local_files_only=True, allow_patterns=wanted))
+        if _is_complete(folder, weights):
             return folder
     except (LocalEntryNotFoundError, ValueError):
         pass
     reason = hub.obstacle()
     if reason is None:
         try:
-            return Path(snapshot_download(name, allow_patterns=_WANTED))
+            return Path(snapshot_download(name, allow_patterns=wanted))
         except (HfHubHTTPError, OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
     raise BadInput(
@@ -46,9 +48,9 @@ def from_hub(name: str) -> Path:
     )
 
 
-def _is_complete(folder: Path) -> bool:
+def _is_complete(folder: Path, weights: bool) -> bool:
     try:
-        return bool(check(folder))
+        return bool(check(folder) if weights else read_config(folder))
     except BadInput:
         return False
 
@@ -62,6 +64,7 @@ def check(folder: Path) -> dict:
 
 
 def read_config(folder: Path) -> dict:
+    """The `config.json` of a folder, whatever else is there. Raises `BadInput`."""
     if not folder.is_dir():
         raise _refused(folder, "no such folder" if not folder.exists() else "is not a folder")
     try:

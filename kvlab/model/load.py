@@ -69,8 +69,9 @@ class FolderModel:
         return Path(self.path).expanduser()
 
     def config(self) -> dict:
-        """The checkpoint's `config.json`, without loading weights. Raises `BadInput`."""
-        return checkpoint.check(self.folder())
+        """The checkpoint's `config.json`; weights need not be there. Raises `BadInput`."""
+        path = self.folder()
+        return _config_of_gguf(path) if is_gguf(path) else checkpoint.read_config(path)
 
     def load(self, device: str | torch.device, dtype: torch.dtype | None = None) -> LoadedModel:
         """Model and tokenizer on `device`, in evaluation mode.
@@ -105,9 +106,7 @@ class GgufModel(FolderModel):
         return path
 
     def config(self) -> dict:
-        header = read_header(self.folder())
-        check_architecture(header)
-        return config_of(header).to_dict()
+        return _config_of_gguf(self.folder())
 
     def load(self, device: str | torch.device, dtype: torch.dtype | None = None) -> LoadedModel:
         read_header(self.folder())  # refuses what is no such file
@@ -194,6 +193,11 @@ class HubModel(FolderModel):
     def folder(self) -> Path:
         return super().folder() if self.path else checkpoint.from_hub(self.name)
 
+    def config(self) -> dict:
+        if self.path:
+            return super().config()
+        return checkpoint.read_config(checkpoint.from_hub(self.name, weights=False))
+
     def load(self, device: str | torch.device, dtype: torch.dtype | None = None) -> LoadedModel:
         return super().load(device, dtype)._replace(name=self.name.rpartition("/")[2])
 
@@ -258,6 +262,13 @@ class RandomModel:
             **self.shape, max_position_embeddings=1 << 20, rope_parameters=rope,
             bos_token_id=0, eos_token_id=0, pad_token_id=0,
         )
+
+
+def _config_of_gguf(path: Path) -> dict:
+    """What `config.json` would hold, from the file's header. Raises `BadInput`."""
+    header = read_header(path)
+    check_architecture(header)
+    return config_of(header).to_dict()
 
 
 def at_least(least: int, name: str, value: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 
 import hydra
@@ -13,10 +14,11 @@ import kvlab
 from kvlab.advice import Ask, advise, choices, losses, parse
 from kvlab.advice.account import account
 from kvlab.advice.choices import spec_of
-from kvlab.advice.tell import command, forgets, python
+from kvlab.advice.tell import advised, command, forgets, python
 from kvlab.config import built, conf_dir, make_plan
 from kvlab.core import BadInput, CacheGeometry
 from kvlab.model import outline
+from kvlab.model.load import FolderModel, HubModel
 
 SHAPES = {"SmolLM2-135M-Instruct": (30, 9, 3, 64), "Qwen2.5-Coder-0.5B-Instruct": (24, 14, 2, 64)}
 LIVE = [*{row.options for row in losses() if row.options != ("format=bf16",)},
@@ -124,6 +126,28 @@ def test_the_answer_names_losses_sources_and_neighbours(config):
 def test_nothing_fits_is_said_with_what_is_needed(config):
     assert "Nothing of these fits: the smallest needs" in advise(Ask(1e-4, 65536), config)
     assert "ask for another goal" in advise(Ask(1, 4000, goal="stream"), config)
+
+
+def test_what_loses_least_comes_first_and_what_loses_much_is_not_advised(config):
+    found = choices(Ask(8, 65536, goal="facts"), outline(config))
+    assert found[0].name == "int8"
+    assert "int2" in [c.name for c in found if c.loses]
+    assert "int2" not in [c.name for c in advised(found)]
+
+
+def test_weights_need_not_be_there(config, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    snapshot = tmp_path / "models--o--n" / "snapshots" / "1"
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text(json.dumps(config))
+    (tmp_path / "models--o--n" / "refs").mkdir()
+    (tmp_path / "models--o--n" / "refs" / "main").write_text("1")
+    assert FolderModel(str(snapshot)).config() == json.loads(json.dumps(config))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert outline(HubModel("o/n").config()).parameters == outline(config).parameters
+    with pytest.raises(BadInput, match="holds no model.safetensors"):
+        FolderModel(str(snapshot)).load("cpu")
 
 
 @pytest.mark.parametrize(("words", "match"), [
