@@ -113,7 +113,7 @@ def held(cache) -> int:
     stores = [s for g in cache.groups for s in (g.pool.sealed, g.pool.open, g.pool.apart.store)]
     stores += [g.sources.digests.store for g in cache.groups if cache.spec.retrieval.selects]
     slabs = sum(t.untyped_storage().nbytes() for s in stores for t in s.slabs.values())
-    return slabs + sum(g.summaries.nbytes for g in cache.groups)
+    return slabs + sum(g.summaries.nbytes + g.watch.nbytes for g in cache.groups)
 
 
 def is_refused(row) -> bool:
@@ -125,12 +125,26 @@ def is_refused(row) -> bool:
     return loses or (bool(row["budget"]) and not evicts)
 
 
+def ranks_tokens_only(policy) -> bool:
+    return asked(policy).scored and asked(policy).observes is None
+
+
+def needs_blocks(row) -> bool:
+    """Whether a member of the row needs each token where it was stored."""
+    return (row["prefix"].shares or row["offload"].keeps or row["summary"].stands
+            or row["retrieval"].selects)  # fmt: skip
+
+
 @pytest.mark.parametrize("row", ROWS, ids=label)
 def test_pairs_of_axes_compose(model, ids, row):
     if by_name(row["format"]).sinks > row["block_size"]:
         with pytest.raises(BadInput, match="must lie within a block"):
             PagedCache.for_model(model, spec_of(row))
         row = row | {"format": by_name(row["format"], sinks=0)}  # as the sentence says
+    if ranks_tokens_only(row["policy"]) and needs_blocks(row):
+        with pytest.raises(BadInput, match="ranks tokens and no blocks"):
+            spec_of(row)
+        row = row | {"policy": "fifo"}
     shared, row = row["prefix"], row | {"prefix": NoSharing()}
     idle = row["policy"] == "none" and (
         row["window"].name == "sink" or "budget_percent" in row["budget"] or row["offload"].keeps
