@@ -21,6 +21,7 @@ SIZE = 8
 POLICIES = [
     n for n in policies.names()
     if n != "none" and not policies.asked(n).foresees and not policies.asked(n).asks
+    and not (policies.asked(n).scored and policies.asked(n).observes is None)  # rank tokens only
 ]  # fmt: skip
 # New blocks are pinned until a request ends, in the simulator not at all where requests come one
 # by one; these notice: by the order in which pins go, and by what its shadows may drop.

@@ -16,8 +16,9 @@ from kvlab.policy import asked, names
 from kvlab.serve import Limits, TraceRequests
 from kvlab.sim import workloads
 
-EVERY = [n for n in names() if n != "none" and not asked(n).asks]
-ATTENTIVE = {"attention_mass", "snapkv", "expected_attention", "key_norm", "tova"}
+OF_TOKENS = {n for n in names() if asked(n).scored and asked(n).observes is None}
+EVERY = [n for n in names() if n != "none" and not asked(n).asks and n not in OF_TOKENS]
+ATTENTIVE = {n for n in EVERY if asked(n).scored}
 SERVED = [n for n in EVERY if n not in ATTENTIVE]
 LIKE_LRU = {"leaf_first", "priority"}  # with their defaults, when prefixes are touched tail first
 OF_TEXTS = {*ATTENTIVE, "fifo", "lru", "lfu", "random"}  # the others need contents to differ
