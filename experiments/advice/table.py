@@ -47,6 +47,7 @@ def _row(model: str, params: dict, measured: dict, environment: dict, config: di
         "allocated_bytes": int(measured["cache_allocated_bytes"]["value"]),
         "prefill_tokens_per_second": speed and speed["value"],
         "loaded": host["load_average"] > host["cores"] / 2,
+        "kernels": "kernels" not in params,  # a row says why plain torch did the work
         "device": environment["device"]["name"],
         "commit": environment["commit"] + "-dirty" * environment["dirty"],
     }

@@ -32,6 +32,7 @@ class Loss(NamedTuple):
     options: words that choose it. setting: documents, tokens, chunks, blocks, dtype. bits: stored
     ones of an element, scales included. perplexity: change in %. kl: mean, nats. top1: agreement
     in %. loaded: the machine had other work, so that its speed is no figure to plan by.
+    kernels: whether kernels read the blocks, or plain torch did.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Loss(NamedTuple):
     allocated_bytes: int
     prefill_tokens_per_second: float | None
     loaded: bool
+    kernels: bool
     device: str
     commit: str
 

@@ -123,15 +123,15 @@ def _loss(choice: Choice) -> str:
 
 
 def _speed(choice: Choice, ask: Ask, model: Outline) -> str:
-    rows = [row for row in choice.losses
-            if row.device == ask.device and row.prefill_tokens_per_second]  # fmt: skip
+    why = no_kernels(choice.spec.format, model.portrait.shapes[0])
+    rows = [row for row in choice.losses if row.prefill_tokens_per_second
+            and row.device == ask.device and row.kernels == (why is None)]  # fmt: skip
     told = "; ".join(
         f"{row.model} prefilled {row.prefill_tokens_per_second:,.0f} tokens/s on {row.device}"
         + ", which had other work: no figure to plan by" * row.loaded for row in rows)
     if not told or choice.deed:
         told = f"not measured on {ask.device}" if ask.device else (
             "not measured on your device (device.name=... looks one up)")  # fmt: skip
-    why = no_kernels(choice.spec.format, model.portrait.shapes[0])
     return told + (f"; slow, by plain torch: {why}" if why else "")
 
 
