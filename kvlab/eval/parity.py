@@ -111,8 +111,9 @@ def is_served(policy) -> bool:
 
 
 def is_read(policy) -> bool:
-    """Whether a policy is something in one text, which it is not told ahead."""
-    return policy.evicts and not policy.foresees and not policy.asks
+    """Whether a policy chooses blocks of one text, which it is not told ahead."""
+    of_tokens = policy.scored and policy.observes is None
+    return policy.evicts and not (policy.foresees or policy.asks or of_tokens)
 
 
 def prompts_only():
