@@ -22,6 +22,8 @@ HANDED = {
     "PrefillSpeed -> Arm",  # and so do the arms of a measurement
     "PrefillSpeed -> PeerArm",
     "PrefixTTFT -> Requests",
+    "Drawn -> Kept",  # for one call: what is on disk of a task's items
+    "Adaptive -> Choice",  # for one call: who leads by what the shadows missed
     "Line = self in meta.line",  # a linked list, of which an entry leaves without a search
 }
 RINGS = {
