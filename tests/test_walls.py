@@ -23,7 +23,7 @@ HANDED = {
     "PrefillSpeed -> PeerArm",
     "PrefixTTFT -> Requests",
     "Drawn -> Kept",  # for one call: what is on disk of a task's items
-    "Adaptive -> Choice",  # for one call: who leads by what the shadows missed
+    "Adaptive -> Choice",  # who leads, by the settings of the policy
     "Line = self in meta.line",  # a linked list, of which an entry leaves without a search
 }
 RINGS = {
