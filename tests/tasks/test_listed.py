@@ -10,7 +10,8 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
 from kvlab.__main__ import main
-from kvlab.config import complaint, conf_dir, make_plan, with_list_of_tasks
+from kvlab.config import complaint, conf_dir, make_plan
+from kvlab.config.overrides import with_list_of_tasks
 from kvlab.core import BadInput
 from kvlab.eval import TASKS
 
