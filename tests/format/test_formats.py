@@ -295,8 +295,8 @@ def test_middles_of_fp8_stay_where_they_are(dtype):
 def test_fp8_around_middles_settles(dtype):
     """However often a block is sealed, from the third time on it reads the same to the bit. Where
     16 bits cannot tell middles apart (channels of a float32 model at 400, as wide as 1), a few in a
-    hundred change places between two neighbours, and what is read goes off by a sixth of a channel's
-    width, however often."""
+    hundred go to and fro between two neighbours: what is read goes off by an eighth of a channel's
+    width at most, however often."""
     codec, draw = Fp8("auto", centred=True), torch.Generator().manual_seed(1)
     noise, off = (torch.randn(*s, generator=draw) for s in ((24, 64, 2, 32), (32,)))
 
