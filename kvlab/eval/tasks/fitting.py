@@ -1,25 +1,22 @@
-"""Items of a task that is drawn: the same dice everywhere, and as much haystack as fits."""
+"""Items of a task that is drawn (`task`, a `Drawn`): the same dice everywhere, and as much haystack
+as fits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import TYPE_CHECKING
 
 from kvlab.core import BadInput
 from kvlab.eval.task import Item
 from kvlab.eval.tasks.wording import Wording
 
-if TYPE_CHECKING:
-    from kvlab.eval.tasks.drawn import Drawn
 
-
-def dice(task: Drawn, *words) -> Random:
+def dice(task, *words) -> Random:
     """For an item, or for a throw-away sample; seeded by text, so the same everywhere."""
     return Random(" ".join(map(str, (task.seed, task.name, task.length, *words))))
 
 
-def drawn(task: Drawn, tokenizer: Callable, seed: int) -> Iterator[Item]:
+def drawn(task, tokenizer: Callable, seed: int) -> Iterator[Item]:
     """All items of `task`; raises `BadInput` for a length that does not hold one."""
     task.seed = seed
     wording = Wording(tokenizer, task.protocol.chat)
@@ -29,7 +26,7 @@ def drawn(task: Drawn, tokenizer: Callable, seed: int) -> Iterator[Item]:
         yield fitted(task, wording, max(units, task.least), number)
 
 
-def fitted(task: Drawn, wording: Wording, units: int, number: int) -> Item:
+def fitted(task, wording: Wording, units: int, number: int) -> Item:
     """An item at so many units, or fewer, until it fits; raises `BadInput` where none does."""
     while units >= task.least:
         prompt = task.prompt(units, dice(task, "item", number))
@@ -41,7 +38,7 @@ def fitted(task: Drawn, wording: Wording, units: int, number: int) -> Item:
                    "question, answer and the least of a haystack do not fit")
 
 
-def largest(task: Drawn, wording: Wording) -> int:
+def largest(task, wording: Wording) -> int:
     """The most units that fit, each size tried with a sample that is thrown away."""
     def fit(units: int) -> bool:
         prompt = task.prompt(units, dice(task, "size", units))
@@ -58,7 +55,7 @@ def largest(task: Drawn, wording: Wording) -> int:
     return low
 
 
-def fits(task: Drawn, item: Item, wording: Wording) -> bool:
+def fits(task, item: Item, wording: Wording) -> bool:
     """Whether a task's length holds the prompt and what is generated behind it; or, where it is
     that of the answer, the right one."""
     if task.counted == "answer_tokens":
