@@ -1,4 +1,7 @@
-"""`python -m kvlab advise model=... device.memory_gb=16 context=131072 [requests=8] [goal=...]`."""
+"""`python -m kvlab advise model=... device.memory_gb=16 context=131072 [requests=8] [goal=...]`.
+
+And `python -m kvlab pages [FOLDER]`, the front page of a folder of reports.
+"""
 
 from __future__ import annotations
 
@@ -20,3 +23,10 @@ def advice(words: Sequence[str], width: int = 100) -> str:
     with hydra.initialize_config_dir(str(conf_dir()), job_name="kvlab", version_base="1.3"):
         model = built([*ask.model, "experiment=none"], "model")
     return axes.load("advise", "kvlab.advice.advise")(ask, model.config(), width)
+
+
+def pages(words: Sequence[str]) -> str:
+    """Writes the front page of the folder that `words` name and says where. Raises `BadInput` for a
+    folder without reports."""
+    page = axes.load("pages", "kvlab.advice.front.write_front")(words)
+    return f"{page} and {page.with_name('index.html')}"
