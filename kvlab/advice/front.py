@@ -16,27 +16,25 @@ from kvlab.advice.decision import CONTEXT, HEADS, SHORT, Line, decisions
 from kvlab.advice.table import losses
 from kvlab.core import BadInput
 from kvlab.model import outline
-from kvlab.model.load import RandomModel
 from kvlab.report import Book, draw_all, markdown_table, pictures, write_page
 
-MODELS = {
-    "Qwen3-0.6B": RandomModel(),
-    "Qwen3-8B": RandomModel(hidden_size=4096, layers=36, query_heads=32, kv_heads=8, head_dim=128,
-                            mlp_size=12288, tied_embeddings=False),
-}  # fmt: skip
 COMMAND = "python -m kvlab pages reports"
 MARKS = (f"<!-- decision table: {COMMAND} -->", "<!-- end of the decision table -->")
 DIGESTS = "drawn.json"  # what each figure was drawn from: bytes of a figure vary by version
 
 
-def write_front(words: Sequence[str] = ()) -> Path:
+def write_front(words: Sequence[str], configs: dict) -> Path:
     """The page of the folder of reports that `words` name (one word; default `reports`); the path
-    of its README.md. Raises BadInput for a folder without reports."""
+    of its README.md. Raises BadInput for a folder without reports.
+
+    configs: name -> configuration of a model of transformers, for whose shapes the tables are; the
+    first one's table goes into the README.md beside the folder.
+    """
     if len(words) > 1:
         raise BadInput("pages", " ".join(words), "name one folder of reports")
     folder = Path(words[0] if words else "reports")
     book = Book(folder)
-    made = {name: outline(model.config()) for name, model in MODELS.items()}
+    made = {name: outline(config) for name, config in configs.items()}
     tables = {name: decisions(name, model, book) for name, model in made.items()}
     heads = {name: f"## The shapes of {name}: weights {model.parameters * 2 / 1e9:.3g} GB in 16 "
                    "bits" for name, model in made.items()}  # fmt: skip

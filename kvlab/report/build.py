@@ -48,7 +48,7 @@ def write_report(
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
         _draw(page, out)
-        _results(runs, out)
+        write_results(runs, out)
         return write_page(markdown_page(page), out)
     except OSError as error:
         raise BadInput("out", out, f"cannot be written ({error.strerror})") from None
@@ -125,8 +125,9 @@ def draw_all(figures: Iterable, folder: Path) -> None:
             canvas.save(drawing.draw(), folder / drawing.stem)
 
 
-def _results(runs: list[Run], out: Path) -> None:
-    """Measurement lines that say themselves where they come from, and what else a rebuild needs."""
+def write_results(runs: list[Run], out: Path) -> None:
+    """results.jsonl, environments.json and curves: measurement lines that say themselves where they
+    come from, and what else a rebuild needs."""
     lines, origins = [], {}
     for run in runs:
         commit = str(run.environment.get("commit") or "unknown")

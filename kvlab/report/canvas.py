@@ -169,6 +169,16 @@ def name_ends(axes: Axes, ends: list[tuple[float, float, str, str]], size: float
         )
 
 
+def name_lines(axes: Axes) -> None:
+    """The label of each line at its end, instead of a legend; call it when the scales are final."""
+    ends = []
+    for line in axes.get_lines():
+        known = [(x, y) for x, y in zip(*line.get_data()) if math.isfinite(y)]
+        if known and not str(line.get_label()).startswith("_"):
+            ends.append((*known[-1], str(line.get_label()), line.get_color()))
+    name_ends(axes, ends)
+
+
 def legend(made: Figure, axes: Axes, *, above: bool = False) -> None:
     """Outside, where it covers no data: to the right, or below where its texts are long."""
     handles, texts = axes.get_legend_handles_labels()

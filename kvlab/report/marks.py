@@ -109,6 +109,7 @@ def bars(
     _name_rows(axes, shown)
     axes.grid(False, axis="y")
     axes.margins(x=0.18)
+    canvas.thousands(axes, "x")
     axes.set_xlabel(heading.format(unit=unit))
 
 
@@ -125,7 +126,7 @@ def _name_rows(axes: Axes, shown: list[Entry]) -> None:
 def row_names(shown: list[Entry]) -> list[str]:
     """What tells each entry from the others: variant in words, run, settings that differ."""
     several = len({e.run.name for e in shown}) > 1
-    keys = dict.fromkeys(k for e in shown for k in e.conditions)
+    keys = dict.fromkeys(k for e in shown for k in e.conditions if k != "control")  # named already
     runs = {e.run.name for e in shown}
     keys = [k for k in keys if any(_varies(k, [e for e in shown if e.run.name == r]) for r in runs)]
     found = []

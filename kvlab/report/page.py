@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from kvlab.report.figures import Drawing
 from kvlab.report.source import Run
 from kvlab.report.tables import Table
+from kvlab.report.verdict import authors, without_verdict
 
 METHOD = (
     "↑ higher is better, ↓ lower is better. [low, high] is a 95 % interval; a loss without one "
@@ -111,6 +112,16 @@ def markdown_page(page: Page) -> str:
     if page.appendix and not page.tables:
         parts.append(_method(page.appendix))
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def study(text: str, parts: list[str]) -> str:
+    """A page of Markdown around an author's text: its heading and verdict, then `parts` (figures,
+    tables), then the rest of the text."""
+    title, rest = heading(text.strip())
+    own = authors(rest)
+    first = [f"# {title}", *([f"**Verdict.** {own}"] if own else [])]
+    last = ["## Question, method and findings", _lower(without_verdict(rest))]
+    return "\n\n".join(filter(None, [*first, *parts, *last])) + "\n"
 
 
 def heading(text: str) -> tuple[str, str]:
