@@ -42,7 +42,6 @@ from kvlab.config import (
     quote,
 )
 from kvlab.core import KvlabError, RunFailed
-from kvlab.report import console_table, write_report
 from kvlab.track import FAILED, Owner, RunFolder, own
 
 INTERRUPTED = 130
@@ -193,7 +192,12 @@ def _check(args: Namespace) -> Plan:
     folder = os.path.abspath(args.config_path or conf_dir())
     with hydra.initialize_config_dir(folder, job_name="kvlab", version_base="1.3"):
         return make_plan(overrides, args.config_name or "config",
-                         "sweep" if args.multirun else "run")
+                         "sweep" if args.multirun else "run", _started)
+
+
+def _started(told: str) -> None:
+    """The first line of a run, before the libraries that its job needs are loaded."""
+    print(f"kvlab {__version__}: {told}; loading", flush=True)
 
 
 def _task_overrides(state) -> list[str]:
@@ -245,6 +249,8 @@ def _measure(plan: Plan, folder: RunFolder) -> None:
 def _conclude(folder: RunFolder) -> None:
     if not folder.rows():
         return
+    from kvlab.report import console_table, write_report  # draws: half of the time to start
+
     page = write_report([folder.path], folder.path / "report")
     folder.artifact(page.parent, "report")
     shown, settings = _first(folder.rows(), _TABLE_LINES)
