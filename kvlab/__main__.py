@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--version" in argv:
         print(f"kvlab {__version__}")
         return 0
+    if not {"", os.getcwd()} & set(sys.path):  # `kvlab` finds classes of the user's own where
+        sys.path.append(os.getcwd())           # `python -m kvlab` does
     debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         return _dispatch(argv)
