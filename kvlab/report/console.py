@@ -36,8 +36,10 @@ def console_table(rows: list[dict], *, width: int = 80) -> Group:
         style = "yellow" if cells[0].endswith("*") else None
         table.add_row(*(Text(cell) for cell in cells), style=style)
     failed = [f"failed: {e.variant}: {e.reason}" for e in everything if e.failure]
+    doubted = dict.fromkeys(f"caution: {e.variant}: {e.caution}" for e in everything if e.caution)
     told = filter(None, [_shared(rows), _caption(plain, rows)])
-    return Group(table, *(Text(line, style="dim") for line in told), *map(Text, failed))
+    return Group(table, *(Text(line, style="dim") for line in told), *map(Text, failed),
+                 *map(Text, doubted))  # fmt: skip
 
 
 def _shared(rows: list[dict]) -> str:
