@@ -36,6 +36,6 @@ def test_requests(name):
 @needs_numba
 def test_ids_that_change_their_depth_are_refused(tiny):
     trace = tiny([1, 2, 3], [3, 1])
-    with pytest.raises(BadInput, match="ids that keep their depth; 1 does not"):
+    with pytest.raises(BadInput, match="where ids keep their depth; 1 does not"):
         simulate(trace, "adaptive", 4, compiled=True)
     assert simulate(trace, "adaptive", 4).block_hits == 2

@@ -100,7 +100,7 @@ class Chooser(Runner):
             lengths, self.depth,
         )  # fmt: skip
         if moved:
-            remedy = f"has the adaptive chooser for ids that keep their depth; {ids[moved]} does not"
+            remedy = f"has the adaptive chooser where ids keep their depth; {ids[moved]} does not"
             raise BadInput("compiled", True, remedy)
         stop, none = int(first[-1]), np.zeros(count, dtype=bool)
         sample = Requests(numbers[:stop], first, none, requests.moments, depths[:stop])
