@@ -26,7 +26,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
-from kvlab import __version__
+from kvlab import __version__, axes
 from kvlab.config import (
     Plan,
     add_config_dir,
@@ -251,8 +251,9 @@ def _measure(plan: Plan, folder: RunFolder) -> None:
 def _conclude(folder: RunFolder) -> None:
     if not folder.rows():
         return
-    from kvlab.report import console_table, write_report  # draws: half of the time to start
-
+    # what draws takes half of the time to start, so it is loaded when there is something to draw
+    write_report, console_table = (axes.load("report", f"kvlab.report.{name}")
+                                   for name in ("write_report", "console_table"))  # fmt: skip
     page = write_report([folder.path], folder.path / "report")
     folder.artifact(page.parent, "report")
     shown, settings = _first(folder.rows(), _TABLE_LINES)
