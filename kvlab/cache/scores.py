@@ -29,6 +29,7 @@ class Scorer:
     queries = OBSERVED_QUERIES
     decodes = False  # whether a single token's shares of attention are its scores too
     looks = 1  # decoded tokens before a choice among tokens that are looked at, where it `decodes`
+    joins: torch.dtype | None = None  # of its own count of queries, where it has `joined`
     softcap: float | None = None  # of the model's logits
     caps = False  # whether its scores know of that; asked where there is one
     rotary: Tensor | None = None  # the model's frequencies [D / 2], where positions are plain
@@ -76,12 +77,19 @@ class Scorer:
         """
         return min(1.0, queries / self.queries) if steps else 1.0
 
+    def joined(
+        self, old: Tensor, count: Tensor, new: Tensor, saw: Tensor, queries: int
+    ) -> tuple[Tensor, Tensor]:
+        """In the place of `weight`, of tokens: scores and counts [L, H, n] after a step of so many
+        `queries`, of which `saw` [n] saw each token, gave them `new`. count: 0 of what is new.
+        """
+        raise NotImplementedError
+
 
 class Mass(Scorer):
     """Share of attention that a block gets, the mean over heads, queries and steps.
 
-    H2O (https://arxiv.org/abs/2306.14048) sums attention weights over all queries; here the last
-    32 of a chunk stand for it, and the mean over steps for the sum, or old blocks would always win.
+    The last 32 queries of a chunk stand for all of them; `kvlab.cache.observed` has tokens by all.
     half_life: tokens after which what was seen counts half; None: every step counts alike.
     """
 
@@ -228,30 +236,6 @@ class TOVA(Mass):
     def of_tokens(self, q, k, v, lse, *, scale, shares):
         found = super().of_tokens(q, k, v, lse, scale=scale, shares=shares)
         return found.mean(0, keepdim=True)
-
-
-class RandomScore(Scorer):
-    """A number drawn for each token and head: what any scorer has to beat.
-
-    seed: of the draws, on the CPU, so that a run repeats on any device.
-    """
-
-    name = "random"
-    queries = 1
-
-    def __init__(self, seed: int = 0):
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def part(self, q, k, v, *, scale, block_size, seen=None):
-        drawn = torch.rand(k.shape[1], k.shape[0] // block_size, generator=self._generator)
-        return drawn.to(k.device)
-
-    def by_head(self, parts, lse):
-        return torch.cat(parts, -1)
-
-    def weight(self, steps, queries):
-        """Once drawn, a number stays: else what is old would have had to win many times."""
-        return 0.0 if steps else 1.0
 
 
 by_name = partial(axes.by_name, "observes")

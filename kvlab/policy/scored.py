@@ -86,6 +86,18 @@ class ScoredTokens(Scored):
     observes = None
 
 
+class H2O(ScoredTokens):
+    """The token that got least attention in sum leaves.
+
+    H2O (Zhang et al. 2023, https://arxiv.org/abs/2306.14048), see `kvlab.cache.observed.H2O`; the
+    recent half of its budget is the window's business (`window=sink`). `policy=attention_mass` is
+    the mean over those queries that could see a token.
+    """
+
+    name = "h2o"
+    by_token = "h2o"
+
+
 class LagKV(ScoredTokens):
     """The token that sticks out least leaves, measured by the tokens after it.
 

@@ -31,6 +31,7 @@ ROWS = [
     ),
     Row("hybrid", policy.Hybrid),
     Row("attention_mass", policy.AttentionMass, lambda m: (m.score, m.last)),
+    Row("h2o", policy.H2O, lambda m: (m.score, m.last)),
     Row("snapkv", policy.SnapKV, lambda m: (m.score, m.last)),
     Row("expected_attention", policy.ExpectedAttention, lambda m: (m.score, m.last)),
     Row("key_norm", policy.KeyNorm, lambda m: (m.score, m.last)),
