@@ -91,6 +91,7 @@ class Repack:
         self.watch.standings.cut(seq, length // self.size * self.size)
         if not length:
             self.past.pop(seq, None)
+            self.watch.standings.over.discard(seq)
 
     def whole(self, seq: SeqId) -> bool:
         """See `NoRepack.whole`."""

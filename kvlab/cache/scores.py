@@ -263,8 +263,7 @@ def logits(
     softcap: float | None = None,
 ) -> Tensor:
     """fp32 [Hq, T, n] of the last queries of q [Hq, T, D] with k [n, H, D]; -inf where not seen."""
-    q = q[:, -last:].float()
-    grouped = q.reshape(k.shape[1], -1, *q.shape[1:])
+    grouped = in_groups(q[:, -last:], k.shape[1])
     x = torch.einsum("hgtd,nhd->hgtn", grouped, k.float()).flatten(0, 1) * scale
     x = capped(x, softcap)
     return x if seen is None else x.masked_fill(~seen[-last:], -torch.inf)
@@ -276,6 +275,11 @@ def by_kv_head(scores: Tensor, heads: int) -> Tensor:
     One row, for all heads, stays one.
     """
     return scores if len(scores) == 1 else scores.unflatten(0, (heads, -1)).mean(1)
+
+
+def in_groups(q: Tensor, heads: int) -> Tensor:
+    """Queries [Hq, T, D] by the key/value head that they read, fp32 [H, Hq / H, T, D]."""
+    return q.float().reshape(heads, -1, *q.shape[1:])
 
 
 def in_blocks(x: Tensor, block_size: int) -> Tensor:

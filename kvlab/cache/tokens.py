@@ -125,6 +125,7 @@ class Standings:
         self._counts = counts or torch.int16
         self.of: dict[SeqId, Standing] = {}
         self.seen: dict[SeqId, int] = {}  # tokens of each sequence when it was last scored
+        self.over: set[SeqId] = set()  # whose context is over, where a policy waits for that
 
     def __getitem__(self, seq: SeqId) -> Standing:
         if seq in self.of:
@@ -141,10 +142,13 @@ class Standings:
         if parent in self.of:
             self.of[child] = self.of[parent]  # never written in place
             self.seen[child] = self.seen.get(parent, 0)
+        if parent in self.over:
+            self.over.add(child)
 
     def close(self, seq: SeqId) -> None:
         self.of.pop(seq, None)
         self.seen.pop(seq, None)
+        self.over.discard(seq)
         self._tell()
 
     def cut(self, seq: SeqId, tokens: int) -> None:

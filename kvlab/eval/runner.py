@@ -80,8 +80,10 @@ class Runner:
 
     def fill(self, ids) -> None:
         """A context, tokens [T], in prefill chunks; then the account is taken."""
-        for start in range(0, len(ids), self.chunk_tokens):
-            self.read(ids[start : start + self.chunk_tokens], last=True)
+        with self.cache.context():
+            for start in range(0, len(ids), self.chunk_tokens):
+                self.read(ids[start : start + self.chunk_tokens], last=True)
+            self.cache.end_context()
         self.account()
 
     def forward(self, ids: Tensor, last: bool = False) -> Tensor:

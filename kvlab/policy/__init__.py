@@ -32,6 +32,7 @@ from kvlab.policy.scored import (
     ExpectedAttention,
     KeyDiff,
     KeyNorm,
+    KVzip,
     LagKV,
     SnapKV,
 )
@@ -41,7 +42,7 @@ from kvlab.policy.timed import TTL, KeepUntilReturn
 
 __all__ = [
     "ARC", "Adaptive", "AdmitCost", "AdmitReuse", "AttentionMass", "Belady", "BlockMeta",
-    "Compactor", "EvictionPolicy", "ExpectedAttention", "FIFO", "GDSF", "H2O", "Hybrid",
+    "Compactor", "EvictionPolicy", "ExpectedAttention", "FIFO", "GDSF", "H2O", "Hybrid", "KVzip",
     "KeepUntilReturn", "KeyDiff", "KeyNorm", "LFU", "LRU", "LagKV", "LeafFirst", "Learned", "MQ",
     "Moment", "NoEviction", "PGDSF", "Priority", "PriorityPolicy", "RKV", "Random", "RequestARC",
     "RequestLFU", "S3FIFO", "SHIFT", "SIEVE", "SPREAD", "Shuffled", "SnapKV", "TOVA", "TTL",

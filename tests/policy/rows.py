@@ -36,6 +36,7 @@ ROWS = [
     Row("expected_attention", policy.ExpectedAttention, lambda m: (m.score, m.last)),
     Row("key_norm", policy.KeyNorm, lambda m: (m.score, m.last)),
     Row("key_diff", policy.KeyDiff, lambda m: (m.score, m.last)),
+    Row("kvzip", policy.KVzip, lambda m: (m.score, m.last)),
     Row("lagkv", policy.LagKV, lambda m: (m.score, m.last)),
     Row("compactor", policy.Compactor, lambda m: (m.score, m.last)),
     Row("rkv", policy.RKV, lambda m: (m.score, m.last)),
