@@ -83,8 +83,10 @@ class Runner:
     def fill(self, ids) -> None:
         """A context, tokens [T], in prefill chunks; then the account is taken."""
         self.told("answer")  # of a question before
-        for start in range(0, len(ids), self.chunk_tokens):
-            self.read(ids[start : start + self.chunk_tokens], last=True)
+        with self.cache.context():
+            for start in range(0, len(ids), self.chunk_tokens):
+                self.read(ids[start : start + self.chunk_tokens], last=True)
+            self.cache.end_context()
         self.account()
         self.told("read")
 
