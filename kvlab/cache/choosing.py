@@ -102,7 +102,8 @@ class ChoosingGroup(LayerGroup):
             tokens = (e.past + e.count) // self.block_size * self.block_size
             k, v, there = self._all(ask)
             scores = self.watch.scores(ask, lse, k, v, tokens, there)
-            self.watch.note(e.seq, scores, e.count)
+            seen = self.held.seen[e.seq]
+            self.watch.note(e.seq, scores, e.count, len(k) - tokens, seen)
         self.store(ask)
         return out
 
@@ -133,7 +134,7 @@ class ChoosingGroup(LayerGroup):
         k, v, there = self._all(ask)
         tokens = len(k) - e.rest_count
         new = None if lse is None else self.watch.scores(ask, lse, k, v, tokens, there)
-        row = self.watch.row(e.seq, layer, new, tokens, e.count)
+        row = self.watch.row(e.seq, layer, new, tokens, e.count, e.rest_count)
         kept = self.chooser.stay(e, row, e.keep)
         if e.chosen:
             self.chooser.seal(layer, e.old, e.chosen, (k, v), kept, e.sealing_ids)

@@ -29,6 +29,7 @@ class Scorer:
     queries = OBSERVED_QUERIES
     decodes = False  # whether a single token's shares of attention are its scores too
     looks = 1  # decoded tokens before a choice among tokens that are looked at, where it `decodes`
+    joins: torch.dtype | None = None  # of its own count of queries, where it has `joined`
     softcap: float | None = None  # of the model's logits
     caps = False  # whether its scores know of that; asked where there is one
     rotary: Tensor | None = None  # the model's frequencies [D / 2], where positions are plain
@@ -76,12 +77,19 @@ class Scorer:
         """
         return min(1.0, queries / self.queries) if steps else 1.0
 
+    def joined(
+        self, old: Tensor, count: Tensor, new: Tensor, saw: Tensor, queries: int
+    ) -> tuple[Tensor, Tensor]:
+        """In the place of `weight`, of tokens: scores and counts [L, H, n] after a step of so many
+        `queries`, of which `saw` [n] saw each token, gave them `new`. count: 0 of what is new.
+        """
+        raise NotImplementedError
+
 
 class Mass(Scorer):
     """Share of attention that a block gets, the mean over heads, queries and steps.
 
-    H2O (https://arxiv.org/abs/2306.14048) sums attention weights over all queries; here the last
-    32 of a chunk stand for it, and the mean over steps for the sum, or old blocks would always win.
+    The last 32 queries of a chunk stand for all of them; `kvlab.cache.observed` has tokens by all.
     half_life: tokens after which what was seen counts half; None: every step counts alike.
     """
 
@@ -230,30 +238,6 @@ class TOVA(Mass):
         return found.mean(0, keepdim=True)
 
 
-class RandomScore(Scorer):
-    """A number drawn for each token and head: what any scorer has to beat.
-
-    seed: of the draws, on the CPU, so that a run repeats on any device.
-    """
-
-    name = "random"
-    queries = 1
-
-    def __init__(self, seed: int = 0):
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def part(self, q, k, v, *, scale, block_size, seen=None):
-        drawn = torch.rand(k.shape[1], k.shape[0] // block_size, generator=self._generator)
-        return drawn.to(k.device)
-
-    def by_head(self, parts, lse):
-        return torch.cat(parts, -1)
-
-    def weight(self, steps, queries):
-        """Once drawn, a number stays: else what is old would have had to win many times."""
-        return 0.0 if steps else 1.0
-
-
 by_name = partial(axes.by_name, "observes")
 
 
@@ -279,8 +263,7 @@ def logits(
     softcap: float | None = None,
 ) -> Tensor:
     """fp32 [Hq, T, n] of the last queries of q [Hq, T, D] with k [n, H, D]; -inf where not seen."""
-    q = q[:, -last:].float()
-    grouped = q.reshape(k.shape[1], -1, *q.shape[1:])
+    grouped = in_groups(q[:, -last:], k.shape[1])
     x = torch.einsum("hgtd,nhd->hgtn", grouped, k.float()).flatten(0, 1) * scale
     x = capped(x, softcap)
     return x if seen is None else x.masked_fill(~seen[-last:], -torch.inf)
@@ -292,6 +275,11 @@ def by_kv_head(scores: Tensor, heads: int) -> Tensor:
     One row, for all heads, stays one.
     """
     return scores if len(scores) == 1 else scores.unflatten(0, (heads, -1)).mean(1)
+
+
+def in_groups(q: Tensor, heads: int) -> Tensor:
+    """Queries [Hq, T, D] by the key/value head that they read, fp32 [H, Hq / H, T, D]."""
+    return q.float().reshape(heads, -1, *q.shape[1:])
 
 
 def in_blocks(x: Tensor, block_size: int) -> Tensor:

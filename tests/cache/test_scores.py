@@ -9,7 +9,8 @@ from kvlab import axes, policy
 from kvlab.cache import scores
 from kvlab.core import BadInput
 
-TOKENS_ONLY = {"compactor", "lagkv", "rkv"}  # tests/cache/test_token_scores.py
+# tests/cache/test_token_scores.py and, for kvzip, tests/model/test_repeat.py
+TOKENS_ONLY = {"compactor", "h2o", "kvzip", "lagkv", "observed", "rkv"}
 SCORERS = [name for name in axes.names("observes") if name not in TOKENS_ONLY]
 HEADS, KV_HEADS, DIM, SIZE, SCALE = 4, 2, 8, 4, 0.3
 
@@ -176,9 +177,10 @@ def test_every_policy_observes_what_there_is():
     observed = {n: member.observes for n, member in members.items()}
     by_token = {member.by_token for member in members.values()}
     assert by_token | set(observed.values()) == {None, *axes.names("observes")}
-    assert {n for n, what in observed.items() if what is None} == {"fifo", "random", *TOKENS_ONLY}
+    of_tokens = TOKENS_ONLY - {"observed"}  # of attention_mass, which has a form for blocks
+    assert {n for n, what in observed.items() if what is None} == {"fifo", "random", *of_tokens}
     assert all(observed[n] == n for n in ("snapkv", "expected_attention", "key_norm", "tova"))
-    with pytest.raises(BadInput, match="known: compactor, expected_attention, key_diff"):
+    with pytest.raises(BadInput, match="known: compactor, expected_attention, h2o"):
         scores.by_name("magic")
 
 

@@ -9,13 +9,14 @@ import torch
 
 from kvlab import policy
 from kvlab.cache import CacheSpec, scores
+from kvlab.cache.tokens import Heard, Standing
 from kvlab.core import BadInput
 from kvlab.kernel import shares_ref
 from kvlab.window import SinkWindow
 from tests.cache.driver import SCALE, make
 
 HEADS, KV_HEADS, DIM = 4, 2, 16
-METHODS = ["attention_mass", "snapkv", "expected_attention", "key_norm", "key_diff", "lagkv",
+METHODS = ["attention_mass", "h2o", "snapkv", "expected_attention", "key_norm", "key_diff", "lagkv",
            "compactor", "rkv", "tova", "random"]  # fmt: skip
 
 
@@ -156,7 +157,7 @@ def test_every_method_keeps_tokens_of_its_own():
             assert each[a] != each[b], (a, b)
 
 
-@pytest.mark.parametrize("name", ["lagkv", "compactor", "rkv"])
+@pytest.mark.parametrize("name", ["h2o", "kvzip", "lagkv", "compactor", "rkv"])
 def test_what_ranks_tokens_only_is_refused_for_blocks(name):
     with pytest.raises(BadInput, match="ranks tokens and no blocks"):
         CacheSpec(policy=name, budget_percent=10, evict="block")
@@ -165,9 +166,9 @@ def test_what_ranks_tokens_only_is_refused_for_blocks(name):
 def test_snapkv_by_block_and_layer_is_chunkkv():
     """ChunkKV (https://arxiv.org/abs/2502.00299): SnapKV's scores summed over the heads of a layer,
     the mean of each chunk, whole chunks kept."""
-    size, keep = 4, 6
+    size, keep = 4, 4
     cache = make(head_dim=DIM, policy="snapkv", evict="block", groups="per_layer", block_size=size,
-                 budget_blocks=keep, window=SinkWindow(0, 1))  # fmt: skip
+                 budget_percent=100 * keep / 6, window=SinkWindow(0, 1))  # fmt: skip
     seq, g = cache.open(), torch.Generator().manual_seed(3)
     keys, stay = [], []
     cache.begin([seq], [24])
@@ -181,8 +182,12 @@ def test_snapkv_by_block_and_layer_is_chunkkv():
         stay.append(w.unflatten(0, (-1, size)).mean(-1))
     cache.commit()
     for layer, (group, chunk) in enumerate(zip(cache.groups, stay)):
-        found = [group.ledger.meta(b).score for b in group.tables[seq].ids]
-        torch.testing.assert_close(torch.tensor(found).argsort(), chunk.argsort(), msg=str(layer))
+        table = group.tables[seq].ids
+        chunk[-1] = torch.inf  # the window's
+        kept = [i for i, block in enumerate(table) if block is not None]
+        assert kept == sorted(chunk.topk(keep).indices.tolist()), layer
+        read = group.pool.read(0, [table[i] for i in kept])[0]
+        assert torch.equal(read, keys[layer].unflatten(0, (-1, size))[kept].flatten(0, 1))
     spec = CacheSpec(policy="snapkv", budget_percent=10, evict="block", groups="per_layer",
                      block_size=20)  # fmt: skip
     assert spec.granularity == "(blocks of 20, each layer as ChunkKV)"
@@ -195,3 +200,33 @@ def test_snapkv_by_block_and_layer_is_chunkkv():
 ])  # fmt: skip
 def test_a_method_bears_its_name_at_its_published_granularity_only(axes, told):
     assert CacheSpec(**{"policy": "snapkv", "budget_percent": 10} | axes).granularity == told
+
+
+def test_attention_is_a_mean_over_those_who_saw_it_and_h2o_sums_it():
+    """Against one pass over all queries, however they came in chunks."""
+    q, k, v, lse = drawn(30)
+    w = weights(q, k).softmax(-1).unflatten(0, (KV_HEADS, 2)).mean(1)  # [H, queries, n]
+    for name, want in (("observed", w.sum(1) / (30 - torch.arange(30))), ("h2o", w.sum(1))):
+        scorer, found = scores.by_name(name), None
+        for start, end in ((0, 11), (11, 12), (12, 30)):
+            new = scorer.of_tokens(q[:, start:end], k[:end], v[:end], lse[:, start:end],
+                                   scale=SCALE, shares=shares_ref.token_shares)[None]
+            if found is None:
+                found = Standing(torch.zeros_like(new), torch.zeros_like(new))
+            found = found.grown(end).moved(scorer, new, Heard(end - start, end - start, 0))
+        torch.testing.assert_close(found.score[0], want)
+    capped = scores.by_name("observed")
+    capped.softcap = 1e6  # a cap that changes nothing, by the other way through the code
+    plain = of_tokens("observed", q, k, v, lse)
+    torch.testing.assert_close(capped.of_tokens(q, k, v, lse, scale=SCALE, shares=None), plain,
+                               rtol=1e-4, atol=1e-5)  # fmt: skip
+
+
+def test_a_decoded_token_that_is_looked_at_stands_for_those_since_the_last_look():
+    scorer = scores.by_name("observed", half_life=6)
+    old = Standing(torch.full((1, 1, 4), 0.5), torch.tensor([[[12.0, 12, 12, 0]]]))
+    moved = old.moved(scorer, torch.full((1, 1, 4), 0.1), Heard(1, 6, 1))
+    saw = torch.tensor([5.0, 4, 3, 2])
+    torch.testing.assert_close(moved.steps[0, 0], torch.tensor([6.0, 6, 6, 0]) + saw)
+    want = (torch.tensor([3.0, 3, 3, 0]) + 0.1 * saw) / moved.steps[0, 0]
+    torch.testing.assert_close(moved.score[0, 0], want)
