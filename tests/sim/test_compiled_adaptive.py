@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_compiled import needs_numba, same, tries
 
+from kvlab.core import BadInput
 from kvlab.policy import Adaptive, AdmitReuse, Hybrid, Random
+from kvlab.sim import simulate
 
 QUICK = partial(Adaptive, memory=2, patience=0.1)
 CHOOSERS = {
@@ -29,3 +31,11 @@ def test_requests(name):
         same(trace, CHOOSERS[name], capacity, partial_blocks=partial_blocks)
 
     check()
+
+
+@needs_numba
+def test_ids_that_change_their_depth_are_refused(tiny):
+    trace = tiny([1, 2, 3], [3, 1])
+    with pytest.raises(BadInput, match="where ids keep their depth; 1 does not"):
+        simulate(trace, "adaptive", 4, compiled=True)
+    assert simulate(trace, "adaptive", 4).block_hits == 2
