@@ -91,6 +91,7 @@ class Repack:
         self.watch.standings.cut(seq, length // self.size * self.size)
         if not length:
             self.past.pop(seq, None)
+            self.watch.standings.over.discard(seq)
 
     def whole(self, seq: SeqId) -> bool:
         """See `NoRepack.whole`."""
@@ -229,6 +230,7 @@ class Repack:
         rows = [row.padded(max(r.tokens for r in rows)) for row in rows]
         score, steps = (torch.cat([getattr(r, n) for r in rows]) for n in ("score", "steps"))
         self.watch.standings[e.seq] = Standing(score, steps, rows[0].most)
+        self.watch.standings.seen[e.seq] = seen
         self.past[e.seq] = Past(seen, self.past.get(e.seq, (0, 0))[1] + gone)
 
     def undo(self, e: Extent) -> None:
