@@ -115,6 +115,7 @@ TABLE: dict[str, Axis] = {axis.name: axis for axis in (
         "sieve": ("SIEVE", "a hand passes over what was used"),
         "snapkv": ("SnapKV", "least attention of the last queries leaves"),
         "tova": ("TOVA", "least attention of the newest token leaves"),
+        "triattention": ("TriAttention", "least attention from where queries point leaves"),
         "ttl": ("TTL", "LRU, and what was not used for some minutes is gone"),
         "wa_lru": ("WALRU", "age, chance of reuse and size, weighed together (SAGA)"),
     }, apart=True),
@@ -154,7 +155,8 @@ TABLE: dict[str, Axis] = {axis.name: axis for axis in (
     _axis("observes", "mass", "kvlab.cache.scores", {
         "mass": ("Mass", "share of attention, a mean over steps"),
         "snapkv": ("SnapKV", "attention of the last queries, pooled over neighbours"),
-        "expected_attention": ("ExpectedAttention", "attention to be expected, times values"),
+        "expected_attention": ("kvlab.cache.expected.ExpectedAttention",
+                               "attention to be expected, times values"),
         "compactor": ("kvlab.cache.leverage.Compactor", "leverage of keys, and attention nearby"),
         "key_diff": ("kvlab.cache.keys.KeyDiff", "how unlike the others a key is"),
         "key_norm": ("kvlab.cache.keys.KeyNorm", "the inverse of the keys' norm"),
@@ -165,6 +167,8 @@ TABLE: dict[str, Axis] = {axis.name: axis for axis in (
         "random": ("kvlab.cache.keys.RandomScore", "drawn by chance: a control"),
         "rkv": ("kvlab.cache.redundancy.RKV", "attention, less what other keys say too"),
         "tova": ("TOVA", "attention of the last token"),
+        "triattention": ("kvlab.cache.trigonometric.TriAttention",
+                         "a series in the distance to where queries point"),
     }, conf=False),
 )}  # fmt: skip
 AXES = tuple(name for name, axis in TABLE.items() if axis.conf)

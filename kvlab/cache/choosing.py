@@ -101,8 +101,8 @@ class ChoosingGroup(LayerGroup):
         if not e.single or self.watch.looking:
             tokens = (e.past + e.count) // self.block_size * self.block_size
             k, v, there = self._all(ask)
-            scores = self.watch.scores(ask, lse, k, v, tokens, there)
             seen = self.held.seen[e.seq]
+            scores = self.watch.scores(ask, lse, k, v, tokens, seen, there)
             self.watch.note(e.seq, scores, e.count, len(k) - tokens, seen)
         self.store(ask)
         return out
@@ -133,7 +133,9 @@ class ChoosingGroup(LayerGroup):
         layer, e = ask.layer, ask.extent
         k, v, there = self._all(ask)
         tokens = len(k) - e.rest_count
-        new = None if lse is None else self.watch.scores(ask, lse, k, v, tokens, there)
+        new = None
+        if lse is not None:
+            new = self.watch.scores(ask, lse, k, v, tokens, self.held.seen[e.seq], there)
         row = self.watch.row(e.seq, layer, new, tokens, e.count, e.rest_count)
         kept = self.chooser.stay(e, row, e.keep)
         if e.chosen:

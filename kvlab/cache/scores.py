@@ -8,8 +8,8 @@ a block, higher meaning stay; `weight` says how much a step's number counts agai
 from __future__ import annotations
 
 import copy
-import sys
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,15 @@ from kvlab.core import BadInput
 from kvlab.kernel.attend_ref import capped, visible
 
 OBSERVED_QUERIES = 32  # of a step, the last ones: SnapKV's window
+
+
+class Place(NamedTuple):
+    """Where a scorer of tokens is asked: number of the layer in the model, tokens that the sequence
+    has seen, and which key/value head where one is asked for at a time."""
+
+    layer: int
+    seen: int
+    head: int | None = None
 
 
 class Scorer:
@@ -33,6 +42,11 @@ class Scorer:
     softcap: float | None = None  # of the model's logits
     caps = False  # whether its scores know of that; asked where there is one
     rotary: Tensor | None = None  # the model's frequencies [D / 2], where positions are plain
+    place: Place | None = None  # of tokens: told before each `of_tokens`
+
+    def fit(self, layers: int, query_heads: int, width: int) -> None:
+        """Raises `BadInput` where it cannot score a model of so many layers and query heads, whose
+        keys have this width; asked when a cache that chooses tokens is made."""
 
     def part(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, block_size: int,
@@ -162,63 +176,6 @@ class SnapKV(Mass):
         return F.avg_pool1d(found, self.kernel, 1, self.kernel // 2)
 
     weight = Scorer.weight
-
-
-class ExpectedAttention(Scorer):
-    """Attention that a token can expect from the queries to come, times its value's norm.
-
-    Expected Attention (Devoto et al. 2025, https://arxiv.org/abs/2510.00636, NVIDIA's kvpress): for
-    queries drawn from N(mu, Sigma) the mean of exp(q.k) is exp(mu.k + k' Sigma k / 2), normalized
-    over the tokens there are and multiplied by |v|. mu and Sigma are those of the step's queries,
-    turned to the mean of the next 512 positions. The first 4 queries of a chunk do not count: a
-    sink's is like no other. Where rotary positions are not plain (`rotary` is None), they are
-    those of the last 32 queries as they are.
-    Differs: the new tokens' own keys do not enter the normalization of the past in chunks.
-    """
-
-    name = "expected_attention"
-    queries = sys.maxsize
-    future = 512  # positions to come
-
-    def part(self, q, k, v, *, scale, block_size, seen=None):
-        mean, spread = self._to_come(q)
-        keys = k.float()
-        shape = (k.shape[1], -1)
-        x = torch.einsum("hgd,nhd->hgn", mean.unflatten(0, shape), keys) * scale
-        x += torch.einsum("hgde,nhd,nhe->hgn", spread.unflatten(0, shape), keys, keys) * (
-            scale * scale / 2)
-        x = x.flatten(0, 1)  # queries to come see every key
-        norms = v.float().norm(dim=-1).clamp_min(1e-20).log().T  # [H, n]
-        both = torch.stack([x + norms.repeat_interleave(q.shape[0] // k.shape[1], 0), x])
-        return in_blocks(both, block_size).logsumexp(-1)
-
-    def _to_come(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean [Hq, D] and covariance [Hq, D, D] of the queries to expect after q [Hq, T, D]."""
-        drawn = self._turned(q.float())
-        mean = drawn.mean(1)
-        off = drawn - mean[:, None]
-        return mean, off.transpose(1, 2) @ off / drawn.shape[1]
-
-    def _turned(self, q: Tensor) -> Tensor:
-        """Each query as it would be at the mean of the positions to come."""
-        if self.rotary is None or 2 * len(self.rotary) != q.shape[-1]:
-            return q[:, -OBSERVED_QUERIES:]
-        q = q[:, 4:] if q.shape[1] > 64 else q
-        steps = torch.arange(1, self.future + 1, device=q.device)
-        back = torch.arange(q.shape[1] - 1, -1, -1, device=q.device)
-        turn = self.rotary.to(q.device, torch.float32)
-        to_come = torch.polar(torch.ones(1, device=q.device), steps[:, None] * turn).mean(0)
-        turns = to_come * torch.polar(torch.ones(1, device=q.device), back[:, None] * turn)
-        first, second = q.chunk(2, -1)
-        moved = torch.complex(first.contiguous(), second.contiguous()) * turns
-        return torch.cat((moved.real, moved.imag), -1)
-
-    def by_head(self, parts, lse):
-        valued, plain = torch.cat(parts, -1)
-        return torch.exp(valued - plain.logsumexp(-1, keepdim=True))
-
-    def weight(self, steps, queries):
-        return min(1.0, queries / OBSERVED_QUERIES) if steps else 1.0
 
 
 class TOVA(Mass):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -12,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvlab.cache.heads import Kept
-from kvlab.cache.scores import Scorer
-from kvlab.core import BlockId, SeqId
+from kvlab.cache.scores import Place, Scorer
+from kvlab.core import BlockId, CacheGeometry, SeqId
 from kvlab.kernel import shares_ref
 from kvlab.pool import BlockPool
 from kvlab.source import Ask
@@ -198,20 +199,28 @@ class TokenWatch:
         self.scorer, self.standings = scorer, Standings(pool, scorer.joins)
         self.heads = pool.geometry.kv_heads
         self._shares = (pool.fused or shares_ref).token_shares
+        self.layers = tuple(range(pool.geometry.layers))  # their numbers in the model
         self.looking = False  # whether a step of single tokens is scored
         self._step: dict[SeqId, list[Tensor]] = {}  # scores of each layer so far
         self._heard: dict[SeqId, tuple[Heard, int]] = {}  # and the tokens seen then
 
+    def of_layers(self, layers: Sequence[int], g: CacheGeometry) -> None:
+        """Their numbers in a model of the shapes `g`. Raises `BadInput`, see `Scorer.fit`."""
+        self.layers = tuple(layers)
+        self.scorer.fit(g.layers, g.query_heads, g.shapes[layers[0]].k_width)
+
     # ---- chunks, and single tokens that are looked at
 
     def scores(
-        self, ask: Ask, lse: Tensor, k: Tensor, v: Tensor, tokens: int,
+        self, ask: Ask, lse: Tensor, k: Tensor, v: Tensor, tokens: int, seen: int,
         there: Tensor | None = None,
     ) -> Tensor:
         """Of a layer's tokens k, v [n, H, D], the step's own the last, how the first `tokens` did
-        in this step: fp32 [H, tokens]. lse: [Hq, T] over everything that its queries saw. there:
-        bool [n, H], which of them each head has, -inf for the others; None: all."""
+        in this step: fp32 [H, tokens]. lse: [Hq, T] over everything that its queries saw. seen: of
+        the sequence, by the end of the step. there: bool [n, H], which of them each head has, -inf
+        for the others; None: all."""
         how = {"scale": ask.scale, "shares": self._shares}
+        place = self.scorer.place = Place(self.layers[ask.layer], seen)
         if there is None:
             found = self.scorer.of_tokens(ask.q, k, v, lse, **how)
             return found[:, :tokens].expand(self.heads, -1)
@@ -220,6 +229,7 @@ class TokenWatch:
         for head in range(self.heads):
             at = there[:, head].nonzero()[:, 0]
             mine, own = slice(head * group, (head + 1) * group), slice(head, head + 1)
+            self.scorer.place = place._replace(head=head)
             found[head, at] = self.scorer.of_tokens(
                 ask.q[mine], k[at, own], v[at, own], lse[mine], **how)[0]
         return found[:, :tokens]

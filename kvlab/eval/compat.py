@@ -24,7 +24,10 @@ from kvlab.core import BadInput, CacheGeometry
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "COMPATIBILITY.md"
 SHAPE = {"layers": 2, "query_heads": 4, "kv_heads": 2, "head_dim": 32}
 # Members of the table that are tried with other settings, too: label -> name, settings.
+_POINT = [[[1.0] * 16] * 4] * 2
 VARIED = {
+    "policy": {"triattention, with centres": (
+        "triattention", {"centres": dict.fromkeys(("real", "imaginary", "norm"), _POINT)})},
     "window": {"sink, middle=false": ("sink", {"middle": False}),
                "sink, rerotate": ("sink", {"middle": False, "rerotate": True})},
     "prefix": {"hash, hold=false": ("hash", {"hold": False})},

@@ -39,6 +39,7 @@ from kvlab.policy.scored import (
 from kvlab.policy.shadows import SHIFT, SPREAD, share_of, thinned
 from kvlab.policy.shuffled import Shuffled
 from kvlab.policy.timed import TTL, KeepUntilReturn
+from kvlab.policy.triattention import TriAttention
 
 __all__ = [
     "ARC", "Adaptive", "AdmitCost", "AdmitReuse", "AttentionMass", "Belady", "BlockMeta",
@@ -46,5 +47,5 @@ __all__ = [
     "KeepUntilReturn", "KeyDiff", "KeyNorm", "LFU", "LRU", "LagKV", "LeafFirst", "Learned", "MQ",
     "Moment", "NoEviction", "PGDSF", "Priority", "PriorityPolicy", "RKV", "Random", "RequestARC",
     "RequestLFU", "S3FIFO", "SHIFT", "SIEVE", "SPREAD", "Shuffled", "SnapKV", "TOVA", "TTL",
-    "USES_TOLD", "WALRU", "asked", "by_name", "names", "share_of", "thinned",
+    "TriAttention", "USES_TOLD", "WALRU", "asked", "by_name", "names", "share_of", "thinned",
 ]  # fmt: skip

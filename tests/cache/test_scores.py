@@ -10,7 +10,8 @@ from kvlab.cache import scores
 from kvlab.core import BadInput
 
 # tests/cache/test_token_scores.py and, for kvzip, tests/model/test_repeat.py
-TOKENS_ONLY = {"compactor", "h2o", "kvzip", "lagkv", "observed", "rkv"}
+TOKENS_ONLY = {"compactor", "h2o", "kvzip", "lagkv", "observed", "rkv",
+               "triattention"}
 SCORERS = [name for name in axes.names("observes") if name not in TOKENS_ONLY]
 HEADS, KV_HEADS, DIM, SIZE, SCALE = 4, 2, 8, 4, 0.3
 
@@ -90,14 +91,14 @@ def test_expected_attention_is_its_formula():
     exponent = SCALE * torch.einsum("hd,nhd->hn", mean, keys)
     exponent += SCALE**2 / 2 * torch.einsum("nhd,hde,nhe->hn", keys, covariance, keys)
     want = exponent.softmax(-1) * v.norm(dim=-1).T.repeat_interleave(2, 0)
-    found = score(scores.ExpectedAttention(), q, k, v)
+    found = score(scores.by_name("expected_attention"), q, k, v)
     torch.testing.assert_close(found, per_block(want.mean(0)))
 
 
 def test_expected_attention_turns_queries_to_the_positions_to_come():
     """Against the paper's way: statistics before RoPE, turned by the mean rotation to come."""
     q, frequencies = drawn(9)[0], torch.tensor([1.0, 0.3, 0.1, 0.02])
-    scorer = scores.ExpectedAttention()
+    scorer = scores.by_name("expected_attention")
     scorer.rotary, scorer.future = frequencies, 5
 
     def rotation(position):
@@ -123,7 +124,7 @@ def test_expected_attention_is_what_normal_queries_give():
     many = q.mean(1) + mixed @ (q[0] - q.mean(1)) / 32**0.5
     weights = torch.exp(SCALE * many @ k[:, 0].T).mean(0)
     want = per_block(weights / weights.sum()) * DIM**0.5
-    found = score(scores.ExpectedAttention(), q, k, v)
+    found = score(scores.by_name("expected_attention"), q, k, v)
     torch.testing.assert_close(found, want, rtol=0.03, atol=0)
 
 

@@ -128,11 +128,66 @@ def test_half_life_lets_go_of_what_once_mattered():
         scores.Mass(half_life=0)
 
 
+def centres(layers=2, seed=5):
+    """Drawn ones: a centre, and the mean length, which is more."""
+    g = torch.Generator().manual_seed(seed)
+    real, imaginary, more = torch.randn(3, layers, HEADS, DIM // 2, generator=g)
+    norm = torch.hypot(real, imaginary) + more.abs()
+    parts = {"real": real, "imaginary": imaginary, "norm": norm}
+    return {name: x.tolist() for name, x in parts.items()}
+
+
+def rotated(x, angle):
+    """x [n, H, D] turned by angle [n, D / 2]."""
+    first, second = x.chunk(2, -1)
+    cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+
+
+def test_triattention_is_a_series_in_the_distance():
+    """The formula of the paper, written out: amplitudes, phases, and what has no direction."""
+    q, k, v, lse = drawn(20)
+    told, at, seen = centres(), 7 + torch.arange(20), 60
+    scorer = scores.by_name("triattention", centres=told, reach=9)
+    scorer.rotary = 1.0 / 50 ** (torch.arange(DIM // 2) / (DIM // 2))
+    scorer.place = scores.Place(1, seen)
+    real, imaginary, norm = (torch.tensor(told[n])[1] for n in ("real", "imaginary", "norm"))
+    want = torch.zeros(HEADS, 20)
+    for head in range(HEADS):
+        first, second = k[:, head // 2].chunk(2, -1)
+        amplitude = torch.hypot(real, imaginary)[head] * torch.hypot(first, second)
+        phase = torch.atan2(imaginary, real)[head] - torch.atan2(second, first)
+        for ahead in (1, 2, 4, 8):
+            distance = (seen - at + ahead)[:, None] * scorer.rotary
+            want[head] += (amplitude * torch.cos(distance + phase)).sum(-1) / 4
+        beyond = norm[head] - torch.hypot(real, imaginary)[head]
+        want[head] += (beyond * torch.hypot(first, second)).sum(-1)
+    want = (want - want.mean(-1, keepdim=True)) / want.std(-1, correction=0, keepdim=True)
+    stored = rotated(k, at[:, None] * scorer.rotary)
+    found = scorer.of_tokens(q, stored, v, lse, scale=SCALE, shares=None)
+    torch.testing.assert_close(found, want.unflatten(0, (KV_HEADS, 2)).amax(1), atol=1e-4, rtol=0)
+    scorer.place = scores.Place(1, seen, head=1)
+    alone = scorer.of_tokens(q[2:], stored[:, 1:], v[:, 1:], lse[2:], scale=SCALE, shares=None)
+    torch.testing.assert_close(alone, found[1:])
+
+
+@pytest.mark.parametrize("told, inv_freq, sentence", [
+    (None, True, "python -m kvlab.model.centres"), ("no.json", True, "cannot be read"),
+    (centres(layers=1), True, "must be 2 layers of 4 query heads with 8 pairs"),
+    (centres(), False, "frequencies of plain rotary positions"),
+])  # fmt: skip
+def test_centres_of_another_model_are_refused(told, inv_freq, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        make(head_dim=DIM, policy=policy.TriAttention(told), budget_percent=10,
+             inv_freq=torch.ones(DIM // 2) if inv_freq else None)
+
+
 def kept(name, **parameters):
     """Which tokens each head keeps of one chunk, as sets, [layer][head]."""
     policies = policy.by_name(name, **parameters)
     cache = make(head_dim=DIM, policy=policies, evict="token", groups="per_head", block_size=1,
-                 budget_blocks=40, window=SinkWindow(1, 1))  # fmt: skip
+                 inv_freq=0.5 ** torch.arange(DIM // 2), budget_blocks=40,
+                 window=SinkWindow(1, 1))  # fmt: skip
     seq, g = cache.open(), torch.Generator().manual_seed(1)
     for count in (100, 100):
         cache.begin([seq], [count])
@@ -150,17 +205,19 @@ def kept(name, **parameters):
 def test_every_method_keeps_tokens_of_its_own():
     """An adapter that silently runs another method is the fault that audits find most."""
     each = {name: kept(name) for name in METHODS} | {
-        "attention_mass, half-life": kept("attention_mass", half_life=8)}
+        "attention_mass, half-life": kept("attention_mass", half_life=8),
+        "triattention": kept("triattention", centres=centres())}
     names = list(each)
     for n, a in enumerate(names):
         for b in names[n + 1 :]:
             assert each[a] != each[b], (a, b)
 
 
-@pytest.mark.parametrize("name", ["h2o", "kvzip", "lagkv", "compactor", "rkv"])
+@pytest.mark.parametrize("name", ["h2o", "kvzip", "lagkv", "compactor", "rkv", "triattention"])
 def test_what_ranks_tokens_only_is_refused_for_blocks(name):
     with pytest.raises(BadInput, match="ranks tokens and no blocks"):
-        CacheSpec(policy=name, budget_percent=10, evict="block")
+        more = {"centres": centres()} if name == "triattention" else {}
+        CacheSpec(policy=policy.by_name(name, **more), budget_percent=10, evict="block")
 
 
 def test_snapkv_by_block_and_layer_is_chunkkv():

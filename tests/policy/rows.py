@@ -19,6 +19,7 @@ class Row(NamedTuple):
     by_pin: bool = False  # pins leave their mark on later choices
 
 
+CENTRES = {"real": [[[1.0]]], "imaginary": [[[0.5]]], "norm": [[[2.0]]]}
 ROWS = [
     Row("fifo", policy.FIFO, lambda m: (m.born,), by_use=False),
     Row("lru", policy.LRU, lambda m: (m.last,)),
@@ -41,6 +42,7 @@ ROWS = [
     Row("compactor", policy.Compactor, lambda m: (m.score, m.last)),
     Row("rkv", policy.RKV, lambda m: (m.score, m.last)),
     Row("tova", policy.TOVA, lambda m: (m.score, m.last)),
+    Row("triattention", lambda: policy.TriAttention(CENTRES), lambda m: (m.score, m.last)),
     Row("sieve", policy.SIEVE),
     Row("s3fifo", lambda: policy.S3FIFO(promote=1)),
     Row("arc", policy.ARC),
