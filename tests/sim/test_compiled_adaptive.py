@@ -2,10 +2,11 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_compiled import needs_numba, same, tries
+from test_compiled import in_turn, needs_numba, same, tries
 
 from kvlab.core import BadInput
 from kvlab.policy import Adaptive, AdmitReuse, Hybrid, Random
@@ -22,9 +23,12 @@ CHOOSERS = {
 }
 
 
+COMPILED = {"lists", "doors and draws"}
+
+
 @needs_numba
-@pytest.mark.parametrize("name", CHOOSERS)
-def test_requests(name):
+@pytest.mark.parametrize("name, how", in_turn(CHOOSERS, COMPILED), indirect=["how"])
+def test_requests(name, how):
     @settings(max_examples=120, deadline=None)
     @given(tries(), st.sampled_from([1, 2, 3, 5, 8, 13, 20]), st.sampled_from(["hit", "miss"]))
     def check(trace, capacity, partial_blocks):
@@ -39,3 +43,10 @@ def test_ids_that_change_their_depth_are_refused(tiny):
     with pytest.raises(BadInput, match="where ids keep their depth; 1 does not"):
         simulate(trace, "adaptive", 4, compiled=True)
     assert simulate(trace, "adaptive", 4).block_hits == 2
+
+
+@needs_numba
+def test_a_leader_may_change_with_the_last_request(trie, plain):
+    trace = trie(3, requests=40, depth=5, fan=3)
+    for count in range(1, 41):
+        same(trace.select(np.arange(40) < count), CHOOSERS["lists"], 5)

@@ -62,11 +62,11 @@ class Chooser(Runner):
         left = begin = told = 0
         for end, leader in self._leads(whole, ids):
             left += self.serve(whole.part(begin, end), len(ids), out, left)
-            if end < len(piece) or not self.whole:
+            if end < len(piece) or not self.whole:  # else nothing comes that a leader could lead
                 self._note(whole.part(told, end), out, left, len(ids))
                 told = end
-            if leader != self.leader:
-                self._follow(leader)
+                if leader != self.leader:
+                    self._follow(leader)
             begin = end
         return out.code, out.gone[:left], out.gone_at[:left]
 
