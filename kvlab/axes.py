@@ -148,6 +148,7 @@ TABLE: dict[str, Axis] = {axis.name: axis for axis in (
     _axis("budget", "equal", "kvlab.budget", {
         "equal": ("Equal", "every layer may hold as many blocks"),
         "pyramid": ("Pyramid", "lower layers may hold more than upper ones (PyramidKV)"),
+        "simlayer": ("SimLayer", "layers that look at the window alone hold no more (SimLayerKV)"),
         "shares": ("Shares", "given shares, one for each layer group"),
         "adakv": ("AdaKV", "the best tokens of all heads of a layer (AdaKV)"),
         "duo": ("DuoAttention", "retrieving heads hold all, others the window (DuoAttention)"),

@@ -15,6 +15,7 @@ from torch import Tensor
 from kvlab.blocks import Holding, slide
 from kvlab.cache.bytes import GroupBytes
 from kvlab.cache.group import LayerGroup
+from kvlab.cache.lazy import window_share
 from kvlab.core import BadInput, SeqId
 from kvlab.source import Ask
 
@@ -95,6 +96,8 @@ class ChoosingGroup(LayerGroup):
     def attend(self, ask: Ask) -> Tensor:
         e = ask.extent
         out, lse = self.over_sources(ask).result()
+        if self.chooser.budget.looks and not e.single:
+            self._look_around(ask, lse)
         if e.chosen is not None:
             self._choose(ask, lse)
             return out
@@ -106,6 +109,11 @@ class ChoosingGroup(LayerGroup):
             self.watch.note(e.seq, scores, e.count, len(k) - tokens, seen)
         self.store(ask)
         return out
+
+    def _look_around(self, ask: Ask, lse: Tensor) -> None:
+        k, _, _ = self._all(ask)
+        how = {"scale": ask.scale, "softcap": ask.softcap}
+        self.watch.notice(ask.extent.seq, window_share(ask.q, k, lse, self.chooser.window, **how))
 
     def hear(self, ask: Ask, part) -> None:
         """All tokens of a layer are scored at once, after its attention."""

@@ -32,6 +32,8 @@ def check(spec) -> None:
         raise BadInput("format.sinks", spec.format.sinks, f"keeps first tokens apart for all heads "
                        f"of a block, and budget={spec.budget.name} gives each head blocks of its "
                        "own; format.sinks=0")
+    if spec.budget.looks:
+        _check_lazy(spec)
     if spec.by_token:
         _check_tokens(spec, policy)
     elif policy.scored and policy.observes is None:
@@ -42,6 +44,16 @@ def check(spec) -> None:
     elif spec.groups == "per_head":
         raise BadInput("cache.groups", "per_head", "a block holds tokens of all heads; "
                        "cache.evict=token chooses for each head")
+
+
+def _check_lazy(spec) -> None:
+    name = spec.budget.name
+    if not spec.by_token:
+        raise BadInput("budget", name, "looks at attention to single tokens; cache.evict=token, and"
+                       " a policy that scores")
+    if not spec.window.protected(1):
+        raise BadInput("budget", name, "leaves lazy layers the window, and there is none; "
+                       "window=sink")
 
 
 def _check_tokens(spec, policy) -> None:

@@ -22,7 +22,8 @@ from kvlab.cache.heads import (
     protected_blocks,
 )
 from kvlab.cache.scores import scorer_of
-from kvlab.cache.tokens import Standing, TokenWatch
+from kvlab.cache.standing import Standing
+from kvlab.cache.tokens import TokenWatch
 from kvlab.cache.watch import Watch
 from kvlab.core import BadInput, BlockId, KvlabError, SeqId
 from kvlab.kernel import best_ref
@@ -92,6 +93,7 @@ class Repack:
         if not length:
             self.past.pop(seq, None)
             self.watch.standings.over.discard(seq)
+            self.watch.standings.lazy.pop(seq, None)
 
     def whole(self, seq: SeqId) -> bool:
         """See `NoRepack.whole`."""

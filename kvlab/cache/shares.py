@@ -33,6 +33,8 @@ class Shares:
         seen = {seq: n + counts.get(seq, 0) for seq, n in self.sequences.lengths.items()}
         if self.waits:
             self._check_context(counts)
+        if self.spec.budget.looks:
+            self._check_prompt(counts)
         for group, keep in zip(self.groups, self._allowed(seen)):
             keep = seen if self.waits else keep
             group.held.seen, group.held.keep = seen, keep
@@ -98,6 +100,13 @@ class Shares:
                 raise KvlabError(f"policy={name} has the model repeat a context when it is over, "
                                  "and nobody would say when; fill the cache with kvlab.prefill")
 
+    def _check_prompt(self, counts: dict[SeqId, int]) -> None:
+        """Raises `KvlabError` where no layer could be looked at."""
+        lazy = self.groups[0].watch.standings.lazy
+        if any(count == 1 and seq not in lazy for seq, count in counts.items()):
+            raise KvlabError(f"budget={self.spec.budget.name} tells lazy layers by the last "
+                             "queries of a prompt; its first step needs several tokens")
+
     def _hear(self) -> None:
         for group in self.groups:
             for seq in self.sequences.lengths:
@@ -105,13 +114,12 @@ class Shares:
             group.watch.abort()
 
     def _repack(self, singles: bool) -> None:
+        self._hear()
         for group, kept in zip(self.groups, self.kept(self.sequences.lengths)):
             for seq, keep in kept.items():
-                group.chooser.hear(seq)
                 over = group.chooser.over(group.tables[seq], keep, slack=singles)
                 if over:
                     group.repack(seq, over, self.sequences.lengths[seq])
-            group.watch.abort()
 
     # ---- the shares
 
@@ -121,7 +129,8 @@ class Shares:
 
     def _allowed(self, seen: dict[SeqId, int]) -> list[dict[SeqId, int]]:
         """Of the tokens seen, those that each group may hold."""
-        return tokens_allowed(self.spec, self.layers.parts, self.layers.capacities, seen)
+        lazy = {seq: [group.watch.standings.lazy.get(seq) for group in self.groups] for seq in seen}
+        return tokens_allowed(self.spec, self.layers.parts, self.layers.capacities, seen, lazy)
 
     def _blocks(self, lengths: Iterable[int]) -> list[float]:
         """Blocks that each group may hold of sequences of these lengths."""

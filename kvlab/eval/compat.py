@@ -53,7 +53,7 @@ COMPLETIONS = {
         "policy": "lru", "limit": "blocks", "groups": "per_layer"},
     "a budget in blocks and groups": {"limit": "blocks", "groups": "per_layer"},
 }
-BY_HEAD = ("adakv", "duo, with gates")  # budgets
+BY_HEAD = ("adakv", "duo, with gates", "simlayer")  # budgets of those that choose tokens
 OF_TOKENS = {  # what else is tried where heads choose tokens
     "evict=token": {"evict": "token"},
     "a policy that scores and a budget": {"policy": "snapkv", "limit": "percent"},
@@ -61,6 +61,10 @@ OF_TOKENS = {  # what else is tried where heads choose tokens
         "evict": "token", "policy": "snapkv", "limit": "percent"},
     "a policy that scores, a budget and groups": {
         "policy": "snapkv", "limit": "percent", "groups": "per_layer"},
+    "a policy that scores, a budget and a window": {
+        "policy": "snapkv", "limit": "percent", "window": "sink"},
+    "a policy that scores and a window": {"policy": "snapkv", "window": "sink"},
+    "a budget and a window": {"limit": "percent", "window": "sink"},
 }
 
 

@@ -9,7 +9,7 @@ import torch
 
 from kvlab import policy
 from kvlab.cache import CacheSpec, scores
-from kvlab.cache.tokens import Heard, Standing
+from kvlab.cache.standing import Heard, Standing
 from kvlab.core import BadInput
 from kvlab.kernel import shares_ref
 from kvlab.window import SinkWindow
