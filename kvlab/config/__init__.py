@@ -1,6 +1,6 @@
 """Hydra's side of the house: compose, refuse, expand variants. No other room imports Hydra."""
 
-from kvlab.config.advising import advice
+from kvlab.config.advising import advice, pages
 from kvlab.config.explain import complaint, explain
 from kvlab.config.line import given_options, parse_line
 from kvlab.config.listing import listing
@@ -10,5 +10,5 @@ from kvlab.config.plan import Plan, built, make_plan
 
 __all__ = [
     "Plan", "add_config_dir", "advice", "built", "complaint", "conf_dir", "explain",
-    "first_of_sweep", "given_options", "listing", "make_plan", "parse_line", "quote",
+    "first_of_sweep", "given_options", "listing", "make_plan", "pages", "parse_line", "quote",
 ]  # fmt: skip
