@@ -7,10 +7,10 @@ from kvlab.policy import asked, by_name, names
 
 
 def live() -> list[str]:
-    """All that evict, but those that need more than a live run says by itself: the future, what
-    requests say of themselves, or something measured of the model."""
-    return [name for name in names()
-            if asked(name).evicts and not asked(name).asks and _can_be_made(name)]  # fmt: skip
+    """All that evict, but those that need more than a cache hears by itself: the future, what
+    requests say of themselves, when a context is over, something measured of the model."""
+    return [name for name in names() if (member := asked(name)).evicts and not member.asks
+            and not member.waits and _can_be_made(name)]  # fmt: skip
 
 
 def _can_be_made(name: str) -> bool:
