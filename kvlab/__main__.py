@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import shlex
 import sys
 from argparse import Namespace
@@ -116,6 +117,8 @@ def _say_how_to_go_on(argv: list[str], args: Namespace, path: Path, fixed: str) 
         told = f"give the jobs that are missing anew, or go on in a folder of {path}"
     else:
         kept = [w for w in argv if not w.startswith(("hydra.run.dir=", "resume="))]
+        if re.fullmatch(r"/[\w./-]+", str(path)):  # nothing that Hydra would have to be quoted for
+            fixed = f"hydra.run.dir={path}"
         told = "go on with\n  " + shlex.join(["python", "-m", "kvlab", *kept, "resume=true", fixed])
     print(f"kvlab: interrupted; every document that was finished is kept in {path}; {told}",
           file=sys.stderr)
