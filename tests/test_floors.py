@@ -13,7 +13,7 @@ from walls import patches
 ROOT = Path(__file__).resolve().parents[1] / "kvlab"
 FLOORS = (
     ("core", "axes"),
-    ("policy", "window", "budget", "kernel", "track", "report", "stats", "hub"),
+    ("policy", "window", "budget", "kernel", "track", "report", "stats", "hub", "launch"),
     ("blocks", "format", "summary", "retrieval"),
     ("sim", "fused"),
     ("pool", "offload"),
@@ -30,7 +30,7 @@ FUSED = ("_triton", "_cuda", "sides", "tune")
 NEIGHBOURS = {("axes", "core"), ("report", "track"), ("offload", "pool"), ("__main__", "config")}
 TORCH_FREE = (
     "policy", "window", "budget", "blocks", "sim", "track", "report", "stats", "hub", "core",
-    "axes",
+    "axes", "launch",
 )  # fmt: skip
 ONLY_IN = {
     "transformers": {"model"},
@@ -38,7 +38,7 @@ ONLY_IN = {
     "omegaconf": {"config", "__main__"},
 }
 OPTIONAL = {"triton", "wandb", "numba", "joblib", "libcachesim", "ray", "optuna", "gguf",
-            "lm_eval"}
+            "lm_eval", "submitit", "wandb_workspaces"}
 OPTIONAL_ROOMS = ("_triton",)  # modules of ours that need an optional library
 # A second to import, and what most runs never need: a model from a folder, a trace of ids.
 SLOW = {"huggingface_hub", "pyarrow", "tokenizers"}

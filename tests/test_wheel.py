@@ -56,7 +56,7 @@ def test_wheel_carries_configuration_and_assets(wheel):
 
 def test_wheel_carries_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"kvlab"}
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {"kvlab", "hydra_plugins"}
     assert not [name for name in names if "__pycache__" in name or "tests/" in name]
 
 
