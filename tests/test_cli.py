@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -134,10 +135,16 @@ def test_a_defect_keeps_its_traceback(toy):
         toy("job.fail=defect")
 
 
-def test_interrupt_is_one_line_and_keeps_the_numbers(toy, capsys):
-    status, folder = toy("job.fail=interrupt")
+def test_interrupt_keeps_the_numbers_and_names_the_command_that_goes_on(toy, capsys):
+    status, folder = toy("job.fail=interrupt", "cache.size=3")
     assert status == 130 and names(folder) == ["bf16"]
-    assert capsys.readouterr().err.count("\n") == 1
+    told, command = capsys.readouterr().err.splitlines()
+    assert told.startswith("kvlab: interrupted; ") and str(folder) in told
+    python, dash_m, kvlab, *rest = shlex.split(command)
+    assert (python, dash_m, kvlab) == ("python", "-m", "kvlab")
+    assert main(rest) == 0
+    assert names(folder) == ["bf16", "int8", "int4 cache.size=3"]
+    assert {row["value"] for row in rows(folder)} == {3}
 
 
 def test_multirun_makes_a_folder_for_each_job(toy, tmp_path):

@@ -48,7 +48,7 @@ GROUPS = {
     "task": ("kvlab.eval", "awaited"),
 }
 BASES = {"Source", "EvictionPolicy", "PriorityPolicy", "RunFolder", "Retrieval", "Summary",
-         "Asking", "Forced", "StepTask", "TimedTask"}
+         "ByHead", "Asking", "Forced", "StepTask", "TimedTask"}
 
 
 @pytest.fixture(scope="module", autouse=True)

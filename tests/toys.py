@@ -37,14 +37,15 @@ class Count:
         if self.fail == "early":
             raise BadInput("model.path", "x", "is broken")
         for variant in variants:
-            if not folder.done(variant.name, variant.params):
+            held = folder.done(variant.name, variant.params)
+            if not held:
                 value = Measurement("size", variant.spec.size if variant.spec else 0, "blocks")
                 folder.add(variant.name, variant.params, [value])
             if self.fail == "late":
                 raise KvlabError("the second variant does not fit")
             if self.fail == "defect":
                 raise ZeroDivisionError("a defect")
-            if self.fail == "interrupt":
+            if self.fail == "interrupt" and not held and variant is variants[0]:
                 raise KeyboardInterrupt
 
 

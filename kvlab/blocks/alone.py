@@ -47,8 +47,9 @@ class Alone:
 
     def sealed(self, step: Step, publish: bool) -> None:
         """The step's full blocks are read-only from now on and in the table."""
-        first = step.past // self.ground.block_size
-        self.ground.ledger.seal(step.sealing, depth=range(first, first + len(step.sealing)))
+        if step.sealing:
+            first = step.past // self.ground.block_size
+            self.ground.ledger.seal(step.sealing, depth=range(first, first + len(step.sealing)))
 
     def publish(self, seq: SeqId) -> None:
         """Make known what a sequence holds and nobody knows."""

@@ -146,7 +146,7 @@ class Sequences:
     def _check_step(self, seqs: Sequence[SeqId], counts: Sequence[int]) -> None:
         if self.under_way is not None:
             raise KvlabError("the previous step was neither committed nor aborted")
-        if len(seqs) != len(counts) or any(n < 0 for n in counts):
+        if len(seqs) != len(counts) or min(counts, default=0) < 0:
             raise BadInput("counts", counts, f"must be {len(seqs)} numbers of tokens, 0 or more")
         for seq in seqs:
             self.length(seq)

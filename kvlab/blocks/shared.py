@@ -73,7 +73,8 @@ class Shared(Alone):
         claim, table = ground.claims[seq], ground.tables[seq]
         far = [i for i in range(first, stop) if claim.found[i] is None]
         new, claim.reserved = claim.reserved[: len(far)], claim.reserved[len(far) :]
-        self.known.tier.fetch([claim.coming[i] for i in far], new)
+        if far:  # else other layer groups alone miss something
+            self.known.tier.fetch([claim.coming[i] for i in far], new)
         place = dict(zip(far, new))
         ids = [place.get(i, claim.found[i]) for i in range(first, stop)]
         table.append(ids, (stop - first) * size)

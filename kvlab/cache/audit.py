@@ -19,6 +19,7 @@ REASONS = {
     "r": "last_token",  # held, but the last token of a prompt is always computed
     "t": "tail_not_full",  # the prompt's last tokens fill no block
 }
+MISSING_FIRST = "elngrHht"  # what one layer group says counts before what another says
 
 
 class Audit(NamedTuple):
@@ -44,11 +45,19 @@ class Audit(NamedTuple):
 
 
 def audited(layers: Layers, opened: Opened, chain: Chain) -> Audit:
-    """What a request is about to find in a cache of `layers`: `opened`, of the prompt `chain`."""
-    g, reasons = layers.geometry, layers.groups[0].held.known.reasons
-    codes, tokens = reasons.codes(opened, chain), opened.hit * g.block_size
-    block_bytes = layers.spec.format.block_bytes(g)
+    """What a request is about to find in a cache of `layers`: `opened`, of the prompt `chain`.
+
+    A block is there where every layer group has it: of several reasons the one counts that is
+    nearest to its being gone (`MISSING_FIRST`).
+    """
+    shape, tokens = layers.shape, opened.hit * layers.geometry.block_size
+    known = [group.held.known for group in layers.groups]
+    each = [k.reasons.codes(opened._replace(found=k.found(chain), away=k.away(chain)), chain)
+            for k in known]  # fmt: skip
+    codes = "".join(min(column, key=MISSING_FIRST.index) for column in zip(*each))
+    sizes = [g.pool.format.block_bytes(g.pool.geometry) for g in layers.groups]
     return Audit(
-        chain.tokens, tokens, codes, opened.hit * block_bytes, codes.count("H") * block_bytes,
-        float(layers.shape.prefill_flops(chain.tokens)), float(layers.shape.prefill_flops(tokens)),
+        chain.tokens, tokens, codes, opened.hit * sum(sizes),
+        sum(size * own.count("H") for size, own in zip(sizes, each)),
+        float(shape.prefill_flops(chain.tokens)), float(shape.prefill_flops(tokens)),
     )

@@ -156,7 +156,7 @@ def test_kept_prefixes_are_found_and_pinned():
     kept.release(handle)
     assert ledger.evictable_count == 0
     with pytest.raises(OutOfBlocks):
-        kept.groups[0].make_room(3)
+        kept.groups[0].room.make(3)
     kept.release(other)
     kept.groups[0].room.evict(1)  # tail first
     assert kept.attach(TOKENS).ids == handle.ids[:1]

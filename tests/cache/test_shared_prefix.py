@@ -10,6 +10,7 @@ from driver import Driver, held_bytes, make
 
 from kvlab import policy as policies
 from kvlab.blocks import HashSharing, Serving, Shared, victims
+from kvlab.budget import Shares
 from kvlab.core import BadInput, OutOfBlocks
 from kvlab.model import PagedCache, prefill
 from kvlab.model.decode import generate
@@ -190,7 +191,8 @@ def store(cache, ids) -> str:
     count = len(ids) - cache.length(seq)
     cache.begin([seq], [count])
     x = torch.zeros(1, 1, count, 8)
-    cache.store(0, x, x)
+    for layer in range(cache.geometry.layers):
+        cache.store(layer, x, x)
     cache.commit()
     cache.close(seq)
     return cache.audits[seq].codes
@@ -514,3 +516,19 @@ def test_an_audit_says_why_blocks_missed():
     row = cache.audits[max(cache.audits)].row(flops_per_second=1e9)
     assert row["codes"] == "hhhhr" and row["ms_saved"] == 1e-6 * row["flops_saved"] > 0
     assert 0 < row["flops_saved_percent"] < 100
+
+
+@pytest.mark.parametrize(("offload", "codes"), [("none", "eeeee"), ("host", "HHHHr")])
+def test_an_audit_asks_every_layer_group(offload, codes):
+    """The first group has room for both prompts, the second for one: it says what became of it."""
+    cache = make(layers=2, head_dim=8, query_heads=2, kv_heads=1, policy="lru", budget_blocks=10,
+                 budget=Shares([3, 1]), groups="per_layer", prefix="hash", offload=offload)
+    ids = words(20)
+    assert store(cache, ids) == "nnnnn"
+    assert store(cache, words(20, 1)) == "nnnnn"
+    assert [group.held.known.tier.keeps for group in cache.groups] == [offload == "host"] * 2
+    assert store(cache, ids) == codes
+    small = cache.groups[1].pool
+    row = cache.audit()[-1]
+    assert row["host_bytes_loaded"] == codes.count("H") * small.format.block_bytes(small.geometry)
+    assert row["bytes_loaded"] == codes.count("H") * cache.spec.format.block_bytes(cache.geometry)

@@ -150,7 +150,8 @@ def test_it_has_a_row_of_compatibility(capsys):
     assert compat.main([f"policy={PATH}"]) == 0
     told = capsys.readouterr().out.splitlines()
     assert told[0] == f"policy={PATH} needs a budget"
-    assert "format: all 11" in told and "summary: all 6" in told
+    for axis in ("format", "summary"):
+        assert f"{axis}: all {len(axes.names(axis))}" in told
     assert compat.main(["policy=value_size.Other"]) == 2
 
 
