@@ -117,7 +117,7 @@ def _ended(
             over = [pair for pair in jobs if pair[0].done()]
             for job, task in over:
                 jobs.remove((job, task))
-                yield task, _outcome(job)
+                yield task, _outcome(job, where)
             if not over:
                 time.sleep(_POLL_SECONDS[where])
     finally:
@@ -125,9 +125,11 @@ def _ended(
             job.cancel()
 
 
-def _outcome(job) -> Outcome | None:
+def _outcome(job, where: str) -> Outcome | None:
     from submitit.core.utils import FailedJobError, UncompletedJobError
 
+    if where == "local" and not job.paths.result_pickle.exists():
+        return None  # submitit would wait for it: files of a cluster may come late
     try:
         return job.result()
     except (FailedJobError, UncompletedJobError):
