@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -34,6 +36,8 @@ class Layers:
         self.geometry, self.inv_freq = geometry, inv_freq
         self.spec = spec.checked_for(geometry)
         self.spec.check_positions(inv_freq)
+        if self.spec.caution:
+            warnings.warn(self.spec.caution, stacklevel=2)
         self.device, self.dtype = torch.device(device), compute_dtype(dtype)
         self.identity = named(facts.identity, self.spec, self.dtype)  # as the cache is made
         self.shape = ModelShape.of(geometry, facts.parameters)

@@ -112,6 +112,11 @@ class CacheSpec:
         return granularity.told(self)
 
     @property
+    def caution(self) -> str:
+        """What is known to go wrong with this combination, "" where nothing is."""
+        return self.format.caution(self.block_size)
+
+    @property
     def choice(self) -> str:
         """Who chooses tokens for itself: "head", "layer" or "all"."""
         return granularity.CHOICES[self.groups]

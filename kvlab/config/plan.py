@@ -123,6 +123,7 @@ def _variant(point: _Point, spec) -> Variant:
     granularity = getattr(spec, "granularity", "")
     name = f"{point.name} {granularity}" if granularity else point.name
     about = {"granularity": granularity.strip("()")} if granularity else {}
+    about |= {"caution": spec.caution} if getattr(spec, "caution", "") else {}
     return Variant(name, point.params | about, spec)
 
 

@@ -89,13 +89,11 @@ class Asking(Task):
     def said(self, runner: Runner, logits: Tensor) -> list[int]:
         """Tokens of an answer that begins with the likeliest of `logits` [V]. The last one was not
         read by the cache."""
-        return runner.generate(logits, self.new_tokens, lambda tokens: self.ended(
-            runner.loaded, tokens))  # fmt: skip
+        def ended(tokens: list[int]) -> bool:
+            told = text_of(runner.loaded, tokens)
+            return tokens[-1] in end_ids(runner.loaded) or cut(told, self.stop) != told
 
-    def ended(self, loaded: LoadedModel, tokens: list[int]) -> bool:
-        """Whether an answer is over before it has `new_tokens`."""
-        told = text_of(loaded, tokens)
-        return tokens[-1] in end_ids(loaded) or cut(told, self.stop) != told
+        return runner.generate(logits, self.new_tokens, ended)
 
     def judged(self, loaded: LoadedModel, tokens: list[int], question: Question) -> dict:
         """What is kept of an answer, whoever gave it: `score`, and its tokens as `answers`

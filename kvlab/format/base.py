@@ -28,13 +28,19 @@ class Codec:
 
     bits: payload bits of one element, without scales. has_kernel: whether the Triton kernels read
     and write its planes; torch does it elsewhere. scaled: whether an element's rounding depends
-    on others. rotated: whether channels are turned before they are stored, see `Rotated`.
+    on others. rotated: whether channels are turned before they are stored, see `Rotated`. even:
+    whether codes are evenly spaced, so that one large element takes them from all of its scale.
     """
 
     bits: int
     has_kernel = False
     scaled = True
     rotated = False
+    even = False
+
+    def axis_of(self, slots: int) -> str:
+        """What one scale covers in a block of `slots` tokens: `channel`, `token`, or "" (none)."""
+        return ""
 
     def planes(self, slots: int, heads: int, dim: int) -> dict[str, Plane]:
         """Stored arrays of a block of `slots` tokens; `BadInput` for a `dim` it cannot pack."""
@@ -123,6 +129,15 @@ class KVFormat:
     def payload_bits(self) -> float:
         """Bits of one element on average, without scales and zeros: what a name promises."""
         return (self.key.bits + self.value.bits) / 2
+
+    def caution(self, slots: int) -> str:
+        """What is known to go wrong in blocks of `slots` tokens, "" where nothing is."""
+        if not (self.key.even and self.key.axis_of(slots) == "token"):
+            return ""
+        cause = f"in blocks of {slots} tokens " if self.key.axis == "auto" else ""
+        cure = "cache.block_size of 32 or more" if cause else "format.axis=channel"
+        return (f"{self.name} scales keys by token {cause}, and outlier channels, as Qwen's keys "
+                f"have, then take the codes of all others: {cure}".replace(" ,", ","))
 
     @property
     def identity(self) -> str:

@@ -67,6 +67,9 @@ class ByLayer(KVFormat):
     def payload_bits(self) -> float:
         raise self._mixed()
 
+    def caution(self, slots: int) -> str:
+        return "; ".join(dict.fromkeys(filter(None, (f.caution(slots) for f, _ in self.runs))))
+
     @property
     def identity(self) -> str:
         runs = (f"{'' if count is None else count}*({format.identity})"

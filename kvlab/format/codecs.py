@@ -126,10 +126,7 @@ class Packed(Codec):
     """
 
     slots_last = False
-
-    def axis_of(self, slots: int) -> str:
-        """What one scale covers in a block of `slots` tokens: `channel` or `token`."""
-        raise NotImplementedError
+    even = True
 
     @property
     def bit_planes(self) -> dict[str, tuple[int, int]]:

@@ -34,7 +34,8 @@ def console_table(rows: list[dict], *, width: int = 80) -> Table:
         style = "yellow" if cells[0].endswith("*") else None
         table.add_row(*(Text(cell) for cell in cells), style=style)
     failed = [f"failed: {e.variant}: {e.reason}" for e in everything if e.failure]
-    told = [*filter(None, [_caption(plain, rows)]), *map(escape, failed)]
+    doubted = dict.fromkeys(f"caution: {e.variant}: {e.caution}" for e in everything if e.caution)
+    told = [*filter(None, [_caption(plain, rows)]), *map(escape, [*failed, *doubted])]
     table.caption, table.caption_justify = "\n".join(told), "left"
     return table
 

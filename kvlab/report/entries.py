@@ -54,14 +54,24 @@ class Entry:
         if self.is_baseline:
             return ["baseline"]
         ratio = self.bytes_ratio
-        told = [f"control: {c}" for c in (self.control,) if c]
+        told = [f"{what}: {c}" for what, c in (("control", self.control), ("caution", self.caution))
+                if c]
         return told + (["no bytes saved"] if ratio is not None and ratio >= 1 else [])
 
     @property
     def control(self) -> str:
         """What a negative control or noise floor is, "" of a variant in earnest."""
+        return self._said("control")
+
+    @property
+    def caution(self) -> str:
+        """What is known to go wrong with it, "" where nothing is."""
+        return self._said("caution")
+
+    def _said(self, param: str) -> str:
+        """A parameter of its rows as text, "" where there is none."""
         rows = [*self.rows.values(), *([self.failure] if self.failure else [])]
-        return next((str(r["params"].get("control") or "") for r in rows), "")
+        return next((str(r["params"].get(param) or "") for r in rows), "")
 
     @property
     def status(self) -> str:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvlab.core import BadInput, CacheGeometry
-from kvlab.format import NAMES, Dense, Fp8, Grouped, Int, by_name
+from kvlab.format import NAMES, Dense, Fp8, Grouped, Int, KVFormat, by_name
 from kvlab.format.base import resolve_axis
 from kvlab.kernel.quantize_ref import SCALE_FLOOR, pack, rotate, unpack
 
@@ -385,3 +385,33 @@ def test_unpack_inverts_pack(bits, bytes_, rows, seed):
     assert torch.equal(unpack(packed, bits), codes)
     parts = 8 // bits
     assert packed[0, 0] == sum(int(codes[0, i * bytes_]) << (i * bits) for i in range(parts))
+
+
+@pytest.mark.parametrize("name, slots, warned", [
+    ("int4", 8, True), ("int4", 16, False), ("int8", 8, True), ("int4g", 8, True),
+    ("int4g", 32, False), ("fp8", 8, False), ("bf16", 1, False), ("k4v2", 8, True),
+])  # fmt: skip
+def test_evenly_spaced_keys_by_token_are_cautioned_against(name, slots, warned):
+    told = by_name(name).caution(slots)
+    assert bool(told) == warned
+    if warned:
+        assert f"{name} scales keys by token in blocks of {slots} tokens, and outlier" in told
+        assert told.endswith("cache.block_size of 32 or more")
+
+
+def test_the_caution_is_true_of_keys_with_outlier_channels():
+    """The error of the other channels in a block of 8 is far above that in one of 32."""
+    x = torch.randn(4, 32, 2, 64, generator=torch.Generator().manual_seed(0))
+    x[..., 5] += 60.0
+
+    def error(slots):
+        k = x.reshape(-1, slots, 2, 64)
+        back = by_name("int4").dequantize(by_name("int4").quantize(k, k), torch.float32)[0]
+        return (back - k)[..., 6:].square().mean().item()
+
+    assert error(8) > 20 * error(32)
+
+
+def test_a_codec_of_one_s_own_by_token_names_the_axis_to_change():
+    told = KVFormat(Int(4, "token"), Int(4, "token"), "mine").caution(64)
+    assert told.startswith("mine scales keys by token, and") and told.endswith("axis=channel")

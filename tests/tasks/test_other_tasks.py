@@ -29,6 +29,7 @@ from kvlab.eval.tasks import (
     Written,
 )
 from kvlab.eval.tasks.drawn import first_line, longest_prefix, recognised
+from kvlab.eval.tasks.fitting import dice
 from kvlab.eval.tasks.infinite import found_in
 from kvlab.eval.tasks.written import lines_right, searched, tried
 
@@ -42,7 +43,7 @@ def own_cache(tmp_path, monkeypatch):
 
 def prompt(cls, units, **more):
     task = cls(**more)
-    return task.prompt(units, task.dice("item", 0))
+    return task.prompt(units, dice(task, "item", 0))
 
 
 def asked(text):

@@ -15,7 +15,9 @@ from kvlab.core import BadInput
 from kvlab.eval import TASKS
 from kvlab.eval.tasks import RULER, Protocol, VariableTracking, haystack, words
 from kvlab.eval.tasks.documents import Hotpot, Squad
-from kvlab.eval.tasks.lists import CommonWords, FrequentWords
+from kvlab.eval.tasks.fitting import dice
+from kvlab.eval.tasks.fitting import drawn as drawn_items
+from kvlab.eval.tasks.lists import CommonWords, FrequentWords, vocabulary
 from kvlab.eval.tasks.niah import Niah, NiahMultikey3, NiahMultiquery, NiahSingle1, NiahSingle2
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -27,7 +29,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def drawn(task, units, number=0):
-    prompt = task.prompt(units, task.dice("item", number))
+    prompt = task.prompt(units, dice(task, "item", number))
     [asked] = prompt.asked
     return prompt, asked
 
@@ -247,7 +249,7 @@ def test_prompt_and_answer_fill_the_length_and_items_are_kept(name):
     again = part.items(speaker, None, seed=3)
     assert all(np.array_equal(a.tokens(), b.tokens()) and a.questions[0].texts ==
                b.questions[0].texts for a, b in zip(items, again))  # fmt: skip
-    drawn_anew = list(part.drawn(speaker, 3))
+    drawn_anew = list(drawn_items(part, speaker.tokenizer, 3))
     assert [x.tokens().tolist() for x in drawn_anew] == [x.tokens().tolist() for x in items]
     other = part.items(speaker, None, seed=4)
     assert not np.array_equal(other[0].tokens(), items[0].tokens())
@@ -259,7 +261,7 @@ def test_items_are_the_same_everywhere():
     assert words.uuid(Random("0 a")) == "3e093831-c463-48ce-9643-bbd66de09028"
     assert words.pair_of_words(Random("0 a")) == "knowledgeable-puritan"
     assert words.capitals(5, Random("0 a")) == "LTACY"
-    assert NiahSingle1().dice("item", 0).random() == 0.810995706771808
+    assert dice(NiahSingle1(), "item", 0).random() == 0.810995706771808
 
 
 def test_a_broken_file_of_items_is_drawn_again(tmp_path):
@@ -288,7 +290,7 @@ def test_words_without_wonderwords_are_refused(monkeypatch):
 
 def test_word_lists_are_those_of_wonderwords():
     assert [len(words.word_list(k)) for k in ("noun", "adjective", "verb")] == [6782, 910, 1041]
-    assert CommonWords().most() == 8166
+    assert len(vocabulary(0)) == 8166
 
 
 def test_essays_are_split_into_sentences(tmp_path):

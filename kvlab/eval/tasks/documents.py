@@ -56,34 +56,33 @@ class Documents(Drawn):
     def read_from(self) -> str:
         return digest_of(self.path)
 
-    def fitted(self, wording, name: str, units: int, number: int):
+    def turn_to(self, number: int) -> None:
         if number >= len(self.questions):
             raise BadInput("eval.samples", self.protocol.samples,
                            f"{self.path} holds {len(self.questions)} questions that have an answer")
         self.asked = number
         self.least = len(self.questions[number].gold)
-        return super().fitted(wording, name, max(units, self.least), number)
 
     def prompt(self, units: int, rng: Random) -> Prompt:
         one = self.questions[self.asked]
-        told = [self.documents[n] for n in self._chosen(one, units, rng)]
+        told = [self.documents[n] for n in chosen(one, units, len(self.documents), rng)]
         Random(self.seed).shuffle(told)
         context = "\n\n".join(f"Document {n}:\n{text}" for n, text in enumerate(told, 1))
         asked = Asked(self.QUESTION.format(query=one.query), " Answer:", one.texts)
         return Prompt(f"{self.BEFORE}{context}\n\n", (asked,), f"{self.BEFORE}\n\n")
 
-    def _chosen(self, one: Questioned, units: int, rng: Random) -> list[int]:
-        """The right documents, then near ones, then any; all of them again where that is short."""
-        room = units - len(one.gold)
-        if units >= len(self.documents):
-            everything = range(len(self.documents))
-            return [*everything] * (units // len(self.documents)) + [
-                *everything[: units % len(self.documents)]]
-        if room <= len(one.near):
-            return [*one.gold, *rng.sample(one.near, max(0, room))]
-        known = {*one.gold, *one.near}
-        others = [n for n in range(len(self.documents)) if n not in known]
-        return [*one.gold, *one.near, *rng.sample(others, room - len(one.near))]
+
+def chosen(one: Questioned, units: int, count: int, rng: Random) -> list[int]:
+    """Numbers of documents, of `count`: the right ones, then near ones, then any; all of them again
+    where that is short."""
+    room = units - len(one.gold)
+    if units >= count:
+        return [*range(count)] * (units // count) + [*range(units % count)]
+    if room <= len(one.near):
+        return [*one.gold, *rng.sample(one.near, max(0, room))]
+    known = {*one.gold, *one.near}
+    others = [n for n in range(count) if n not in known]
+    return [*one.gold, *one.near, *rng.sample(others, room - len(one.near))]
 
 
 class Squad(Documents):

@@ -11,11 +11,12 @@ from random import Random
 import numpy as np
 
 from kvlab import stats
-from kvlab.core import BadInput, Measurement
+from kvlab.core import Measurement
 from kvlab.eval import rows, scorers
 from kvlab.eval.asking import Asking
 from kvlab.eval.runner import Runner
 from kvlab.eval.task import Item, Question
+from kvlab.eval.tasks import fitting
 from kvlab.eval.tasks.kept import Kept
 from kvlab.eval.tasks.protocol import Protocol
 from kvlab.eval.tasks.wording import Prompt, Wording
@@ -25,14 +26,16 @@ FOUND = 4  # characters of an answer that nobody writes by chance
 
 
 class Drawn(Asking):
-    """A member says `prompt(units, rng)`, a prompt with so many units of haystack; this class
-    finds the most units that fit, draws the items and scores the answers.
+    """A member says `prompt(units, rng)`, a prompt with so many units of haystack; `fitting` finds
+    the most units that fit and draws the items, this class scores the answers.
 
     name, generates: the task and how many tokens its authors generate. right: its scorer. exactly:
     whether there is one right answer, which the first line may be. copies: whether it is a string
     to be copied, so that one found but miscopied is told apart. turns: whether questions come one
     behind the other.
+    counted: what its length is, of the prompt (tokens) or of the right answer (answer_tokens).
     step, least: by how many units a prompt that is too long shrinks, and the fewest it may have.
+    most: units that it can have, however long it may be.
     settings: names of the arguments of a member's own, for the record.
 
     Everything is drawn with `random.Random` seeded by text, so items are the same everywhere and
@@ -46,8 +49,10 @@ class Drawn(Asking):
     copies = False
     exactly = True
     turns = False
+    counted = "tokens"
     step = 1
     least = 1
+    most = 1 << 24
     settings: tuple[str, ...] = ()
 
     def __init__(self, protocol: Protocol | None = None):
@@ -57,44 +62,44 @@ class Drawn(Asking):
             self.right, protocol.decode_driver,
         )
         self.protocol, self.seed = protocol, 0
-        self.length = self.sizes()[0]
+        self.fit_to(protocol.sizes(self.counted)[0])
 
     # -- what a member says
 
     def prompt(self, units: int, rng: Random) -> Prompt:
         raise NotImplementedError
 
-    def most(self) -> int:
-        """Units that a prompt can have at most, however long it may be."""
-        return 1 << 24
+    def fit_to(self, length: int) -> None:
+        """Take this length, and what follows from it."""
+        self.length = length
 
-    def sizes(self) -> list[int]:
-        """The lengths of its parts."""
-        return self.protocol.lengths
+    def units(self, wording: Wording) -> int:
+        """The most units that fit."""
+        return fitting.largest(self, wording)
+
+    def turn_to(self, number: int) -> None:
+        """The item of this number is about to be drawn."""
 
     def read_from(self) -> str:
         """A word for the content of files that items come from, beside what `settings` say."""
         return ""
 
-    # -- parts and record
+    # -- parts, record and items
 
     def parts(self, model: LoadedModel) -> list[Drawn]:
         found = []
-        for length in self.sizes():
+        for length in self.protocol.sizes(self.counted):
             found.append(copy(self))
-            found[-1].length = length
+            found[-1].fit_to(length)
             found[-1].chat = Wording(model.tokenizer, self.protocol.chat).chat
         return found
 
     def params(self) -> dict:
         own = {name: getattr(self, name) for name in self.settings}
-        return super().params() | self.measured() | own | {
+        return super().params() | {self.counted: self.length} | own | {
             "samples": self.protocol.samples,
             "chat": getattr(self, "chat", self.protocol.chat),
         }
-
-    def measured(self) -> dict:
-        return {"tokens": self.length}
 
     def beside(self, full: Runner) -> list[Runner]:
         if not self.protocol.no_context:
@@ -103,55 +108,9 @@ class Drawn(Asking):
         params = full.params | {"baseline": False, "control": told}
         return [replace(full, name="no context", params=params, reads=False, raws={}, stats=[])]
 
-    # -- items
-
     def items(self, model: LoadedModel, data, seed: int) -> list[Item]:
-        return Kept(self, model.tokenizer, seed).items(lambda: list(self.drawn(model, seed)))
-
-    def drawn(self, model: LoadedModel, seed: int) -> Iterator[Item]:
-        self.seed = seed
-        wording = Wording(model.tokenizer, self.protocol.chat)
-        units = self.fitting(wording)
-        for number in range(self.protocol.samples):
-            name = f"{self.name}, item {number + 1}"
-            yield self.fitted(wording, name, units, number)
-
-    def dice(self, *words) -> Random:
-        """For an item, or for a throw-away sample; seeded by text, so the same everywhere."""
-        return Random(" ".join(map(str, (self.seed, self.name, self.length, *words))))
-
-    def fitted(self, wording: Wording, name: str, units: int, number: int) -> Item:
-        """The item at so many units, or fewer, until it fits; raises `BadInput` where none does."""
-        while units >= self.least:
-            prompt = self.prompt(units, self.dice("item", number))
-            item = wording.item(name, prompt, self.turns)
-            if self.fits(item, wording):
-                return item
-            units -= self.step
-        raise BadInput("eval.lengths", self.length, f"{self.name} needs more tokens than that: "
-                       "question, answer and the least of a haystack do not fit")
-
-    def fitting(self, wording: Wording) -> int:
-        """The most units that fit, each size tried with a sample that is thrown away."""
-        def fits(units: int) -> bool:
-            prompt = self.prompt(units, self.dice("size", units))
-            return self.fits(wording.item("", prompt, self.turns), wording)
-
-        low, high = self.least, self.least + 1
-        while high < self.most() and fits(high):
-            low, high = high, min(2 * high, self.most())
-        if high == self.most() and fits(high):
-            return high
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if fits(middle) else (low, middle)
-        return low
-
-    def fits(self, item: Item, wording: Wording) -> bool:
-        """Whether the prompt and what is generated behind it have at most `length` tokens."""
-        asked = [len(question.ids) + self.new_tokens for question in item.questions]
-        behind = sum(asked) if self.turns else max(asked)
-        return len(item.context) + behind <= self.length
+        kept = Kept(self, model.tokenizer, seed)
+        return kept.items(lambda: list(fitting.drawn(self, model.tokenizer, seed)))
 
     # -- scores
 

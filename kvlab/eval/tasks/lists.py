@@ -13,7 +13,7 @@ from string import ascii_lowercase
 
 from kvlab.core import BadInput
 from kvlab.eval.tasks.drawn import Drawn
-from kvlab.eval.tasks.protocol import Protocol
+from kvlab.eval.tasks.fitting import dice, fits
 from kvlab.eval.tasks.wording import Asked, Prompt, Wording
 from kvlab.eval.tasks.words import NOISE, capitals, distinct, word_list
 
@@ -35,25 +35,23 @@ class VariableTracking(Drawn):
               " variables are assigned the value {query}, they are: ")  # fmt: skip
     example_tokens = 500  # of the worked example, at most
 
-    def __init__(self, protocol: Protocol | None = None):
-        super().__init__(protocol)
-        self.lines = 5  # of the worked example
+    lines = 5  # of the worked example
 
-    @property
-    def step(self) -> int:
-        return 5 if self.length < SHORT else 10
+    def fit_to(self, length: int) -> None:
+        super().fit_to(length)
+        self.step = 5 if length < SHORT else 10
 
-    def drawn(self, model, seed: int):
+    def units(self, wording: Wording) -> int:
         """The worked example has the same lines in all items, as many as fit."""
-        self.seed, lines = seed, 5
-        while lines < self.example_tokens and self.example_tokens >= len(
-                model.tokenizer(self._example(lines + 1, self.dice("example"))[0])["input_ids"]):
+        lines, most = 5, self.example_tokens
+        while lines < most and most >= len(
+                wording.tokenizer(self._example(lines + 1, dice(self, "example"))[0])["input_ids"]):
             lines += 1
         self.lines = lines
-        yield from super().drawn(model, seed)
+        return super().units(wording)
 
     def prompt(self, units: int, rng: Random) -> Prompt:
-        names, about, context = self._chain(units, 5, rng, rng)
+        names, about, context = chain_of(self.hops, units, 5, rng, rng)
         worked, answer = self._example(self.lines, rng)
         before = f"{worked} {' '.join(answer)}\n\n{self.BEFORE}"
         asked = Asked(self.QUESTION.format(**about), self.PREFIX.format(**about), tuple(names))
@@ -61,15 +59,17 @@ class VariableTracking(Drawn):
 
     def _example(self, lines: int, rng: Random) -> tuple[str, list[str]]:
         """A prompt with names of three letters, the same in all items but for names and value."""
-        names, about, context = self._chain(lines, 3, rng, self.dice("example's places"))
+        places = dice(self, "example's places")
+        names, about, context = chain_of(self.hops, lines, 3, rng, places)
         return f"{self.BEFORE}{context}\n{self.QUESTION}{self.PREFIX}".format(**about), names
 
-    def _chain(self, lines: int, letters: int, rng: Random, places: Random):
-        """Names, what the question says of the value that all have, and the text."""
-        names = distinct(self.hops + 1, lambda: capitals(letters, rng))
-        value = str(rng.randint(10_000, 99_998))
-        context = hidden_chain(names, value, [NOISE] * lines, places)
-        return names, {"query": value, "num_v": self.hops + 1}, context
+
+def chain_of(hops: int, lines: int, letters: int, rng: Random, places: Random):
+    """Names, what the question says of the value that all have, and the text."""
+    names = distinct(hops + 1, lambda: capitals(letters, rng))
+    value = str(rng.randint(10_000, 99_998))
+    context = hidden_chain(names, value, [NOISE] * lines, places)
+    return names, {"query": value, "num_v": hops + 1}, context
 
 
 def hidden_chain(names: list[str], value: str, lines: list[str], rng: Random) -> str:
@@ -94,8 +94,9 @@ class CommonWords(Drawn):
     QUESTION = "Question: What are the 10 most common words in the above list?"
     PREFIX = " Answer: The top 10 words that appear most often in the list are:"
 
-    def most(self) -> int:
-        return len(vocabulary(self.seed))
+    def units(self, wording: Wording) -> int:
+        self.most = len(vocabulary(self.seed))
+        return super().units(wording)
 
     def prompt(self, units: int, rng: Random) -> Prompt:
         small = self.length < SHORT
@@ -140,7 +141,7 @@ class FrequentWords(Drawn):
     PREFIX = (" Answer: According to the coded text above, the three most frequently appeared "
               "words are:")  # fmt: skip
 
-    def fitting(self, wording: Wording) -> int:
+    def units(self, wording: Wording) -> int:
         """Occurrences: from a sixth of the tokens on, in steps of a 32nd, while they fit."""
         frame = wording.item("", Prompt("", (Asked("", "", ()),), ""))
         self.room = self.length - self.new_tokens - len(frame.tokens())
@@ -148,7 +149,7 @@ class FrequentWords(Drawn):
             raise BadInput("eval.lengths", self.length, f"{self.name} needs four coded words, of "
                            f"{self.per_word} tokens of text each, beside its question")
         self.step, units = max(1, self.room // 32), self.room // self.letters
-        while self.fits(wording.item("", self.prompt(units, self.dice("size"))), wording):
+        while fits(self, wording.item("", self.prompt(units, dice(self, "size"))), wording):
             units += self.step
         return units - self.step
 

@@ -48,59 +48,60 @@ class Niah(Drawn):
             self.name = f"{self.name}-books"
         self.exactly = self.values * self.queries == 1
         super().__init__(protocol)
-        self.least, self.step = self._steps()
 
-    def _steps(self) -> tuple[int, int]:
+    def fit_to(self, length: int) -> None:
+        super().fit_to(length)
         if self.hay == "text":
-            return 20, 50 if self.length < 4096 else 500
-        return max(5, self.keys * self.values), 5 if self.length < 4096 else 25
-
-    def parts(self, model):
-        found = super().parts(model)
-        for part in found:
-            part.least, part.step = part._steps()
-        return found
+            self.least, self.step = 20, 50 if length < 4096 else 500
+        else:
+            self.least, self.step = max(5, self.keys * self.values), 5 if length < 4096 else 25
 
     def read_from(self) -> str:
         return haystack.origin(self.essays) if self.hay == "text" else ""
 
     def prompt(self, units: int, rng: Random) -> Prompt:
-        keys = [self._drawn(self.key, rng) for _ in range(max(self.keys, self.queries))]
-        told = {n: [self._drawn(self.value, rng) for _ in range(self.values)]
-                for n in range(len(keys))}  # fmt: skip
-        needles = [self._needle(keys[n], value) for n in told for value in told[n]]
+        def some(kind: str) -> str:
+            return number(self.digits, rng) if kind == "numbers" else KINDS[kind](rng)
+
+        keys = [some(self.key) for _ in range(max(self.keys, self.queries))]
+        told = [[some(self.value) for _ in range(self.values)] for _ in keys]
+        needles = [needle(self.value, key, v) for key, values in zip(keys, told) for v in values]
         Random(self.seed).shuffle(needles)  # one order for all items, as RULER has it
-        context = self._context(needles, units, rng)
+        if self.hay == "text":
+            context = haystack.hidden(needles, units, self.essays, rng)
+        else:
+            lines = [NOISE] * units
+            if self.hay == "needle":
+                lines = [needle(self.value, some(self.key), some(self.value)) for _ in lines]
+            context = among(needles, lines, rng)
         asked = rng.sample(range(len(keys)), self.queries)
         query = listed([keys[n] for n in asked])
         texts = tuple(value for n in asked for value in told[n])
-        return self._worded(context, query, texts)
+        return worded(self.value, self.exactly, context, query, texts)
 
-    def _drawn(self, kind: str, rng: Random) -> str:
-        return {"words": pair_of_words, "uuids": uuid,
-                "numbers": lambda rng: number(self.digits, rng)}[kind](rng)  # fmt: skip
 
-    def _needle(self, key: str, value: str) -> str:
-        return NEEDLE.format(type=self.value, key=key, value=value)
+KINDS = {"words": pair_of_words, "uuids": uuid}
 
-    def _context(self, needles: list[str], units: int, rng: Random) -> str:
-        if self.hay == "text":
-            return haystack.hidden(needles, units, self.essays, rng)
-        lines = [NOISE] * units
-        if self.hay == "needle":
-            lines = [self._needle(self._drawn(self.key, rng), self._drawn(self.value, rng))
-                     for _ in range(units)]  # fmt: skip
-        places = sorted(rng.sample(range(units), len(needles)), reverse=True)
-        for at, needle in zip(places, needles):
-            lines.insert(at, needle)
-        return "\n".join(lines)
 
-    def _worded(self, context: str, query: str, texts: tuple[str, ...]) -> Prompt:
-        kind, words = self.value, (BEFORE, QUESTION, PREFIX)
-        if self.exactly:
-            kind, words = kind[:-1], map(singular, words)
-        before, question, prefix = (w.format(type=kind, query=query) for w in words)
-        return Prompt(f"{before}{context}\n", (Asked(question, prefix, texts),), f"{before}\n")
+def needle(kind: str, key: str, value: str) -> str:
+    return NEEDLE.format(type=kind, key=key, value=value)
+
+
+def among(needles: list[str], lines: list[str], rng: Random) -> str:
+    """`lines` with the needles between them, at places that are drawn."""
+    places = sorted(rng.sample(range(len(lines)), len(needles)), reverse=True)
+    for at, one in zip(places, needles):
+        lines.insert(at, one)
+    return "\n".join(lines)
+
+
+def worded(kind: str, one: bool, context: str, query: str, texts: tuple[str, ...]) -> Prompt:
+    """one: whether a single value is asked for; RULER speaks of it so."""
+    words = (BEFORE, QUESTION, PREFIX)
+    if one:
+        kind, words = kind[:-1], map(singular, words)
+    before, question, prefix = (w.format(type=kind, query=query) for w in words)
+    return Prompt(f"{before}{context}\n", (Asked(question, prefix, texts),), f"{before}\n")
 
 
 def singular(words: str) -> str:

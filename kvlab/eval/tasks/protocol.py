@@ -44,3 +44,7 @@ class Protocol:
         self.samples, self.query_aware = samples, query_aware
         self.question_tokens, self.new_tokens = question_tokens, new_tokens
         self.chat, self.no_context, self.decode_driver = chat, no_context, decode_driver
+
+    def sizes(self, counted: str) -> list[int]:
+        """The lengths of tasks that count them in `tokens` or in `answer_tokens`."""
+        return {"tokens": self.lengths, "answer_tokens": self.answer_tokens}[counted]

@@ -37,50 +37,13 @@ QUESTIONS = 5  # on one context
 class Several(Drawn):
     """A member has a context with several questions; `turns` says how they come."""
 
-    @property
-    def mode(self) -> str:
-        return "turns" if self.turns else "requests"
-
     def params(self) -> dict:
-        return super().params() | {"mode": self.mode}
+        return super().params() | {"mode": "turns" if self.turns else "requests"}
 
     def run(self, runner: Runner, item: Item) -> Raw:
         runner.driver = self.decode_driver
-        found = list((self.conversation if self.turns else self.requests)(runner, item))
+        found = list((conversation if self.turns else requests)(self, runner, item))
         return {name: np.array([one[name] for one in found]) for name in found[0]}
-
-    def conversation(self, runner: Runner, item: Item) -> Iterator[dict]:
-        """One question behind the other, each behind the answer before it."""
-        left = []  # what of the last answer the cache has not read
-        for number, question in enumerate(item.questions):
-            asked = question.ids
-            if number == 0:
-                self.read(runner, item, question)
-                asked = question.ids[question.seen :] if self.query_aware else asked
-            logits = self.ask(runner, np.concatenate([np.array(left, dtype=np.int64), asked]))[-1]
-            tokens = self.said(runner, logits)
-            left = [] if tokens[-1] in end_ids(runner.loaded) else tokens[-1:]
-            yield self.judged(runner.loaded, tokens, question)
-
-    def requests(self, runner: Runner, item: Item) -> Iterator[dict]:
-        """Each question as a request of its own, timed to its first token."""
-        runner.start()
-        for number, question in enumerate(item.questions):
-            if number:
-                runner.next_request()
-            context, ids = context_of(runner, item), question.ids
-            if self.query_aware:
-                context, ids = np.concatenate([context, ids[: question.seen]]), ids[question.seen :]
-            synchronize(runner.loaded.model.device)
-            began = perf_counter()
-            known = runner.open(np.concatenate([context, ids]))
-            if known < len(context):
-                runner.fill(context[known:])
-            logits = self.ask(runner, ids[max(0, known - len(context)) :])[-1]
-            logits.argmax(-1).item()
-            took = perf_counter() - began
-            told = self.judged(runner.loaded, self.said(runner, logits), question)
-            yield told | {"ttft": took, "known": known}
 
     def rows(self, mine: Runner, full: Runner, seed: int) -> Iterator[Measurement]:
         yield from super().rows(mine, full, seed)
@@ -94,6 +57,41 @@ class Several(Drawn):
             saved = [100 * (1 - a / b) for a, b in zip(own, theirs)]
             found = stats.mean_interval(saved, block=1, seed=seed)
             yield rows.interval("task_ttft_saved_percent", found, "%", "higher", rows.size(own))
+
+
+def conversation(task: Several, runner: Runner, item: Item) -> Iterator[dict]:
+    """One question behind the other, each behind the answer before it."""
+    left = []  # what of the last answer the cache has not read
+    for number, question in enumerate(item.questions):
+        asked = question.ids
+        if number == 0:
+            task.read(runner, item, question)
+            asked = question.ids[question.seen :] if task.query_aware else asked
+        logits = task.ask(runner, np.concatenate([np.array(left, dtype=np.int64), asked]))[-1]
+        tokens = task.said(runner, logits)
+        left = [] if tokens[-1] in end_ids(runner.loaded) else tokens[-1:]
+        yield task.judged(runner.loaded, tokens, question)
+
+
+def requests(task: Several, runner: Runner, item: Item) -> Iterator[dict]:
+    """Each question as a request of its own, timed to its first token."""
+    runner.start()
+    for number, question in enumerate(item.questions):
+        if number:
+            runner.next_request()
+        context, ids = context_of(runner, item), question.ids
+        if task.query_aware:
+            context, ids = np.concatenate([context, ids[: question.seen]]), ids[question.seen :]
+        synchronize(runner.loaded.model.device)
+        began = perf_counter()
+        known = runner.open(np.concatenate([context, ids]))
+        if known < len(context):
+            runner.fill(context[known:])
+        logits = task.ask(runner, ids[max(0, known - len(context)) :])[-1]
+        logits.argmax(-1).item()
+        took = perf_counter() - began
+        told = task.judged(runner.loaded, task.said(runner, logits), question)
+        yield told | {"ttft": took, "known": known}
 
 
 class ScbenchKv(Several):

@@ -13,10 +13,9 @@ from collections.abc import Iterator
 from itertools import islice
 from random import Random
 
-from kvlab.eval.task import Item, Question
+from kvlab.eval.task import Question
 from kvlab.eval.tasks.drawn import Drawn
-from kvlab.eval.tasks.protocol import Protocol
-from kvlab.eval.tasks.wording import Asked, Prompt, Wording
+from kvlab.eval.tasks.wording import Asked, Prompt
 from kvlab.eval.tasks.words import distinct, place
 
 
@@ -35,27 +34,13 @@ class Written(Drawn):
     """
 
     right = staticmethod(lines_right)
+    counted = "answer_tokens"
     stop = ("\n\n",)
     START = "Answer:\n"
 
-    def __init__(self, protocol: Protocol | None = None):
-        super().__init__(protocol)
-        self._make_room()
-
-    def _make_room(self) -> None:
-        self.new_tokens = self.protocol.new_tokens or self.length * 5 // 4 + 8
-
-    def sizes(self) -> list[int]:
-        return self.protocol.answer_tokens
-
-    def parts(self, model):
-        found = super().parts(model)
-        for part in found:
-            part._make_room()
-        return found
-
-    def measured(self) -> dict:
-        return {"answer_tokens": self.length}
+    def fit_to(self, length: int) -> None:
+        super().fit_to(length)
+        self.new_tokens = self.protocol.new_tokens or length * 5 // 4 + 8
 
     def lines(self, units: int, rng: Random) -> tuple[str, str, list[str]]:
         raise NotImplementedError
@@ -64,10 +49,6 @@ class Written(Drawn):
         told, question, answer = self.lines(units, rng)
         asked = Asked(question, self.START, ("\n".join(answer),))
         return Prompt(f"{told}\n\n", (asked,), "\n\n")
-
-    def fits(self, item: Item, wording: Wording) -> bool:
-        [question] = item.questions
-        return len(wording.tokenizer(question.texts[0])["input_ids"]) <= self.length
 
     def marks(self, text: str, question: Question) -> dict[str, float]:
         """The whole answer counts as exact, not its first line."""
@@ -126,7 +107,7 @@ class Countdown(Written):
 
     name = "countdown"
     START = "Search:\n"
-    least = 6
+    least, most = 6, 800  # steps; four numbers have some more
     RULES = (
         "A game: combine numbers until one is left that equals the target. Search like this. "
         "Take the numbers two by two, in order. Let a be the larger and b the smaller. Try a + b, "
@@ -135,9 +116,6 @@ class Countdown(Written):
         "more are left, go on with them at once; if one is left and it is not the target, go back "
         "to the last choice. Stop at the target.\n\n"
     )
-
-    def most(self) -> int:
-        return 800  # steps; four numbers have some more
 
     def lines(self, units: int, rng: Random):
         example, wanted = game(4, 8, 3, Random("an example of countdown"))
