@@ -28,12 +28,13 @@ class _Tasks(Launcher):
         from kvlab.__main__ import main
         from kvlab.config import task_of
 
+        state, resume = self.config.hydra, self.config.resume
         numbered = list(enumerate(map(list, job_overrides), initial_job_idx))
         tasks = [
-            task_of(self.config.hydra, number, overrides, self._subdir(number, overrides))
+            task_of(state, resume, number, overrides, self._subdir(number, overrides))
             for number, overrides in numbered
         ]
-        ended = launch(self, tasks, main, resume=bool(self.config.resume))
+        ended = launch(self, tasks, main)
         return [
             JobReturn(overrides, status=JobStatus.COMPLETED, _return_value=outcome.status)
             for (_, overrides), outcome in zip(numbered, ended)

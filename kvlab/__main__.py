@@ -151,8 +151,9 @@ def _sweep(owner: Owner, argv: list[str], args: Namespace, fixed: str) -> int:
 def _one_of_sweep(config) -> None:
     """A job that this process does itself; launchers of ours give its command line instead."""
     state = HydraConfig.get()
-    task = task_of(state, state.job.num, state.overrides.task, Path(state.sweep.subdir))
-    same_run([task], config.resume)
+    folder = Path(state.sweep.subdir)
+    task = task_of(state, config.resume, state.job.num, state.overrides.task, folder)
+    same_run([task])
     if not done(task):
         in_turn(task, lambda: _job(state, Path(state.runtime.output_dir)))
 

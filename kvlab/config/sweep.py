@@ -19,12 +19,14 @@ _LAUNCHER = ("hydra/launcher=", "hydra.launcher.")
 _OF_SWEEPS = (*_LAUNCHER, "hydra.sweep", "hydra/sweeper=", "hydra.run.", "hydra.mode=")
 
 
-def task_of(state: DictConfig, number: int, overrides: Sequence[str], folder: Path) -> Task:
-    """The job `number` with `overrides`; `state` is the node `hydra` of the sweep's composition."""
+def task_of(
+    state: DictConfig, resume: bool, number: int, overrides: Sequence[str], folder: Path
+) -> Task:
+    """The job `number` with `overrides`; `state` is Hydra's node in the sweep's composition."""
     own = [word for word in state.overrides.hydra if not word.startswith(_OF_SWEEPS)]
     sweep = Path(os.path.abspath(state.sweep.dir))
     words = (*_options(state), *own, *overrides)
-    return Task(number, words, sweep / folder, sweep, Path.cwd())
+    return Task(number, words, sweep / folder, sweep, Path.cwd(), bool(resume))
 
 
 def _options(state: DictConfig) -> list[str]:

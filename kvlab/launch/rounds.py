@@ -19,7 +19,6 @@ def launch(
     tasks: Sequence[Task],
     entry: Entry,
     *,
-    resume: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Outcome]:
     """Do the tasks and return how each stands. A round ends when all its tasks have.
@@ -27,7 +26,7 @@ def launch(
     A task is given again up to `over.retries` times where it failed or its worker died, each time
     with `resume=true`. Raises `BadInput` where a folder holds another run.
     """
-    same_run(tasks, resume)
+    same_run(tasks)
     left = [task for task in tasks if not done(task)]
     if len(left) < len(tasks):
         say(f"{len(tasks) - len(left)} of {len(tasks)} runs are there already")

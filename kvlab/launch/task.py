@@ -25,7 +25,8 @@ _MAY_CHANGE = ("resume=", "track=", "track.", "hydra.", "hydra/", "--config-dir=
 class Task(NamedTuple):
     """One run: the words behind `python -m kvlab`, its folder, and where the words are read.
 
-    words: without `resume` and without the folder; both are added by `command`.
+    words: `command` puts the folder and `resume` in place of what they say of these. resume:
+    whether the first try goes on with what is there.
     """
 
     number: int
@@ -33,6 +34,7 @@ class Task(NamedTuple):
     folder: Path
     sweep: Path
     cwd: Path
+    resume: bool = False
 
     @property
     def mark(self) -> Path:
@@ -106,11 +108,11 @@ def outcomes(sweep: Path) -> dict[int, Outcome]:
     return {number: outcome for number, outcome in held.items() if outcome}
 
 
-def same_run(tasks: Iterable[Task], resume: bool) -> None:
+def same_run(tasks: Iterable[Task]) -> None:
     """Raises `BadInput` where a folder holds another run than the task, or one without `resume`."""
     for task in tasks:
         held = look(task.mark)
-        if held and not resume:
+        if held and not task.resume:
             remedy = "holds runs of a sweep; resume=true goes on with it, or choose another folder"
             raise BadInput("hydra.sweep.dir", task.sweep, remedy)
         if held and _meant(held.words) != _meant(task.words):

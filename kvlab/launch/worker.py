@@ -64,8 +64,8 @@ def perform(task: Task, entry: Entry, pins: Pins | None = None) -> Outcome:
         if pins is not None:
             pins.take()
         os.chdir(task.cwd)
-        resume = attempts > 1 or any(word == "resume=true" for word in task.words)
-        status, reason = _written(task, entry, command(task.words, task.folder, resume))
+        words = command(task.words, task.folder, task.resume or attempts > 1)
+        status, reason = _written(task, entry, words)
     except Exception as error:
         status, reason = 1, f"{type(error).__name__}: {error}"
     seconds = round(time.monotonic() - began, 3)

@@ -84,7 +84,7 @@ class RunFolder:
         self.tracker.start(self.path, self.config, self.environment, **about)
         measured = [row for row in self._rows if row["name"] != FAILED]
         for _, batch in groupby(measured, key=lambda row: identity(row)[:2]):
-            self.tracker.log(list(batch))  # it mirrors the whole file, rows kept included
+            self.tracker.kept(list(batch))  # it mirrors the whole file
         self._earlier_failures = self.failures()  # told at the end, if they stand till then
         self._file = self._measurements.open("ab", buffering=0)
 

@@ -77,8 +77,9 @@ class Here(Launching):
             yield task, perform(task, entry)
 
 
-def run(over: Launching, given: list[Task], **more) -> list[int]:
-    return [o.status for o in launch(over, given, entry, say=lambda text: None, **more)]
+def run(over: Launching, given: list[Task], resume: bool = False) -> list[int]:
+    given = [task._replace(resume=resume) for task in given]
+    return [o.status for o in launch(over, given, entry, say=lambda text: None)]
 
 
 def test_what_fails_is_given_again_and_what_is_refused_is_not(tmp_path):
@@ -111,7 +112,7 @@ def test_resume_skips_what_is_there(tmp_path):
         run(Here(), given)
     over = Here()
     assert run(over, [*given, *tasks(tmp_path, *["well"] * 4)[3:]], resume=True) == [0, 2, 0, 0]
-    assert over.given == [[1, 3]]
+    assert over.given == [[1, 3]] and said(tmp_path / "3") == ["well True None"]
     (tmp_path / "0/measurements.jsonl").unlink()
     over = Here()
     run(over, given[:1], resume=True)
@@ -122,8 +123,8 @@ def test_another_run_of_the_same_number_is_refused(tmp_path):
     run(Here(), tasks(tmp_path, "well"))
     with pytest.raises(BadInput, match="run 0 of .* began as `well`"):
         run(Here(), tasks(tmp_path, "slow"), resume=True)
-    more = tasks(tmp_path, "well")[0]._replace(words=("well", "track=none", "resume=true"))
-    assert run(Here(), [more], resume=True) == [0]
+    more = tasks(tmp_path, "well")[0]._replace(words=("well", "track=none", "resume=True"))
+    assert run(Here(), [more], resume=True) == [0], "Hydra writes True"
 
 
 def test_a_node_without_the_folder_says_so(tmp_path):
