@@ -13,7 +13,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
-from kvlab.launch import ByJoblib, ByRay, BySubmitit, launch
+from kvlab.launch import ByJoblib, ByRay, BySubmitit, Outcome, launch
 
 
 class _Tasks(Launcher):
@@ -35,10 +35,7 @@ class _Tasks(Launcher):
             for number, overrides in numbered
         ]
         ended = launch(self, tasks, main)
-        return [
-            JobReturn(overrides, status=JobStatus.COMPLETED, _return_value=outcome.status)
-            for (_, overrides), outcome in zip(numbered, ended)
-        ]
+        return [_told(overrides, outcome) for (_, overrides), outcome in zip(numbered, ended)]
 
     def _subdir(self, number: int, overrides: list[str]) -> Path:
         """The job's folder inside the sweep's, as `hydra.sweep.subdir` says."""
@@ -49,6 +46,13 @@ class _Tasks(Launcher):
         OmegaConf.set_struct(job, False)
         job.hydra.job.num = job.hydra.job.id = number
         return Path(str(job.hydra.sweep.subdir))
+
+
+def _told(overrides: list[str], outcome: Outcome) -> JobReturn:
+    """For a sweeper: every job has ended, and what it returns is its exit status."""
+    job = JobReturn(overrides=overrides, status=JobStatus.COMPLETED)
+    job.return_value = outcome.status
+    return job
 
 
 class JoblibLauncher(ByJoblib, _Tasks):

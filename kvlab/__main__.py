@@ -36,6 +36,7 @@ from kvlab.config import (
     conf_dir,
     explain,
     first_of_sweep,
+    given,
     given_options,
     listing,
     make_plan,
@@ -152,7 +153,7 @@ def _one_of_sweep(config) -> None:
     """A job that this process does itself; launchers of ours give its command line instead."""
     state = HydraConfig.get()
     folder = Path(state.sweep.subdir)
-    task = task_of(state, config.resume, state.job.num, state.overrides.task, folder)
+    task = task_of(state, config.resume, state.job.num, given(state, "task"), folder)
     same_run([task])
     if not done(task):
         in_turn(task, lambda: _job(state, Path(state.runtime.output_dir)))
@@ -211,8 +212,8 @@ def _check(args: Namespace) -> Plan:
 
 def _task_overrides(state) -> list[str]:
     """A sweep's job was composed by Hydra; its variants need the user's search path again."""
-    search = [o for o in state.overrides.hydra if o.startswith("hydra.searchpath=")]
-    return [*search, *state.overrides.task]
+    search = [o for o in given(state, "hydra") if o.startswith("hydra.searchpath=")]
+    return [*search, *given(state, "task")]
 
 
 def execute(plan: Plan, owner: Owner, also: str | None = None) -> int:

@@ -23,10 +23,15 @@ def task_of(
     state: DictConfig, resume: bool, number: int, overrides: Sequence[str], folder: Path
 ) -> Task:
     """The job `number` with `overrides`; `state` is Hydra's node in the sweep's composition."""
-    own = [word for word in state.overrides.hydra if not word.startswith(_OF_SWEEPS)]
+    own = [word for word in given(state, "hydra") if not word.startswith(_OF_SWEEPS)]
     sweep = Path(os.path.abspath(state.sweep.dir))
     words = (*_options(state), *own, *overrides)
     return Task(number, words, sweep / folder, sweep, Path.cwd(), bool(resume))
+
+
+def given(state: DictConfig, kind: str) -> list[str]:
+    """Overrides as they were given, `task` or `hydra`: what they refer to is not looked up."""
+    return OmegaConf.to_container(state.overrides, resolve=False)[kind]
 
 
 def _options(state: DictConfig) -> list[str]:
@@ -76,7 +81,7 @@ def launcher(state: DictConfig, sweep: bool) -> Launching | None:
     """
     chosen = state.runtime.choices.get("hydra/launcher", "basic")
     if not sweep:
-        if any(word.startswith(_LAUNCHER) for word in state.overrides.hydra):
+        if any(word.startswith(_LAUNCHER) for word in given(state, "hydra")):
             raise BadInput("hydra/launcher", chosen, "needs --multirun: one run has no tasks")
         return None
     tree = {"hydra": {"launcher": OmegaConf.to_container(state.launcher, resolve=True)}}
@@ -84,7 +89,7 @@ def launcher(state: DictConfig, sweep: bool) -> Launching | None:
     if not str(node["_target_"]).startswith("hydra_plugins.kvlab_launch."):
         return None
     check(tree, node, "hydra.launcher")
-    given = {key: value for key, value in node.items() if key != "_target_"}
-    made = target_of(tree, "hydra.launcher")(**given)
+    settings = {key: value for key, value in node.items() if key != "_target_"}
+    made = target_of(tree, "hydra.launcher")(**settings)
     made.refuse()
     return made

@@ -19,6 +19,7 @@ from kvlab.track import FAILED, summary_keys
 
 _TABLE = "measurements"  # as the tracker logs all rows
 _SPEED = ("/s", "ms", "s")  # units, or what they end with
+_MOST_RUNS = 100  # in a panel
 _MOST = 24  # variants in one panel; more cannot be told apart
 _BYTES = ("bytes", "KiB", "MiB", "GiB")
 
@@ -86,8 +87,9 @@ def workspace(
         ws.Section(name=title, panels=panels, is_open=title in ("Decision table", "Frontier"))
         for title, panels in told.items() if panels
     ]  # fmt: skip
-    shown = ws.RunsetSettings(filters=ws.And(ws.Metric("Group") == group)) if group else None
-    more = {"runset_settings": shown} if shown else {}
+    more = {"settings": ws.WorkspaceSettings(max_runs=_MOST_RUNS)}
+    if group:
+        more["runset_settings"] = ws.RunsetSettings(filters=ws.And(ws.Metric("Group") == group))
     return ws.Workspace(entity=entity, project=project, name=name, sections=sections, **more)
 
 
@@ -114,11 +116,15 @@ def _media(wr, keys: list[str]) -> list:
 def _bars(wr, measured: _Measured, wanted: Callable[[str, str], bool]) -> list:
     return [
         wr.BarPlot(
-            title=f"{name}, {measured.units[name]} ({measured.better[name]} is better)",
+            title=f"{_titled(name, measured.units[name])}: {measured.better[name]} is better",
             metrics=[wr.SummaryMetric(key) for [key] in measured.keys(name)],
         )
         for name in measured.named(wanted)
     ]
+
+
+def _titled(name: str, unit: str) -> str:
+    return f"{name.replace('_', ' ')}, {unit}" if unit else name.replace("_", " ")
 
 
 def main(arguments: list[str] | None = None) -> int:
