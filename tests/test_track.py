@@ -90,6 +90,22 @@ def test_resume_cuts_a_torn_line_and_skips_what_is_there(tmp_path, torn):
     assert len(kept) == 1 and kept[0]["date"]
 
 
+@pytest.mark.parametrize("cut", [1, 40, 90, 150])
+def test_a_batch_that_a_kill_tore_is_measured_again(tmp_path, cut):
+    batch = [LOSS, LOSS._replace(name="other"), LOSS._replace(name="third")]
+    with RunFolder(tmp_path / "run") as folder:
+        folder.add("a", {"tokens": 1}, batch)
+        folder.add("b", {"tokens": 1}, batch)
+    file = tmp_path / "run/measurements.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: -1 - cut])
+    with RunFolder(tmp_path / "run", resume=True) as folder:
+        assert folder.done("a", {"tokens": 1}) and not folder.done("b", {"tokens": 1})
+        folder.add("b", {"tokens": 1}, batch)
+        assert folder.done("b", {"tokens": 1}, ["kl_mean_nats", "third"])
+    assert file.read_bytes() == whole, "no row twice, none missing"
+
+
 def test_a_whole_last_line_without_newline_is_kept(tmp_path):
     with RunFolder(tmp_path / "run") as folder:
         folder.add("a", {}, [LOSS])

@@ -26,7 +26,7 @@ class Job:
         """Called by submitit at preemption and timeout; the run goes on with what is on disk."""
         from submitit.helpers import DelayedSubmission
 
-        return DelayedSubmission(self, *arguments)
+        return DelayedSubmission(Job(), *arguments)
 
 
 class BySubmitit(Launching):
