@@ -26,7 +26,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 from rich.console import Console
 
-from kvlab import __version__
+from kvlab import __version__, axes
 from kvlab.config import (
     Plan,
     add_config_dir,
@@ -47,7 +47,6 @@ from kvlab.config import (
 )
 from kvlab.core import KvlabError, RunFailed
 from kvlab.launch import done, in_turn, outcomes, same_run
-from kvlab.report import console_table, write_report
 from kvlab.track import FAILED, Owner, RunFolder, own
 
 INTERRUPTED = 130
@@ -63,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--version" in argv:
         print(f"kvlab {__version__}")
         return 0
+    if not {"", os.getcwd()} & set(sys.path):  # `kvlab` finds classes of the user's own where
+        sys.path.append(os.getcwd())           # `python -m kvlab` does
     debug = os.environ.get("HYDRA_FULL_ERROR") == "1"
     try:
         return _dispatch(argv)
@@ -207,7 +208,12 @@ def _check(args: Namespace) -> Plan:
     folder = os.path.abspath(args.config_path or conf_dir())
     with hydra.initialize_config_dir(folder, job_name="kvlab", version_base="1.3"):
         return make_plan(overrides, args.config_name or "config",
-                         "sweep" if args.multirun else "run")
+                         "sweep" if args.multirun else "run", _started)
+
+
+def _started(told: str) -> None:
+    """The first line of a run, before the libraries that its job needs are loaded."""
+    print(f"kvlab {__version__}: {told}; loading", flush=True)
 
 
 def _task_overrides(state) -> list[str]:
@@ -257,6 +263,9 @@ def _measure(plan: Plan, folder: RunFolder) -> None:
 def _conclude(folder: RunFolder) -> None:
     if not folder.rows():
         return
+    # what draws takes half of the time to start, so it is loaded when there is something to draw
+    write_report, console_table = (axes.load("report", f"kvlab.report.{name}")
+                                   for name in ("write_report", "console_table"))  # fmt: skip
     page = write_report([folder.path], folder.path / "report")
     folder.artifact(page.parent, "report")
     shown, settings = _first(folder.rows(), _TABLE_LINES)

@@ -27,6 +27,7 @@ class Equal:
     divides = False  # whether groups get unlike shares
     by_head = False  # whether heads of a layer get unlike shares
     adapts = False  # whether these follow the scores
+    looks = False  # whether those of groups follow what their layers look at: `kept`
 
     def weights(self, groups: Sequence[Layers]) -> list[float]:
         """The share of each group in the budget; the mean over all layers is 1."""
@@ -86,6 +87,46 @@ class Shares(Equal):
         return [x / mean for x in self.shares]
 
 
+class SimLayer(Equal):
+    """Layers that look at little but the window hold the window alone, the others everything.
+
+    SimLayerKV (Zhang et al. 2024, https://arxiv.org/abs/2410.13846): a layer is lazy where the last
+    32 queries of a prompt give the first and the newest tokens, those of the window, more than
+    `threshold` of their attention. The least lazy hold all they have seen, until the budget is
+    spent; one that it does not suffice for keeps its best tokens. cache.budget_percent=100 with a
+    window of 4 and 1,020 tokens is the paper's. threshold: null: the budget says how many are lazy.
+    Differs: the newest tokens of each query, in every chunk of a prompt; not while decoding.
+    """
+
+    name = "simlayer"
+    divides = looks = True
+
+    def __init__(self, threshold: float | None = 0.9):
+        if isinstance(threshold, bool) or threshold is not None and not 0 <= threshold <= 1:
+            raise BadInput("budget.threshold", threshold, "must be from 0 to 1, a share of "
+                           "attention, or null")
+        self.threshold = threshold
+
+    def kept(
+        self, parts: Sequence[float], most: Sequence[int], least: int,
+        lazy: Sequence[float | None],
+    ) -> list[float]:
+        """What each layer may hold of the `most` it has seen, where equal shares would be `parts`;
+        least: the window. lazy: shares of attention, None where no layer was looked at yet."""
+        if None in lazy:
+            return list(most)  # until the end of the first step, which tells
+        given = [float(min(n, least)) for n in most]
+        left = sum(parts) - sum(given)
+        if left < 0:  # the window alone is more than the budget
+            return list(parts)
+        for layer in sorted(range(len(most)), key=lambda i: lazy[i]):
+            if self.threshold is None or lazy[layer] <= self.threshold:
+                more = min(left, most[layer] - given[layer])
+                given[layer] += more
+                left -= more
+        return given
+
+
 class ByHead(Equal):
     """What divides among the key/value heads of a layer, over a member that divides among layers.
 
@@ -100,6 +141,9 @@ class ByHead(Equal):
         if self.layers.by_head:
             raise BadInput("budget.layers", self.layers.name, "divides among heads itself; name "
                            "what divides among layers: equal, pyramid")
+        if self.layers.looks:
+            raise BadInput("budget.layers", self.layers.name, "gives some layers all they have "
+                           "seen, and nothing is left to divide among heads; equal or pyramid")
 
     @property
     def divides(self) -> bool:
@@ -204,6 +248,9 @@ def blocks_in(
 
 
 def _whole(budget: Equal, found: list[Fraction]) -> list[int]:
+    if budget.looks:
+        raise BadInput("budget", budget.name, "follows what layers look at in a prompt, of which "
+                       "they hold a share; cache.budget_percent")
     whole = [floor(x) for x in found]
     if min(whole) < 1:
         raise BadInput("budget", budget.name, f"leaves no block for layer group "

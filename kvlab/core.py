@@ -101,7 +101,7 @@ class CacheGeometry:
 
     `CacheGeometry(layers, query_heads, kv_heads, head_dim, block_size)` has equal layers, and
     `CacheGeometry.of(shapes, query_heads, block_size)` any. Layers of one shape may form a layer
-    group (`shape_groups`); a group's own geometry is `part(layers)`, and has a `shape`.
+    group (`KVFormat.groups`); a group's own geometry is `part(layers)`, and has a `shape`.
     """
 
     shapes: tuple[LayerShape, ...]
@@ -177,14 +177,6 @@ class CacheGeometry:
     def group(self) -> int:
         """Query heads that share one key/value head."""
         return self.query_heads // self.kv_heads
-
-    @property
-    def shape_groups(self) -> list[tuple[int, ...]]:
-        """Numbers of the layers of each shape; shapes in the order in which they come."""
-        found: dict[LayerShape, list[int]] = {}
-        for layer, shape in enumerate(self.shapes):
-            found.setdefault(shape, []).append(layer)
-        return [tuple(layers) for layers in found.values()]
 
     def part(self, layers: Sequence[int]) -> CacheGeometry:
         """The geometry of some of the layers."""

@@ -35,7 +35,7 @@ class SinkWindow(NoWindow):
     StreamingLLM (Xiao et al. 2023, https://arxiv.org/abs/2309.17453).
     sinks: tokens at the head (default 4); recent: tokens at the end (1024).
     middle: whether tokens between the two are read while the policy keeps them. True: the policy
-    and the budget decide (FIFO makes it StreamingLLM with a larger recent part, attention mass
+    and the budget decide (FIFO makes it StreamingLLM with a larger recent part, policy=h2o
     makes it H2O). False: the window alone decides, blocks that leave it can be freed at once.
     rerotate: whether the kept tokens are read as if they stood side by side, as in the paper, so
     that no distance exceeds the window; needs middle=False. False: original positions.

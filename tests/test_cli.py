@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from kvlab import __version__
 from kvlab.__main__ import main
 from kvlab.config import quote
 
@@ -56,6 +57,18 @@ def test_a_long_table_is_cut_and_says_so(toy, capsys, monkeypatch):
     shown = capsys.readouterr().out
     assert "cache.size=4" in shown and "cache.size=5" not in shown
     assert "... 3 more in the report" in shown and len(names(folder)) == 7
+
+
+def test_the_first_line_comes_before_libraries_that_take_seconds(toy, tmp_path, capsys):
+    assert toy()[0] == 0
+    assert capsys.readouterr().out.startswith(f"kvlab {__version__}: experiment=toy_specs, "
+                                              "job=count_specs, 3 variants; loading\n")
+    code = ("import sys; from kvlab.__main__ import main, _started\n"
+            "import kvlab.__main__ as run\n"
+            "run._started = lambda told: sys.exit(str(sorted(set(sys.modules) & "
+            "{'torch', 'transformers', 'matplotlib', 'datasets', 'wandb'})))\n"
+            "main([])")
+    assert process("-c", code, cwd=tmp_path).stderr == "[]\n"
 
 
 def test_default_folder_lies_under_outputs(toy, tmp_path):

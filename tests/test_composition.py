@@ -38,12 +38,16 @@ AXES = {
 }
 
 
+# No policy knows a format, and no format a policy: which is with which proves nothing.
+APART = {("format", "policy")}
+
+
 def pairwise(axes: dict[str, tuple]) -> list[dict]:
     """Rows in which each pair of values of two axes meets at least once; greedy, repeatable."""
     sizes = {name: len(values) for name, values in axes.items()}
     open_pairs = {
         ((a, i), (b, j))
-        for a, b in combinations(axes, 2)
+        for a, b in combinations(axes, 2) if (a, b) not in APART
         for i, j in product(range(sizes[a]), range(sizes[b]))
     }
     rows = []
@@ -82,6 +86,8 @@ def label(row) -> str:
 
 def test_every_pair_is_there():
     for (a, first), (b, second) in combinations(AXES.items(), 2):
+        if (a, b) in APART:
+            continue
         met = {(repr(row[a]), repr(row[b])) for row in ROWS}
         assert met == {(repr(x), repr(y)) for x, y in product(first, second)}
 

@@ -32,6 +32,7 @@ MANDATORY = {
     "model=local": ["model.path=x"],
     "model=gguf": ["model.path=x"],
     "data=text": ["data.path=x"],
+    "policy=triattention": [f"policy.centres={DATA}/centres.json"],
     "budget=shares": ["budget.shares=[1]"],
     "budget=duo": ["budget.gates=[[1,0]]"],
     "task=qa_1": [f"eval.squad={DATA}/squad.json"],

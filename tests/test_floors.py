@@ -13,7 +13,8 @@ from walls import patches
 ROOT = Path(__file__).resolve().parents[1] / "kvlab"
 FLOORS = (
     ("core", "axes"),
-    ("policy", "window", "budget", "kernel", "track", "report", "stats", "hub", "launch"),
+    ("policy", "window", "budget", "kernel", "track", "report", "stats", "hub",
+     "progress", "launch"),
     ("blocks", "format", "summary", "retrieval"),
     ("sim", "fused"),
     ("pool", "offload"),
@@ -30,7 +31,7 @@ FUSED = ("_triton", "_cuda", "sides", "tune")
 NEIGHBOURS = {("axes", "core"), ("report", "track"), ("offload", "pool"), ("__main__", "config")}
 TORCH_FREE = (
     "policy", "window", "budget", "blocks", "sim", "track", "report", "stats", "hub", "core",
-    "axes", "launch",
+    "axes", "progress", "launch",
 )  # fmt: skip
 ONLY_IN = {
     "transformers": {"model"},

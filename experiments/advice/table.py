@@ -1,48 +1,62 @@
-"""Makes the table that `python -m kvlab advise` goes by from run folders.
+"""Makes what `python -m kvlab advise` goes by from the reports of this repository.
 
-    python experiments/advice/table.py --out kvlab/assets/advice/losses.jsonl \
-        SmolLM2-135M-Instruct=RUN Qwen2.5-Coder-0.5B-Instruct=RUN
+    python experiments/advice/table.py [--reports reports] [--out kvlab/assets/advice]
 
-Each RUN is the folder of a run of job=evaluate whose variants are formats; the name is what the
-model is called in the table. No number is given by hand.
+Losses of formats and of eviction with their intervals, and speeds; no number is given by hand.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
-import yaml
-
-from kvlab.track import read_rows
-
+# report -> run -> what the model is called in the table
+FORMATS = {"real_formats": {"smollm2-135m": "SmolLM2-135M-Instruct",
+                            "qwen2.5-coder-0.5b": "Qwen2.5-Coder-0.5B-Instruct"}}  # fmt: skip
+EVICTION = {"real_eviction": {"evict": "SmolLM2-135M-Instruct"}}
+SPEEDS = ("decode_speed", "prefill_speed", "memory_200k")
+RANDOM = "Qwen3-0.6B's shapes, random weights"  # what the models of SPEEDS are
 FIGURES = {"perplexity": "perplexity_delta_percent", "kl": "kl_mean_nats",
            "top1": "top1_agreement_percent"}  # fmt: skip
+KINDS = {"decode_tokens_per_second": "decode", "prefill_tokens_per_second": "prefill"}
+OPTIONS = ("format", "policy", "window", "retrieval", "offload", "cache.budget_percent",
+           "budget_percent", "window.sinks", "window.recent")  # fmt: skip
 
 
-def rows_of(model: str, folder: Path) -> list[dict]:
-    """A row for each format that was measured in `folder`."""
-    environment = json.loads((folder / "environment.json").read_text())
-    config = yaml.safe_load((folder / "config.yaml").read_text())
-    found: dict[str, dict] = {}
+def read(report: Path) -> list[dict]:
+    return [json.loads(line) for line in (report / "results.jsonl").read_text().splitlines()]
+
+
+def losses(reports: Path, sources: dict[str, dict[str, str]]) -> list[dict]:
+    """A row for each composition that was measured in these runs."""
+    found = []
+    for report, runs in sources.items():
+        told = json.loads((reports / report / "environments.json").read_text())
+        for run, model in runs.items():
+            rows = [r for r in read(reports / report) if r["params"]["run"] == run]
+            found += losses_of(model, rows, told[run])
+    return found
+
+
+def losses_of(model: str, rows: list[dict], environment: dict) -> list[dict]:
+    """A row for each composition of one run; its controls are left out."""
+    measured: dict[str, dict] = {}
     params: dict[str, dict] = {}
-    for row in read_rows(folder / "measurements.jsonl")[0]:
+    for row in rows:
         if row.get("step") is None and "control" not in row["params"]:
-            found.setdefault(row["variant"], {})[row["name"]] = row
+            measured.setdefault(row["variant"], {})[row["name"]] = row
             params[row["variant"]] = row["params"]
-    return [_row(model, params[variant], measured, environment, config)
-            for variant, measured in found.items()]  # fmt: skip
+    return [_loss(model, params[variant], found, environment)
+            for variant, found in measured.items()]  # fmt: skip
 
 
-def _row(model: str, params: dict, measured: dict, environment: dict, config: dict) -> dict:
-    host = environment["host"]
-    options = [f"{key}={value}" for key, value in params.items()
-               if key.partition(".")[0] == "format"]  # fmt: skip
-    speed = measured.get("prefill_tokens_per_second")
+def _loss(model: str, params: dict, measured: dict, environment: dict) -> dict:
+    host, speed = environment["host"], measured.get("prefill_tokens_per_second")
     return {
-        "model": model, "setting": _setting(params, config), "options": options,
-        "bits": measured["bits_per_element"]["value"],
+        "model": model, "setting": _setting(params, environment["command"]),
+        "options": options_of(params), "bits": measured["bits_per_element"]["value"],
         **{short: _figure(measured.get(name)) for short, name in FIGURES.items()},
         "allocated_bytes": int(measured["cache_allocated_bytes"]["value"]),
         "prefill_tokens_per_second": speed and speed["value"],
@@ -53,26 +67,50 @@ def _row(model: str, params: dict, measured: dict, environment: dict, config: di
     }
 
 
+def options_of(params: dict) -> list[str]:
+    """Words that choose the composition again."""
+    named = [(key, value) for key, value in params.items()
+             if key in OPTIONS or key.startswith("format.")]  # fmt: skip
+    words = [f"{key.replace('budget_percent', 'cache.budget_percent', 1)}={value:g}"
+             if key == "budget_percent" else f"{key}={value}" for key, value in named]
+    return sorted(words, key=lambda word: not word.startswith("format"))
+
+
 def _figure(row: dict | None) -> list[float] | None:
     return row and [row["value"], row["low"], row["high"]]
 
 
-def _setting(params: dict, config: dict) -> str:
-    data = config["data"]["_target_"].rpartition(".")[2]
-    return (f"{config['eval']['documents']} held-out documents ({data}) x {params['tokens']:,} "
-            f"tokens, chunks of {params['chunk_tokens']}, blocks of {params['block_size']}, "
-            f"against bf16; weights {params['weights'].partition(' (')[0]}")
+def _setting(params: dict, command: str) -> str:
+    documents = re.search(r"eval\.documents=(\d+)", command)[1]
+    data = re.search(r"\bdata=(\w+)", command)
+    return (f"{documents} held-out documents ({data[1].title() if data else 'Books'}) x "
+            f"{params['tokens']:,} tokens, chunks of {params['chunk_tokens']}, blocks of "
+            f"{params['block_size']}, against bf16; weights {params['weights'].partition(' (')[0]}")
+
+
+def speeds(reports: Path) -> list[dict]:
+    """A row for each cache of ours, length and batch."""
+    return [
+        {"report": report, "model": RANDOM, "options": options_of(row["params"]),
+         "kind": KINDS[row["name"]], "tokens": row["params"]["tokens"],
+         "batch": row["params"].get("batch", 1), "value": row["value"],
+         "device": row["params"]["device"], "commit": row["params"]["commit"]}
+        for report in SPEEDS for row in read(reports / report)
+        if row["name"] in KINDS and "peer" not in row["params"]
+    ]  # fmt: skip
 
 
 def main() -> None:
+    root = Path(__file__).resolve().parents[2]
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("runs", nargs="+", metavar="MODEL=RUN")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--reports", type=Path, default=root / "reports")
+    parser.add_argument("--out", type=Path, default=root / "kvlab" / "assets" / "advice")
     args = parser.parse_args()
-    rows = [row for run in args.runs
-            for row in rows_of(run.partition("=")[0], Path(run.partition("=")[2]))]  # fmt: skip
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    made = {"losses": losses(args.reports, FORMATS), "evictions": losses(args.reports, EVICTION),
+            "speeds": speeds(args.reports)}  # fmt: skip
+    for name, rows in made.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (args.out / f"{name}.jsonl").write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ An item is `{"name", "context": [ids], "new_tokens": n, "ends": [ids], "question
 "answer": [ids] or []}]}`. A line of the output is `{"arm", "item", "answers": [[ids]], "nats":
 [mean loss of the forced answers], "prefill_seconds", "bytes", "freed"}`: bytes as the cache's
 tensors have them; freed: false where a press only masks keys and the bytes are all there still.
+An arm that cannot run here has one line, `{"arm", "refused"}` with the reason.
 
 The number of an arm is the share of tokens that is removed, as kvpress has it, or bits.
 """
@@ -14,6 +15,7 @@ import argparse
 import copy
 import json
 import time
+from contextlib import nullcontext
 
 import kvpress
 import torch
@@ -27,29 +29,48 @@ PRESSES = {
     "streaming_llm": lambda r: kvpress.StreamingLLMPress(r),
     "lagkv": lambda r: kvpress.LagKVPress(r),
     "compactor": lambda r: kvpress.CompactorPress(r),
+    "observed_attention": lambda r: kvpress.ObservedAttentionPress(r),
     "kvzip": lambda r: kvpress.KVzipPress(r),
+    "kvzip_layerwise": lambda r: kvpress.KVzipPress(r, layerwise=True),
     "adakv": lambda r: kvpress.AdaKVPress(kvpress.SnapKVPress(r)),
     "random": lambda r: kvpress.RandomPress(r),
 }
-MASKING = {"kvzip", "adakv"}  # keys stay and are hidden from attention
-BITS = {"quanto", "hqq"}
+MASKING = {"kvzip", "kvzip_layerwise", "adakv"}  # keys stay and are hidden from attention
+EAGER = {"observed_attention"}  # asks for attention weights
+BITS = {"quanto": (2, 4), "hqq": (1, 2, 3, 4, 8)}  # of the library's quantized caches
+
+
+class Refused(Exception):
+    """Why an arm cannot run here."""
+
+
+def cache_of(model, name, number):
+    """An empty cache of an arm. Raises `Refused`."""
+    if name not in BITS and name not in PRESSES and name != "full":
+        raise Refused(f"no such arm: full, {', '.join([*PRESSES, *BITS])}")
+    if name not in BITS:
+        return DynamicCache(config=model.config)
+    if int(number) not in BITS[name]:
+        raise Refused(f"{name} has {', '.join(map(str, BITS[name]))} bits and not {number:g}")
+    try:
+        return QuantizedCache(name, config=model.config, nbits=int(number))
+    except ImportError as error:
+        raise Refused(f"{name} is not installed here: {error}") from error
 
 
 def filled(model, name, number, ids):
-    """A cache with the context `ids` [1, T], and the seconds that it took."""
-    if name in BITS:
-        cache = QuantizedCache(name, config=model.config, nbits=int(number))
-    else:
-        cache = DynamicCache(config=model.config)
+    """A cache with the context `ids` [1, T], and the seconds that it took. Raises `Refused`."""
+    cache = cache_of(model, name, number)
+    press = PRESSES[name](number)(model) if name in PRESSES and number > 0 else nullcontext()
+    model.set_attn_implementation("eager" if name in EAGER else "sdpa")
     wait(model)
     start = time.perf_counter()
-    if name in PRESSES and number > 0:
-        with PRESSES[name](number)(model):
-            model.model(input_ids=ids, past_key_values=cache)
-    else:
+    with press:
         model.model(input_ids=ids, past_key_values=cache)
     wait(model)
-    return cache, time.perf_counter() - start
+    took = time.perf_counter() - start
+    model.set_attn_implementation("sdpa")
+    return cache, took
 
 
 def wait(model):
@@ -93,7 +114,27 @@ def ask(model, cache, past, question, item):
     return told, None
 
 
-@torch.no_grad()
+def rows(model, item, arms, refused):
+    """A line for each arm on one item; `refused` notes those that cannot run, once."""
+    ids = torch.tensor([item["context"]], device=model.device)
+    for arm in arms:
+        if arm in refused:
+            continue
+        name, _, number = arm.partition(":")
+        try:
+            cache, seconds = filled(model, name, float(number or 0), ids)
+        except Refused as error:
+            refused.add(arm)
+            yield {"arm": arm, "refused": str(error)}
+            continue
+        size = nbytes(cache.layers, set())
+        told = [ask(model, cache, ids.shape[1], q, item) for q in item["questions"]]
+        yield {"arm": arm, "item": item["name"], "answers": [a for a, _ in told],
+               "nats": [n for _, n in told], "prefill_seconds": seconds, "bytes": size,
+               "freed": name not in MASKING}
+
+
+@torch.inference_mode()
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model")
@@ -108,16 +149,9 @@ def main():
         given.model, dtype=getattr(torch, given.dtype), attn_implementation="sdpa"
     ).to(device).eval()
     with open(given.items) as lines, open(given.out, "w") as out:
+        refused = set()
         for item in map(json.loads, lines):
-            ids = torch.tensor([item["context"]], device=device)
-            for arm in given.arms:
-                name, _, number = arm.partition(":")
-                cache, seconds = filled(model, name, float(number or 0), ids)
-                size = nbytes(cache.layers, set())
-                told = [ask(model, cache, ids.shape[1], q, item) for q in item["questions"]]
-                row = {"arm": arm, "item": item["name"], "answers": [a for a, _ in told],
-                       "nats": [n for _, n in told], "prefill_seconds": seconds, "bytes": size,
-                       "freed": name not in MASKING}
+            for row in rows(model, item, given.arms, refused):
                 out.write(json.dumps(row) + "\n")
                 out.flush()
 

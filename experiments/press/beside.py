@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from kvlab import axes, prefill, stats
 from kvlab.budget import AdaKV
@@ -35,8 +36,10 @@ from kvlab.window import SinkWindow
 PAIRS = {
     "key_diff": "keydiff", "snapkv": "snapkv", "expected_attention": "expected_attention",
     "tova": "tova", "lagkv": "lagkv", "compactor": "compactor", "random": "random",
-    "snapkv adakv": "adakv", "window": "streaming_llm",
+    "snapkv adakv": "adakv", "window": "streaming_llm", "attention_mass": "observed_attention",
+    "kvzip adakv": "kvzip_layerwise",
 }  # fmt: skip
+QUANTIZED = ["quanto:4", "quanto:2", "hqq:4", "hqq:2"]  # the library's own caches
 
 
 def spec_of(name: str, kept: float, block: int, tokens: int) -> CacheSpec:
@@ -46,9 +49,10 @@ def spec_of(name: str, kept: float, block: int, tokens: int) -> CacheSpec:
         return CacheSpec(format="bf16", block_size=block,
                          window=SinkWindow(4, recent, middle=False))
     policy, _, budget = name.partition(" ")
+    floor = 0.0 if policy == "kvzip" else 0.2  # as published
     return CacheSpec(
         format="bf16", policy=policy, budget_percent=100 * kept, block_size=block, evict="token",
-        budget=AdaKV() if budget else "equal", groups="per_head", window=SinkWindow(4, 64),
+        budget=AdaKV(floor) if budget else "equal", groups="per_head", window=SinkWindow(4, 64),
     )
 
 
@@ -70,8 +74,8 @@ def ours(loaded, task, items, spec, dtype) -> tuple[list[float], int, float]:
     return scores, int(np.mean(size)), float(np.mean(seconds))
 
 
-def theirs(python, model, loaded, task, items, arms, dtype) -> dict[str, tuple]:
-    """The same of each arm of kvpress, and whether its bytes were freed."""
+def theirs(python, model, loaded, task, items, arms, dtype) -> dict[str, tuple | str]:
+    """The same of each arm of kvpress, and whether its bytes were freed; or why it cannot run."""
     with tempfile.TemporaryDirectory() as folder:
         given, out = Path(folder, "items.jsonl"), Path(folder, "out.jsonl")
         with given.open("w") as file:
@@ -89,6 +93,9 @@ def theirs(python, model, loaded, task, items, arms, dtype) -> dict[str, tuple]:
     questions = {item.name: item.questions for item in items}
     for arm in arms:
         mine = [row for row in rows if row["arm"] == arm]
+        if "refused" in mine[0]:
+            found[arm] = mine[0]["refused"]
+            continue
         scores = [float(task.judged(loaded, told, q)[task.score])
                   for row in mine for told, q in zip(row["answers"], questions[row["item"]])]
         size, seconds = (np.mean([row[n] for row in mine]) for n in ("bytes", "prefill_seconds"))
@@ -104,6 +111,7 @@ def line(who, arm, scores, full, size, seconds, freed=True) -> str:
     return f"| {who} | {arm} | {' | '.join(told)} | {size} | {seconds:.2f} |"
 
 
+@torch.inference_mode()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("env", type=Path)
@@ -115,10 +123,8 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=20)
     parser.add_argument("--block", type=int, default=1)
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--more", nargs="*", default=[], help="arms of theirs only: kvzip:0.5")
+    parser.add_argument("--more", nargs="*", default=QUANTIZED, help="arms of theirs only")
     given = parser.parse_args()
-    import torch
-
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded = FolderModel(given.model, dtype=given.dtype).load(device)
     for name in given.tasks:
@@ -134,8 +140,11 @@ def main() -> None:
         print("| who | arm | score, % | minus the full cache's | MB | prefill, s |\n"
               "|---|---|---|---|---|---|")
         print(line("kvlab", "full", base, base, size, seconds))
-        for arm, (scores, *more) in press.items():
-            print(line("kvpress", arm, scores, press["full"][0], *more))
+        for arm, told in press.items():
+            if isinstance(told, str):
+                print(f"| kvpress | {arm} | refused: {told} | | | |")
+            else:
+                print(line("kvpress", arm, told[0], press["full"][0], *told[1:]))
         for m in given.methods:
             for kept in given.kept:
                 spec = spec_of(m, kept, given.block, tokens)

@@ -1,16 +1,19 @@
-"""What formats were measured to lose: rows that ship with kvlab, `assets/advice/losses.jsonl`.
+"""What was measured: losses of formats and of eviction, and speeds. They ship with kvlab in
+`assets/advice/`.
 
-`experiments/advice/table.py` makes them from run folders.
+`experiments/advice/table.py` makes the files from the reports of this repository.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-ASSET = Path(__file__).resolve().parents[1] / "assets" / "advice" / "losses.jsonl"
+ASSETS = Path(__file__).resolve().parents[1] / "assets" / "advice"
+ASSET, EVICTIONS, SPEEDS = (ASSETS / f"{n}.jsonl" for n in ("losses", "evictions", "speeds"))
 BLOCK_SIZE, CHUNK_TOKENS = 128, 512  # as all rows were measured: both are part of a lossy method
 
 
@@ -48,6 +51,70 @@ class Loss(NamedTuple):
     kernels: bool
     device: str
     commit: str
+
+
+class Speed(NamedTuple):
+    """One cache in one table of speeds.
+
+    options: words that choose it. kind: `decode` or `prefill`, value in tokens a second (decode: of
+    all sequences together). tokens: in the cache of each of `batch` sequences. model: whose shapes.
+    """
+
+    report: str
+    model: str
+    options: tuple[str, ...]
+    kind: str
+    tokens: int
+    batch: int
+    value: float
+    device: str
+    commit: str
+
+    @property
+    def deeds(self) -> frozenset[str]:
+        """What is done beside the format."""
+        return deeds(self.options)
+
+    def told(self) -> str:
+        """All of it but the options."""
+        at = f"{self.tokens:,} tokens" + f" x {self.batch} sequences" * (self.batch > 1)
+        verb = "decodes" if self.kind == "decode" else "prefills"
+        return (f"{verb} {self.value:,.{int(self.value < 10)}f} tokens/s at {at} ({self.model}, "
+                f"{self.device}, commit {self.commit[:7]}, reports/{self.report})")
+
+
+def deeds(options: tuple[str, ...]) -> frozenset[str]:
+    """Of the words those beside the format that change a speed; a policy over shared prefixes does
+    not, for it lets ended requests go only."""
+    keys = {"offload", "retrieval", "window"} | (set() if "prefix=hash" in options else {"policy"})
+    return frozenset(o for o in options if o.partition("=")[0] in keys)
+
+
+@cache
+def speeds(path: Path = SPEEDS) -> tuple[Speed, ...]:
+    """All rows, in the order of the file."""
+    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    return tuple(Speed(**row | {"options": tuple(row["options"])}) for row in rows)
+
+
+def nearest_speed(
+    options: tuple[str, ...], kind: str, tokens: int, requests: int, device: str | None
+) -> Speed | None:
+    """The row of the same deeds, of this device if it is named, whose format, batch and length in
+    this order come nearest. Lengths are compared by their ratio."""
+    wanted = deeds(options)
+    format = next(o for o in options if o.startswith("format="))
+    same = [s for s in speeds() if s.kind == kind and device in (None, s.device)
+            and (s.deeds == wanted or wanted and wanted < s.deeds)]
+    same = [s for s in same if format in s.options] or ([] if not wanted else same)
+    return min(same, key=lambda s: (abs(math.log(s.batch / requests)),
+                                    abs(math.log(s.tokens / tokens))), default=None)  # fmt: skip
+
+
+@cache
+def evictions() -> tuple[Loss, ...]:
+    """What eviction was measured to lose, rows as those of formats."""
+    return losses(EVICTIONS)
 
 
 @cache

@@ -7,8 +7,18 @@ from textwrap import TextWrapper
 
 from kvlab.advice.ask import GOALS, Ask
 from kvlab.advice.choices import SPARE, TOO_MUCH, Choice, choices, dominated
+from kvlab.advice.evict import FORGETS as EVICTED
+from kvlab.advice.evict import TRANSFORMERS, VLLM, Evicting, evicting
 from kvlab.advice.flags import nearest
-from kvlab.advice.table import BLOCK_SIZE, CHUNK_TOKENS, formats, losses, models
+from kvlab.advice.table import (
+    BLOCK_SIZE,
+    CHUNK_TOKENS,
+    Loss,
+    formats,
+    losses,
+    models,
+    nearest_speed,
+)
 from kvlab.model import Outline, outline
 from kvlab.pool import no_kernels
 
@@ -25,6 +35,8 @@ def advise(ask: Ask, config: dict, width: int = 100) -> str:
     parts = [_head(ask, model, width), _table(found), _sources(width)]
     fitting = advised(found)
     parts += [_one(choice, ask, model, width) for choice in shown(fitting, ask)]
+    if ask.goal in (None, "stream"):
+        parts.append(_evictions(evicting(ask, model), ask, model, width))
     if fitting and not ask.goal:
         parts.append(_fill("Of each goal the one with the least loss is told, with and without "
                            "host memory; goal=... tells all that fit.", width))
@@ -89,6 +101,8 @@ def _sources(width: int) -> str:
     told = ["ppl %: change in perplexity of the format alone, mean and 95 % interval, measured on "
             "models that may not be yours; what a window or a choice of blocks loses on top is in "
             "no row of the table."]
+    told.append("speed: of the nearest row that was measured; a model with more weights or a wider "
+                "cache than the shapes that are named is slower.")
     told.append(f"loses: it fits, and is not advised, for the interval reaches {TOO_MUCH:g} %.")
     for name in models():
         row = next(row for row in rows if row.model == name)
@@ -111,10 +125,32 @@ def _one(choice: Choice, ask: Ask, model: Outline, width: int) -> str:
     return "\n".join(lines)
 
 
+def _evictions(found: list[Evicting], ask: Ask, model: Outline, width: int) -> str:
+    """What was measured of eviction, which serves no goal by itself: some of the text is gone."""
+    head = _fill("Where some of the text may be gone, tokens can be evicted; bytes are about the "
+                 "share of a full cache, losses are of the lengths that are named:", width)
+    blocks = [head]
+    for one in found:
+        lines = [f"{one.name}  (about {_gb(one.bytes)} at the end)"]
+        for row in one.losses:
+            lines += _labelled("loss", f"{_figures(row)} ({row.setting}; {row.device}, commit "
+                                       f"{row.commit})", width)  # fmt: skip
+        options = tuple(o for o in one.options if o != "format=bf16")
+        lines.append(f"  command       {command_of(options, ask, model)}")
+        lines.append(f"  Python        {python_of(options)}")
+        blocks.append("\n".join(lines))
+    last = [*_labelled("forgets", EVICTED, width), *_labelled("vLLM", VLLM, width),
+            *_labelled("transformers", TRANSFORMERS, width)]  # fmt: skip
+    return "\n".join([*blocks, "each of these", *last])
+
+
+def _figures(row: Loss) -> str:
+    return (f"{row.model}: perplexity {row.perplexity.told('+.2f')} %, KL {row.kl.told('.2g')} "
+            f"nats, top-1 {row.top1.told('.1f')} %")
+
+
 def _loss(choice: Choice) -> str:
-    told = [f"{row.model}: perplexity {row.perplexity.told('+.2f')} %, KL "
-            f"{row.kl.told('.2g')} nats, top-1 {row.top1.told('.1f')} %"
-            for row in choice.losses if row.kl]  # fmt: skip
+    told = [_figures(row) for row in choice.losses if row.kl]
     own = {"window": "what the window loses", "quest": "what it loses by not reading all"}
     base = "; ".join(told) or "none: it is what the others are compared with"
     if choice.known:
@@ -129,24 +165,50 @@ def _speed(choice: Choice, ask: Ask, model: Outline) -> str:
     told = "; ".join(
         f"{row.model} prefilled {row.prefill_tokens_per_second:,.0f} tokens/s on {row.device}"
         + ", which had other work: no figure to plan by" * row.loaded for row in rows)
-    if not told or choice.deed:
+    known = _known_speed(choice, ask, model)
+    if known:
+        told = known
+    elif not told or choice.deed:
         told = f"not measured on {ask.device}" if ask.device else (
             "not measured on your device (device.name=... looks one up)")  # fmt: skip
     return told + (f"; slow, by plain torch: {why}" if why else "")
 
 
+def _known_speed(choice: Choice, ask: Ask, model: Outline) -> str:
+    """What the tables of speeds have of this composition, or of one with its deeds; another device
+    than the one that was named is no answer."""
+    found = [nearest_speed(choice.options, kind, ask.context, ask.requests, ask.device)
+             for kind in ("decode", "prefill")]  # fmt: skip
+    told = []
+    for row in filter(None, found):
+        other = [o for o in row.options if o not in choice.options]
+        told.append(row.told() + f" with {' '.join(other)}" * bool(other)
+                    + ", a window of its own length" * ("window=sink" in row.options))  # fmt: skip
+    if told and not ask.device:
+        told.append("your device: device.name=... says whether it was measured")
+    return "; ".join(told)
+
+
 def command(choice: Choice, ask: Ask, model: Outline) -> str:
     """What measures this choice on the model that was asked for."""
+    return command_of(choice.options, ask, model)
+
+
+def command_of(options: tuple[str, ...], ask: Ask, model: Outline) -> str:
     tokens = min(ask.context, _MEASURED, model.positions or _MEASURED)
-    words = [*ask.model, "experiment=none", *choice.options, f"cache.block_size={BLOCK_SIZE}",
+    words = [*ask.model, "experiment=none", *options, f"cache.block_size={BLOCK_SIZE}",
              f"prefill.chunk_tokens={CHUNK_TOKENS}", f"eval.tokens={tokens}"]  # fmt: skip
     return shlex.join(["python", "-m", "kvlab", *words])
 
 
 def python(choice: Choice) -> str:
     """The line that makes the cache."""
+    return python_of(choice.options)
+
+
+def python_of(options: tuple[str, ...]) -> str:
     named, settings = {}, {}
-    for word in choice.options:
+    for word in options:
         key, _, value = word.partition("=")
         group, _, field = key.partition(".")
         if field:

@@ -15,6 +15,7 @@ from torch import Tensor
 from kvlab.blocks import Holding, slide
 from kvlab.cache.bytes import GroupBytes
 from kvlab.cache.group import LayerGroup
+from kvlab.cache.lazy import window_share
 from kvlab.core import BadInput, SeqId
 from kvlab.source import Ask
 
@@ -95,16 +96,24 @@ class ChoosingGroup(LayerGroup):
     def attend(self, ask: Ask) -> Tensor:
         e = ask.extent
         out, lse = self.over_sources(ask).result()
+        if self.chooser.budget.looks and not e.single:
+            self._look_around(ask, lse)
         if e.chosen is not None:
             self._choose(ask, lse)
             return out
         if not e.single or self.watch.looking:
             tokens = (e.past + e.count) // self.block_size * self.block_size
             k, v, there = self._all(ask)
-            scores = self.watch.scores(ask, lse, k, v, tokens, there)
-            self.watch.note(e.seq, scores, e.count)
+            seen = self.held.seen[e.seq]
+            scores = self.watch.scores(ask, lse, k, v, tokens, seen, there)
+            self.watch.note(e.seq, scores, e.count, len(k) - tokens, seen)
         self.store(ask)
         return out
+
+    def _look_around(self, ask: Ask, lse: Tensor) -> None:
+        k, _, _ = self._all(ask)
+        how = {"scale": ask.scale, "softcap": ask.softcap}
+        self.watch.notice(ask.extent.seq, window_share(ask.q, k, lse, self.chooser.window, **how))
 
     def hear(self, ask: Ask, part) -> None:
         """All tokens of a layer are scored at once, after its attention."""
@@ -132,8 +141,10 @@ class ChoosingGroup(LayerGroup):
         layer, e = ask.layer, ask.extent
         k, v, there = self._all(ask)
         tokens = len(k) - e.rest_count
-        new = None if lse is None else self.watch.scores(ask, lse, k, v, tokens, there)
-        row = self.watch.row(e.seq, layer, new, tokens, e.count)
+        new = None
+        if lse is not None:
+            new = self.watch.scores(ask, lse, k, v, tokens, self.held.seen[e.seq], there)
+        row = self.watch.row(e.seq, layer, new, tokens, e.count, e.rest_count)
         kept = self.chooser.stay(e, row, e.keep)
         if e.chosen:
             self.chooser.seal(layer, e.old, e.chosen, (k, v), kept, e.sealing_ids)

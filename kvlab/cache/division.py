@@ -20,13 +20,14 @@ def blocks_kept(spec, parts: list[tuple[int, ...]], shapes: Sequence[LayerShape]
 
 
 def tokens_allowed(spec, parts: list[tuple[int, ...]], capacities: list[int | None],
-                   seen: dict[SeqId, int]) -> list[dict[SeqId, int]]:  # fmt: skip
+                   seen: dict[SeqId, int], lazy: dict[SeqId, list[float | None]],
+                   ) -> list[dict[SeqId, int]]:  # fmt: skip
     """Of the tokens that each sequence has seen, those that each group may hold, in proportion.
 
-    capacities: blocks of each group, where the budget is no relative one.
+    capacities: blocks of each group, where the budget is no relative one. lazy: `CacheSpec.kept`.
     """
     if spec.budget_percent is not None:
-        kept = {seq: spec.kept(parts, [n] * len(parts)) for seq, n in seen.items()}
+        kept = {seq: spec.kept(parts, [n] * len(parts), lazy[seq]) for seq, n in seen.items()}
         return [{seq: int(by[i]) for seq, by in kept.items()} for i in range(len(parts))]
     total = max(1, sum(seen.values()))
     rooms = [blocks * spec.block_size for blocks in capacities]

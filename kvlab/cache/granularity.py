@@ -32,6 +32,8 @@ def check(spec) -> None:
         raise BadInput("format.sinks", spec.format.sinks, f"keeps first tokens apart for all heads "
                        f"of a block, and budget={spec.budget.name} gives each head blocks of its "
                        "own; format.sinks=0")
+    if spec.budget.looks:
+        _check_lazy(spec)
     if spec.by_token:
         _check_tokens(spec, policy)
     elif policy.scored and policy.observes is None:
@@ -44,10 +46,25 @@ def check(spec) -> None:
                        "cache.evict=token chooses for each head")
 
 
+def _check_lazy(spec) -> None:
+    name = spec.budget.name
+    if not spec.by_token:
+        raise BadInput("budget", name, "looks at attention to single tokens; cache.evict=token, and"
+                       " a policy that scores")
+    if not spec.window.protected(1):
+        raise BadInput("budget", name, "leaves lazy layers the window, and there is none; "
+                       "window=sink")
+
+
 def _check_tokens(spec, policy) -> None:
     if policy.by_token is None:
         raise BadInput("cache.evict", "token", f"policy={policy.name} ranks blocks and no "
                        "tokens; cache.evict=block, or a policy that scores: policy=snapkv")
+    if policy.waits and spec.budget_percent is None and spec.bounded:
+        key = "budget_blocks" if spec.budget_blocks is not None else "budget_bytes"
+        raise BadInput(f"cache.{key}", getattr(spec, key), f"is exceeded by policy={policy.name}, "
+                       "which holds the whole context until the model has repeated it; "
+                       "cache.budget_percent")
     for axis, why in needs_blocks(spec).items():
         raise BadInput(axis, getattr(spec, axis).name, why)
 
@@ -56,7 +73,10 @@ def told(spec) -> str:
     """What to add to the name of a method that is not run at its published granularity, "" if it
     is: a published name means tokens, each head's own."""
     policy, size = spec.member, spec.block_size
-    if not policy.scored or policy.by_token is None or spec.by_token and spec.groups == "per_head":
+    published = spec.by_token and spec.groups == "per_head"
+    if published and policy.waits:  # where heads of all layers compete
+        return "(within each layer)" if spec.budget.adapts else "(each head alike)"
+    if not policy.scored or policy.by_token is None or published:
         return ""
     who = {"all": "all layers alike", "per_layer": "each layer", "per_head": "each head"}
     chunks = policy.name == "snapkv" and spec.groups == "per_layer"

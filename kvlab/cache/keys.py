@@ -56,6 +56,30 @@ class KeyDiff(Scorer):
         return 1.0
 
 
+class RandomScore(Scorer):
+    """A number drawn for each token and head: what any scorer has to beat.
+
+    seed: of the draws, on the CPU, so that a run repeats on any device.
+    """
+
+    name = "random"
+    queries = 1
+
+    def __init__(self, seed: int = 0):
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def part(self, q, k, v, *, scale, block_size, seen=None):
+        drawn = torch.rand(k.shape[1], k.shape[0] // block_size, generator=self._generator)
+        return drawn.to(k.device)
+
+    def by_head(self, parts, lse):
+        return torch.cat(parts, -1)
+
+    def weight(self, steps, queries):
+        """Once drawn, a number stays: else what is old would have had to win many times."""
+        return 0.0 if steps else 1.0
+
+
 class Whole(Scorer):
     """A scorer of tokens only: it needs all that a layer has at once, side by side."""
 

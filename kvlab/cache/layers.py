@@ -46,6 +46,8 @@ class Layers:
         self.capacities = self.spec.capacities(geometry)
         made = zip(self.parts, self.spec.formats(geometry), self.capacities)
         self.groups = [self._group(geometry.part(part), *more) for part, *more in made]
+        for part, group in zip(self.parts, self.groups) if spec.by_token else ():
+            group.watch.of_layers(part, geometry)
         place = {layer: (number, i) for number, part in enumerate(self.parts)
                  for i, layer in enumerate(part)}  # fmt: skip
         self.place = [place[layer] for layer in range(geometry.layers)]

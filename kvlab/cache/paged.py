@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -135,6 +138,32 @@ class PagedCache(Copies, Reach):
             group.end_step()
         if self.spec.by_token or self.shares.relative:
             self.shares.settle(singles=all(row[0].single for row in running.rows))
+
+    # ---- a context, for a policy that waits until it is over
+
+    @contextmanager
+    def context(self) -> Iterator[None]:
+        """Steps within are a context's; where nothing waits for its end, all steps are alike."""
+        self.shares.filling = True
+        try:
+            yield
+        finally:
+            self.shares.filling = False
+
+    @contextmanager
+    def repeating(self, start: int, end: int) -> Iterator[None]:
+        """Steps within repeat the tokens [start, end) of a context, for policy=kvzip to hear."""
+        for group in self.groups:
+            group.watch.scorer.span = start, end
+        try:
+            yield
+        finally:
+            for group in self.groups:
+                group.watch.scorer.span = None
+
+    def compress(self) -> None:
+        """The context is over, and repeated: what waited for that leaves now."""
+        self.shares.compress()
 
     def abort(self) -> None:
         """Undo a step that did not reach `commit`; the cache is as before `begin`."""

@@ -22,7 +22,8 @@ from kvlab.cache.heads import (
     protected_blocks,
 )
 from kvlab.cache.scores import scorer_of
-from kvlab.cache.tokens import Standing, TokenWatch
+from kvlab.cache.standing import Standing
+from kvlab.cache.tokens import TokenWatch
 from kvlab.cache.watch import Watch
 from kvlab.core import BadInput, BlockId, KvlabError, SeqId
 from kvlab.kernel import best_ref
@@ -91,6 +92,8 @@ class Repack:
         self.watch.standings.cut(seq, length // self.size * self.size)
         if not length:
             self.past.pop(seq, None)
+            self.watch.standings.over.discard(seq)
+            self.watch.standings.lazy.pop(seq, None)
 
     def whole(self, seq: SeqId) -> bool:
         """See `NoRepack.whole`."""
@@ -229,6 +232,7 @@ class Repack:
         rows = [row.padded(max(r.tokens for r in rows)) for row in rows]
         score, steps = (torch.cat([getattr(r, n) for r in rows]) for n in ("score", "steps"))
         self.watch.standings[e.seq] = Standing(score, steps, rows[0].most)
+        self.watch.standings.seen[e.seq] = seen
         self.past[e.seq] = Past(seen, self.past.get(e.seq, (0, 0))[1] + gone)
 
     def undo(self, e: Extent) -> None:

@@ -8,8 +8,8 @@ a block, higher meaning stay; `weight` says how much a step's number counts agai
 from __future__ import annotations
 
 import copy
-import sys
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,15 @@ from kvlab.kernel.attend_ref import capped, visible
 OBSERVED_QUERIES = 32  # of a step, the last ones: SnapKV's window
 
 
+class Place(NamedTuple):
+    """Where a scorer of tokens is asked: number of the layer in the model, tokens that the sequence
+    has seen, and which key/value head where one is asked for at a time."""
+
+    layer: int
+    seen: int
+    head: int | None = None
+
+
 class Scorer:
     """The interface. `queries`: how many of a step's last queries it looks at."""
 
@@ -29,9 +38,15 @@ class Scorer:
     queries = OBSERVED_QUERIES
     decodes = False  # whether a single token's shares of attention are its scores too
     looks = 1  # decoded tokens before a choice among tokens that are looked at, where it `decodes`
+    joins: torch.dtype | None = None  # of its own count of queries, where it has `joined`
     softcap: float | None = None  # of the model's logits
     caps = False  # whether its scores know of that; asked where there is one
     rotary: Tensor | None = None  # the model's frequencies [D / 2], where positions are plain
+    place: Place | None = None  # of tokens: told before each `of_tokens`
+
+    def fit(self, layers: int, query_heads: int, width: int) -> None:
+        """Raises `BadInput` where it cannot score a model of so many layers and query heads, whose
+        keys have this width; asked when a cache that chooses tokens is made."""
 
     def part(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, block_size: int,
@@ -76,12 +91,19 @@ class Scorer:
         """
         return min(1.0, queries / self.queries) if steps else 1.0
 
+    def joined(
+        self, old: Tensor, count: Tensor, new: Tensor, saw: Tensor, queries: int
+    ) -> tuple[Tensor, Tensor]:
+        """In the place of `weight`, of tokens: scores and counts [L, H, n] after a step of so many
+        `queries`, of which `saw` [n] saw each token, gave them `new`. count: 0 of what is new.
+        """
+        raise NotImplementedError
+
 
 class Mass(Scorer):
     """Share of attention that a block gets, the mean over heads, queries and steps.
 
-    H2O (https://arxiv.org/abs/2306.14048) sums attention weights over all queries; here the last
-    32 of a chunk stand for it, and the mean over steps for the sum, or old blocks would always win.
+    The last 32 queries of a chunk stand for all of them; `kvlab.cache.observed` has tokens by all.
     half_life: tokens after which what was seen counts half; None: every step counts alike.
     """
 
@@ -156,63 +178,6 @@ class SnapKV(Mass):
     weight = Scorer.weight
 
 
-class ExpectedAttention(Scorer):
-    """Attention that a token can expect from the queries to come, times its value's norm.
-
-    Expected Attention (Devoto et al. 2025, https://arxiv.org/abs/2510.00636, NVIDIA's kvpress): for
-    queries drawn from N(mu, Sigma) the mean of exp(q.k) is exp(mu.k + k' Sigma k / 2), normalized
-    over the tokens there are and multiplied by |v|. mu and Sigma are those of the step's queries,
-    turned to the mean of the next 512 positions. The first 4 queries of a chunk do not count: a
-    sink's is like no other. Where rotary positions are not plain (`rotary` is None), they are
-    those of the last 32 queries as they are.
-    Differs: the new tokens' own keys do not enter the normalization of the past in chunks.
-    """
-
-    name = "expected_attention"
-    queries = sys.maxsize
-    future = 512  # positions to come
-
-    def part(self, q, k, v, *, scale, block_size, seen=None):
-        mean, spread = self._to_come(q)
-        keys = k.float()
-        shape = (k.shape[1], -1)
-        x = torch.einsum("hgd,nhd->hgn", mean.unflatten(0, shape), keys) * scale
-        x += torch.einsum("hgde,nhd,nhe->hgn", spread.unflatten(0, shape), keys, keys) * (
-            scale * scale / 2)
-        x = x.flatten(0, 1)  # queries to come see every key
-        norms = v.float().norm(dim=-1).clamp_min(1e-20).log().T  # [H, n]
-        both = torch.stack([x + norms.repeat_interleave(q.shape[0] // k.shape[1], 0), x])
-        return in_blocks(both, block_size).logsumexp(-1)
-
-    def _to_come(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean [Hq, D] and covariance [Hq, D, D] of the queries to expect after q [Hq, T, D]."""
-        drawn = self._turned(q.float())
-        mean = drawn.mean(1)
-        off = drawn - mean[:, None]
-        return mean, off.transpose(1, 2) @ off / drawn.shape[1]
-
-    def _turned(self, q: Tensor) -> Tensor:
-        """Each query as it would be at the mean of the positions to come."""
-        if self.rotary is None or 2 * len(self.rotary) != q.shape[-1]:
-            return q[:, -OBSERVED_QUERIES:]
-        q = q[:, 4:] if q.shape[1] > 64 else q
-        steps = torch.arange(1, self.future + 1, device=q.device)
-        back = torch.arange(q.shape[1] - 1, -1, -1, device=q.device)
-        turn = self.rotary.to(q.device, torch.float32)
-        to_come = torch.polar(torch.ones(1, device=q.device), steps[:, None] * turn).mean(0)
-        turns = to_come * torch.polar(torch.ones(1, device=q.device), back[:, None] * turn)
-        first, second = q.chunk(2, -1)
-        moved = torch.complex(first.contiguous(), second.contiguous()) * turns
-        return torch.cat((moved.real, moved.imag), -1)
-
-    def by_head(self, parts, lse):
-        valued, plain = torch.cat(parts, -1)
-        return torch.exp(valued - plain.logsumexp(-1, keepdim=True))
-
-    def weight(self, steps, queries):
-        return min(1.0, queries / OBSERVED_QUERIES) if steps else 1.0
-
-
 class TOVA(Mass):
     """Attention of the last token alone, anew at every step.
 
@@ -228,30 +193,6 @@ class TOVA(Mass):
     def of_tokens(self, q, k, v, lse, *, scale, shares):
         found = super().of_tokens(q, k, v, lse, scale=scale, shares=shares)
         return found.mean(0, keepdim=True)
-
-
-class RandomScore(Scorer):
-    """A number drawn for each token and head: what any scorer has to beat.
-
-    seed: of the draws, on the CPU, so that a run repeats on any device.
-    """
-
-    name = "random"
-    queries = 1
-
-    def __init__(self, seed: int = 0):
-        self._generator = torch.Generator().manual_seed(seed)
-
-    def part(self, q, k, v, *, scale, block_size, seen=None):
-        drawn = torch.rand(k.shape[1], k.shape[0] // block_size, generator=self._generator)
-        return drawn.to(k.device)
-
-    def by_head(self, parts, lse):
-        return torch.cat(parts, -1)
-
-    def weight(self, steps, queries):
-        """Once drawn, a number stays: else what is old would have had to win many times."""
-        return 0.0 if steps else 1.0
 
 
 by_name = partial(axes.by_name, "observes")
@@ -279,8 +220,7 @@ def logits(
     softcap: float | None = None,
 ) -> Tensor:
     """fp32 [Hq, T, n] of the last queries of q [Hq, T, D] with k [n, H, D]; -inf where not seen."""
-    q = q[:, -last:].float()
-    grouped = q.reshape(k.shape[1], -1, *q.shape[1:])
+    grouped = in_groups(q[:, -last:], k.shape[1])
     x = torch.einsum("hgtd,nhd->hgtn", grouped, k.float()).flatten(0, 1) * scale
     x = capped(x, softcap)
     return x if seen is None else x.masked_fill(~seen[-last:], -torch.inf)
@@ -292,6 +232,11 @@ def by_kv_head(scores: Tensor, heads: int) -> Tensor:
     One row, for all heads, stays one.
     """
     return scores if len(scores) == 1 else scores.unflatten(0, (heads, -1)).mean(1)
+
+
+def in_groups(q: Tensor, heads: int) -> Tensor:
+    """Queries [Hq, T, D] by the key/value head that they read, fp32 [H, Hq / H, T, D]."""
+    return q.float().reshape(heads, -1, *q.shape[1:])
 
 
 def in_blocks(x: Tensor, block_size: int) -> Tensor:

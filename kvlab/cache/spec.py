@@ -187,9 +187,16 @@ class CacheSpec:
                  for format, layers in zip(self.formats(g), groups)]  # fmt: skip
         return blocks_in(self.budget, self.budget_bytes, groups, sizes)
 
-    def kept(self, groups: list[tuple[int, ...]], seen: list[int]) -> list[float]:
-        """What each layer group may keep under a relative budget, of the `seen` it has."""
+    def kept(
+        self, groups: list[tuple[int, ...]], seen: list[int], lazy: Sequence[float | None] = (),
+    ) -> list[float]:
+        """What each layer group may keep under a relative budget, of the `seen` it has; lazy: what
+        each gives the window of its attention, for a budget that `looks`."""
         parts = [n * self.budget_percent / 100 for n in seen]
+        if self.budget.looks:
+            least = sum(end - begin for begin, end in self.window.protected(max(seen)))
+            whole = -(-least // self.block_size) * self.block_size
+            return self.budget.kept(parts, seen, whole + self.block_size - 1, lazy)
         return parts_of(self.budget, parts, seen, groups)
 
     def checked_for(self, g: CacheGeometry) -> CacheSpec:

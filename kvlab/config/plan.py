@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -76,15 +76,18 @@ class _Point(NamedTuple):
 
 
 def make_plan(
-    strings: Sequence[str], config_name: str = "config", folder: Literal["run", "sweep"] = "run"
+    strings: Sequence[str], config_name: str = "config", folder: Literal["run", "sweep"] = "run",
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Plan:
     """Compose, refuse, instantiate, expand the variants. Hydra must be initialised.
 
-    folder: whose place is looked at, that of one run or that of a sweep.
+    folder: whose place is looked at, that of one run or that of a sweep. tell: hears what is about
+    to run as soon as it is known, before libraries are loaded that take seconds.
     Raises `KvlabError`, mostly `BadInput`, for anything that the user got wrong.
     """
     base, given = _composed(strings, config_name, tasks=True), parse(strings)
     settings = RunSettings.read(base.tree)
+    tell(_about(base, settings, {o.key_or_group for o in given}))
     wants_specs = getattr(target_of(base.tree, "job"), "wants_specs", False)
     if not wants_specs and not {o.key_or_group for o in given} & {"variants", "experiment"}:
         # a job that takes no variants gets none from the experiment that nobody chose
@@ -111,6 +114,17 @@ def make_plan(
         place=Place.at(Path(base.hydra[folder].dir), named),  # the other need not be resolvable
         launcher=launcher(base.hydra, folder == "sweep"),
     )
+
+
+def _about(base: _Composed, settings: RunSettings, given: set[str]) -> str:
+    """`experiment=quickstart, job=evaluate, 5 variants`; for a job that was given alone nothing of
+    an experiment, which it may not take."""
+    chosen = "job" not in given or bool(given & {"experiment", "variants"})
+    words = [f"{group}={base.choices[group]}" for group in ("experiment", "job")[1 - chosen :]
+             if base.choices.get(group) not in (None, "none")]  # fmt: skip
+    if chosen and (count := len(settings.variants)):
+        words.append(f"{count} variants" if count > 1 else "1 variant")
+    return ", ".join(words)
 
 
 def built(strings: Sequence[str], root: str) -> object:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+from kvlab.axes import load
 from kvlab.config.build import check, target_of
 from kvlab.config.paths import conf_dir
 from kvlab.core import BadInput
 from kvlab.launch import Launching, Task, failures_told, outcomes, worst
-from kvlab.report import write_report
 
 _LAUNCHER = ("hydra/launcher=", "hydra.launcher.")
 _OF_SWEEPS = (*_LAUNCHER, "hydra.sweep", "hydra/sweeper=", "hydra.run.", "hydra.mode=")
@@ -61,6 +61,7 @@ def conclude(sweep: Path) -> int:
     ended = outcomes(sweep)
     measured = [o.folder for o in ended.values() if _has_rows(Path(o.folder))]
     if len(measured) > 1:
+        write_report = load("report", "kvlab.report.write_report")  # its libraries are slow
         page = write_report(measured, sweep / "report", title=f"{sweep.name}: {len(measured)} runs")
         print(f"\nresults of {len(measured)} runs in {sweep}, their report in {page.parent}")
     if told := failures_told(ended):

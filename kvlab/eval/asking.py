@@ -123,7 +123,7 @@ class Forced(Asking):
 
     def answer(self, runner: Runner, asked: np.ndarray, question: Question) -> dict:
         logits = self.ask(runner, np.concatenate([asked, question.answer[:-1]]))
-        answer = torch.from_numpy(question.answer).to(logits.device)
+        answer = torch.as_tensor(question.answer, dtype=torch.long, device=logits.device)
         logits = logits[-len(answer) :].float()
         nats = torch.nn.functional.cross_entropy(logits, answer)
         return {"hits": float((logits.argmax(-1) == answer).all()), "nats": float(nats)}

@@ -14,7 +14,7 @@ from kvlab.eval.setting import Setting
 from kvlab.eval.task import Item, Task
 from kvlab.eval.tasks import TASKS as GENERATED
 from kvlab.model import LoadedModel
-from kvlab.model.progress import shown
+from kvlab.progress import Open, Work, total
 
 # Short names of tasks, for lists: name -> class. A task from elsewhere is named by its path.
 TASKS = {
@@ -59,16 +59,24 @@ class Bench:
 
     def run(self, folder, variants: list[Variant]) -> None:
         """Measure what `folder` does not hold yet."""
-        loaded = self.setting.load()
+        run_all([self], folder, variants)
+
+    def stages(self, folder, variants: list[Variant], loaded: LoadedModel) -> list[Round | Timing]:
+        """What is left to be measured, each task at each setting; refusals come here, before
+        anything is written."""
         parts = [part for task in self.tasks for part in task.parts(loaded)]
-        # every refusal comes before anything is written
-        failed, everyone = set(), [self.runners(loaded, part, variants) for part in parts]
+        everyone = [self.runners(loaded, part, variants) for part in parts]
+        found, before = [], []
         for part, runners in zip(parts, everyone):
+            if all(done(folder, r, part.awaited) for r in runners):
+                continue
+            make = self.timing if part.timed else self.round
+            found.append(make(folder, part, runners, loaded))
             if part.timed:
-                self.time(folder, part, [r for r in runners if r.name not in failed], loaded)
-            elif not all(done(folder, r, part.awaited) for r in runners):
-                self.pair(folder, part, runners, loaded)
-                failed |= {r.name for r in runners if r.failure is not None}
+                found[-1].before = list(before)
+            else:
+                before += runners
+        return found
 
     def runners(self, loaded: LoadedModel, task: Task, variants: list[Variant]) -> list[Runner]:
         """Who goes through a task: for one that is timed no control, and where nothing is paired
@@ -80,34 +88,75 @@ class Bench:
             return [r for r in found if not r.is_control]
         return [found[0], *task.beside(found[0]), *found[1:]]
 
-    def pair(self, folder, task: Task, runners: list[Runner], loaded: LoadedModel) -> None:
+    def round(self, folder, task: Task, runners: list[Runner], loaded: LoadedModel) -> Round:
         """A task whose rows are paired with the full cache, `runners[0]`."""
         items = list(task.items(loaded, self.data, self.seed))
         if not items:
             raise BadInput("task", task.name, "has no items; its settings or the data leave none")
-        Round(folder, task, runners, items, self.seed, self.progress).run()
+        return Round(folder, task, runners, items, self.seed)
 
-    def time(self, folder, task: Task, runners: list[Runner], loaded: LoadedModel) -> None:
+    def timing(self, folder, task: Task, runners: list[Runner], loaded: LoadedModel) -> Timing:
         """A task that measures each cache for itself."""
-        if all(done(folder, r, task.awaited) for r in runners):
-            return
-        pairs = list(product(task.items(loaded, self.data, self.seed), alive(runners)))
-        total, past = sum(len(item.context) for item, _ in pairs), 0
-        with shown(self.progress, total, task.name) as show:
-            for item, runner in pairs:
-                self._time(folder, task, runner, item)
-                past += len(item.context)
-                show(past)
+        return Timing(folder, task, list(product(task.items(loaded, self.data, self.seed),
+                                                 alive(runners))))  # fmt: skip
 
-    def _time(self, folder, task: Task, runner: Runner, item: Item) -> None:
-        params = runner.params | dict(item.params)
-        if folder.done(runner.name, params, [task.awaited]):
-            return
+
+class Timing:
+    """One task that measures each cache for itself, item by item.
+
+    before: runners whose name is left out here if they failed in an earlier task.
+    """
+
+    def __init__(self, folder, task: Task, pairs: Sequence[tuple[Item, Runner]]):
+        self.folder, self.task, self.before = folder, task, []
+        self.pairs = [(item, runner) for item, runner in pairs if not folder.done(
+            runner.name, runner.params | dict(item.params), [task.awaited])]
+
+    def plan(self, work: Work) -> None:
+        """Tell what is missing."""
+        for item, runner in self.pairs:
+            work.plan(self.task.part, runner.name, self._amounts(item, runner))
+
+    def run(self, bar: Open) -> None:
+        """Measure what is missing; `bar` has heard the plan."""
+        failed = {runner.name for runner in self.before if runner.failure is not None}
+        for item, runner in self.pairs:
+            if runner.name not in failed:
+                self._time(runner, item)
+                bar.work.spend(self.task.part, runner.name, "time")
+                bar.work.done(self.task.part, runner.name, self._amounts(item, runner))
+                bar.show()
+
+    def _amounts(self, item: Item, runner: Runner) -> dict[str, float]:
+        return self.task.amounts(item, runner.chunk_tokens)
+
+    def _time(self, runner: Runner, item: Item) -> None:
+        task, params = self.task, runner.params | dict(item.params)
         alone = Runner(runner.name, params, runner.spec, loaded=runner.loaded,
                        chunk_tokens=runner.chunk_tokens)
-        with folder.surviving(runner.name, params, task.awaited):
+        with self.folder.surviving(runner.name, params, task.awaited):
             rows = list(task.measure(alone, item))
-            folder.add(runner.name, params, awaited_last(rows, task.awaited))
+            self.folder.add(runner.name, params, awaited_last(rows, task.awaited))
+
+
+def run_all(benches: Sequence[Bench], folder, variants: list[Variant]) -> None:
+    """One model loaded and one bar for all of these, which share it; the first says the setting."""
+    if not benches:
+        return
+    loaded = benches[0].setting.load()
+    for bench in benches[1:]:
+        bench.setting.chunk_tokens = benches[0].setting.chunk_tokens
+    measure_all([stage for bench in benches for stage in bench.stages(folder, variants, loaded)],
+                benches[0].progress)  # fmt: skip
+
+
+def measure_all(stages: Sequence[Round | Timing], progress: bool) -> None:
+    """All that is planned, in order, under one bar."""
+    with total(progress, "kvlab") as bar:
+        for stage in stages:
+            stage.plan(bar.work)
+        for stage in stages:
+            stage.run(bar)
 
 
 def listed(tasks) -> list:

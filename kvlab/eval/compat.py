@@ -24,7 +24,10 @@ from kvlab.core import BadInput, CacheGeometry
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "COMPATIBILITY.md"
 SHAPE = {"layers": 2, "query_heads": 4, "kv_heads": 2, "head_dim": 32}
 # Members of the table that are tried with other settings, too: label -> name, settings.
+_POINT = [[[1.0] * 16] * 4] * 2
 VARIED = {
+    "policy": {"triattention, with centres": (
+        "triattention", {"centres": dict.fromkeys(("real", "imaginary", "norm"), _POINT)})},
     "window": {"sink, middle=false": ("sink", {"middle": False}),
                "sink, rerotate": ("sink", {"middle": False, "rerotate": True})},
     "prefix": {"hash, hold=false": ("hash", {"hold": False})},
@@ -50,7 +53,7 @@ COMPLETIONS = {
         "policy": "lru", "limit": "blocks", "groups": "per_layer"},
     "a budget in blocks and groups": {"limit": "blocks", "groups": "per_layer"},
 }
-BY_HEAD = ("adakv", "duo, with gates")  # budgets
+BY_HEAD = ("adakv", "duo, with gates", "simlayer")  # budgets of those that choose tokens
 OF_TOKENS = {  # what else is tried where heads choose tokens
     "evict=token": {"evict": "token"},
     "a policy that scores and a budget": {"policy": "snapkv", "limit": "percent"},
@@ -58,6 +61,10 @@ OF_TOKENS = {  # what else is tried where heads choose tokens
         "evict": "token", "policy": "snapkv", "limit": "percent"},
     "a policy that scores, a budget and groups": {
         "policy": "snapkv", "limit": "percent", "groups": "per_layer"},
+    "a policy that scores, a budget and a window": {
+        "policy": "snapkv", "limit": "percent", "window": "sink"},
+    "a policy that scores and a window": {"policy": "snapkv", "window": "sink"},
+    "a budget and a window": {"limit": "percent", "window": "sink"},
 }
 
 

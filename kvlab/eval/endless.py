@@ -35,6 +35,7 @@ class Endless(Sweep):
     cap_gb: float | None = None
 
     wants_specs = True
+    holds_nothing = True
 
     def __post_init__(self):
         check_driver(self.driver)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from kvlab.core import Variant
-from kvlab.eval.bench import Bench
+from kvlab.eval.bench import Bench, run_all
 from kvlab.eval.cost import TextCost
 from kvlab.eval.needle import SecretNumber
 from kvlab.eval.recall import Needles
@@ -87,5 +87,4 @@ class Study:
 
     def run(self, folder, variants: list[Variant]) -> None:
         """Run what the folder lacks."""
-        for part in self.parts:
-            part.run(folder, variants)
+        run_all(self.parts, folder, variants)

@@ -32,6 +32,7 @@ class Load(Sweep):
     tolerance: logits by which a token may miss the cold run's best; above, it is wrong.
     """
 
+    holds_nothing = True
     own_list = "this job has its own list; see job.rates"
 
     def __init__(

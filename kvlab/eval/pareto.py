@@ -8,8 +8,9 @@ from typing import Literal
 from kvlab import axes
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, KvlabError, Variant
+from kvlab.eval.bench import measure_all
 from kvlab.eval.jobs import Evaluate
-from kvlab.eval.runner import Runner, alive
+from kvlab.eval.runner import Runner
 from kvlab.model import Driver, model_geometry
 from kvlab.window import NoWindow, SinkWindow
 
@@ -139,9 +140,11 @@ class Pareto(Evaluate):
             return
         loss, cost = self.tasks
         [full] = self.setting.runners(loaded, [], loss.params())
-        self.pair(folder, loss, [full, *todo.values()], loaded)
         alone = [full] if full.name not in known else []
-        self.time(folder, cost, alive([*alone, *todo.values()]), loaded)
+        paired = self.round(folder, loss, [full, *todo.values()], loaded)
+        timed = self.timing(folder, cost, [*alone, *todo.values()], loaded)
+        timed.before = list(todo.values())
+        measure_all([paired, timed], self.progress)
 
 
 def composition(chosen: dict) -> tuple[str, dict, CacheSpec]:

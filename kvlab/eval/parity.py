@@ -45,6 +45,7 @@ class Parity(Sweep):
         request, replayed from its events, for `batch_policies` (null: as `policies`).
     """
 
+    holds_nothing = True
     own_list = "parity takes its policies from job.policies"
 
     def __init__(

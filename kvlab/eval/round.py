@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -11,8 +12,8 @@ from kvlab.eval.controls import companions
 from kvlab.eval.rows import awaited_last, memory
 from kvlab.eval.runner import Runner, alive, done, failing
 from kvlab.eval.scores import Scores
-from kvlab.eval.task import Item, Task
-from kvlab.model.progress import shown
+from kvlab.eval.task import Item, Task, kind_of
+from kvlab.progress import Open
 
 
 class Round:
@@ -24,11 +25,10 @@ class Round:
     """
 
     def __init__(
-        self, folder, task: Task, runners: list[Runner], items: list[Item], seed: int,
-        progress: bool = False,
+        self, folder, task: Task, runners: list[Runner], items: list[Item], seed: int
     ):
         self.folder, self.task, self.items, self.seed = folder, task, items, seed
-        self.progress, self.scores = progress, Scores(folder)
+        self.scores, self.part = Scores(folder), task.part
         self.tokens = [item.tokens() for item in items]
         self.full = runners[0]
         self._written: set[int] = set()
@@ -42,30 +42,45 @@ class Round:
         if not task.lockstep:
             self.runners = with_companions(self.runners)
 
-    def run(self) -> None:
-        """Measure what is missing and write all rows."""
+    def plan(self, work) -> None:
+        """Tell a `Work` what is missing."""
+        amounts = [self.amounts(item) for item in self.items]
+        for runner, number in self._missing():
+            work.plan(self.part, runner.name, amounts[number])
+
+    def run(self, bar: Open) -> None:
+        """Measure what is missing and write all rows; `bar` has heard the plan."""
+        self.bar = bar
         if self.task.lockstep:
             self._in_step()
         else:
             self._one_by_one()
         self._write(self.runners)
 
+    def amounts(self, item: Item) -> dict[str, float]:
+        return self.task.amounts(item, self.full.chunk_tokens)
+
+    def _missing(self) -> list[tuple[Runner, int]]:
+        """What is not on disk; side by side, the full cache goes along with whoever lacks an item.
+        """
+        missing = [(r, n) for r in self.runners for n in range(len(self.items)) if n not in r.raws]
+        if self.task.lockstep:
+            led = {n for _, n in missing}
+            missing = [(self.full, n) for n in led] + [m for m in missing if m[0] is not self.full]
+        return missing
+
     # -- side by side
 
     def _in_step(self) -> None:
         others = self.runners[1:]
-        missing = [n for n in range(len(self.items)) if any(n not in r.raws for r in self.runners)]
-        total, past = sum(len(self.items[n].context) for n in missing), 0
-        with shown(self.progress, total, f"{self.task.name}, {len(missing)} items") as show:
-            for number, item in enumerate(self.items):
-                todo = [r for r in alive(others) if number not in r.raws]
-                if todo or number not in self.full.raws:
-                    with failing(self.folder, self.task.awaited, self.full, *todo):
-                        self._step_through(number, todo, lambda at, past=past: show(past + at))
-                    past += len(item.context)
-                self._note(number)
+        for number in range(len(self.items)):
+            todo = [r for r in alive(others) if number not in r.raws]
+            if todo or number not in self.full.raws:
+                with failing(self.folder, self.task.awaited, self.full, *todo):
+                    self._step_through(number, todo)
+            self._note(number)
 
-    def _step_through(self, number: int, todo: list[Runner], show: Callable[[int], None]) -> None:
+    def _step_through(self, number: int, todo: list[Runner]) -> None:
         """One item through the full cache and `todo`, which all see its logits at each step."""
         full, item, task = self.full, self.items[number], self.task
         found: dict[int, list[dict]] = {id(r): [] for r in (full, *todo)}
@@ -78,15 +93,24 @@ class Round:
             with full.leading(item.name):
                 logits, scores = task.step(full, item, span)
                 found[id(full)].append(scores)
+                self._stepped(full, span)
             for runner in alive(todo):
                 with runner.surviving(item.name):
                     found[id(runner)].append(task.step(runner, item, span, logits)[1])
-            show(span[1])
+                self._stepped(runner, span)
         with full.leading(item.name):
             self._end(full, number, found)
         for runner in alive(todo):
             with runner.surviving(item.name):
                 self._end(runner, number, found)
+
+    def _stepped(self, runner: Runner, span: tuple[int, int]) -> None:
+        name, kind, work = runner.name, kind_of(*span), self.bar.work
+        work.spend(self.part, name, kind)
+        work.done(self.part, name, {kind: span[1] - span[0]})
+        if runner.failure is not None:
+            work.drop(name)
+        self.bar.show()
 
     def _end(self, runner: Runner, number: int, found: dict[int, list[dict]]) -> None:
         runner.finish()
@@ -108,17 +132,23 @@ class Round:
     # -- one after the other
 
     def _one_by_one(self) -> None:
-        missing = [(r, n) for r in self.runners for n in range(len(self.items)) if n not in r.raws]
-        total, past = sum(len(self.items[n].context) for _, n in missing), 0
-        with shown(self.progress, total, f"{self.task.name}, {len(self.items)} items") as show:
-            for runner in self.runners:
-                guard = runner.leading if runner is self.full else runner.surviving
-                with failing(self.folder, self.task.awaited, runner):
-                    for number in (n for r, n in missing if r is runner):
-                        self._measure(runner, number, guard)
-                        past += len(self.items[number].context)
-                        show(past)
-                self._write(self.runners[: self.runners.index(runner) + 1])
+        missing = self._missing()
+        for runner in self.runners:
+            guard = runner.leading if runner is self.full else runner.surviving
+            runner.told = partial(self.bar.work.spend, self.part, runner.name)
+            with failing(self.folder, self.task.awaited, runner):
+                for number in (n for r, n in missing if r is runner):
+                    self._measure(runner, number, guard)
+                    self._through(runner, number)
+            self._write(self.runners[: self.runners.index(runner) + 1])
+
+    def _through(self, runner: Runner, number: int) -> None:
+        amounts, work = self.amounts(self.items[number]), self.bar.work
+        runner.told("answer" if amounts.get("answer") else "read")
+        work.done(self.part, runner.name, amounts)
+        if runner.failure is not None:
+            work.drop(runner.name)
+        self.bar.show()
 
     def _measure(self, runner: Runner, number: int, guard: Callable) -> None:
         """One item, unless the runner has failed on an earlier one."""

@@ -25,6 +25,7 @@ class Runner:
     raws: item number -> what the task measured. stats, peak_bytes: the account of the cache at the
     end of each context, and the most that it held on the way.
     failure: what it raised; it is left out from there on.
+    told: hears which kind of work, `read` or `answer`, the time up to now went into.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Runner:
     peak_bytes: int = 0
     cache: PagedCache | None = None
     failure: Failure | None = None
+    told: Callable[[str], None] = lambda kind: None
     place: str = ""  # where in the item it is, for messages
     _decoder: Decoder | None = None
 
@@ -80,9 +82,13 @@ class Runner:
 
     def fill(self, ids) -> None:
         """A context, tokens [T], in prefill chunks; then the account is taken."""
-        for start in range(0, len(ids), self.chunk_tokens):
-            self.read(ids[start : start + self.chunk_tokens], last=True)
+        self.told("answer")  # of a question before
+        with self.cache.context():
+            for start in range(0, len(ids), self.chunk_tokens):
+                self.read(ids[start : start + self.chunk_tokens], last=True)
+            self.cache.end_context()
         self.account()
+        self.told("read")
 
     def forward(self, ids: Tensor, last: bool = False) -> Tensor:
         """Logits [T, V] of a chunk, `ids` [T] on the device; `last`: of the last token only."""

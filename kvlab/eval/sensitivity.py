@@ -16,7 +16,7 @@ from kvlab import stats
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, CacheGeometry, Measurement, Variant
 from kvlab.eval.allotment import Choice, allot
-from kvlab.eval.bench import Bench
+from kvlab.eval.bench import Bench, measure_all
 from kvlab.eval.round import Round
 from kvlab.eval.rows import interval, size
 from kvlab.eval.runner import Runner
@@ -141,9 +141,10 @@ class Sensitivity(Bench):
                 for case in cases]  # fmt: skip
         full, *runners = self.setting.runners(loaded, made, task.params())
         items = list(task.items(loaded, self.data, self.seed))
-        for first in range(0, len(runners), self.batch):
-            part = runners[first : first + self.batch]
-            Round(folder, task, [full, *part], items, self.seed, self.progress).run()
+        starts = range(0, len(runners), self.batch)
+        parts = [runners[first : first + self.batch] for first in starts]
+        rounds = [Round(folder, task, [full, *part], items, self.seed) for part in parts]
+        measure_all(rounds, self.progress)
 
     def _search(
         self, kl: dict[Case, float], g: CacheGeometry, rivals: list[Variant]
@@ -174,7 +175,8 @@ class Sensitivity(Bench):
         task = self.tasks[1]
         whole = [*rivals, *(variant for variant, _ in found)]
         runners = self.setting.runners(loaded, whole, task.params())
-        self.pair(folder, task, [runners[0], *task.beside(runners[0]), *runners[1:]], loaded)
+        runners = [runners[0], *task.beside(runners[0]), *runners[1:]]
+        measure_all([self.round(folder, task, runners, loaded)], self.progress)
         measured = {row["variant"]: row["value"] for row in folder.rows()
                     if row["name"] == "kl_mean_nats"}  # fmt: skip
         for runner in runners:

@@ -42,6 +42,7 @@ class PrefixHitRate(Sweep):
     chunk_tokens: of a prompt, computed in one step.
     """
 
+    holds_nothing = True
     own_list = "see job.policies, job.formats"
 
     def __init__(

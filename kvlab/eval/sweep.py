@@ -9,6 +9,9 @@ import torch
 
 from kvlab.core import BadInput, Measurement, Variant
 from kvlab.model import LoadedModel, model_geometry, prepare_device
+from kvlab.progress import total
+
+ONE = {"point": 1.0}  # what a point adds to the work
 
 
 class Batch(NamedTuple):
@@ -32,11 +35,14 @@ class Sweep:
 
     own_list: what a job without variants is told that by. may_not_fit: a point for which there is
     no memory, or no library, is left out and said, and no failure.
+    holds_nothing: all points can be listed before one is measured, so the time left is known; those
+    of other jobs hold tensors from the moment they are made.
     """
 
     wants_specs = False
     own_list = "this job makes its own"
     may_not_fit = False
+    holds_nothing = False
     device: str = "auto"
     cap_gb: float | None = None
 
@@ -49,12 +55,21 @@ class Sweep:
         if variants and not self.wants_specs:
             raise BadInput("variants", len(variants), self.own_list)
         device = prepare_device(self.device, self.cap_gb)
-        for point in self.points(device, variants):
-            if not folder.done(point.variant, point.params):
-                with folder.surviving(point.variant, point.params):
-                    self._measure(folder, point)
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
+        points = self.points(device, variants)
+        with total(True, type(self).__name__) as bar:
+            if self.holds_nothing:
+                points = [p for p in points if not folder.done(p.variant, p.params)]
+                for point in points:
+                    bar.work.plan("points", point.variant, ONE)
+            for point in points:
+                if not folder.done(point.variant, point.params):
+                    with folder.surviving(point.variant, point.params):
+                        self._measure(folder, point)
+                bar.work.spend("points", point.variant, "point")
+                bar.work.done("points", point.variant, ONE)
+                bar.show()
+                if device.type == "cuda":
+                    torch.cuda.empty_cache()
 
     def _measure(self, folder, point: Point) -> None:
         try:

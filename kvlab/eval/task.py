@@ -107,6 +107,16 @@ class Task:
         """The settings that rows carry, and by which a resumed run knows them."""
         return {"task": self.name}
 
+    def amounts(self, item: Item, chunk_tokens: int) -> dict[str, float]:
+        """How much of each kind of work an item is, for the time left."""
+        return {"read": len(item.context), "answer": len(item.questions)}
+
+    @property
+    def part(self) -> str:
+        """What a part of the work is called: the task at one of its settings."""
+        tokens = self.params().get("tokens")
+        return f"{self.name} {tokens:,} tokens" if isinstance(tokens, int) else self.name
+
     def parts(self, model: LoadedModel) -> list[Task]:
         """The task at each of its settings, such as lengths; rows of each are apart. What a setting
         leaves to the device is decided here."""
@@ -170,6 +180,12 @@ class StepTask(Task):
 
     lockstep = True
 
+    def amounts(self, item: Item, chunk_tokens: int) -> dict[str, float]:
+        found = {"read": 0.0, "decode": 0.0}
+        for start, stop in self.steps(item, chunk_tokens):
+            found[kind_of(start, stop)] += stop - start
+        return found
+
     def steps(self, item: Item, chunk_tokens: int) -> Iterable[tuple[int, int]]:
         """From and to which token of the context each step goes."""
         raise NotImplementedError
@@ -180,11 +196,19 @@ class StepTask(Task):
         raise NotImplementedError
 
 
+def kind_of(start: int, stop: int) -> str:
+    """Of work: a chunk is read, a single token decoded."""
+    return "decode" if stop - start == 1 else "read"
+
+
 class TimedTask(Task):
     """A task measured for each cache alone, never for a control; nothing is paired."""
 
     quality = False
     timed = True
+
+    def amounts(self, item: Item, chunk_tokens: int) -> dict[str, float]:
+        return {"time": len(item.context)}
 
     def measure(self, runner: Runner, item: Item) -> Iterator[Measurement]:
         """Rows of one item, `awaited` among them."""

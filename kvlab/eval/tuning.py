@@ -83,6 +83,8 @@ class Tune(Sweep):
     batch: what to tune it for. The standing choice has the setting null.
     """
 
+    holds_nothing = True
+
     def __init__(
         self, formats: list[str], block_sizes: list[int], kv_heads: int = 8, group: int = 2,
         head_dim: int = 128, tokens: int = 200_000, batch: int = 1, device: str = "auto",

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from kvlab.kernel.attend_ref import visible
 
+ROWS = 256  # queries whose logits are made at a time
+
 
 def token_shares(q: Tensor, k: Tensor, lse: Tensor, *, scale: float) -> Tensor:
     """Share of attention of each key, the mean over queries and heads that read it, fp32 [H, n].
@@ -17,7 +19,11 @@ def token_shares(q: Tensor, k: Tensor, lse: Tensor, *, scale: float) -> Tensor:
     heads, tokens, dim = q.shape
     n, kv_heads = k.shape[:2]
     grouped = q.float().reshape(kv_heads, heads // kv_heads, tokens, dim)
-    x = torch.einsum("hgtd,nhd->hgtn", grouped, k.float()) * scale
-    x = x - lse.reshape(kv_heads, -1, tokens, 1)
-    seen = visible(tokens, n, n - tokens, 0, True, None, k.device)
-    return x.masked_fill(~seen, -torch.inf).exp().mean((1, 2))
+    whole, keys = lse.reshape(kv_heads, -1, tokens, 1), k.float()
+    total = keys.new_zeros(kv_heads, n)
+    for start in range(0, tokens, ROWS):
+        mine = slice(start, start + ROWS)
+        x = torch.einsum("hgtd,nhd->hgtn", grouped[:, :, mine], keys) * scale - whole[:, :, mine]
+        seen = visible(x.shape[2], n, n - tokens + start, 0, True, None, k.device)
+        total += x.masked_fill_(~seen, -torch.inf).exp_().sum((1, 2))
+    return total / (tokens * (heads // kv_heads))

@@ -18,6 +18,7 @@ from kvlab.model.forward import Forward, NoForward
 from kvlab.model.identity import LiveModel
 from kvlab.model.portrait import model_geometry
 from kvlab.model.refusals import refuse_misfit, refuse_other_depth
+from kvlab.model.repeat import Repeater
 from kvlab.model.room import adaptive_budget
 from kvlab.model.rows import removed_columns, selected_rows
 from kvlab.model.shape import check_shared_rotary, rotary_frequencies
@@ -59,7 +60,7 @@ class PagedCache(Copies, Reach, Watched, Cache):
         self.begun_by_hook = False  # and it was a forward of the model that opened them
         # ids [B, T] of the forward that is about to run, and its positions if given
         self.coming: tuple[Tensor, Tensor | None] | None = None
-        self.teller = None  # who rewrites the prompt before a chunk (summary=text)
+        self.teller = None  # who knows the tokens (summary=text, policy=kvzip)
 
     @classmethod
     def for_model(
@@ -89,6 +90,8 @@ class PagedCache(Copies, Reach, Watched, Cache):
             inv_freq=rotary_frequencies(model), facts=facts,
         )
         cache.teller = spec.summary.teller(model, tokenizer, cache)
+        if spec.member.waits:
+            cache.teller = Repeater(model, tokenizer, spec.member.piece)
         return cache
 
     # ---- what transformers calls
@@ -206,6 +209,11 @@ class PagedCache(Copies, Reach, Watched, Cache):
         """
         if self.spec.prefix.shares:
             self.core.requests.tell_later(list(zip(self.rows, positions)), tokens.clone())
+
+    def end_context(self) -> None:
+        """All tokens of a context are there: what policy=kvzip has waited for. Within `context`."""
+        if self.teller is not None:
+            self.teller.ended(self)
 
     # ---- one forward of the model
 

@@ -12,10 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kvlab.core import BadInput, KvlabError
+from kvlab.core import BadInput
 from kvlab.model.adapter import PagedCache
-from kvlab.model.columns import Columns
-from kvlab.model.library import forward_with
+from kvlab.model.chunk import run_chunk
 from kvlab.model.progress import shown
 from kvlab.model.room import adaptive_chunk
 
@@ -59,7 +58,7 @@ def prefill(
     started, stopped = time.perf_counter(), False
     shares = cache.spec.prefix.shares
     done = cached = cache.start(input_ids, attention_mask) if shares else 0
-    with _interrupts() as interrupted, shown(progress, total) as show:
+    with _interrupts() as interrupted, shown(progress, total) as show, cache.context():
         while done < total:
             if interrupted.is_set() or (should_stop is not None and should_stop()):
                 stopped = True
@@ -74,6 +73,8 @@ def prefill(
                 raise
             done += chunk.shape[1]
             show(done)
+        if not stopped:
+            cache.end_context()
     if logits is not None and logits.is_cuda:
         torch.cuda.synchronize()
     return PrefillResult(logits, done, time.perf_counter() - started, stopped, cached)
@@ -88,22 +89,8 @@ def forward_chunk(
     mask: [B, T], 0 for padding; None: there is none.
     """
     if cache.teller is not None:
-        cache.teller.before(ids)
+        cache.teller.before(ids, cache)
     return run_chunk(model, ids, cache, mask=mask, last=last)
-
-
-def run_chunk(
-    model, ids: Tensor, cache: PagedCache, *, mask: Tensor | None = None, last: bool = False
-) -> Tensor:
-    """As `forward_chunk`, and nobody is told of the tokens."""
-    columns = cache.columns if cache.rows else Columns(len(ids))
-    if len(ids) != columns.rows:
-        raise KvlabError(f"the cache holds {columns.rows} rows, the batch has {len(ids)}")
-    return forward_with(
-        model, cache, input_ids=ids, position_ids=columns.positions(mask, ids.shape[1], ids.device),
-        attention_mask=columns.mask(mask, ids.shape[1], ids.device),
-        **({"logits_to_keep": 1} if last else {}),
-    ).logits
 
 
 def chunk_size(chunk_tokens: int | str, model, cache: PagedCache) -> Callable[[], int]:

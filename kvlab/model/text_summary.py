@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kvlab.core import BadInput, KvlabError
-from kvlab.model.prefill import run_chunk
+from kvlab.model.chunk import run_chunk
 from kvlab.summary import NoSummary
 
 PROMPT = (
@@ -92,7 +92,10 @@ class Teller:
                              "generate() of transformers does not show them; use kvlab.prefill "
                              "and kvlab's own decoding")
 
-    def before(self, ids: Tensor) -> None:
+    def ended(self, cache) -> None:
+        """A context is over; a summary does not wait for that."""
+
+    def before(self, ids: Tensor, cache) -> None:
         """Make room for the chunk `ids` [1, T], which its caller runs next."""
         if ids.shape[0] != 1:
             raise BadInput("summary", self.summary.name, "tells one sequence at a time; "

@@ -25,24 +25,27 @@ from kvlab.policy.moment import Moment
 from kvlab.policy.priority import Hybrid, Priority
 from kvlab.policy.requests import RequestARC, RequestLFU
 from kvlab.policy.scored import (
+    H2O,
     RKV,
     TOVA,
     Compactor,
     ExpectedAttention,
     KeyDiff,
     KeyNorm,
+    KVzip,
     LagKV,
     SnapKV,
 )
 from kvlab.policy.shadows import SHIFT, SPREAD, share_of, thinned
 from kvlab.policy.shuffled import Shuffled
 from kvlab.policy.timed import TTL, KeepUntilReturn
+from kvlab.policy.triattention import TriAttention
 
 __all__ = [
     "ARC", "Adaptive", "AdmitCost", "AdmitReuse", "AttentionMass", "Belady", "BlockMeta",
-    "Compactor", "EvictionPolicy", "ExpectedAttention", "FIFO", "GDSF", "Hybrid", "KeepUntilReturn",
-    "KeyDiff", "KeyNorm", "LFU", "LRU", "LagKV", "LeafFirst", "Learned", "MQ", "Moment",
-    "NoEviction", "PGDSF", "Priority", "PriorityPolicy", "RKV", "Random", "RequestARC",
+    "Compactor", "EvictionPolicy", "ExpectedAttention", "FIFO", "GDSF", "H2O", "Hybrid", "KVzip",
+    "KeepUntilReturn", "KeyDiff", "KeyNorm", "LFU", "LRU", "LagKV", "LeafFirst", "Learned", "MQ",
+    "Moment", "NoEviction", "PGDSF", "Priority", "PriorityPolicy", "RKV", "Random", "RequestARC",
     "RequestLFU", "S3FIFO", "SHIFT", "SIEVE", "SPREAD", "Shuffled", "SnapKV", "TOVA", "TTL",
-    "USES_TOLD", "WALRU", "asked", "by_name", "names", "share_of", "thinned",
+    "TriAttention", "USES_TOLD", "WALRU", "asked", "by_name", "names", "share_of", "thinned",
 ]  # fmt: skip

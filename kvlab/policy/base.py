@@ -62,6 +62,7 @@ class EvictionPolicy:
     bounds = False  # whether no policy can hit more: what it reaches is the most there is
     asks: tuple[str, ...] = ()  # fields of `Moment` without which it cannot work
     expires = False  # whether `begin` may give blocks up
+    waits = False  # whether nothing leaves before a context is over, and was repeated
     # What the live cache makes scores and touches of: a scorer's name, dotted path, class or
     # instance (kvlab/cache/scores.py); None: spare the work.
     observes: object = "mass"

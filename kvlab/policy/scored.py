@@ -7,6 +7,7 @@ A trace has no scores, so the simulator replays these from recorded runs only.
 
 from __future__ import annotations
 
+from kvlab.core import BadInput
 from kvlab.policy.base import PriorityPolicy
 
 
@@ -84,6 +85,41 @@ class ScoredTokens(Scored):
 
     name = ""
     observes = None
+
+
+class H2O(ScoredTokens):
+    """The token that got least attention in sum leaves.
+
+    H2O (Zhang et al. 2023, https://arxiv.org/abs/2306.14048), see `kvlab.cache.observed.H2O`; the
+    recent half of its budget is the window's business (`window=sink`). `policy=attention_mass` is
+    the mean over those queries that could see a token.
+    """
+
+    name = "h2o"
+    by_token = "h2o"
+
+
+class KVzip(ScoredTokens):
+    """The token that the model looks at least while it repeats the context leaves.
+
+    KVzip (Kim et al. 2025, https://arxiv.org/abs/2505.23416), see `kvlab.cache.repeated.KVzip`. The
+    whole context is held until it is over and was repeated (`kvlab.prefill` does that), so there is
+    one context a cache, and a budget in percent of it; what comes later stays.
+    piece: tokens of the context that are repeated at a time.
+    Differs: equally many tokens for each head, or with budget=adakv unlike numbers in a layer,
+    where the paper has all heads of all layers compete; the sinks are the window's business; a chat
+    template's first words count as context.
+    """
+
+    name = "kvzip"
+    by_token: object = "kvzip"
+    waits = True
+
+    def __init__(self, piece: int = 2048):
+        super().__init__()
+        if isinstance(piece, bool) or piece < 1:
+            raise BadInput("policy.piece", piece, "must be at least 1 token")
+        self.piece = piece
 
 
 class LagKV(ScoredTokens):

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from rich.markup import escape
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from kvlab.report import tables
-from kvlab.report.entries import BYTES, entries
+from kvlab.report.entries import BYTES, NO_BYTES, NO_SLAB, entries
 from kvlab.report.source import Run
 
-MARK = "no bytes saved"
+MARKS = (NO_BYTES, NO_SLAB)
 
 
-def console_table(rows: list[dict], *, width: int = 80) -> Table:
-    """Rows of measurements.jsonl as a rich table for a terminal of `width` columns.
+def console_table(rows: list[dict], *, width: int = 80) -> Group:
+    """Rows of measurements.jsonl as a rich table for a terminal of `width` columns, and lines below
+    it.
 
     Columns: variant, the settings that vary, then as many measurements as fit, those that decide
-    first: allocated bytes with the ratio to the baseline, perplexity change with its interval, KL,
+    first: what was lost with its interval (perplexity, recall, the score of a task), allocated
+    bytes with the ratio to the baseline, and those in use where slabs hide what was saved, KL,
     top-1 agreement, then speed and others. A variant that saves no bytes is marked with `*`; one
-    that raised has the status `failed`, its reason stands below.
+    that raised has the status `failed`, its reason stands below, as does what all rows share.
     """
     everything = entries([Run("run", rows)])
     candidates = (tables.summary(everything, most=most, short=True) for most in range(8, 0, -1))
@@ -35,9 +37,18 @@ def console_table(rows: list[dict], *, width: int = 80) -> Table:
         table.add_row(*(Text(cell) for cell in cells), style=style)
     failed = [f"failed: {e.variant}: {e.reason}" for e in everything if e.failure]
     doubted = dict.fromkeys(f"caution: {e.variant}: {e.caution}" for e in everything if e.caution)
-    told = [*filter(None, [_caption(plain, rows)]), *map(escape, [*failed, *doubted])]
-    table.caption, table.caption_justify = "\n".join(told), "left"
-    return table
+    told = filter(None, [_shared(rows), _caption(plain, rows)])
+    return Group(table, *(Text(line, style="dim") for line in told), *map(Text, failed),
+                 *map(Text, doubted))  # fmt: skip
+
+
+def _shared(rows: list[dict]) -> str:
+    """`trace conversation`: what the numbers are of, where it is one for all of them."""
+    said = []
+    for key in ("trace", "task"):
+        values = {str(row["params"][key]) for row in rows if key in row["params"]}
+        said += [f"{key} {value}" for value in values if len(values) == 1]
+    return ", ".join(said)
 
 
 def _marked(plain: tables.Table) -> tables.Table:
@@ -45,7 +56,8 @@ def _marked(plain: tables.Table) -> tables.Table:
     if "notes" not in plain.headings:
         return plain
     at = plain.headings.index("notes")
-    starred = [[f"{row[0]} *" if MARK in row[at] else row[0], *row[1:at]] for row in plain.cells]
+    starred = [[row[0] + " *" * any(mark in row[at] for mark in MARKS), *row[1:at]]
+               for row in plain.cells]  # fmt: skip
     return tables.Table(plain.title, plain.headings[:at], plain.numeric[:at], starred)
 
 
@@ -79,5 +91,5 @@ def _caption(plain: tables.Table, rows: list[dict]) -> str:
     if any(cell.endswith("]") for row in plain.cells for cell in row):
         said.append("[ ] 95 % interval")
     if any(row[0].endswith("*") for row in plain.cells):
-        said.append(f"* {MARK}")
+        said.append(f"* {NO_BYTES}, or {NO_SLAB}")
     return "; ".join(said)

@@ -16,6 +16,8 @@ from kvlab.track import FAILED
 
 DENSE = ("full", "baseline", "bf16", "fp16", "fp32")  # names a baseline goes by, first found wins
 BYTES = "cache_allocated_bytes"
+IN_USE = "cache_logical_bytes"
+NO_BYTES, NO_SLAB = "no bytes saved", "no whole slab of 1,024 tokens saved"
 CELLS = ("needle_recall_at_percent",)  # of a heatmap
 LAYER_LOSS = "layer_kl_nats"  # of a heatmap by layer
 CELL = "_at_percent"  # how names of cells end, of any task: too many for a table
@@ -56,7 +58,16 @@ class Entry:
         ratio = self.bytes_ratio
         told = [f"{what}: {c}" for what, c in (("control", self.control), ("caution", self.caution))
                 if c]
-        return told + (["no bytes saved"] if ratio is not None and ratio >= 1 else [])
+        if ratio is not None and ratio >= 1:
+            told.append(NO_SLAB if self.hidden else NO_BYTES)
+        return told
+
+    @property
+    def hidden(self) -> bool:
+        """Whether it uses fewer bytes than the baseline, by a share that its slabs do not show."""
+        other, mine = self.baseline and self.baseline.value(IN_USE), self.value(IN_USE)
+        ratio = self.bytes_ratio
+        return bool(other and mine is not None and ratio and mine / other < 0.9 * ratio)
 
     @property
     def control(self) -> str:

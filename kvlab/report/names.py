@@ -77,7 +77,7 @@ KNOWN = {
         *_family(
             "Memory",
             ("cache_nominal_bytes", "nominal", "bytes", "lower"),
-            ("cache_logical_bytes", "logical", "bytes", "lower"),
+            ("cache_logical_bytes", "in use", "bytes", "lower"),
             ("cache_allocated_bytes", "allocated", "bytes", "lower"),
             ("cache_host_bytes", "on the host", "bytes", "lower"),
             ("peak_device_bytes", "peak on device", "bytes", "lower"),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from kvlab.report.entries import BYTES, Entry, names
-from kvlab.report.names import FAMILIES, Metric, arrow, byte_unit, interval, metric, number
+from kvlab.report.entries import BYTES, IN_USE, Entry, names
+from kvlab.report.names import FAMILIES, KNOWN, Metric, arrow, byte_unit, interval, metric, number
 
-SUMMARY = (  # what was lost, then what it bought
-    *("perplexity_delta_percent", "needle_recall_percent", "task_score_percent"),
-    *("task_score_delta_points", BYTES, "kl_mean_nats"),
-    "top1_agreement_percent",
-)
+LOSSES = ("perplexity_delta_percent", "needle_recall_percent", "task_score_percent",
+          "task_score_delta_points")  # fmt: skip
+# what was lost, then what it bought
+SUMMARY = (*LOSSES, BYTES, "kl_mean_nats", "top1_agreement_percent")
 FILLERS = (
     *("decode_tokens_per_second", "prefill_tokens_per_second"),
     *("ttft_ms", "token_hit_percent", "block_hit_percent", "peak_device_bytes"),
@@ -43,8 +42,11 @@ def summary(everything: list[Entry], *, most: int = 6, short: bool = False) -> T
     listed with what it has.
     """
     there = names(everything)
-    wanted = dict.fromkeys([*SUMMARY, *FILLERS, *there])
+    wanted = dict.fromkeys([*_own(everything), *SUMMARY, *FILLERS, *there])
     chosen = [name for name in wanted if name in there][: max(most, 1)]
+    if BYTES in chosen and IN_USE in there and any(entry.hidden for entry in everything):
+        after = chosen.index(BYTES) + 1
+        chosen = list(dict.fromkeys([*chosen[:after], IN_USE, *chosen[after:]]))[: max(most, 1)]
     kept = [e for e in everything if e.failure or any(name in e.rows for name in chosen)]
     table = _start("Summary", kept)
     table.column("status", [entry.status for entry in kept], numeric=False)
@@ -53,6 +55,16 @@ def summary(everything: list[Entry], *, most: int = 6, short: bool = False) -> T
         _measured(table, name, kept, bare=bare)
     table.column("notes", [", ".join(entry.notes) for entry in kept], numeric=False)
     return table
+
+
+def _own(everything: list[Entry]) -> list[str]:
+    """What a task of the user's own measured, where nothing is known to say what was lost."""
+    there = names(everything)
+    if any(name in LOSSES for name in there):
+        return []
+    intervals = {name for entry in everything for name, row in entry.rows.items()
+                 if row.get("low") is not None}  # fmt: skip
+    return [name for name in there if name not in KNOWN and name in intervals]
 
 
 def failures(everything: list[Entry]) -> list[Table]:

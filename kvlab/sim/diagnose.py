@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import product
 from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 
 from kvlab.core import Measurement
+from kvlab.progress import paced
 from kvlab.sim import bounds
 from kvlab.sim.curves import hit_curve, partial_access, stack_distances, weighted_curve
 from kvlab.sim.definitions import Definitions
@@ -80,10 +82,14 @@ class HitCurve:
 
     def run(self, folder, variants: Sequence = ()) -> None:
         refuse_variants(variants)
-        for trace in self.traces:
-            for multiple in self.multiples:
+        steps = list(product(self.traces, [*self.multiples, None]))
+        plan = [(trace.name, f"curve, blocks x {multiple}" if multiple else "facts",
+                 trace.accesses / (multiple or 1)) for trace, multiple in steps]  # fmt: skip
+        for trace, multiple in paced("hit_curve", steps, plan):
+            if multiple is None:
+                self._facts(folder, self.definitions.apply(trace))
+            else:
                 self._curve(folder, self.definitions.apply(trace.coarser(multiple)))
-            self._facts(folder, self.definitions.apply(trace))
 
     def _curve(self, folder, trace: Trace) -> None:
         began, partial = perf_counter(), self.definitions.replayed

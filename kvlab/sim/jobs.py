@@ -7,10 +7,12 @@ that a variant of the command line has nothing to change and is refused.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import NamedTuple
 
 from kvlab.core import BadInput, Measurement
 from kvlab.policy import asked, by_name
+from kvlab.progress import paced
 from kvlab.sim import bounds, fast
 from kvlab.sim.costs import CostModel, NoService
 from kvlab.sim.definitions import Definitions
@@ -148,7 +150,8 @@ class HitRate:
         points = [point for point in points if not folder.done(point.variant, point.params)]
         calls = [(point.trace, point.policy, point.capacity_blocks) for point in points]
         ready = attempts(self.replay, calls, self.jobs, self.compiled)
-        for point, result in zip(points, ready):
+        plan = [(p.trace.name, p.variant, p.trace.accesses) for p in points]
+        for point, result in paced("hit_rate", zip(points, ready), plan):
             with folder.surviving(point.variant, point.params):
                 folder.add(point.variant, point.params, result().measurements())
 
@@ -198,13 +201,16 @@ class AdaptiveRegret:
 
     def run(self, folder, variants: Sequence = ()) -> None:
         refuse_variants(variants)
-        for trace in self.traces:
-            for capacity in self.capacity_blocks:
-                params = {**about(trace), "capacity_blocks": capacity, "prefix": self.prefix}
-                params |= Definitions().params()
-                if not folder.done(self.adaptive, params):
-                    with folder.surviving(self.adaptive, params):
-                        self._measure(folder, trace, capacity, params)
+        todo = []
+        for trace, capacity in product(self.traces, self.capacity_blocks):
+            params = {**about(trace), "capacity_blocks": capacity, "prefix": self.prefix}
+            params |= Definitions().params()
+            if not folder.done(self.adaptive, params):
+                todo.append((trace, capacity, params))
+        plan = [(trace.name, f"{capacity:,} blocks", trace.accesses) for trace, capacity, _ in todo]
+        for trace, capacity, params in paced("adaptive", todo, plan):
+            with folder.surviving(self.adaptive, params):
+                self._measure(folder, trace, capacity, params)
 
     def _measure(self, folder, trace: Trace, capacity: int, params: dict) -> None:
         names = [*self.fixed, bounds.NAME, self.adaptive]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
 from kvlab.core import BadInput, Measurement
 from kvlab.policy import asked
+from kvlab.progress import paced
 from kvlab.sim import bounds, fast
 from kvlab.sim.curves import hit_curve
 from kvlab.sim.definitions import Definitions
@@ -58,13 +60,20 @@ class Operate:
 
     def run(self, folder, variants: Sequence = ()) -> None:
         refuse_variants(variants)
+        steps, plan = [], []
         for trace in self.traces:
             place = about(trace) | self._fixed
             by = "sessions" if "session" in trace.columns else "requests"
             for capacity in self.capacity_blocks:
-                self._policies(folder, trace, capacity, place | {"resampled": by})
-            self._once(folder, "lru", place, "tiers", lambda t=trace: self._tiers(t))
-            self._once(folder, "trace", place, "hottest", lambda t=trace: self._hottest(t))
+                steps.append(partial(self._policies, folder, trace, capacity,
+                                     place | {"resampled": by}))  # fmt: skip
+                plan.append((trace.name, f"policies, {capacity:,} blocks", trace.accesses))
+            for who, what, rows in (("lru", "tiers", self._tiers), ("trace", "hottest",
+                                                                    self._hottest)):  # fmt: skip
+                steps.append(partial(self._once, folder, who, place, what, partial(rows, trace)))
+                plan.append((trace.name, what, trace.accesses))
+        for step in paced("operate", steps, plan):
+            step()
 
     def _policies(self, folder, trace: Trace, capacity: int, place: dict) -> None:
         """Each policy at a capacity, those after LRU paired with it."""

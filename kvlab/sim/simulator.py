@@ -28,7 +28,7 @@ from kvlab.sim.trace import Trace
 
 def simulate(
     trace: Trace | TraceStream,
-    policy: str | EvictionPolicy = "lru",
+    policy: str | EvictionPolicy | Callable[[], EvictionPolicy] = "lru",
     capacity_blocks: int = 1000,
     prefix: bool = True,
     partial_blocks: str = "hit",
@@ -42,7 +42,8 @@ def simulate(
     outcomes: Callable[[Trace, Outcome], None] | None = None,
     compiled: bool = False,
 ) -> SimResult:
-    """Hits, misses by class and evictions of `policy` on `trace` in `capacity_blocks` blocks.
+    """Hits, misses by class and evictions of `policy` (a name, a dotted path, a class, a function
+    that makes one, an instance that is new) on `trace` in `capacity_blocks` blocks.
 
     prefix=True: a block hits only if all earlier blocks of its request do. One request at a time:
     (1) its leading run of resident blocks is looked up, (2) its blocks are pinned, (3) victims
@@ -60,6 +61,7 @@ def simulate(
     without events. With service, hits are those of requests one by one (blocks in flight are not
     held, prompts computed side by side are known at once), and times follow from them.
     """
+    policy = _given(policy)
     _check(prefix, partial_blocks, host, service)
     if isinstance(trace, Trace):
         trace.check_shares()
@@ -90,6 +92,17 @@ def simulate(
     if timed:
         more |= {"service": timed.summary()}
     return SimResult.of(tally, *named, **more)
+
+
+def _given(policy: object) -> str | EvictionPolicy:
+    """A name, or a policy. Raises `BadInput` where nothing makes one."""
+    if isinstance(policy, str | EvictionPolicy):
+        return policy
+    made = policy() if callable(policy) else None
+    if not isinstance(made, EvictionPolicy):
+        remedy = "must be a name of a policy, its class, an instance or a function that makes one"
+        raise BadInput("policy", policy, remedy)
+    return made
 
 
 def _name(policy: str | EvictionPolicy) -> str:

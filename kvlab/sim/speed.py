@@ -5,13 +5,15 @@ from __future__ import annotations
 import resource
 import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from time import process_time
 
 import numpy as np
 
 from kvlab.core import BadInput, Measurement
 from kvlab.policy import asked
+from kvlab.progress import paced
 from kvlab.sim.fast import PREFIX, Compiled
 from kvlab.sim.jobs import about, known, listed, refuse_variants
 from kvlab.sim.service import recompute_cost
@@ -51,19 +53,27 @@ class ReplaySpeed:
 
     def run(self, folder, variants: Sequence = ()) -> None:
         refuse_variants(variants)
+        steps, plan = [], []
+
+        def add(name: str, params: dict, references: int, rows: Callable) -> None:
+            steps.append(partial(self._once, folder, name, params, rows))
+            plan.append((params["trace"], name, references))
+
         for trace in self.traces:
             for policy in self.policies:
                 if policy == "none" or not set(asked(policy).asks) <= _said(trace):
                     continue
                 params = about(trace) | {"policy": policy, "capacity_blocks": self.capacity}
-                self._once(folder, policy, params, lambda t=trace, p=policy: self._speeds(t, p))
+                add(policy, params, trace.accesses, partial(self._speeds, trace, policy))
         for policy in self.stream_policies if self.stream else ():
             place = {"capacity_blocks": self.stream_blocks, "references": self.stream}
             params = {"trace": Stream.name, "policy": policy} | place
-            self._once(folder, policy, params, lambda p=policy: self._streamed(p))
+            add(policy, params, self.stream, partial(self._streamed, policy))
         if self.sweep:
             params = {"trace": Stream.name, "references": self.sweep, "part": "sweep"}
-            self._once(folder, "sweep", params, self._swept)
+            add("sweep", params, self.sweep, self._swept)
+        for step in paced("replay_speed", steps, plan):
+            step()
 
     @staticmethod
     def _once(folder, variant: str, params: dict, rows) -> None:

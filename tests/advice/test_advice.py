@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shlex
+from pathlib import Path
 
 import hydra
 import pytest
@@ -14,6 +16,8 @@ import kvlab
 from kvlab.advice import Ask, advise, advised, choices, losses, parse
 from kvlab.advice.account import account
 from kvlab.advice.choices import spec_of
+from kvlab.advice.evict import evicting
+from kvlab.advice.table import ASSETS, nearest_speed
 from kvlab.advice.tell import command, python
 from kvlab.config import built, conf_dir, make_plan
 from kvlab.core import BadInput, CacheGeometry
@@ -120,7 +124,7 @@ def test_the_answer_names_losses_sources_and_neighbours(config):
     for word in ("78deed3", "NVIDIA H200", "SmolLM2-135M-Instruct", "--kv-cache-dtype",
                  "cache_implementation", "forgets", "PagedCache.for_model", "Left out"):
         assert word in told
-    assert "no figure to plan by" in told  # the machine had other work
+    assert "commit 8431ad0, reports/decode_speed" in told  # of a machine without other work
     assert "not measured on" in advise(Ask(1, 65536, device="A100"), config)
 
 
@@ -184,3 +188,51 @@ def test_the_command_answers(capsys):
     assert main(["advise", "model=reference", "device.memory_gb=2"]) == 2
     assert "must be given" in capsys.readouterr().err
     assert main(["advise", "model=nothing", "device.memory_gb=2", "context=8192"]) == 2
+
+
+def test_the_tables_that_ship_are_those_of_the_committed_reports():
+    root = Path(__file__).resolve().parents[2]
+    spec = importlib.util.spec_from_file_location("advice_table",
+                                                  root / "experiments" / "advice" / "table.py")
+    table = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(table)
+    reports = root / "reports"
+    for name, rows in (("losses", table.losses(reports, table.FORMATS)),
+                       ("evictions", table.losses(reports, table.EVICTION)),
+                       ("speeds", table.speeds(reports))):  # fmt: skip
+        shipped = (ASSETS / f"{name}.jsonl").read_text().splitlines()
+        assert [json.loads(line) for line in shipped] == rows
+
+
+@pytest.mark.parametrize(("options", "tokens", "requests", "found"), [
+    (("format=int4",), 32768, 1, (("format=int4",), 32768, 1)),
+    (("format=int4",), 40000, 12, (("format=int4",), 32768, 16)),
+    (("format=int8", "prefix=hash", "policy=lru"), 150_000, 1, (("format=int8",), 200_000, 1)),
+    (("format=int3g",), 32768, 1, None),
+    (("format=bf16", "retrieval=quest"), 131_072, 1,
+     (("format=fp8", "policy=lru", "offload=host", "retrieval=quest"), 200_000, 1)),
+])  # fmt: skip
+def test_a_speed_is_that_of_the_nearest_row_that_does_the_same(options, tokens, requests, found):
+    row = nearest_speed(options, "decode", tokens, requests, "NVIDIA H200")
+    assert (row and (row.options, row.tokens, row.batch)) == found
+    assert nearest_speed(options, "decode", tokens, requests, "A100") is None
+
+
+def test_eviction_is_told_with_its_interval_and_what_is_measured_of_it(config):
+    made = outline(config)
+    found = evicting(Ask(1, 65536), made)
+    assert found and all(row.perplexity.low <= row.perplexity.value <= row.perplexity.high
+                         for one in found for row in one.losses)  # fmt: skip
+    assert [one.worst for one in found] == sorted(one.worst for one in found)
+    told = advise(Ask(1, 65536, goal="stream", model=("model=reference",)), config, 200)
+    for one in found:
+        assert one.name in told and all(o in told for o in one.options if "policy" in o)
+    assert "no policy evicts tokens" in told and "kvpress" in told
+    assert "kvpress" not in advise(Ask(1, 65536, goal="exact"), config, 200)
+
+
+def test_bytes_of_eviction_are_about_those_of_a_live_cache(model, config):
+    for one in evicting(Ask(1, 2048), outline(config)):
+        cache = kvlab.PagedCache.for_model(model, spec_of(one.options))
+        kvlab.prefill(model, torch.randint(0, 128, (1, 2048)), cache, chunk_tokens=256)
+        assert one.bytes == pytest.approx(cache.stats().allocated_bytes, rel=0.35)

@@ -23,8 +23,8 @@ BASE = {"policy": "attention_mass", "evict": "token", "groups": "per_head", "bud
 class Account:
     """What one sequence should hold: for each layer and head its tokens, in order.
 
-    Scores are the share of attention, the mean over the step's last 32 queries and over the query
-    heads of a key/value head, and over the steps that scored a token.
+    Scores are the share of attention, the mean over the query heads of a key/value head, and over
+    all queries that saw a token; a decoded token that is looked at stands for those since the last.
     """
 
     def __init__(self, choice="head", sealed_only=True):
@@ -33,7 +33,7 @@ class Account:
         self.v = copy.deepcopy(self.k)
         self.score = torch.zeros(LAYERS, HEADS, 0)
         self.steps = torch.zeros(LAYERS, HEADS, 0)
-        self.seen = 0
+        self.seen = self.scored = 0
 
     def attend(self, layer, q, k, v):
         """q [Hq, T, D], k, v [T, H, D] -> out [T, Hq, D]; takes the tokens over."""
@@ -48,7 +48,7 @@ class Account:
             hidden = torch.ones(tokens, len(keys)).triu(len(keys) - tokens + 1).bool()
             w = x.masked_fill(hidden, -torch.inf).softmax(-1)
             out.append(torch.einsum("htn,nd->thd", w, values))
-            shares.append(w[:, -32:].mean((0, 1)))
+            shares.append(w.mean(0).sum(0))
         self.weights[layer] = torch.stack(shares)
         return torch.cat(out, 1)
 
@@ -68,8 +68,12 @@ class Account:
             self.steps = torch.nn.functional.pad(self.steps, (0, sealed - old))
         if scored:
             new = torch.stack([self.weights[n][:, :sealed] for n in range(LAYERS)])
-            self.score = self.score + (new - self.score) / (self.steps + 1)
-            self.steps = self.steps + 1
+            queries = self.seen - self.scored if count == 1 else count
+            saw = (tokens - torch.arange(sealed)).clamp_max(queries)
+            if count == 1:
+                new = new * saw
+            self.score = (self.score * self.steps + new) / (self.steps + saw)
+            self.steps, self.scored = self.steps + saw, self.seen
         if over <= 0:
             return
         score = self.score.clone()

@@ -9,7 +9,9 @@ from kvlab import axes, policy
 from kvlab.cache import scores
 from kvlab.core import BadInput
 
-TOKENS_ONLY = {"compactor", "lagkv", "rkv"}  # tests/cache/test_token_scores.py
+# tests/cache/test_token_scores.py and, for kvzip, tests/model/test_repeat.py
+TOKENS_ONLY = {"compactor", "h2o", "kvzip", "lagkv", "observed", "rkv",
+               "triattention"}
 SCORERS = [name for name in axes.names("observes") if name not in TOKENS_ONLY]
 HEADS, KV_HEADS, DIM, SIZE, SCALE = 4, 2, 8, 4, 0.3
 
@@ -89,14 +91,14 @@ def test_expected_attention_is_its_formula():
     exponent = SCALE * torch.einsum("hd,nhd->hn", mean, keys)
     exponent += SCALE**2 / 2 * torch.einsum("nhd,hde,nhe->hn", keys, covariance, keys)
     want = exponent.softmax(-1) * v.norm(dim=-1).T.repeat_interleave(2, 0)
-    found = score(scores.ExpectedAttention(), q, k, v)
+    found = score(scores.by_name("expected_attention"), q, k, v)
     torch.testing.assert_close(found, per_block(want.mean(0)))
 
 
 def test_expected_attention_turns_queries_to_the_positions_to_come():
     """Against the paper's way: statistics before RoPE, turned by the mean rotation to come."""
     q, frequencies = drawn(9)[0], torch.tensor([1.0, 0.3, 0.1, 0.02])
-    scorer = scores.ExpectedAttention()
+    scorer = scores.by_name("expected_attention")
     scorer.rotary, scorer.future = frequencies, 5
 
     def rotation(position):
@@ -122,7 +124,7 @@ def test_expected_attention_is_what_normal_queries_give():
     many = q.mean(1) + mixed @ (q[0] - q.mean(1)) / 32**0.5
     weights = torch.exp(SCALE * many @ k[:, 0].T).mean(0)
     want = per_block(weights / weights.sum()) * DIM**0.5
-    found = score(scores.ExpectedAttention(), q, k, v)
+    found = score(scores.by_name("expected_attention"), q, k, v)
     torch.testing.assert_close(found, want, rtol=0.03, atol=0)
 
 
@@ -176,9 +178,10 @@ def test_every_policy_observes_what_there_is():
     observed = {n: member.observes for n, member in members.items()}
     by_token = {member.by_token for member in members.values()}
     assert by_token | set(observed.values()) == {None, *axes.names("observes")}
-    assert {n for n, what in observed.items() if what is None} == {"fifo", "random", *TOKENS_ONLY}
+    of_tokens = TOKENS_ONLY - {"observed"}  # of attention_mass, which has a form for blocks
+    assert {n for n, what in observed.items() if what is None} == {"fifo", "random", *of_tokens}
     assert all(observed[n] == n for n in ("snapkv", "expected_attention", "key_norm", "tova"))
-    with pytest.raises(BadInput, match="known: compactor, expected_attention, key_diff"):
+    with pytest.raises(BadInput, match="known: compactor, expected_attention, h2o"):
         scores.by_name("magic")
 
 

@@ -25,12 +25,12 @@ def test_the_uniform_constructor_says_the_same():
     plain = CacheGeometry(3, 4, 2, 16, 4)
     assert plain == CacheGeometry.of([LayerShape(2, 16, 16)] * 3, 4, 4)
     assert (plain.layers, plain.kv_heads, plain.head_dim, plain.group) == (3, 2, 16, 2)
-    assert plain.shape_groups == [(0, 1, 2)]
+    assert by_name("fp16").groups(plain) == [(0, 1, 2)]
     assert plain.elements_per_token == 2 * 3 * 2 * 16
 
 
 def test_layers_of_one_shape_are_a_group():
-    assert UNLIKE.shape_groups == [(0, 2), (1,)]
+    assert by_name("fp16").groups(UNLIKE) == [(0, 2), (1,)]
     assert UNLIKE.part((0, 2)).shape == NARROW
     with pytest.raises(KvlabError, match="no shape in common"):
         _ = UNLIKE.shape

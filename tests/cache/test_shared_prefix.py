@@ -170,7 +170,7 @@ def test_the_last_token_is_always_computed(model):
 def test_answers_are_right_under_pressure(model, policy):
     """Requests over few prefixes in few blocks, gaps included: each answer is the cold one."""
     cache, chosen, plain = paged(model, policy=policy, budget_blocks=14), random.Random(1), {}
-    for _ in range(40):
+    for _ in range(20):
         ids = words(24, chosen.randrange(3)) + words(chosen.randrange(1, 60), chosen.randrange(3))
         key = tuple(ids)
         if key not in plain:
@@ -180,7 +180,7 @@ def test_answers_are_right_under_pressure(model, policy):
         cache.check()
         cache.groups[0].held.known.index.check()
     found = "".join(row["codes"] for row in cache.audit())
-    assert cache.stats().evictions > 50 and "h" in found and "e" in found
+    assert cache.stats().evictions > 25 and "h" in found and "e" in found
     cache.reset()
     assert held_bytes(cache) == 0
 
@@ -231,13 +231,13 @@ def test_evicted_prefixes_come_back_from_the_host(model, policy, groups):
     axes = {"policy": policy, "budget_blocks": 14, "offload": "host", "groups": groups}
     cache, chosen = paged(model, format="int8", **axes), random.Random(1)
     exact = paged(model, format="int8")
-    for _ in range(40):
+    for _ in range(20):
         ids = words(24, chosen.randrange(3)) + words(chosen.randrange(1, 60), chosen.randrange(3))
         logits = serve(model, cache, ids, chunk=SIZE)
         torch.testing.assert_close(logits, serve(model, exact, ids, SIZE), rtol=1e-4, atol=1e-4)
         cache.check()
     codes = "".join(row["codes"] for row in cache.audit())
-    assert codes.count("H") > 50 and "e" not in codes
+    assert codes.count("H") > 25 and "e" not in codes
     assert codes.count("n") == "".join(r["codes"] for r in exact.audit()).count("n")
     assert sum(row["host_bytes_loaded"] for row in cache.audit()) > 0
     assert cache.stats().host_bytes > 0

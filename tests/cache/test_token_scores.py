@@ -9,13 +9,14 @@ import torch
 
 from kvlab import policy
 from kvlab.cache import CacheSpec, scores
+from kvlab.cache.standing import Heard, Standing
 from kvlab.core import BadInput
 from kvlab.kernel import shares_ref
 from kvlab.window import SinkWindow
 from tests.cache.driver import SCALE, make
 
 HEADS, KV_HEADS, DIM = 4, 2, 16
-METHODS = ["attention_mass", "snapkv", "expected_attention", "key_norm", "key_diff", "lagkv",
+METHODS = ["attention_mass", "h2o", "snapkv", "expected_attention", "key_norm", "key_diff", "lagkv",
            "compactor", "rkv", "tova", "random"]  # fmt: skip
 
 
@@ -127,11 +128,66 @@ def test_half_life_lets_go_of_what_once_mattered():
         scores.Mass(half_life=0)
 
 
+def centres(layers=2, seed=5):
+    """Drawn ones: a centre, and the mean length, which is more."""
+    g = torch.Generator().manual_seed(seed)
+    real, imaginary, more = torch.randn(3, layers, HEADS, DIM // 2, generator=g)
+    norm = torch.hypot(real, imaginary) + more.abs()
+    parts = {"real": real, "imaginary": imaginary, "norm": norm}
+    return {name: x.tolist() for name, x in parts.items()}
+
+
+def rotated(x, angle):
+    """x [n, H, D] turned by angle [n, D / 2]."""
+    first, second = x.chunk(2, -1)
+    cos, sin = angle.cos()[:, None], angle.sin()[:, None]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), -1)
+
+
+def test_triattention_is_a_series_in_the_distance():
+    """The formula of the paper, written out: amplitudes, phases, and what has no direction."""
+    q, k, v, lse = drawn(20)
+    told, at, seen = centres(), 7 + torch.arange(20), 60
+    scorer = scores.by_name("triattention", centres=told, reach=9)
+    scorer.rotary = 1.0 / 50 ** (torch.arange(DIM // 2) / (DIM // 2))
+    scorer.place = scores.Place(1, seen)
+    real, imaginary, norm = (torch.tensor(told[n])[1] for n in ("real", "imaginary", "norm"))
+    want = torch.zeros(HEADS, 20)
+    for head in range(HEADS):
+        first, second = k[:, head // 2].chunk(2, -1)
+        amplitude = torch.hypot(real, imaginary)[head] * torch.hypot(first, second)
+        phase = torch.atan2(imaginary, real)[head] - torch.atan2(second, first)
+        for ahead in (1, 2, 4, 8):
+            distance = (seen - at + ahead)[:, None] * scorer.rotary
+            want[head] += (amplitude * torch.cos(distance + phase)).sum(-1) / 4
+        beyond = norm[head] - torch.hypot(real, imaginary)[head]
+        want[head] += (beyond * torch.hypot(first, second)).sum(-1)
+    want = (want - want.mean(-1, keepdim=True)) / want.std(-1, correction=0, keepdim=True)
+    stored = rotated(k, at[:, None] * scorer.rotary)
+    found = scorer.of_tokens(q, stored, v, lse, scale=SCALE, shares=None)
+    torch.testing.assert_close(found, want.unflatten(0, (KV_HEADS, 2)).amax(1), atol=1e-4, rtol=0)
+    scorer.place = scores.Place(1, seen, head=1)
+    alone = scorer.of_tokens(q[2:], stored[:, 1:], v[:, 1:], lse[2:], scale=SCALE, shares=None)
+    torch.testing.assert_close(alone, found[1:])
+
+
+@pytest.mark.parametrize("told, inv_freq, sentence", [
+    (None, True, "python -m kvlab.model.centres"), ("no.json", True, "cannot be read"),
+    (centres(layers=1), True, "must be 2 layers of 4 query heads with 8 pairs"),
+    (centres(), False, "frequencies of plain rotary positions"),
+])  # fmt: skip
+def test_centres_of_another_model_are_refused(told, inv_freq, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        make(head_dim=DIM, policy=policy.TriAttention(told), budget_percent=10,
+             inv_freq=torch.ones(DIM // 2) if inv_freq else None)
+
+
 def kept(name, **parameters):
     """Which tokens each head keeps of one chunk, as sets, [layer][head]."""
     policies = policy.by_name(name, **parameters)
     cache = make(head_dim=DIM, policy=policies, evict="token", groups="per_head", block_size=1,
-                 budget_blocks=40, window=SinkWindow(1, 1))  # fmt: skip
+                 inv_freq=0.5 ** torch.arange(DIM // 2), budget_blocks=40,
+                 window=SinkWindow(1, 1))  # fmt: skip
     seq, g = cache.open(), torch.Generator().manual_seed(1)
     for count in (100, 100):
         cache.begin([seq], [count])
@@ -149,25 +205,27 @@ def kept(name, **parameters):
 def test_every_method_keeps_tokens_of_its_own():
     """An adapter that silently runs another method is the fault that audits find most."""
     each = {name: kept(name) for name in METHODS} | {
-        "attention_mass, half-life": kept("attention_mass", half_life=8)}
+        "attention_mass, half-life": kept("attention_mass", half_life=8),
+        "triattention": kept("triattention", centres=centres())}
     names = list(each)
     for n, a in enumerate(names):
         for b in names[n + 1 :]:
             assert each[a] != each[b], (a, b)
 
 
-@pytest.mark.parametrize("name", ["lagkv", "compactor", "rkv"])
+@pytest.mark.parametrize("name", ["h2o", "kvzip", "lagkv", "compactor", "rkv", "triattention"])
 def test_what_ranks_tokens_only_is_refused_for_blocks(name):
     with pytest.raises(BadInput, match="ranks tokens and no blocks"):
-        CacheSpec(policy=name, budget_percent=10, evict="block")
+        more = {"centres": centres()} if name == "triattention" else {}
+        CacheSpec(policy=policy.by_name(name, **more), budget_percent=10, evict="block")
 
 
 def test_snapkv_by_block_and_layer_is_chunkkv():
     """ChunkKV (https://arxiv.org/abs/2502.00299): SnapKV's scores summed over the heads of a layer,
     the mean of each chunk, whole chunks kept."""
-    size, keep = 4, 6
+    size, keep = 4, 4
     cache = make(head_dim=DIM, policy="snapkv", evict="block", groups="per_layer", block_size=size,
-                 budget_blocks=keep, window=SinkWindow(0, 1))  # fmt: skip
+                 budget_percent=100 * keep / 6, window=SinkWindow(0, 1))  # fmt: skip
     seq, g = cache.open(), torch.Generator().manual_seed(3)
     keys, stay = [], []
     cache.begin([seq], [24])
@@ -181,8 +239,12 @@ def test_snapkv_by_block_and_layer_is_chunkkv():
         stay.append(w.unflatten(0, (-1, size)).mean(-1))
     cache.commit()
     for layer, (group, chunk) in enumerate(zip(cache.groups, stay)):
-        found = [group.ledger.meta(b).score for b in group.tables[seq].ids]
-        torch.testing.assert_close(torch.tensor(found).argsort(), chunk.argsort(), msg=str(layer))
+        table = group.tables[seq].ids
+        chunk[-1] = torch.inf  # the window's
+        kept = [i for i, block in enumerate(table) if block is not None]
+        assert kept == sorted(chunk.topk(keep).indices.tolist()), layer
+        read = group.pool.read(0, [table[i] for i in kept])[0]
+        assert torch.equal(read, keys[layer].unflatten(0, (-1, size))[kept].flatten(0, 1))
     spec = CacheSpec(policy="snapkv", budget_percent=10, evict="block", groups="per_layer",
                      block_size=20)  # fmt: skip
     assert spec.granularity == "(blocks of 20, each layer as ChunkKV)"
@@ -195,3 +257,33 @@ def test_snapkv_by_block_and_layer_is_chunkkv():
 ])  # fmt: skip
 def test_a_method_bears_its_name_at_its_published_granularity_only(axes, told):
     assert CacheSpec(**{"policy": "snapkv", "budget_percent": 10} | axes).granularity == told
+
+
+def test_attention_is_a_mean_over_those_who_saw_it_and_h2o_sums_it():
+    """Against one pass over all queries, however they came in chunks."""
+    q, k, v, lse = drawn(30)
+    w = weights(q, k).softmax(-1).unflatten(0, (KV_HEADS, 2)).mean(1)  # [H, queries, n]
+    for name, want in (("observed", w.sum(1) / (30 - torch.arange(30))), ("h2o", w.sum(1))):
+        scorer, found = scores.by_name(name), None
+        for start, end in ((0, 11), (11, 12), (12, 30)):
+            new = scorer.of_tokens(q[:, start:end], k[:end], v[:end], lse[:, start:end],
+                                   scale=SCALE, shares=shares_ref.token_shares)[None]
+            if found is None:
+                found = Standing(torch.zeros_like(new), torch.zeros_like(new))
+            found = found.grown(end).moved(scorer, new, Heard(end - start, end - start, 0))
+        torch.testing.assert_close(found.score[0], want)
+    capped = scores.by_name("observed")
+    capped.softcap = 1e6  # a cap that changes nothing, by the other way through the code
+    plain = of_tokens("observed", q, k, v, lse)
+    torch.testing.assert_close(capped.of_tokens(q, k, v, lse, scale=SCALE, shares=None), plain,
+                               rtol=1e-4, atol=1e-5)  # fmt: skip
+
+
+def test_a_decoded_token_that_is_looked_at_stands_for_those_since_the_last_look():
+    scorer = scores.by_name("observed", half_life=6)
+    old = Standing(torch.full((1, 1, 4), 0.5), torch.tensor([[[12.0, 12, 12, 0]]]))
+    moved = old.moved(scorer, torch.full((1, 1, 4), 0.1), Heard(1, 6, 1))
+    saw = torch.tensor([5.0, 4, 3, 2])
+    torch.testing.assert_close(moved.steps[0, 0], torch.tensor([6.0, 6, 6, 0]) + saw)
+    want = (torch.tensor([3.0, 3, 3, 0]) + 0.1 * saw) / moved.steps[0, 0]
+    torch.testing.assert_close(moved.score[0, 0], want)

@@ -1,5 +1,7 @@
 """Decode attention against an fp32 oracle on the stored values."""
 
+from itertools import cycle
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -69,8 +71,12 @@ def check(p, dtype, device, setting=None, floor=2e-4):
         assert not mass[b, :, count:].any()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", NAMES)
+# Each format in one of the two dtypes; the first that has no scales and the first that has in both.
+TYPED = [*zip(NAMES, cycle([torch.float16, torch.bfloat16])),
+         ("fp16", torch.float16), ("fp8", torch.bfloat16)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "dtype"), TYPED, ids=str)
 def test_formats(name, dtype, device):
     p = past(by_name(name), [70, 33], H=1, dtype=dtype, device=device)
     check(p, dtype, device, floor=HALVES if name.endswith("g") else 2e-4)
@@ -92,15 +98,20 @@ PAIRS = {
 }
 
 
-@pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize("slots, setting", [(16, (64, 4, 3, 2)), (64, (32, 4, 3, 2)), (24, None)])
+SHAPES = [(16, (64, 4, 3, 2)), (64, (32, 4, 3, 2)), (24, None)]  # slots, setting
+
+
+@pytest.mark.parametrize("pair, slots, setting", [
+    (pair, *SHAPES[(n + k) % 3]) for n, pair in enumerate(PAIRS) for k in range(2)])
 def test_pairs(pair, slots, setting, device):
+    """Each pair in two of three shapes, each shape with two of three pairs."""
     p = past(KVFormat(*PAIRS[pair]), [2 * slots + 5, slots], H=1, S=slots, device=device)
     check(p, torch.float16, device, setting)
 
 
-@pytest.mark.parametrize("name", ["bf16", "fp8", "int8", "int4"])
-@pytest.mark.parametrize("slots", [1, 4, 32, 128, 256])
+@pytest.mark.parametrize("name, slots", [
+    ("bf16", 1), ("bf16", 128), ("fp8", 4), ("fp8", 256), ("int8", 1), ("int8", 32), ("int8", 128),
+    ("int4", 4), ("int4", 32), ("int4", 256)])
 def test_block_sizes(name, slots, device):
     p = past(by_name(name), [slots * 2 + slots // 2, slots - 1], H=1, S=slots, device=device)
     check(p, torch.float16, device)
@@ -125,8 +136,9 @@ def test_groups(name, slots, dim, device):
     check(p, torch.float16, device, floor=HALVES)
 
 
-@pytest.mark.parametrize("heads, group, dim", [(1, 1, 128), (2, 3, 64), (1, 8, 128), (3, 4, 32)])
-@pytest.mark.parametrize("name", ["fp16", "int8", "int4"])
+@pytest.mark.parametrize("name, heads, group, dim", [
+    ("fp16", 1, 1, 128), ("fp16", 3, 4, 32), ("int8", 2, 3, 64), ("int8", 1, 8, 128),
+    ("int4", 1, 8, 128), ("int4", 3, 4, 32), ("int4", 1, 1, 128)])
 def test_heads(name, heads, group, dim, device):
     p = past(by_name(name), [50, 0, 16], H=heads, G=group, D=dim, device=device)
     check(p, torch.float16, device)

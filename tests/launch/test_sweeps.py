@@ -40,7 +40,7 @@ def test_resume_skips_and_failures_are_listed_with_their_command(sweep, capsys, 
         pages.append(sorted(Path(folder).name for folder in folders))
         return out / "README.md"
 
-    monkeypatch.setattr("kvlab.config.sweep.write_report", report)
+    monkeypatch.setattr("kvlab.report.write_report", report)
     status, folder = sweep("cache.size=1,0,2", "track=jsonl")
     assert status == 2 and [o.status for o in outcomes(folder).values()] == [0, 2, 0]
     said = capsys.readouterr()

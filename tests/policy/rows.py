@@ -19,6 +19,7 @@ class Row(NamedTuple):
     by_pin: bool = False  # pins leave their mark on later choices
 
 
+CENTRES = {"real": [[[1.0]]], "imaginary": [[[0.5]]], "norm": [[[2.0]]]}
 ROWS = [
     Row("fifo", policy.FIFO, lambda m: (m.born,), by_use=False),
     Row("lru", policy.LRU, lambda m: (m.last,)),
@@ -31,14 +32,17 @@ ROWS = [
     ),
     Row("hybrid", policy.Hybrid),
     Row("attention_mass", policy.AttentionMass, lambda m: (m.score, m.last)),
+    Row("h2o", policy.H2O, lambda m: (m.score, m.last)),
     Row("snapkv", policy.SnapKV, lambda m: (m.score, m.last)),
     Row("expected_attention", policy.ExpectedAttention, lambda m: (m.score, m.last)),
     Row("key_norm", policy.KeyNorm, lambda m: (m.score, m.last)),
     Row("key_diff", policy.KeyDiff, lambda m: (m.score, m.last)),
+    Row("kvzip", policy.KVzip, lambda m: (m.score, m.last)),
     Row("lagkv", policy.LagKV, lambda m: (m.score, m.last)),
     Row("compactor", policy.Compactor, lambda m: (m.score, m.last)),
     Row("rkv", policy.RKV, lambda m: (m.score, m.last)),
     Row("tova", policy.TOVA, lambda m: (m.score, m.last)),
+    Row("triattention", lambda: policy.TriAttention(CENTRES), lambda m: (m.score, m.last)),
     Row("sieve", policy.SIEVE),
     Row("s3fifo", lambda: policy.S3FIFO(promote=1)),
     Row("arc", policy.ARC),

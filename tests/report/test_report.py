@@ -357,6 +357,28 @@ def test_the_console_table_takes_any_measurements():
     assert max(map(len, rendered([long]).splitlines())) <= 80
 
 
+def test_what_the_job_measures_comes_first_and_what_a_slab_hides_is_said():
+    def rows(variant, score, in_use):
+        told = {"variant": variant, "params": {"task": "mine", "baseline": variant == "full"},
+                "better": None}  # fmt: skip
+        yield told | {"name": "mine_percent", "value": score, "low": score - 1, "high": score + 1,
+                      "unit": "%"}  # fmt: skip
+        for name, value in (("cache_allocated_bytes", 2**20), ("cache_logical_bytes", in_use)):
+            yield told | {"name": name, "value": value, "low": None, "high": None, "unit": "B"}
+
+    lines = rendered([*rows("full", 90.0, 2**19), *rows("lru 50%", 80.0, 2**18)]).splitlines()
+    assert lines[0].split() == ["variant", "mine,", "%", "allocated,", "MiB", "↓", "in", "use,",
+                                "KiB", "↓"]  # fmt: skip
+    assert lines[2].split()[:3] == ["lru", "50%", "*"] and lines[2].split()[-1] == "256.0"
+    assert "task mine" in lines[3] and "1,024 tokens saved" in lines[-1]
+
+
+def test_the_reason_of_a_failure_is_as_wide_as_the_terminal():
+    told = {"variant": "full", "params": {}, "name": "failed", "reason": "because " * 8,
+            "value": 0, "low": None, "high": None, "unit": "", "better": None}  # fmt: skip
+    assert "failed: full: " + "because " * 7 in rendered([told])
+
+
 def test_baselines_are_found_under_the_same_conditions():
     def row(variant, value, **params):
         told = {"variant": variant, "params": params, "name": "cache_allocated_bytes"}

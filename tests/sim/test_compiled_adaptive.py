@@ -2,12 +2,15 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_compiled import needs_numba, same, tries
+from test_compiled import in_turn, needs_numba, same, tries
 
+from kvlab.core import BadInput
 from kvlab.policy import Adaptive, AdmitReuse, Hybrid, Random
+from kvlab.sim import simulate
 
 QUICK = partial(Adaptive, memory=2, patience=0.1)
 CHOOSERS = {
@@ -20,12 +23,30 @@ CHOOSERS = {
 }
 
 
+COMPILED = {"lists", "doors and draws"}
+
+
 @needs_numba
-@pytest.mark.parametrize("name", CHOOSERS)
-def test_requests(name):
+@pytest.mark.parametrize("name, how", in_turn(CHOOSERS, COMPILED), indirect=["how"])
+def test_requests(name, how):
     @settings(max_examples=120, deadline=None)
     @given(tries(), st.sampled_from([1, 2, 3, 5, 8, 13, 20]), st.sampled_from(["hit", "miss"]))
     def check(trace, capacity, partial_blocks):
         same(trace, CHOOSERS[name], capacity, partial_blocks=partial_blocks)
 
     check()
+
+
+@needs_numba
+def test_ids_that_change_their_depth_are_refused(tiny):
+    trace = tiny([1, 2, 3], [3, 1])
+    with pytest.raises(BadInput, match="where ids keep their depth; 1 does not"):
+        simulate(trace, "adaptive", 4, compiled=True)
+    assert simulate(trace, "adaptive", 4).block_hits == 2
+
+
+@needs_numba
+def test_a_leader_may_change_with_the_last_request(trie, plain):
+    trace = trie(3, requests=40, depth=5, fan=3)
+    for count in range(1, 41):
+        same(trace.select(np.arange(40) < count), CHOOSERS["lists"], 5)

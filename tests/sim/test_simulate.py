@@ -214,3 +214,13 @@ def test_measurements_have_the_agreed_names(synthetic):
         "token_hit_percent", "flops_saved_percent", "evictions", "evictions_per_second",
         "thrash_percent", "orphans", "miss_compulsory_percent",
     } <= set(rows)  # fmt: skip
+
+
+def test_a_policy_may_be_given_in_any_way(tiny):
+    trace = tiny([1, 2, 3], [1, 2, 4], [1, 2, 3])
+    ways = ("lru", "kvlab.policy.LRU", LRU, LRU(), lambda: LRU())
+    assert {simulate(trace, way, 4).block_hit_percent for way in ways} == {
+        simulate(trace, "lru", 4).block_hit_percent}  # fmt: skip
+    for wrong in (7, dict):
+        with pytest.raises(BadInput, match="must be a name of a policy"):
+            simulate(trace, wrong, 4)

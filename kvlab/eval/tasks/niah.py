@@ -167,3 +167,7 @@ class NiahMultiquery(Niah):
 
     name = "niah_multiquery"
     keys = queries = 4
+
+
+NIAH = (NiahSingle1, NiahSingle2, NiahSingle3, NiahMultikey1, NiahMultikey2, NiahMultikey3,
+        NiahMultivalue, NiahMultiquery)  # fmt: skip

@@ -7,23 +7,10 @@ import sys
 from kvlab.eval.task import Task
 from kvlab.eval.tasks.documents import Hotpot, Squad
 from kvlab.eval.tasks.lists import CommonWords, FrequentWords, VariableTracking
-from kvlab.eval.tasks.niah import (
-    Niah,
-    NiahMultikey1,
-    NiahMultikey2,
-    NiahMultikey3,
-    NiahMultiquery,
-    NiahMultivalue,
-    NiahSingle1,
-    NiahSingle2,
-    NiahSingle3,
-)
+from kvlab.eval.tasks.niah import NIAH
 from kvlab.eval.tasks.protocol import Protocol
 
-RULER = (
-    NiahSingle1, NiahSingle2, NiahSingle3, NiahMultikey1, NiahMultikey2, NiahMultikey3,
-    NiahMultivalue, NiahMultiquery, VariableTracking, CommonWords, FrequentWords, Squad, Hotpot,
-)  # fmt: skip
+RULER = (*NIAH, VariableTracking, CommonWords, FrequentWords, Squad, Hotpot)
 
 
 class Ruler(Task):
@@ -39,7 +26,7 @@ class Ruler(Task):
         self, protocol: Protocol | None = None, essays: str | None = None,
         squad: str | None = None, hotpotqa: str | None = None,
     ):
-        self.tasks = [c(protocol, essays=essays) for c in RULER if issubclass(c, Niah)]
+        self.tasks = [c(protocol, essays=essays) for c in NIAH]
         self.tasks += [c(protocol) for c in (VariableTracking, CommonWords, FrequentWords)]
         self.left_out = []
         for cls, path in ((Squad, squad), (Hotpot, hotpotqa)):

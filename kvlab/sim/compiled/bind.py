@@ -18,8 +18,10 @@ from numba import config, njit
 # Nothing here allocates, so numba need not count references: of fifteen arrays at each call, a
 # hundred times the work of a verb.
 OPTIONS = {"nogil": True, "_nrt": False}
-verb = njit(forceinline=True, **OPTIONS)
-rare = njit(**OPTIONS)  # seldom called, so not worth its code in every caller
+# Called by compiled code only: what Python would call costs half the time of compiling.
+INNER = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True, **OPTIONS}
+verb = njit(forceinline=True, **INNER)
+rare = njit(**INNER)  # seldom called, so not worth its code in every caller
 
 
 def cached(function, **options):
@@ -52,7 +54,7 @@ def bind(template: ModuleType, label: str, entry: str = "", **names) -> dict:
             copy.__module__ = template.__name__
             copy.__qualname__ = f"{name}_{label}_{_digest()}"
             called = name == entry
-            space[name] = cached(copy) if called else njit(copy, forceinline=True, **OPTIONS)
+            space[name] = cached(copy) if called else verb(copy)
     return space
 
 

@@ -127,11 +127,10 @@ def _verbs(module: ModuleType) -> ModuleType:
 
 
 def _over(template: ModuleType, label: str, member: ModuleType, names: dict, **says) -> ModuleType:
-    """The verbs of a template over those of a member."""
+    """The verbs of a template over those of a member; what the template has not does nothing."""
     bound = bind(template, f"{label}_{member.__name__}", m=member, **names)
     kept = {name: getattr(member, name) for name in verbs.SAYS}
-    never = {"EARLY": False, "EXPIRES": False, "expired": verbs.expired}
-    return module_of(f"{label}_{member.__name__}", {**bound, **kept, **never, **says})
+    return module_of(f"{label}_{member.__name__}", {**vars(verbs), **bound, **kept, **says})
 
 
 @cache

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kvlab.core import BadInput
 from kvlab.policy import SHIFT, SPREAD, Adaptive, share_of, thinned
 from kvlab.sim.compiled import catalog
 from kvlab.sim.compiled.bind import cached
@@ -51,6 +52,7 @@ class Chooser(Runner):
         self.books = np.zeros(2, dtype=np.int64)  # who leads, accesses since misses were halved
         self.leader, self.step = 0, 0
         self.notes = Notes(*np.full((3, 0), -1))
+        self.depth = np.zeros(0, dtype=np.int32)  # of followed contents by number; -1: not yet seen
         asks = policy.asks or any(made.policy.asks for made in self.made)
         self.said = Said() if asks else None
 
@@ -60,11 +62,11 @@ class Chooser(Runner):
         left = begin = told = 0
         for end, leader in self._leads(whole, ids):
             left += self.serve(whole.part(begin, end), len(ids), out, left)
-            if end < len(piece) or not self.whole:
+            if end < len(piece) or not self.whole:  # else nothing comes that a leader could lead
                 self._note(whole.part(told, end), out, left, len(ids))
                 told = end
-            if leader != self.leader:
-                self._follow(leader)
+                if leader != self.leader:
+                    self._follow(leader)
             begin = end
         return out.code, out.gone[:left], out.gone_at[:left]
 
@@ -91,10 +93,15 @@ class Chooser(Runner):
         numbers, depths = np.empty(accesses, np.int32), np.empty(accesses, np.int32)
         first, lengths = np.zeros((2, count + 1), dtype=np.int64)
         seen = np.full((2, len(ids)), -1)
-        _follow(
+        more = np.full(max(0, len(ids) - len(self.depth)), -1, dtype=np.int32)
+        self.depth = np.concatenate([self.depth, more])
+        moved = _follow(
             requests.numbers, requests.first, mine, self.capacity, *seen, numbers, depths, first,
-            lengths,
+            lengths, self.depth,
         )  # fmt: skip
+        if moved:
+            remedy = f"has the adaptive chooser where ids keep their depth; {ids[moved]} does not"
+            raise BadInput("compiled", True, remedy)
         stop, none = int(first[-1]), np.zeros(count, dtype=bool)
         sample = Requests(numbers[:stop], first, none, requests.moments, depths[:stop])
         return sample, lengths[:count]
@@ -125,10 +132,11 @@ class Chooser(Runner):
 
 
 @cached
-def _follow(numbers, first, mine, capacity, stamp, slot, out, depths, out_first, lengths):
+def _follow(numbers, first, mine, capacity, stamp, slot, out, depths, out_first, lengths, depth):
     """Write the followed contents, where in their requests they are named last, and how many
-    different ones each request has; none of a request that is too large."""
-    end = 0
+    different ones each request has; none of a request that is too large. Returns a content whose
+    depth is not that of an earlier request: its shadow would need what the cache knew; or 0."""
+    end = moved = 0
     for request in range(len(first) - 1):
         begin, unique = end, 0
         for access in range(first[request], first[request + 1]):
@@ -143,7 +151,13 @@ def _follow(numbers, first, mine, capacity, stamp, slot, out, depths, out_first,
                 depths[slot[content]] = access - first[request]
         if unique > capacity:
             end, unique = begin, 0
+        for at in range(begin, end):
+            if depth[out[at]] < 0:
+                depth[out[at]] = depths[at]
+            elif depth[out[at]] != depths[at]:
+                moved = out[at]
         lengths[request], out_first[request + 1] = unique, end
+    return moved
 
 
 @cached

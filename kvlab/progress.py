@@ -1,0 +1,201 @@
+"""How far a whole run is: one bar on a terminal, a line now and then in a log.
+
+Time left is what is still to be done, each kind of it at what it was measured to cost in this very
+run: a decoded token is no prefilled one, and int4 not Quest. What nothing was measured of yet is
+left out, and the time left is then called the least that it can be.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
+from rich.text import Text
+
+LOG_SECONDS = 10.0  # to the first line of a log; later ones come at a tenth of the time so far
+
+
+class Cell(NamedTuple):
+    """One kind of work (read, decode, answer, ...) of one cache or policy in one part of a run."""
+
+    part: str
+    who: str
+    kind: str
+
+
+class Work:
+    """What is to be done in a run, and what it was measured to cost.
+
+    Amounts of a cell are in any unit (tokens, accesses, points) in which its cost is even.
+    clock: seconds, for tests.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self._clock = clock
+        self._left: dict[Cell, float] = {}
+        self._cost: dict[Cell, tuple[float, float]] = {}  # amount done, seconds spent
+        self.started = self._mark = clock()
+        self.now = ""
+
+    def plan(self, part: str, who: str, amounts: dict[str, float]) -> None:
+        """More is to be done: `amounts` by kind."""
+        for kind, amount in amounts.items():
+            cell = Cell(part, who, kind)
+            self._left[cell] = self._left.get(cell, 0.0) + amount
+
+    def spend(self, part: str, who: str, kind: str) -> None:
+        """The time since the last word went into this."""
+        cell, now = Cell(part, who, kind), self._clock()
+        done, spent = self._cost.get(cell, (0.0, 0.0))
+        self._cost[cell] = (done, spent + now - self._mark)
+        self._mark, self.now = now, f"{part}, {who}"
+
+    def done(self, part: str, who: str, amounts: dict[str, float]) -> None:
+        """As much as this is through."""
+        for kind, amount in amounts.items():
+            cell = Cell(part, who, kind)
+            done, spent = self._cost.get(cell, (0.0, 0.0))
+            self._cost[cell] = (done + amount, spent)
+            self._left[cell] = max(0.0, self._left.get(cell, 0.0) - amount)
+
+    def drop(self, who: str, part: str | None = None) -> None:
+        """What is left of this one will not be done: it failed."""
+        for cell in self._left:
+            if cell.who == who and part in (None, cell.part):
+                self._left[cell] = 0.0
+
+    @property
+    def elapsed(self) -> float:
+        return self._clock() - self.started
+
+    def left(self) -> tuple[float, bool]:
+        """Seconds that what is left takes, and whether all of it was measured.
+
+        A cell that was not goes by the others of its part and kind, then by all of its kind.
+        """
+        of_part: dict[tuple, list[float]] = {}
+        for cell, (done, spent) in self._cost.items():
+            for key in (cell, (cell.part, cell.kind), (cell.kind,)):
+                total = of_part.setdefault(key, [0.0, 0.0])
+                total[0] += done
+                total[1] += spent
+        seconds, known = 0.0, True
+        for cell, amount in self._left.items():
+            keys = (cell, (cell.part, cell.kind), (cell.kind,))
+            done, spent = next((of_part[k] for k in keys if of_part.get(k, (0.0,))[0]), (0.0, 0.0))
+            if done:
+                seconds += amount * spent / done
+            elif amount:
+                known = False
+        return max(0.0, seconds - (self._clock() - self._mark)), known
+
+    def share(self) -> float:
+        """Of the time that the run takes in all, as far as it is known, what has passed."""
+        left, _ = self.left()
+        return self.elapsed / max(1e-9, self.elapsed + left)
+
+    def told(self) -> str:
+        """`34 %, 1:05 so far, 2:05 left`."""
+        left, known = self.left()
+        if not known and not left:
+            return f"{clock_time(self.elapsed)} so far, time left not known yet"
+        least = "" if known else "at least "
+        return (f"{100 * self.share():.0f} %, {clock_time(self.elapsed)} so far, "
+                f"{least}{clock_time(left)} left")
+
+
+class Open(NamedTuple):
+    """The run that is shown at the moment, which parts of it join."""
+
+    work: Work
+    show: Callable[[], None]
+
+
+_open: list[Open] = []
+
+
+@contextmanager
+def total(shown: bool, name: str) -> Iterator[Open]:
+    """The one bar of a run, called `name`; within another it is that one.
+
+    Whoever measures calls `show` now and then: a log gets its lines by that.
+    """
+    if _open:
+        yield _open[-1]
+        return
+    work = Work()
+    with _shown(work, name) if shown else _nothing() as show:
+        _open.append(Open(work, show))
+        try:
+            yield _open[-1]
+        finally:
+            _open.pop()
+
+
+@contextmanager
+def _nothing() -> Iterator[Callable[[], None]]:
+    yield lambda: None
+
+
+@contextmanager
+def _shown(work: Work, name: str) -> Iterator[Callable[[], None]]:
+    if not sys.stderr.isatty():
+        yield _log(work, name)
+        return
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), _Told(work))
+    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4,
+                  transient=True) as bar:  # fmt: skip
+        task = bar.add_task(name, total=1.0)
+        yield lambda: bar.update(task, completed=work.share(), description=work.now or name)
+
+
+class _Told(ProgressColumn):
+    """Time goes on between two words of who measures."""
+
+    def __init__(self, work: Work):
+        super().__init__()
+        self.work = work
+
+    def render(self, task) -> Text:
+        return Text(self.work.told())
+
+
+def _log(work: Work, name: str) -> Callable[[], None]:
+    due = LOG_SECONDS
+
+    def show() -> None:
+        nonlocal due
+        if work.elapsed >= due:
+            due = work.elapsed + max(LOG_SECONDS, work.elapsed / 10)
+            print(f"{name}: {work.told()} ({work.now})", file=sys.stderr, flush=True)
+
+    return show
+
+
+def clock_time(seconds: float) -> str:
+    """`2:05`, `1:02:05`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def paced(name: str, steps: Iterable, plan: Sequence[tuple[str, str, float]]) -> Iterator:
+    """The `steps`, one after the other, under one bar: the time until the next one is asked for is
+    what a step took.
+
+    plan: for each step its part, who it is of, and how much it is, such as a trace, a policy and
+    the accesses.
+    """
+    with total(True, name) as (work, show):
+        for part, who, amount in plan:
+            work.plan(part, who, {"step": amount})
+        for step, (part, who, amount) in zip(steps, plan):
+            yield step
+            work.spend(part, who, "step")
+            work.done(part, who, {"step": amount})
+            show()
