@@ -1,6 +1,7 @@
 """`python -m kvlab [experiment=NAME] [group=option ...] [key=value ...]`: one run, start to end;
 `python -m kvlab list [GROUP ...]` and `GROUP=list`: what there is to choose from;
-`python -m kvlab advise model=... device.memory_gb=16 context=131072`: which cache to choose.
+`python -m kvlab advise model=... device.memory_gb=16 context=131072`: which cache to choose;
+`python -m kvlab pages [FOLDER]`: the front page of a folder of reports.
 
 Exit status: 0 done, 1 some variants failed (the report says which and why), 2 bad input (one
 paragraph on stderr, nothing left behind), 130 interrupted.
@@ -40,6 +41,7 @@ from kvlab.config import (
     given_options,
     listing,
     make_plan,
+    pages,
     parse_line,
     quote,
     sweep_of,
@@ -88,6 +90,9 @@ def _dispatch(argv: list[str]) -> int:
     """Check a run and own its folder before Hydra makes it; Hydra's own commands go to Hydra."""
     if argv[:1] == ["advise"]:
         print(advice(argv[1:], get_terminal_size((120, 24)).columns))
+        return 0
+    if argv[:1] == ["pages"]:
+        print(pages(argv[1:]))
         return 0
     args = parse_line(argv)
     if groups := _listed(args.overrides):

@@ -63,6 +63,19 @@ class Work:
             self._cost[cell] = (done + amount, spent)
             self._left[cell] = max(0.0, self._left.get(cell, 0.0) - amount)
 
+    def spread(self, part: str, who: str, amounts: dict[str, float]) -> None:
+        """The time since the last word went into all of these, and they are through; it is divided
+        as they were estimated."""
+        rates, now = self._rates(), self._clock()
+        cells = [Cell(part, who, kind) for kind in amounts]
+        guess = [amount * next((rates[key] for key in _keys(cell) if key in rates), 1.0)
+                 for cell, amount in zip(cells, amounts.values())]  # fmt: skip
+        for cell, share in zip(cells, guess):
+            done, spent = self._cost.get(cell, (0.0, 0.0))
+            self._cost[cell] = (done, spent + (now - self._mark) * share / (sum(guess) or 1.0))
+        self._mark, self.now = now, f"{part}, {who}"
+        self.done(part, who, amounts)
+
     def drop(self, who: str, part: str | None = None) -> None:
         """What is left of this one will not be done: it failed."""
         for cell in self._left:
@@ -76,23 +89,27 @@ class Work:
     def left(self) -> tuple[float, bool]:
         """Seconds that what is left takes, and whether all of it was measured.
 
-        A cell that was not goes by the others of its part and kind, then by all of its kind.
+        A cell that was not goes by the others of its part and kind, then by what the same one cost
+        in another part, then by all of its kind.
         """
-        of_part: dict[tuple, list[float]] = {}
-        for cell, (done, spent) in self._cost.items():
-            for key in (cell, (cell.part, cell.kind), (cell.kind,)):
-                total = of_part.setdefault(key, [0.0, 0.0])
-                total[0] += done
-                total[1] += spent
-        seconds, known = 0.0, True
+        rates, seconds, known = self._rates(), 0.0, True
         for cell, amount in self._left.items():
-            keys = (cell, (cell.part, cell.kind), (cell.kind,))
-            done, spent = next((of_part[k] for k in keys if of_part.get(k, (0.0,))[0]), (0.0, 0.0))
-            if done:
-                seconds += amount * spent / done
+            rate = next((rates[key] for key in _keys(cell) if key in rates), None)
+            if rate is not None:
+                seconds += amount * rate
             elif amount:
                 known = False
         return max(0.0, seconds - (self._clock() - self._mark)), known
+
+    def _rates(self) -> dict[tuple, float]:
+        """Seconds for one unit of each cell, and of cells together, where any was done."""
+        sums: dict[tuple, list[float]] = {}
+        for cell, (done, spent) in self._cost.items():
+            for key in _keys(cell):
+                total = sums.setdefault(key, [0.0, 0.0])
+                total[0] += done
+                total[1] += spent
+        return {key: spent / done for key, (done, spent) in sums.items() if done}
 
     def share(self) -> float:
         """Of the time that the run takes in all, as far as it is known, what has passed."""
@@ -104,9 +121,15 @@ class Work:
         left, known = self.left()
         if not known and not left:
             return f"{clock_time(self.elapsed)} so far, time left not known yet"
-        least = "" if known else "at least "
-        return (f"{100 * self.share():.0f} %, {clock_time(self.elapsed)} so far, "
-                f"{least}{clock_time(left)} left")
+        so_far = f"{clock_time(self.elapsed)} so far"
+        if not known:
+            return f"{so_far}, at least {clock_time(left)} left"
+        return f"{100 * self.share():.0f} %, {so_far}, {clock_time(left)} left"
+
+
+def _keys(cell: Cell) -> tuple[tuple, ...]:
+    """What a cell goes by, the nearest first."""
+    return cell, ("part", cell.part, cell.kind), ("who", cell.who, cell.kind), ("kind", cell.kind)
 
 
 class Open(NamedTuple):

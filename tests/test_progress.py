@@ -59,6 +59,20 @@ def test_a_part_that_nobody_measured_goes_by_another(work, clock):
     assert work.left() == (4.0, True)
 
 
+def test_what_was_timed_as_one_is_divided_as_it_was_estimated(work, clock):
+    work.plan("text", "bf16", {"read": 1000, "decode": 10})
+    took(work, clock, 1.0, "text", "bf16", "read", 1000)
+    took(work, clock, 3.0, "text", "bf16", "decode", 10)
+    for who in ("bf16", "int4"):
+        work.plan("cost", who, {"read": 1000, "decode": 10})
+    assert work.left() == (8.0, True)           # by what the same, or any, cost in another part
+    clock.now += 2.0
+    work.spread("cost", "bf16", {"read": 1000, "decode": 10})
+    assert work.left() == (2.0, True)
+    work.plan("cost", "fp8", {"decode": 10})
+    assert work.left() == (3.5, True)
+
+
 def test_nothing_measured_is_said(work):
     work.plan("text", "bf16", {"read": 100})
     assert work.told() == "0:00 so far, time left not known yet"

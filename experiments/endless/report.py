@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
-from kvlab.report import canvas
+from kvlab.report import canvas, study, write_page
 from kvlab.track import read_rows
 
 SHOWN = {  # measurement -> axis, divisor
@@ -24,6 +25,9 @@ Arms = dict[str, list[dict]]
 def collect(path: Path) -> Arms:
     """Arm -> what was held after so many tokens, in order."""
     arms: dict[str, dict[int, dict]] = {}
+    text = path.read_text(encoding="utf-8")
+    if '"arm"' in text.partition("\n")[0]:
+        return earlier(text)
     for row in read_rows(path)[0]:
         done = row["params"].get("done")
         if done:
@@ -32,8 +36,18 @@ def collect(path: Path) -> Arms:
     return {arm: list(lines.values()) for arm, lines in arms.items()}
 
 
+def earlier(text: str) -> Arms:
+    """Results as they were before this was a job: a line for each point of an arm."""
+    arms: Arms = {}
+    for row in map(json.loads, text.splitlines()):
+        told = {"process_peak_bytes": row["resident_mib"] * 2**20,
+                "decode_tokens_per_second": row["tokens_per_second"]}  # fmt: skip
+        arms.setdefault(row["arm"], []).append(row | told)
+    return arms
+
+
 def draw(arms: Arms):
-    made, panels = canvas.figure(len(SHOWN), width=3.4 * len(SHOWN), height=3.4)
+    made, panels = canvas.figure(len(SHOWN), width=8.8, height=2.6 * len(SHOWN), stacked=True)
     for axes, (key, (label, unit)) in zip(panels, SHOWN.items()):
         for index, (arm, lines) in enumerate(arms.items()):
             look = canvas.look(index) | {"marker": ""}
@@ -42,7 +56,7 @@ def draw(arms: Arms):
         axes.set(xlabel="thousand tokens", ylabel=label)
         if unit > 1:
             axes.set_ylim(bottom=0)
-    canvas.legend(made, panels[0])
+        canvas.name_lines(axes)
     return made
 
 
@@ -73,9 +87,9 @@ def main() -> None:
     arms = collect(rows)
     with canvas.styled():
         canvas.save(draw(arms), args.out / "figures" / "endless")
-    parts = [args.text.read_text().strip()] if args.text else []
-    parts += ["## Over the tokens decoded", "![over the tokens](figures/endless.svg)", table(arms)]
-    (args.out / "README.md").write_text("\n\n".join(parts) + "\n")
+    parts = ["## Over the tokens decoded", "![over the tokens](figures/endless.svg)", table(arms)]
+    text = args.text.read_text() if args.text else f"# {args.out.name}"
+    write_page(study(text, parts), args.out)
     if rows.resolve() != (args.out / "results.jsonl").resolve():
         shutil.copy(rows, args.out / "results.jsonl")
 

@@ -9,29 +9,30 @@ each trace with capacities side by side. `--text` goes above it.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
-from kvlab.report import canvas
+from kvlab.report import canvas, study, write_page, write_results
 from kvlab.report.hit_rates import hits, pictures, traces
 from kvlab.report.source import Run, load
 
 
-def publish(run: Run, out: Path, text: str) -> None:
+def publish(run: Run, out: Path, text: str, again: bool) -> None:
+    """again: the run was read from `out`, whose results stay as they are."""
     (out / "figures").mkdir(parents=True, exist_ok=True)
     shown = pictures(run.rows)
     with canvas.styled():
         for picture in shown:
             canvas.save(picture.draw(), out / "figures" / picture.stem)
-    origin = {"run": run.name, "commit": run.commit, "device": run.device}
-    lines = [json.dumps({**row, "params": {**row["params"], **origin}}) for row in run.rows]
-    (out / "results.jsonl").write_text("\n".join(lines) + "\n")
-    parts = [text.strip(), provenance(run), *map(illustration, shown), *tables(run.rows)]
-    (out / "README.md").write_text("\n\n".join(parts) + "\n")
+    if not again:
+        write_results([run], out)
+    parts = [*map(illustration, shown), *tables(run.rows), provenance(run)]
+    write_page(study(text, parts), out)
 
 
 def provenance(run: Run) -> str:
     env = run.environment
+    if not env.get("command"):  # a report's rows keep no more than this
+        return f"Run `{run.name}`, commit `{run.commit}`, {run.device}; rows in `results.jsonl`."
     machine = env.get("host", {})
     return (
         f"Run `{env.get('command', run.name)}`, commit `{run.commit}`, {env.get('date')}, "
@@ -88,7 +89,8 @@ def main():
     parser.add_argument("--text", type=Path, required=True)
     options = parser.parse_args()
     [run] = load([options.run])
-    publish(run, options.out, options.text.read_text())
+    again = options.run.resolve() == options.out.resolve()
+    publish(run, options.out, options.text.read_text(), again)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""reports/kernel_roofline/figures/decode.svg from results.jsonl: time beside the bytes' limit.
+"""reports/kernel_roofline/figures/decode.svg from results.jsonl: time beside the bytes' limit; and
+index.html from the README.md there.
 
     python experiments/kernel_roofline/figure.py reports/kernel_roofline
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from kvlab.report import write_page
 from kvlab.report.canvas import COLOURS, GREY, figure, save, styled
 from kvlab.track import read_rows
 
@@ -51,6 +53,9 @@ def main(folder: Path) -> None:
         drawn.suptitle("Decode attention: grey others, blue kvlab; the mark is its bytes at the "
                        f"rate of a copy ({ceiling:,.0f} GB/s)", fontsize=10)
         save(drawn, folder / "figures" / "decode")
+    page = folder / "README.md"  # written by hand
+    if page.is_file():
+        write_page(page.read_text(encoding="utf-8"), folder)
 
 
 if __name__ == "__main__":

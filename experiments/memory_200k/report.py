@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kvlab.report import canvas
+from kvlab.report import canvas, study, write_page
 from kvlab.track.rows import read_rows
 
 LINES = {"weights_bytes": "weights", "standing_bytes": "ids and libraries",
@@ -117,19 +117,21 @@ def over_length(found: Curves):
 
     A prompt's first n tokens cost what a prompt of n tokens costs, so one run shows all lengths.
     """
-    made, [memory, time] = canvas.figure(2, width=9.5, height=3.8)
+    made, [memory, time] = canvas.figure(2, width=8.8, height=7.4, stacked=True)
     for index, (name, rows) in enumerate(found.items()):
         done = [row["done"] / 1000 for row in rows]
         look = canvas.look(index) | {"marker": ""}
         memory.plot(done, [r["peak_device_bytes"] / 1e9 for r in rows], label=name, **look)
-        memory.plot(done, [r["cache_allocated_bytes"] / 1e9 for r in rows], alpha=0.5, **look)
+        memory.plot(done, [r["cache_allocated_bytes"] / 1e9 for r in rows], alpha=0.5,
+                    label="_cache", **look)  # fmt: skip
         time.plot(done, [r["seconds"] for r in rows], label=name, **look)
     memory.set(xlabel="thousand tokens", ylabel="on the device, GB: peak; pale: cache")
-    memory.axhline(4.0, color=canvas.GREY, linestyle="--")
+    memory.axhline(4.0, color=canvas.GREY, linestyle="--", label="_cap")
     memory.set_ylim(bottom=0)
     time.set(xlabel="thousand tokens", ylabel="prefill, s")
     canvas.rescale(time, "y", [r["seconds"] for rows in found.values() for r in rows])
-    canvas.legend(made, memory)
+    canvas.name_lines(memory)
+    canvas.name_lines(time)
     return made
 
 
@@ -161,7 +163,7 @@ def main() -> None:
     if args.device:
         for key, numbers in agreement(args.run, args.device).items():
             arms[key] |= numbers
-    parts = [args.text.read_text().strip()] if args.text else []
+    parts = []
     curve = results.with_suffix(".curve.jsonl")
     found = curves(curve)
     pictures = {"account": ("The account beside the measured peak", partial(account, arms))}
@@ -173,7 +175,8 @@ def main() -> None:
         for stem, (title, draw) in pictures.items():
             canvas.save(draw(), args.out / "figures" / stem)
             parts.append(f"## {title}\n\n![{title}](figures/{stem}.svg)")
-    (args.out / "README.md").write_text("\n\n".join(parts) + "\n")
+    text = args.text.read_text() if args.text else f"# {args.out.name}"
+    write_page(study(text, parts), args.out)
     if results.resolve() != (args.out / "results.jsonl").resolve():
         shutil.copy(results, args.out / "results.jsonl")
         if found:

@@ -6,36 +6,39 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from kvlab.report import canvas
+from kvlab.report import canvas, study, write_page, write_results
+from kvlab.report.names import words
 from kvlab.report.source import Run, load
 
 Rows = list[dict]
+TOLD = {"ttft_p50_ms": "median", "ttft_p99_ms": "99th percentile", "block_hit_percent": "hits",
+        "thrash_percent": "thrash", "preemptions": "preempted", "refused_requests": "refused"}
 
 
-def publish(runs: list[Run], out: Path, text: str) -> None:
+def publish(runs: list[Run], out: Path, text: str, again: bool) -> None:
+    """again: the runs were read from `out`, whose results stay as they are."""
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    parts, lines = [text.strip(), *map(provenance, runs)], []
+    parts = []
     rows = [{**row, "run": run.name} for run in runs for row in run.rows if row["count"] != 0]
     with canvas.styled():
         for stem, title, draw in figures(rows):
             canvas.save(draw(rows), out / "figures" / stem)
             parts.append(f"## {title}\n\n![{title}](figures/{stem}.svg)")
-    parts += tables(rows)
-    for run in runs:
-        origin = {"run": run.name, "commit": run.commit, "device": run.device}
-        lines += [json.dumps({**row, "params": {**row["params"], **origin}}) for row in run.rows]
-    (out / "results.jsonl").write_text("\n".join(lines) + "\n")
-    (out / "README.md").write_text("\n\n".join(parts) + "\n")
+    parts += [*tables(rows), *map(provenance, runs)]
+    if not again:
+        write_results(runs, out)
+    write_page(study(text, parts), out)
 
 
 def provenance(run: Run) -> str:
     env = run.environment
+    if not env.get("command"):  # a report's rows keep no more than this
+        return f"Run `{run.name}`, commit `{run.commit}`, {run.device}; rows in `results.jsonl`."
     host = env.get("host", {})
     return (f"Run `{env.get('command', run.name)}`, commit `{run.commit}`, {env.get('date')}, "
             f"{host.get('cpu', run.device)} with {host.get('cores')} cores. All rows are in "
@@ -44,8 +47,9 @@ def provenance(run: Run) -> str:
 
 def figures(rows: Rows) -> Iterator[tuple[str, str, Callable]]:
     """(file name, title, how to draw it) of each figure that these rows allow."""
-    if of(rows, "budget_mib"):
+    if any(_tells(rows, t) for t in distinct(of(rows, "budget_mib"), "trace")):
         yield "hit_rates", "Hits over the budget, live (lines) and simulated (rings)", hit_rates
+    if named(rows, "predicted_ttft_ms"):
         yield "ttft", "Time to the first token: predicted from simulated hits, and measured", ttft
     if of(rows, "requests_per_second"):
         yield "load", "Rising load", rising
@@ -64,22 +68,28 @@ def distinct(rows: Rows, setting: str) -> list:
 
 
 def hit_rates(rows: Rows):
-    traces = distinct(of(rows, "budget_mib"), "trace")
-    made, panels = canvas.figure(len(traces), width=5.4 * len(traces) + 0.8)
+    traces = [t for t in distinct(of(rows, "budget_mib"), "trace") if _tells(rows, t)]
+    made, panels = canvas.figure(len(traces), width=8.8, height=3.6 * len(traces), stacked=True)
     variants = list(dict.fromkeys(row["variant"] for row in of(rows, "budget_mib")))
     for trace, axes in zip(traces, panels):
         for index, variant in enumerate(variants):
             look = canvas.look(index)
             line = points(rows, trace, variant, "block_hit_percent")
-            axes.plot(*line, label=variant, **look)
+            axes.plot(*line, label=words(variant), **look)
             rings = points(rows, trace, variant, "simulated_block_hit_percent")
             axes.plot(*rings, linestyle="", marker="o", markersize=11, fillstyle="none",
-                      color=look["color"])  # fmt: skip
+                      color=look["color"], label="_simulated")  # fmt: skip
         axes.set_title(trace, loc="left")
         axes.set_xlabel("budget of sealed blocks, MiB")
-    panels[0].set_ylabel("block hits, % of accesses ↑")
-    panels[-1].legend(fontsize=8)
+        axes.set_ylabel("block hits, % of accesses ↑")
+        canvas.name_lines(axes)
     return made
+
+
+def _tells(rows: Rows, trace: str) -> bool:
+    """Whether hits differ at all; where they do not, the table says it."""
+    mine = named(of(rows, "budget_mib"), "block_hit_percent")
+    return len({r["value"] for r in mine if r["params"]["trace"] == trace}) > 1
 
 
 def points(rows: Rows, trace: str, variant: str, name: str) -> tuple[list, list]:
@@ -111,20 +121,24 @@ def ttft(rows: Rows):
 def rising(rows: Rows):
     shown = (("ttft_p50_ms", "ttft_p99_ms"), ("block_hit_percent", "thrash_percent"),
              ("preemptions", "refused_requests"))  # fmt: skip
-    made, panels = canvas.figure(len(shown), width=12.5, height=4.6)
+    made, panels = canvas.figure(len(shown), width=8.8, height=3.4 * len(shown), stacked=True)
     models = distinct(of(rows, "requests_per_second"), "model")
     for names, axes in zip(shown, panels):
         for index, (model, name) in enumerate((m, n) for m in models for n in names):
             pairs = sorted((r["params"]["requests_per_second"], r["value"])
                            for r in named(rows, name) if r["params"]["model"] == model)  # fmt: skip
-            axes.plot(*zip(*pairs), label=f"{name}, {model}", **canvas.look(index))
+            told = f"{TOLD[name]}, {model} model"
+            axes.plot(*zip(*pairs), label=told, **canvas.look(index))
         axes.set_xscale("log")
         axes.set_xlabel("requests a second")
-        axes.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     panels[0].set_yscale("log")
+    for axes, label in zip(panels, ("time to first token, ms ↓", "% of blocks", "requests")):
+        axes.set_ylabel(label)
     for axis in (panels[0].yaxis, *(axes.xaxis for axes in panels)):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axis.set_minor_formatter(NullFormatter())
+    for axes in panels:
+        canvas.name_lines(axes)
     return made
 
 
@@ -179,7 +193,8 @@ def main():
     parser.add_argument("out", type=Path)
     parser.add_argument("--text", type=Path, required=True)
     options = parser.parse_args()
-    publish(load(options.runs), options.out, options.text.read_text())
+    again = options.out.resolve() in [run.resolve() for run in options.runs]
+    publish(load(options.runs), options.out, options.text.read_text(), again)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Hydra's side of the house: compose, refuse, expand variants. No other room imports Hydra."""
 
-from kvlab.config.advising import advice
+from kvlab.config.advising import advice, pages
 from kvlab.config.explain import complaint, explain
 from kvlab.config.line import given_options, parse_line
 from kvlab.config.listing import listing
@@ -11,6 +11,6 @@ from kvlab.config.sweep import conclude, given, sweep_of, task_of
 
 __all__ = [
     "Plan", "add_config_dir", "advice", "built", "complaint", "conclude", "conf_dir", "explain",
-    "first_of_sweep", "given", "given_options", "listing", "make_plan", "parse_line", "quote",
-    "sweep_of", "task_of",
+    "first_of_sweep", "given", "given_options", "listing", "make_plan", "pages", "parse_line",
+    "quote", "sweep_of", "task_of",
 ]  # fmt: skip

@@ -123,8 +123,7 @@ class Timing:
         for item, runner in self.pairs:
             if runner.name not in failed:
                 self._time(runner, item)
-                bar.work.spend(self.task.part, runner.name, "time")
-                bar.work.done(self.task.part, runner.name, self._amounts(item, runner))
+                bar.work.spread(self.task.part, runner.name, self._amounts(item, runner))
                 bar.show()
 
     def _amounts(self, item: Item, runner: Runner) -> dict[str, float]:

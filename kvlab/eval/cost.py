@@ -44,6 +44,9 @@ class TextCost(TimedTask):
     def parts(self, model) -> list[TextCost]:
         return [with_decode_tokens(self, model)]
 
+    def amounts(self, item: Item, chunk_tokens: int) -> dict[str, float]:
+        return {"read": len(item.context) - self.decode_tokens, "decode": self.decode_tokens}
+
     def items(self, model, data, seed: int) -> list[Item]:
         check_driver(self.driver, model.model.device)
         [document] = data.documents(model.tokenizer, 1, self.tokens)

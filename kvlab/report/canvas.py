@@ -7,11 +7,12 @@ import warnings
 from collections.abc import Iterable
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import wrap
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, SymmetricalLogLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, SymmetricalLogLocator
 
 # Okabe and Ito's colours, which colour-blind readers tell apart (their yellow is too pale on white)
 # and those of Tol's muted scheme that are far from them. No figure gives one to two series.
@@ -22,7 +23,7 @@ COLOURS = (
 GREY = "#767676"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 LINES = ("-", "--", ":", "-.")
-DEEP = 1e-5  # of the largest value: what is smaller is drawn there, see `floored`
+DEEP = 1e-3  # of the largest value: what is smaller is drawn there, see `floored`
 WIDE = 30  # values that span more than this factor get a logarithmic axis
 STYLE = {
     "font.family": ["DejaVu Sans"],
@@ -51,11 +52,12 @@ def styled():
 
 
 def figure(
-    panels: int = 1, *, width: float = 8.0, height: float = 4.2
+    panels: int = 1, *, width: float = 8.0, height: float = 4.2, stacked: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with `panels` axes side by side; sizes in inches."""
+    """A figure with `panels` axes side by side, or on top of each other; sizes in inches."""
     made = Figure(figsize=(width, height), layout="constrained")
-    return made, list(made.subplots(1, panels, squeeze=False)[0])
+    lines, columns = (panels, 1) if stacked else (1, panels)
+    return made, list(made.subplots(lines, columns, squeeze=False).flat)
 
 
 def look(index: int) -> dict:
@@ -68,8 +70,8 @@ def look(index: int) -> dict:
 
 
 def floored(values: Iterable[float]) -> list[float]:
-    """Positive values that are nothing beside the largest (below a hundred thousandth) lifted to
-    that: one of 1e-9 nats among tenths would flatten all others of a logarithmic axis."""
+    """Positive values that are nothing beside the largest (below a thousandth) lifted to that: one
+    of 1e-9 nats among tenths would flatten all others of a logarithmic axis."""
     values = list(values)
     top = max((v for v in values if math.isfinite(v)), default=0.0)
     return [max(v, DEEP * top) if v > 0 else v for v in values]
@@ -92,8 +94,25 @@ def rescale(axes: Axes, which: str, values: Iterable[float], *, noise: float = 0
         if linear * WIDE > max(nonzero):
             return  # nearly all of it would be the linear part
         _symlog(axes, which, linear)
+    plain(axes, which)
+
+
+def _plain(value: float, _place=None) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:g}"
+
+
+def thousands(axes: Axes, which: str) -> None:
+    """Few ticks with large numbers grouped, on a linear axis; a logarithmic one stays."""
+    if getattr(axes, f"get_{which}scale")() == "linear":
+        axis = getattr(axes, f"{which}axis")
+        axis.set_major_locator(MaxNLocator(5))
+        axis.set_major_formatter(FuncFormatter(_plain))
+
+
+def plain(axes: Axes, which: str) -> None:
+    """Ticks of a logarithmic axis as numbers: powers would need math, which names switch off."""
     axis = getattr(axes, f"{which}axis")
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(_plain))
     axis.set_minor_formatter(NullFormatter())
 
 
@@ -137,7 +156,7 @@ def name_ends(axes: Axes, ends: list[tuple[float, float, str, str]], size: float
         return
     inverse = axes.transAxes.inverted()
     points = [inverse.transform(axes.transData.transform(end[:2])) for end in ends]
-    room = 0.8 * axes.figure.get_size_inches()[1] * 72  # points, about, from bottom to top
+    room = axes.get_position().height * axes.figure.get_size_inches()[1] * 72  # points, about
     heights = spread([min(max(y, 0.0), 1.0) for _, y in points], 1.25 * size / room)
     low, high = min(heights), max(heights)
     shift = max(0.0, -low) - max(0.0, high - 1.0)
@@ -148,6 +167,16 @@ def name_ends(axes: Axes, ends: list[tuple[float, float, str, str]], size: float
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.5,
                         "relpos": (0, 0.5), "shrinkA": 1},
         )
+
+
+def name_lines(axes: Axes) -> None:
+    """The label of each line at its end, instead of a legend; call it when the scales are final."""
+    ends = []
+    for line in axes.get_lines():
+        known = [(x, y) for x, y in zip(*line.get_data()) if math.isfinite(y)]
+        if known and not str(line.get_label()).startswith("_"):
+            ends.append((*known[-1], str(line.get_label()), line.get_color()))
+    name_ends(axes, ends)
 
 
 def legend(made: Figure, axes: Axes, *, above: bool = False) -> None:
@@ -172,6 +201,19 @@ def shorten(text: str, most: int) -> str:
     """At most so many characters; what is left out lies in the middle, names differ at the ends."""
     keep = (most - 1) // 2
     return text if len(text) <= most else f"{text[:keep]}…{text[-keep:]}"
+
+
+def folded(text: str, width: int, lines: int = 2) -> str:
+    """At most so many lines of about `width` letters, broken between words."""
+    parts = wrap(text, width, break_long_words=False)
+    if len(parts) <= lines:
+        return "\n".join(parts)
+    return "\n".join([*parts[: lines - 1], shorten(" ".join(parts[lines - 1 :]), width)])
+
+
+def file_name(text: str) -> str:
+    """Letters and digits of a name, for files."""
+    return "".join(c if c.isalnum() and c.isascii() else "_" for c in text).strip("_") or "figure"
 
 
 def save(made: Figure, stem: Path) -> None:

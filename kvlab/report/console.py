@@ -26,7 +26,8 @@ def console_table(rows: list[dict], *, width: int = 80) -> Group:
     everything = entries([Run("run", rows)])
     candidates = (tables.summary(everything, most=most, short=True) for most in range(8, 0, -1))
     plain = next((t for t in map(_marked, candidates) if _width(t) <= width), None)
-    plain = plain or _marked(tables.summary(everything, most=2, short=True))
+    least = 2 + any(entry.hidden for entry in everything)  # what is lost, and bytes
+    plain = plain or _marked(tables.summary(everything, most=least, short=True))
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
     fits = _width(plain) <= width
     for heading, numeric, need in zip(plain.headings, plain.numeric, _roomy(plain, width)):

@@ -15,7 +15,8 @@ from kvlab.report.frontier import frontier_figures
 from kvlab.report.heatmap import heatmaps
 from kvlab.report.layers import layer_figures
 from kvlab.report.marks import bars, bars_or_dots, is_number, series
-from kvlab.report.names import arrow, metric, words
+from kvlab.report.names import arrow, metric
+from kvlab.report.positions import position_figure
 from kvlab.report.source import Run
 from kvlab.report.tables import described, scaling
 
@@ -23,10 +24,18 @@ QUALITY = ("perplexity_delta_percent", "kl_mean_nats")
 MEMORY = ("cache_nominal_bytes", "cache_logical_bytes", BYTES, "cache_host_bytes")
 PEAK = "peak_device_bytes"
 SPEED = ("decode_tokens_per_second", "prefill_tokens_per_second")
+FIRST = (  # of other measurements: what is asked about; tails and accounts of bytes come last
+    *("needle_recall_percent", "task_score_percent", "ttft_ms", "decode_tokens_per_second"),
+    *("prefill_tokens_per_second", "prefill_seconds", "token_hit_percent", PEAK),
+    *("cache_allocated_bytes", "task_score_delta_points", "kl_decoded_mean_nats"),
+)
+LAST = ("kl_p99_nats", "kl_p999_nats", "kl_max_nats", "cache_nominal_bytes", "cache_logical_bytes",
+        "cache_host_bytes", "cache_peak_bytes", "evictions", "resident_tokens_percent")  # fmt: skip
 TOLD = ("perplexity", "perplexity_full", "bits_per_element")  # seen in the figures above
 MOST = 24  # generic figures; a page with more is no page
 CROWD = 40  # entries; with more the tables have to do
-LINES = len(canvas.COLOURS)  # of one figure: no colour twice
+PANELS = 4  # of one figure, where a second number was varied
+NEAR = 1.05  # bytes that differ by less are the same
 
 
 class Drawing(NamedTuple):
@@ -48,7 +57,8 @@ def drawings(everything: list[Entry], runs: list[Run]) -> list[Drawing]:
     found = [Drawing(*picture) for picture in frontier_figures(everything)]
     found += [Drawing(*picture) for picture in budget_figures(everything)]
     quality = [name for name in QUALITY if name in there]
-    shows_quality = any(_both(entry, name) for entry in everything for name in quality)
+    shows_quality = _bytes_differ(everything) and any(
+        _both(entry, name) for entry in everything for name in quality)  # fmt: skip
     if shows_quality and not found:  # else their figures show it, with fewer colours
         apart = [[e for e in everything if e.run is run] for run in runs]
         apart = [es for es in apart if sum(_both(e, n) for e in es for n in quality) > 2]
@@ -58,22 +68,40 @@ def drawings(everything: list[Entry], runs: list[Run]) -> list[Drawing]:
     special = [*MEMORY, PEAK] if any(name in there for name in MEMORY) and not axis else []
     if special and not crowded:
         found.append(_memory(everything))
-    found += [_positions(run, several=len(runs) > 1) for run in runs if run.curves]
+    found += [Drawing(*position_figure(run, several=len(runs) > 1))
+              for run in runs if run.curves]  # fmt: skip
     found += [Drawing(*picture) for picture in (*heatmaps(runs), *layer_figures(runs))]
-    speed = [name for name in SPEED if name in there]
+    speed = [name for name in SPEED if name in there and not _doubtful(name, everything)]
     if speed and not axis and not crowded:
         found.append(_speed(everything, speed))
         special += speed
     drawn = {*special, *(quality if shows_quality else [])}
     drawn |= set(TOLD) if drawn else set()
     rest = [name for name in there if name not in drawn and not crowded]
+    rest = sorted((n for n in rest if not _doubtful(n, everything)), key=_rank)
     return found + [d for name in rest if (d := _generic(everything, name, axis))][:MOST]
+
+
+def _rank(name: str) -> int:
+    """The place of a measurement that has no figure of its own kind; equals stay as they are."""
+    if name in FIRST:
+        return FIRST.index(name)
+    if name in LAST:
+        return 100 + LAST.index(name)
+    return 50 if "_minus_" in name else 60
+
+
+def _doubtful(name: str, everything: list[Entry]) -> bool:
+    """A speed that was measured beside other work, which nobody should compare."""
+    speed = name in SPEED or metric(name).family == "Speed"
+    return speed and any(e.run.loaded for e in everything if name in e.rows)
 
 
 def _quality(everything: list[Entry], quality: list[str], apart: bool) -> Drawing:
     """apart: of several runs, each has a figure of its own."""
     def draw() -> Figure:
-        made, panels = canvas.figure(len(quality), width=5.6 * len(quality))
+        made, panels = canvas.figure(len(quality), width=8.6, height=3.6 * len(quality),
+                                     stacked=True)  # fmt: skip
         for axes, name in zip(panels, quality):
             points = [entry for entry in everything if _both(entry, name)]
             divisor, unit = scaling(metric(BYTES), [e.value(BYTES) for e in points])
@@ -84,13 +112,14 @@ def _quality(everything: list[Entry], quality: list[str], apart: bool) -> Drawin
     run = everything[0].run
     title = "Quality against bytes" + f", {run.name}" * apart
     caption = "Loss against the allocated bytes of the cache; bars are 95 % intervals."
-    stem = "quality_vs_bytes" + f"-{_file_name(run.name)}" * apart
+    stem = "quality_vs_bytes" + f"-{canvas.file_name(run.name)}" * apart
     return Drawing(stem, title, f"{caption} Lower and further left is better.", draw)
 
 
 def _memory(everything: list[Entry]) -> Drawing:
     shown = [e for e in everything if any(name in e.rows for name in MEMORY)]
-    held = [name for name in MEMORY if any(e.value(name) for e in shown)]
+    held = [name for name in MEMORY if len({e.value(name) for e in shown} - {0, None}) > 1]
+    held = held or [name for name in MEMORY if any(e.value(name) for e in shown)]
     peaks = any(PEAK in e.rows for e in shown)
 
     def draw() -> Figure:
@@ -103,10 +132,11 @@ def _memory(everything: list[Entry]) -> Drawing:
             panels[1].set_yticklabels([])
         return made
 
-    caption = (
-        "Bytes of the cache: nominal (what the format promises), logical (for the tokens held) and "
-        "allocated (what was taken from the device)"
-    )
+    says = {"cache_nominal_bytes": "nominal (what the format promises)",
+            "cache_logical_bytes": "logical (for the tokens held)",
+            BYTES: "allocated (what was taken from the device)",
+            "cache_host_bytes": "in host memory"}  # fmt: skip
+    caption = f"Bytes of the cache: {', '.join(says[name] for name in held)}"
     end = "; right, the peak of the whole process on the device." if peaks else "."
     return Drawing("memory", "Memory", caption + end, draw)
 
@@ -120,6 +150,7 @@ def _speed(everything: list[Entry], speed: list[str]) -> Drawing:
         for index, (axes, name) in enumerate(zip(panels, speed)):
             heading = f"{metric(name).heading}, {{unit}}{arrow(metric(name).better)}"
             bars(axes, shown, [name], heading, colour=canvas.COLOURS[index])
+            canvas.thousands(axes, "x")
             if index:
                 axes.set_yticklabels([])
         return made
@@ -127,71 +158,57 @@ def _speed(everything: list[Entry], speed: list[str]) -> Drawing:
     return Drawing("speed", "Speed", "Tokens per second; longer is better.", draw)
 
 
-def _positions(run: Run, *, several: bool) -> Drawing:
-    """Per-position loss, from the arrays of a run."""
-
-    def draw() -> Figure:
-        curves = run.curves
-        made, (axes,) = canvas.figure(width=8.6)
-        axes.axhline(0, color=canvas.GREY, linewidth=1)
-        ends = []
-        for index, variant in list(enumerate(curves["variants"]))[:LINES]:
-            look = {**canvas.look(index), "markersize": 4}
-            y = curves["nll_delta"][index]
-            axes.plot(curves["position"], y, **look)
-            known = np.flatnonzero(np.isfinite(y))
-            if known.size:
-                last = known[-1]
-                ends.append((curves["position"][last], y[last], words(str(variant)), look["color"]))
-            low, high = curves["low"][index], curves["high"][index]
-            axes.fill_between(curves["position"], low, high, color=look["color"], alpha=0.15, lw=0)
-        axes.set_xlabel("position in the document, tokens")
-        axes.set_ylabel("loss minus full cache's, nats per token ↓")
-        largest = np.nanmax(np.abs(curves["nll_delta"]), axis=1)
-        noise = curves["high"] - curves["low"]
-        noise = float(np.median(noise[noise > 0])) / 2 if (noise > 0).any() else 0.0
-        canvas.rescale(axes, "y", [*largest[largest > 0], 0.0], noise=noise)
-        canvas.name_ends(axes, ends)
-        return made
-
-    stem = f"per_position-{_file_name(run.name)}" if several else "per_position"
-    title = f"Loss by position{f', {run.label}' if several else ''}"
-    caption = (
-        "Where in the text the loss arises, paired with the full cache; bands: 95 % intervals."
-    )
-    return Drawing(stem, title, caption, draw)
-
-
 def _generic(everything: list[Entry], name: str, axis: str | None) -> Drawing | None:
     """Any measurement: lines over the numeric setting that was varied, else bars."""
     shown = [e for e in everything if name in e.rows and np.isfinite(e.value(name))]
     over = axis if axis and len({e.conditions.get(axis) for e in shown} - {None}) > 1 else None
     shown = [e for e in shown if not over or over in e.conditions]
-    if len(shown) < 2 or (not over and len({e.value(name) for e in shown}) == 1):
+    if len(shown) < 2 or len({e.value(name) for e in shown}) == 1:
         return None  # one number, or the same one everywhere: the table says it better
 
     def draw() -> Figure:
         if over:
-            made, (axes,) = canvas.figure(width=8.6)
-            axes.set_xlabel(over.replace("_", " "))
-            series(axes, shown, name, lambda e: e.conditions[over], everything, over)
-        else:
-            made, (axes,) = canvas.figure(height=max(2.6, 1.0 + 0.38 * len(shown)))
-            bars_or_dots(axes, shown, name)
+            return _lines(shown, name, over, everything)
+        made, (axes,) = canvas.figure(height=max(2.6, 1.0 + 0.38 * len(shown)))
+        bars_or_dots(axes, shown, name)
         return made
 
     caption = f"{name}{f' over {over}' if over else ''}, with 95 % intervals where there are any."
     heading = described(name, [e.rows[name] for e in shown]).heading
     title = heading[:1].upper() + heading[1:]
-    return Drawing(_file_name(name), title, caption, draw)
+    return Drawing(canvas.file_name(name), title, caption, draw)
 
 
-def _numeric_condition(everything: list[Entry]) -> str | None:
-    """The numeric setting with the most values, if one was varied at all."""
+def _lines(shown: list[Entry], name: str, over: str, everything: list[Entry]) -> Figure:
+    """Lines over one setting, with a panel for each value of a second number that was varied."""
+    other = _numeric_condition(shown, but=over)
+    values = sorted({e.conditions[other] for e in shown if other in e.conditions}) if other else []
+    values = values if 1 < len(values) <= PANELS else [None]
+    made, panels = canvas.figure(len(values), width=8.6, height=max(4.2, 3.8 * len(values)),
+                                 stacked=True)  # fmt: skip
+    for axes, value in zip(panels, values):
+        part = [e for e in shown if value is None or e.conditions.get(other) == value]
+        axes.set_xlabel(over.replace("_", " "))
+        if value is not None:
+            axes.set_title(f"{other.replace('_', ' ')} {value:,g}", loc="left")
+        apart = (over,) if value is None else (over, other)
+        series(axes, part, name, lambda e: e.conditions[over], everything, apart)
+    return made
+
+
+def _bytes_differ(everything: list[Entry]) -> bool:
+    """Whether variants, controls left out, take other bytes than the full cache at all."""
+    real = [e for e in everything if not e.control]
+    sizes = [e.bytes_ratio for e in real if e.bytes_ratio] or [e.value(BYTES) or 0 for e in real]
+    return bool(sizes) and max(sizes) > NEAR * min(sizes)
+
+
+def _numeric_condition(everything: list[Entry], but: str | None = None) -> str | None:
+    """The numeric setting with the most values, if one was varied at all; never `but`."""
     values: dict[str, set] = {}
     for entry in everything:
         for key, value in entry.conditions.items():
-            if is_number(value):
+            if is_number(value) and key != but:
                 values.setdefault(key, set()).add(value)
     varied = {key: len(found) for key, found in values.items() if len(found) > 1}
     return max(varied, key=varied.get) if varied else None
@@ -200,7 +217,3 @@ def _numeric_condition(everything: list[Entry]) -> str | None:
 def _both(entry: Entry, name: str) -> bool:
     pair = (entry.value(BYTES), entry.value(name))
     return all(value is not None and np.isfinite(value) for value in pair)
-
-
-def _file_name(text: str) -> str:
-    return "".join(c if c.isalnum() and c.isascii() else "_" for c in text).strip("_") or "figure"

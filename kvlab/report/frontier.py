@@ -17,6 +17,8 @@ from kvlab.report.tables import Table
 BYTES = "cache_logical_bytes"  # allocated ones come in slabs, too coarse for short texts
 OBJECTIVES = {"kl_mean_nats": True, BYTES: True, "decode_tokens_per_second": False}
 SHOWN = (BYTES, "kl_mean_nats", "decode_tokens_per_second")  # across, up, colour
+LOSSES = ("kl_mean_nats", "perplexity_delta_percent", "needle_recall_percent",
+          "task_score_percent")  # fmt: skip
 LABELS = 14  # points that are named
 
 
@@ -54,6 +56,23 @@ def best(everything: list[Entry]) -> list[Entry]:
     found = searched(everything)
     kept = [e for e, keep in zip(found, non_dominated(costs(found))) if keep] if found else []
     return sorted(kept, key=lambda e: e.value(BYTES))
+
+
+def shortlist(everything: list[Entry]) -> list[Entry]:
+    """Of each run and setting the full cache and what no other beats in bytes and loss together,
+    fewest bytes last; none where a loss or bytes were not measured. Controls are left out."""
+    loss = next((n for n in LOSSES if any(n in e.rows for e in everything)), None)
+    groups: dict[str, list[Entry]] = {}
+    for e in everything:
+        if loss in e.rows and BYTES in e.rows and not e.control and np.isfinite(e.value(loss)):
+            groups.setdefault(repr((e.run.name, e.conditions)), []).append(e)
+    kept = []
+    for found in groups.values():
+        sign = -1 if metric(loss).better == "higher" else 1
+        points = np.array([[sign * e.value(loss), e.value(BYTES)] for e in found])
+        good = [e for e, keep in zip(found, non_dominated(points)) if keep or e.is_baseline]
+        kept += sorted(good, key=lambda e: -e.value(BYTES))
+    return kept
 
 
 def frontier_table(everything: list[Entry]) -> list[Table]:

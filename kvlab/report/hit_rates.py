@@ -16,12 +16,13 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from kvlab import axes as table
 from kvlab.core import BadInput
 from kvlab.report import canvas
+from kvlab.report.names import words
 
 HIT = "block_hit_percent"
 BOUND = {"color": "#000000", "linestyle": "--", "marker": "", "linewidth": 1.6}
 NAMES = {"belady": "best possible (Belady)", "lru": "LRU", "adaptive": "adaptive"}
-LOUD = {"lru": canvas.COLOURS[1], "adaptive": canvas.COLOURS[0]}  # the others thin and grey
-QUIET = ("#9a9a9a", "#5f5f5f")
+LOUD = {"lru": canvas.COLOURS[1], "adaptive": canvas.COLOURS[0]}  # the others thin
+QUIET = tuple(c for c in canvas.COLOURS if c not in (*LOUD.values(), "#000000"))
 ORDER = ("fp32", "bf16", "fp16", "fp8", "int8", "int4", "k4v2", "k3v2", "int3", "int2")
 
 
@@ -95,12 +96,14 @@ def traces(rows: list[dict]) -> list[str]:
     return list(dict.fromkeys(row["params"]["trace"] for row in rows if "trace" in row["params"]))
 
 
-def _panels(rows: list[dict], width: float = 5.4) -> tuple[Figure, list[tuple[str, Axes]]]:
+def _panels(
+    rows: list[dict], label: str = "block hits, % of accesses ↑"
+) -> tuple[Figure, list[tuple[str, Axes]]]:
     named = traces(rows)
-    made, panels = canvas.figure(len(named), width=width * len(named) + 0.8, height=4.4)
+    made, panels = canvas.figure(len(named), width=8.8, height=3.9 * len(named), stacked=True)
     for name, axes in zip(named, panels):
         axes.set_title(name, loc="left")
-    panels[0].set_ylabel("block hits, % of accesses ↑")
+        axes.set_ylabel(label)
     return made, list(zip(named, panels))
 
 
@@ -136,7 +139,7 @@ def over_capacity(rows: list[dict]) -> Figure:
         mine = [row for row in shown if row["params"]["trace"] == trace]
         own = min(map(_size, mine))
         _policy_lines(axes, [row for row in mine if _size(row) == own])
-    canvas.legend(made, panels[0][1])
+        canvas.name_lines(axes)
     return made
 
 
@@ -162,10 +165,9 @@ def _look(policy: str, index: int) -> dict:
             "markersize": 5,
             "zorder": 3,
         }
-    around, marker = divmod(index, len(canvas.MARKERS) - 1)
-    colour = QUIET[(index + around) % 2]
+    marker = canvas.MARKERS[1 + index % (len(canvas.MARKERS) - 1)]
     return {
-        "color": colour, "linewidth": 0.9, "marker": canvas.MARKERS[1 + marker], "markersize": 5,
+        "color": QUIET[index % len(QUIET)], "linewidth": 0.9, "marker": marker, "markersize": 4,
     }  # fmt: skip
 
 
@@ -173,7 +175,7 @@ def _policy_lines(axes: Axes, rows: list[dict]) -> None:
     policies = list(dict.fromkeys(row["variant"] for row in rows))
     for index, policy in enumerate(policies):
         x, y = _line([row for row in rows if row["variant"] == policy], "capacity_blocks")
-        axes.plot(x, y, label=NAMES.get(policy, policy), **_look(policy, index))
+        axes.plot(x, y, label=NAMES.get(policy, words(policy)), **_look(policy, index))
     axes.set_ylim(bottom=0)
     size = rows[0]["params"].get("trace_block_size", 0)
     few = (
@@ -185,7 +187,7 @@ def _policy_lines(axes: Axes, rows: list[dict]) -> None:
 def over_tokens(rows: list[dict]) -> Figure:
     """LRU and the bound for each block size, token hits over the capacity in tokens."""
     shown = _by_capacity(rows, "token_hit_percent")
-    made, panels = _panels(shown)
+    made, panels = _panels(shown, "token hits, % of prompt tokens ↑")
     for trace, axes in panels:
         mine = [row for row in shown if row["params"]["trace"] == trace]
         for index, size in enumerate(sorted(set(map(_size, mine)))):
@@ -199,15 +201,14 @@ def over_tokens(rows: list[dict]) -> Figure:
                 axes.plot([v / 1e6 for v in x], y, label=label, **look)
         axes.set_ylim(bottom=0)
         _log(axes, "capacity, million tokens", [0.2, 0.5, 1, 2, 5, 10, 20, 50])
-    panels[0][1].set_ylabel("token hits, % of prompt tokens ↑")
-    canvas.legend(made, panels[0][1])
+        canvas.name_lines(axes)
     return made
 
 
 def trade(rows: list[dict], budget: float) -> Figure:
     """Bars by format, LRU beside adaptive, and the bound as a line over both."""
     shown = [row for row in hits(rows) if row["params"].get("budget_gib") == budget]
-    made, panels = _panels(shown, width=5.0)
+    made, panels = _panels(shown)
     for trace, axes in panels:
         mine = [row for row in shown if row["params"]["trace"] == trace]
         value = {(r["params"]["format"], r["params"]["policy"]): r["value"] for r in mine}
@@ -228,12 +229,12 @@ def _bars(axes: Axes, value: dict, formats: list[str], policies: list[str]) -> N
         x = [at + (index - (len(policies) - 1) / 2) * width for at in there]
         y = [value[formats[at], policy] for at in there]
         colour = LOUD.get(policy, canvas.COLOURS[2 + index])
-        drawn = axes.bar(x, y, width, color=colour, label=NAMES.get(policy, policy))
+        drawn = axes.bar(x, y, width, color=colour, label=NAMES.get(policy, words(policy)))
         axes.bar_label(drawn, fmt="%.1f", fontsize=9, padding=1)
     for (format, policy), height in value.items():
         if is_bound(policy):
             at = formats.index(format)
-            label = NAMES.get(policy, policy) if at == 0 else None
+            label = NAMES.get(policy, words(policy)) if at == 0 else None
             axes.hlines(height, at - 0.42, at + 0.42, color="#000000", linestyle="--", label=label)
 
 
@@ -249,10 +250,10 @@ def over_budget(rows: list[dict]) -> Figure:
                 x, y = _line([r for r in line if r["params"]["policy"] == policy], "budget_gib")
                 look = {**canvas.look(index), "linestyle": style, "markersize": 4}
                 if x:
-                    axes.plot(x, y, label=f"{format} {NAMES.get(policy, policy)}", **look)
+                    axes.plot(x, y, label=f"{format} {NAMES.get(policy, words(policy))}", **look)
         axes.set_ylim(bottom=0)
         _log(axes, "budget, GiB", sorted({r["params"]["budget_gib"] for r in mine}))
-    canvas.legend(made, panels[0][1])
+        canvas.name_lines(axes)
     return made
 
 
@@ -260,7 +261,7 @@ def chooser(rows: list[dict]) -> Figure:
     """Each policy's distance from the best fixed one, over capacity."""
     judged = {row["variant"] for row in rows if row["name"] == "regret_points"}
     shown = [row for row in _by_capacity(rows) if not is_bound(row["variant"])]
-    made, panels = _panels(shown)
+    made, panels = _panels(shown, "points behind the best fixed policy")
     for trace, axes in panels:
         mine = [row for row in shown if row["params"]["trace"] == trace]
         best: dict[int, float] = {}
@@ -271,10 +272,9 @@ def chooser(rows: list[dict]) -> Figure:
         for index, policy in enumerate(dict.fromkeys(row["variant"] for row in mine)):
             x, y = _line([row for row in mine if row["variant"] == policy], "capacity_blocks")
             below = [value - best[at] for at, value in zip(x, y)]
-            axes.plot(x, below, label=NAMES.get(policy, policy), **_look(policy, index))
-        axes.axhline(-2, color=canvas.GREY, linestyle=":")
+            axes.plot(x, below, label=NAMES.get(policy, words(policy)), **_look(policy, index))
+        axes.axhline(-2, color=canvas.GREY, linestyle=":", label="_promise")
         axes.set_ylim(-12, 1)
         _log(axes, "capacity, blocks", sorted(best))
-    panels[0][1].set_ylabel("points behind the best fixed policy")
-    canvas.legend(made, panels[0][1])
+        canvas.name_lines(axes)
     return made

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from kvlab.report import canvas
 from kvlab.report.entries import Entry
 from kvlab.report.names import Metric, arrow, metric, number, words
-from kvlab.report.tables import described, labels, scaling
+from kvlab.report.tables import described, scaling
 
 
 def series(
@@ -19,13 +19,14 @@ def series(
     name: str,
     x_of: Callable[[Entry], float],
     everything: list[Entry],
-    over: str | None = None,
+    over: tuple[str, ...] = (),
 ) -> None:
     """One series for each variant (and run, and setting), with intervals and its name at its end;
     joined where it has several points.
 
     everything: all entries of the figure; a variant looks the same in each of its panels.
-    over: the setting that lies along the axis; other numbers make series of their own.
+    over: the setting that lies along the axis, and those that panels tell apart; other numbers make
+    series of their own.
     """
     about = _label_axis(axes, "y", name, points)
     divisor, _ = scaling(about, [e.value(name) for e in points])
@@ -48,16 +49,18 @@ def series(
     canvas.rescale(axes, "y", list(lifted.values()), noise=spread)
     if "log" not in axes.get_xscale():
         axes.set_xlim(left=0)
+    canvas.thousands(axes, "x")
+    canvas.thousands(axes, "y")
     canvas.name_ends(axes, ends)
 
 
-def _series_name(entry: Entry, points: list[Entry], over: str | None) -> str:
+def _series_name(entry: Entry, points: list[Entry], over: tuple[str, ...]) -> str:
     """Variant in words, run where there are several, and settings: those that are words and, where
     the axis is one setting, the other numbers."""
     several = len({e.run.name for e in points}) > 1
     parts = [entry.run.label] * several
     for key, value in entry.conditions.items():
-        if key == over or (is_number(value) and over is None):
+        if key in over or (is_number(value) and not over):
             continue
         if len({repr(e.conditions.get(key)) for e in points if e.run is entry.run}) == 1:
             continue  # the run says it already
@@ -83,6 +86,7 @@ def _dots(axes: Axes, shown: list[Entry], name: str) -> None:
     x = np.array([row["value"] for row in rows]) / divisor
     ends = _error_bars(rows, divisor)
     axes.errorbar(x, range(len(shown)), xerr=ends, fmt="o", color=canvas.COLOURS[0], capsize=3)
+    canvas.thousands(axes, "x")
     canvas.rescale(axes, "x", x, noise=_noise(rows) / divisor)
     _name_rows(axes, shown)
 
@@ -105,6 +109,7 @@ def bars(
     _name_rows(axes, shown)
     axes.grid(False, axis="y")
     axes.margins(x=0.18)
+    canvas.thousands(axes, "x")
     axes.set_xlabel(heading.format(unit=unit))
 
 
@@ -113,10 +118,27 @@ def _finite(entry: Entry, name: str) -> bool:
 
 
 def _name_rows(axes: Axes, shown: list[Entry]) -> None:
-    """Entries down the vertical axis. The first on top."""
-    texts = labels(shown)
-    axes.set_yticks(range(len(shown)), [canvas.shorten(texts[id(e)], 36) for e in shown])
+    """Entries down the vertical axis, in words. The first on top."""
+    axes.set_yticks(range(len(shown)), [canvas.folded(text, 34) for text in row_names(shown)])
     axes.set_ylim(len(shown) - 0.4, -0.6)
+
+
+def row_names(shown: list[Entry]) -> list[str]:
+    """What tells each entry from the others: variant in words, run, settings that differ."""
+    several = len({e.run.name for e in shown}) > 1
+    keys = dict.fromkeys(k for e in shown for k in e.conditions if k != "control")  # named already
+    runs = {e.run.name for e in shown}
+    keys = [k for k in keys if any(_varies(k, [e for e in shown if e.run.name == r]) for r in runs)]
+    found = []
+    for e in shown:
+        parts = [e.run.label] * several
+        parts += [f"{k.replace('_', ' ')} {e.conditions[k]}" for k in keys if k in e.conditions]
+        found.append(", ".join([words(e.variant), *parts]))
+    return found
+
+
+def _varies(key: str, found: list[Entry]) -> bool:
+    return len({repr(e.conditions.get(key)) for e in found}) > 1
 
 
 def _label_axis(axes: Axes, which: str, name: str, shown: list[Entry]) -> Metric:

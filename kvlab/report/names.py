@@ -132,15 +132,22 @@ SAYS = (
     (r"window\.middle=[Ff]alse", "nothing between"),
     (r"retrieval\.digests=(\w+)", "digests in {}"),
     (r"summary\.ratio=(\S+)", "{} of the tokens as entries"),
+    (r"cache\.kernels=(\w+)", "read by {}"),
+    (r"format\.sinks=(\d+)", "{} sinks as computed"),
+    (r"retrieval\.recent=(\d+)", "{} recent read"),
 )
 OF_AXES = {"host": "rest on the host", "sink": "window", "hash": "shared prefixes"}
 
 
 def words(variant: str) -> str:
     """A variant's name as a reader would say it: `snapkv 10% cache.evict=token` -> `SnapKV, 10 %,
-    by token`. A name that does not begin with a member of an axis stays as it is."""
+    by token`. A name that begins neither with a member of an axis nor with a setting of one stays
+    as it is."""
     body, bracket, more = variant.partition(" (")
-    if not any(body.partition(" ")[0] in axis.members for axis in TABLE.values()):
+    first = body.partition(" ")[0]
+    setting = first.partition(".")[0] in (*TABLE, "cache") and "=" in first
+    setting |= first in CONTROLS
+    if not setting and not any(first in axis.members for axis in TABLE.values()):
         return variant
     return ", ".join(map(_words, body.replace(" blocks", "\0blocks").split())) + bracket + more
 

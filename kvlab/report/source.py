@@ -24,6 +24,7 @@ class Run:
     curves: the arrays of per_position.npz, {} where there is none.
     label: what tells it from the other runs of a report.
     weights: `random`, `reference` (the bundled model) or "" for any other.
+    data: the text that was read, "" where that is not known.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Run:
     curves: dict[str, np.ndarray] = field(default_factory=dict)
     label: str = ""
     weights: str = ""
+    data: str = ""
 
     @property
     def device(self) -> str:
@@ -90,8 +92,8 @@ def _folder(path: Path, name: str = "") -> Run:
     environment = _plain(path / "environment.json", json.loads)
     config = _plain(path / "config.yaml", yaml.safe_load)
     curves = _curves(path / f"{CURVE}.npz")
-    weights = _weights(config, rows)
-    return Run(name or _name(path), rows, environment, config, curves, weights=weights)
+    told = {"weights": _weights(config, rows), "data": _data(config, environment)}
+    return Run(name or _name(path), rows, environment, config, curves, **told)
 
 
 def _published(path: Path) -> list[Run]:
@@ -112,7 +114,8 @@ def _republished(folder: Path, name: str, rows: list[dict], origins: dict) -> Ru
         "device": {"name": first.get("device", "unknown")},
     }
     origin = dict(origins.get(name) or told)
-    about = {key: origin.pop(key, "") for key in ("label", "weights")}
+    about = {key: origin.pop(key, "") for key in ("label", "weights", "data")}
+    about["data"] = about["data"] or _data({}, origin)
     for row in rows:
         row["params"] = {k: v for k, v in row["params"].items() if k not in OF_RUN}
     return Run(name, rows, origin, curves=_curves(folder / curve_file(name)), **about)
@@ -131,6 +134,21 @@ def _weights(config: dict, rows: list[dict]) -> str:
         if any(re.search(pattern, name, re.I) for name in told):
             return kind
     return ""
+
+
+def _data(config: dict, environment: dict) -> str:
+    """What text was read: by the run's configuration, else by what a report kept of it, else by
+    its command, where books are the default."""
+    told = config.get("data")
+    if isinstance(told, dict):
+        kind = str(told.get("_target_", "")).rpartition(".")[2]
+        named = told.get("name") or told.get("path")
+        return "held-out books" if kind == "Books" else str(named or kind)
+    command = str(environment.get("command", ""))
+    named = re.search(r"\bdata(?:\.\w+)?=(\S+)", command)
+    if "-m kvlab" not in command:
+        return ""
+    return named[1] if named else "held-out books"
 
 
 def curve_file(run: str) -> str:

@@ -15,6 +15,7 @@ FILLERS = (
     *("decode_tokens_per_second", "prefill_tokens_per_second"),
     *("ttft_ms", "token_hit_percent", "block_hit_percent", "peak_device_bytes"),
 )
+ACROSS = 5  # measurements side by side: with intervals more than that fit on no screen
 
 
 @dataclass
@@ -35,7 +36,9 @@ class Table:
         self.cells = [[*row, cell] for row, cell in zip(self.cells or [[]] * len(cells), cells)]
 
 
-def summary(everything: list[Entry], *, most: int = 6, short: bool = False) -> Table:
+def summary(
+    everything: list[Entry], *, most: int = 6, short: bool = False, title: str = "Summary"
+) -> Table:
     """What decides: loss, bytes, agreement, then others, up to `most` measurements.
 
     `short` leaves intervals to the loss alone, where there is a loss. A variant that failed is
@@ -48,7 +51,7 @@ def summary(everything: list[Entry], *, most: int = 6, short: bool = False) -> T
         after = chosen.index(BYTES) + 1
         chosen = list(dict.fromkeys([*chosen[:after], IN_USE, *chosen[after:]]))[: max(most, 1)]
     kept = [e for e in everything if e.failure or any(name in e.rows for name in chosen)]
-    table = _start("Summary", kept)
+    table = _start(title, kept)
     table.column("status", [entry.status for entry in kept], numeric=False)
     for name in chosen:
         bare = short and "perplexity_delta_percent" in chosen and not name.startswith("perplex")
@@ -76,17 +79,17 @@ def failures(everything: list[Entry]) -> list[Table]:
 
 
 def families(everything: list[Entry]) -> list[Table]:
-    """Every measurement, one table for each family that has any."""
+    """Every measurement: tables of a family each, of `ACROSS` measurements at most."""
     tables = []
     for family in FAMILIES:
         chosen = [n for n in names(everything) if metric(n).family == family]
-        kept = [entry for entry in everything if any(name in entry.rows for name in chosen)]
-        if not kept:
-            continue
-        table = _start(family, kept)
-        for name in chosen:
-            _measured(table, name, kept)
-        tables.append(table)
+        for first in range(0, len(chosen), ACROSS):
+            part = chosen[first : first + ACROSS]
+            kept = [entry for entry in everything if any(name in entry.rows for name in part)]
+            table = _start(f"{family}, continued" if first else family, kept)
+            for name in part:
+                _measured(table, name, kept)
+            tables.append(table)
     return tables
 
 

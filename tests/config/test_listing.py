@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from kvlab import axes
+from kvlab.__main__ import main
 from kvlab.config import conf_dir, listing
 from kvlab.core import BadInput
 
@@ -28,3 +29,22 @@ def test_what_people_choose_has_words(group):
 def test_an_unknown_group_is_refused():
     with pytest.raises(BadInput, match="list=nothing: no such group; known: budget"):
         listing(["nothing"])
+
+
+def test_help_tells_the_other_commands(capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    told = capsys.readouterr().out
+    for words in ("kvlab list", "kvlab advise", "kvlab.report", "my_module.MyPolicy",
+                  'eval "$(kvlab -sc install=bash)"'):  # fmt: skip
+        assert words in told
+
+
+def test_completion_knows_groups_options_and_keys(capsys, monkeypatch):
+    for typed, found in (("format=int", "format=int4 "), ("eval.doc", "eval.documents="),
+                         ("polic", "policy=")):  # fmt: skip
+        line = f"kvlab {typed}"
+        monkeypatch.setenv("COMP_LINE", line)
+        monkeypatch.setenv("COMP_POINT", str(len(line)))
+        assert main(["-sc", "query=bash"]) == 0
+        assert found in capsys.readouterr().out.replace("\n", " ") + " "

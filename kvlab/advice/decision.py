@@ -1,0 +1,135 @@
+"""The decision table of the front page: goal and memory first, each number with the row behind it.
+
+Bytes are the account's, which gives the allocated bytes of the rows cited to the byte; losses and
+speeds are rows of committed reports. A cell whose number nobody measured says so.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from kvlab.advice.ask import GOALS, Ask
+from kvlab.advice.choices import Choice, choices
+from kvlab.advice.table import Loss
+from kvlab.advice.tell import advised, shown
+from kvlab.model import Outline
+from kvlab.report import Book
+
+CONTEXT, MEMORIES = 131072, (8, 16, 24, 80)
+HEADS = ("goal", "memory", "flags", "bytes at the end", "loss", "speed", "forgets", "report")
+SHORT = HEADS[:6] + HEADS[7:]  # of the README
+REPORTS = {
+    "exact": ("memory_200k", "ultra_long"),
+    "facts": ("real_formats", "retrieval_quality"),
+    "chat": ("prefix_hit_rate", "load"),
+    "stream": ("endless", "window_quality"),
+}
+TIMED = "Qwen3-0.6B"  # the shapes whose speed the reports measured
+STANDS = {  # deed -> report, variant, what is unlike the composition
+    "host": ("memory_200k", "fp8_host", "in fp8"),
+    "quest": ("memory_200k", "retrieval", "in fp8"),
+    "window": ("memory_200k", "window", "with 8,192 recent tokens"),
+}
+
+
+class Line(NamedTuple):
+    """One line of the table, cells in the order of `HEADS`; memories are GB."""
+
+    goal: str
+    memories: list[int]
+    cells: list[str]
+
+    def told(self, heads: tuple[str, ...] = HEADS) -> list[str]:
+        memory = f"{', '.join(map(str, self.memories))} GB"
+        every = dict(zip(HEADS, [self.goal, memory, *self.cells]))
+        return [every[head] for head in heads]
+
+
+def decisions(name: str, model: Outline, book: Book | None, prefix: str = "") -> list[Line]:
+    """For each goal and memory what to take; memories with the same answer share a line.
+
+    book: where rows are cited; None leaves numbers without. prefix: of links to reports. Raises
+    BadInput where a loss that is told is in no committed report.
+    """
+    found: list[Line] = []
+    for goal in GOALS:
+        links = ", ".join(f"[{r}]({prefix}{r}/README.md)" for r in REPORTS[goal])
+        for memory in MEMORIES:
+            ask = Ask(memory, CONTEXT, goal=goal)
+            for choice in shown(advised(choices(ask, model)), Ask(memory, CONTEXT)) or [None]:
+                cells = [*_cells(choice, name, book), links]
+                twin = next((x for x in found if x.goal == goal and x.cells == cells), None)
+                if twin:
+                    twin.memories.append(memory)
+                else:
+                    found.append(Line(goal, [memory], cells))
+    return found
+
+
+def _cells(choice: Choice | None, name: str, book: Book | None) -> list[str]:
+    if choice is None:
+        return ["nothing fits", "", "", "", ""]
+    cite = _Citing(book)
+    return [f"`{' '.join(choice.options)}`", _bytes(choice, cite), _loss(choice, cite),
+            _speed(choice, name, cite), choice.forgets]  # fmt: skip
+
+
+class _Citing:
+    """Numbers of rows; without a book none, so that a page without them asks the same way."""
+
+    def __init__(self, book: Book | None):
+        self.book = book
+
+    def row(self, name: str, variant: str, value: float) -> str:
+        if self.book is None:
+            return ""
+        return " " + self.book.cite(self.book.behind(name, variant, value))
+
+    def first(self, rows: list[dict]) -> str:
+        return "" if self.book is None else " " + self.book.cite(rows[0])
+
+
+def _variant(choice: Choice) -> str:
+    """What the format is called in the rows: `fp8c format.sinks=4`."""
+    own = [o for o in choice.options if o.partition("=")[0].partition(".")[0] == "format"]
+    return " ".join(o.removeprefix("format=") for o in own)
+
+
+def _bytes(choice: Choice, cite: _Citing) -> str:
+    host = f" and {choice.end.host / 1e9:.3g} GB of host memory" if choice.end.host else ""
+    measured = next(iter(choice.losses), None)
+    row = "" if measured is None else cite.row("cache_allocated_bytes", _variant(choice),
+                                               float(measured.allocated_bytes))  # fmt: skip
+    return f"{choice.end.device / 1e9:.3g} GB{host}{row}; {choice.needed / 1e9:.3g} GB in all"
+
+
+def _loss(choice: Choice, cite: _Citing) -> str:
+    """Of the format, on the model that loses more by KL."""
+    if not choice.known:
+        return "not measured on a real model"
+    rows: list[Loss] = [row for row in choice.losses if row.kl]
+    if not rows:
+        return "none: the baseline"
+    worst = max(rows, key=lambda row: row.kl.value)
+    variant = _variant(choice)
+    perplexity = cite.row("perplexity_delta_percent", variant, worst.perplexity.value)
+    kl = cite.row("kl_mean_nats", variant, worst.kl.value)
+    return (f"perplexity {worst.perplexity.told('+.2f')} %{perplexity}, "
+            f"KL {worst.kl.told('.2g')} nats{kl}")  # fmt: skip
+
+
+def _speed(choice: Choice, name: str, cite: _Citing) -> str:
+    """Decoded tokens a second of one request, at the first measured length that is no shorter."""
+    if name != TIMED or cite.book is None:
+        return "not measured"
+    report, variant, unlike = STANDS.get(choice.deed, ("decode_speed", _variant(choice), ""))
+    wanted = {"variant": variant} | ({} if choice.deed in STANDS else {"batch": 1})
+    rows = cite.book.find(report, "decode_tokens_per_second", **wanted)
+    rows = sorted((r for r in rows if r["params"]["tokens"] >= CONTEXT),
+                  key=lambda r: r["params"]["tokens"])  # fmt: skip
+    if not rows:
+        return "not measured"
+    value = rows[0]["value"]
+    told = f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+    where = f"at {rows[0]['params']['tokens']:,} tokens" + f", {unlike}" * bool(unlike)
+    return f"{told} tokens/s {where}{cite.first(rows)}"
