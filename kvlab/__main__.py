@@ -41,6 +41,7 @@ from kvlab.config import (
     given_options,
     listing,
     make_plan,
+    overrides_of,
     pages,
     parse_line,
     quote,
@@ -169,7 +170,7 @@ def _job(state, path: Path) -> int:
     with own(path) as owner:
         owner.made = (path,)  # by Hydra, a moment ago
         try:
-            plan = make_plan(_task_overrides(state), state.job.config_name)
+            plan = make_plan(overrides_of(state), state.job.config_name)
         except KvlabError:
             owner.clear((state.output_subdir or "",))
             raise
@@ -219,12 +220,6 @@ def _check(args: Namespace) -> Plan:
 def _started(told: str) -> None:
     """The first line of a run, before the libraries that its job needs are loaded."""
     print(f"kvlab {__version__}: {told}; loading", flush=True)
-
-
-def _task_overrides(state) -> list[str]:
-    """A sweep's job was composed by Hydra; its variants need the user's search path again."""
-    search = [o for o in given(state, "hydra") if o.startswith("hydra.searchpath=")]
-    return [*search, *given(state, "task")]
 
 
 def execute(plan: Plan, owner: Owner, also: str | None = None) -> int:

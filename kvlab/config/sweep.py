@@ -34,6 +34,12 @@ def given(state: DictConfig, kind: str) -> list[str]:
     return OmegaConf.to_container(state.overrides, resolve=False)[kind]
 
 
+def overrides_of(state: DictConfig) -> list[str]:
+    """A sweep's job was composed by Hydra; its variants need the user's search path again."""
+    search = [o for o in given(state, "hydra") if o.startswith("hydra.searchpath=")]
+    return [*search, *given(state, "task")]
+
+
 def _options(state: DictConfig) -> list[str]:
     """Hydra's options that say where configurations lie."""
     told = []
