@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from kvlab.blocks.chain import Chain, picked
 from kvlab.blocks.ground import Ground
 from kvlab.blocks.names import NameIndex, Names
+from kvlab.blocks.passing import Facts
 from kvlab.blocks.prefix import PrefixIndex
 from kvlab.blocks.reasons import Reasons
 from kvlab.blocks.room import Exit
@@ -54,6 +55,11 @@ class Known(NothingKnown):
 
     # ---- what is there
 
+    @property
+    def forgets(self) -> bool:
+        """Whether what leaves is remembered nowhere."""
+        return not (self.reasons.most or self.orphans or self.tier.keeps)
+
     def found(self, chain):
         if chain is None:
             return []
@@ -86,13 +92,17 @@ class Known(NothingKnown):
 
     # ---- more is known
 
-    def make(self, chain: Chain | Names, logical: Sequence[int], ids: list[BlockId]) -> None:
-        """Seal `ids`, which hold these whole blocks, in this order, and make them known."""
+    def facts(self, chain: Chain | Names, logical: Sequence[int]) -> Facts:
+        """What is to be known of these whole blocks, in this order."""
         depths, parents = chain.lineage(logical)
-        costs, deepest = self._costs, max(depths)
+        costs, deepest = self._costs, max(depths, default=-1)
         while len(costs) <= deepest:
             costs.append(self.cost(len(costs)))
-        names, costs = picked(chain.names(), logical), picked(costs, depths)
+        return Facts(picked(chain.names(), logical), depths, parents, picked(costs, depths))
+
+    def make(self, chain: Chain | Names, logical: Sequence[int], ids: list[BlockId]) -> None:
+        """Seal `ids`, which hold these whole blocks, in this order, and make them known."""
+        names, depths, parents, costs = self.facts(chain, logical)
         self.ground.ledger.seal(ids, names, depths, cost=costs, parent=parents)
         self.index.add(chain, logical, ids)
         if self.tier.keeps:

@@ -46,7 +46,7 @@ class BlockLedger:
         self.events = events
         self.now = 0
         self.register = Register()
-        self._weighed = False  # whether any block has a level or a size of its own
+        self.weighed = False  # whether any block has a level or a size of its own
         self.policy.resize(capacity)
 
     def __getstate__(self) -> dict:
@@ -105,9 +105,9 @@ class BlockLedger:
     ) -> None:
         """Make open blocks read-only and known to the policy, with one value per block of each."""
         metas, now = self.register.only(OPEN, ids, "seal"), self.now
-        weighs = self._weighed or level is not PLAIN or size is not SINGLE
+        weighs = self.weighed or level is not PLAIN or size is not SINGLE
         if self.events or weighs:
-            self._weighed = weighs
+            self.weighed = weighs
             rows = list(zip(ids, content, depth, level, cost, size, parent))
             _, content, depth, level, cost, size, parent = zip(*rows) if rows else [()] * 7
             for meta, rank, large in zip(metas, level, size):
@@ -190,7 +190,7 @@ class BlockLedger:
     def _replace(self, contents: list[int], ids: list[BlockId]) -> list[int]:
         """The loop of `admit` in a full cache, where a million accesses a second are decided."""
         metas, now, gone = self.register.metas, self.now, []
-        policy, weighed = self.policy, self._weighed
+        policy, weighed = self.policy, self.weighed
         expect, pop, add = policy.expect if policy.listens else None, policy.pop, policy.add
         for content in contents:
             if expect:

@@ -78,6 +78,14 @@ class NameIndex:
         self.changes += 1
         return names
 
+    def exchange(self, gone: list[int], new: list[BlockId], names: Sequence[int]) -> None:
+        """`drop` the blocks whose names are `gone`, and `add` the blocks `new`, which they are
+        among, by `names`."""
+        deque(map(self._where.__delitem__, gone), 0)
+        self._where.update(zip(names, new))
+        self._names.update(zip(new, names))
+        self.changes += 1
+
     def content(self, id: BlockId) -> tuple[int, bytes]:
         """Name and token bytes of a known block."""
         return self._names[id], b""

@@ -64,6 +64,14 @@ class Register:
             meta.state, meta.owner = OPEN, owner
         return ids
 
+    def exchange(self, gone: list[BlockId], count: int) -> list[BlockId]:
+        """Blocks `gone` are free, then `count` are taken, lowest ids first: these, highest first.
+        Their states are the caller's to write."""
+        if self.freed or len(gone) < count:
+            self.give(gone)
+            return self.take(count, None)[::-1]
+        return sorted(gone, reverse=True)
+
     def give(self, ids: list[BlockId]) -> None:
         """These are free again."""
         metas, freed = self.metas, self.freed

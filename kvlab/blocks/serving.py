@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from kvlab.blocks.chain import leading
 from kvlab.blocks.names import Names
+from kvlab.blocks.passing import pass_by, passes
 from kvlab.blocks.shared import Shared
 from kvlab.blocks.states import SEALED
 from kvlab.blocks.step import Opened
-from kvlab.core import SeqId
+from kvlab.core import BlockId, SeqId
 
 
 class Serving(Shared):
@@ -109,6 +110,8 @@ class Serving(Shared):
         if ground.claims or known.tier.keeps or found.count(None) < count - near:
             return None
         used, ledger = found[:near], ground.ledger
+        if known.forgets and passes(ledger, used):
+            return self._pass_by(chain, found, near)
         ledger.pin(used)
         try:
             gone = self.room.make(count - near, chain.coming(range(near, count)))
@@ -122,6 +125,16 @@ class Serving(Shared):
         ledger.touch(used)
         ledger.unpin(used)
         ledger.tick()
+        return Opened(min(near, count - 1), near, found, [], gone)
+
+    def _pass_by(self, chain: Names, found: list[BlockId | None], near: int) -> Opened:
+        """The same where nobody looks on, in one call of the ledger."""
+        known, ledger, count = self.known, self.ground.ledger, len(chain)
+        facts = known.facts(chain, range(count - 1, near - 1, -1))
+        coming = chain.coming(range(near, count)) if ledger.policy.listens else ()
+        new, gone = pass_by(ledger, found[:near], facts, coming)
+        self.room.evictions += len(gone)
+        known.index.exchange(gone, new, facts.names)
         return Opened(min(near, count - 1), near, found, [], gone)
 
     def end_step(self):

@@ -35,8 +35,7 @@ class FIFO(EvictionPolicy):
         self._line.remove(meta)
 
     def hold_all(self, metas):
-        for meta in metas:
-            self._line.remove(meta)
+        self._line.remove_all(metas)
 
     def pop_all(self, count, coming=()):
         if count > len(self._line):

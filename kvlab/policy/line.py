@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from heapq import heappop, heappush
+from operator import attrgetter
 
 from kvlab.core import BlockId
 from kvlab.policy.base import BlockMeta
+
+_ID = attrgetter("id")
 
 
 class Line:
@@ -53,19 +56,18 @@ class Line:
             meta.line = self
         self.size += len(metas)
         self._newest = metas[-1].place
-        self._queue.update([(meta.id, meta) for meta in metas])
+        self._queue.update(zip(map(_ID, metas), metas))
 
     def take(self, count: int) -> list[BlockId]:
         """The ids that `pop` gives so many times; there are as many."""
         if self._late:
             return [self.pop().id for _ in range(count)]
-        popitem, taken = self._queue.popitem, []
-        for _ in range(count):
-            id, meta = popitem(False)
+        popitem = self._queue.popitem
+        taken = [popitem(False) for _ in range(count)]
+        for _, meta in taken:
             meta.line = None
-            taken.append(id)
         self.size -= count
-        return taken
+        return [id for id, _ in taken]
 
     def renew(self, meta: BlockMeta, place: int) -> bool:
         """Move a block to a later place; false, and nothing done, if it is not here."""
@@ -86,6 +88,14 @@ class Line:
             meta.line = None
             return True
         return False
+
+    def remove_all(self, metas: Sequence[BlockMeta]) -> None:
+        """`remove` each."""
+        pop, late = self._queue.pop, self._late
+        for meta in metas:
+            if pop(meta.id, None) or late and late.pop(meta.id, None):
+                self.size -= 1
+                meta.line = None
 
     def hold(self, meta: BlockMeta) -> bool:
         """Hide a block that keeps standing here; says whether it was here."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -80,18 +80,20 @@ def simulate(
     timed = OnlyTimes(service, link) if service and compiled else None
     made = runner.tally if compiled else Tally
     tally = made(shape, window_seconds)
-    for piece in trace.pieces():
-        outcome = runner.run(piece)
-        piece = piece if outcome.ran is None else outcome.ran
-        tally.add(piece, outcome)
-        if timed:
-            timed.run(piece, outcome)
-        if outcomes:
-            outcomes(piece, outcome)
+    _run(runner, trace, [tally.add, timed and timed.run, outcomes])
     named, more = (_name(policy), capacity_blocks, trace.block_size), runner.more()
     if timed:
         more |= {"service": timed.summary()}
     return SimResult.of(tally, *named, **more)
+
+
+def _run(runner, trace: Trace | TraceStream, hearers: Sequence[Callable | None]) -> None:
+    """Replay piece by piece; those who hear of each hear of it in the order in which it ran."""
+    hearers = [hear for hear in hearers if hear]
+    for piece in trace.pieces():
+        outcome = runner.run(piece)
+        for hear in hearers:
+            hear(piece if outcome.ran is None else outcome.ran, outcome)
 
 
 def _given(policy: object) -> str | EvictionPolicy:

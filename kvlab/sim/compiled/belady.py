@@ -80,14 +80,7 @@ def _enter(s, x):
     while before and s.meta[before, DEPTH] < s.meta[x, DEPTH]:
         after, before = before, node[before, PREV]
     node[x, PREV], node[x, NEXT] = before, after
-    if before:
-        node[before, NEXT] = x
-    else:
-        s.first[0, bucket] = x
-    if after:
-        node[after, PREV] = x
-    else:
-        s.first[1, bucket] = x
+    _join(s, bucket, before, x, x, after)
     if not before and not after:
         s.book[TOP] = max(s.book[TOP], bucket)
         for level in range(s.book[LEVELS]):
@@ -103,16 +96,23 @@ def _enter(s, x):
 def _leave(s, x):
     node, bucket = s.node, int(s.node[x, LINE])
     before, after = node[x, PREV], node[x, NEXT]
-    if before:
-        node[before, NEXT] = after
-    else:
-        s.first[0, bucket] = after
-    if after:
-        node[after, PREV] = before
-    else:
-        s.first[1, bucket] = before
+    _join(s, bucket, before, after, before, after)
     if not before and not after:
         _clear(s, bucket)
+
+
+@verb
+def _join(s, bucket, before, then, last, after):
+    """Behind `before` comes `then`, and `last` is before `after`; where these are 0, of the bucket
+    itself."""
+    if before:
+        s.node[before, NEXT] = then
+    else:
+        s.first[0, bucket] = then
+    if after:
+        s.node[after, PREV] = last
+    else:
+        s.first[1, bucket] = last
 
 
 @rare
