@@ -179,8 +179,8 @@ class HitRate:
 class AdaptiveRegret:
     """How far the adaptive chooser stays behind the best fixed policy, and ahead of LRU.
 
-    traces, capacity_blocks as in `HitRate`; `adaptive` is the policy judged, `fixed` are those it
-    is judged by; compiled as there. Emits each hit rate, and for the judged one points of block hit rate:
+    traces, capacity_blocks, compiled as in `HitRate`; `adaptive` is the policy judged, `fixed` are
+    those it is judged by. Emits each hit rate, and for the judged one points of block hit rate:
     `regret_points` (best fixed minus judged), `gain_over_lru_points`, `regret_to_bound_points`.
     """
 
