@@ -14,7 +14,7 @@ from kvlab.format import NAMES, by_name
 from kvlab.model import PagedCache, prefill
 from kvlab.model.prefill import forward_chunk
 from kvlab.offload import HostStore, NoOffload
-from kvlab.policy import asked
+from kvlab.policy import TriAttention, asked
 from kvlab.policy import names as policy_names
 from kvlab.retrieval import MeanKey, NoRetrieval, Quest, RandomChoice
 from kvlab.summary import Fitted, Merged, MergeMean, NoSummary, RandomTokens
@@ -102,6 +102,14 @@ def ids():
     return torch.randint(1, 128, (2, PROMPT), generator=torch.Generator().manual_seed(1))
 
 
+POINT = [[[1.0] * 16] * 4] * 2  # where queries of the tiny model's layers and heads point
+
+
+def letters(text, add_special_tokens=False):
+    """A tokenizer, for what a policy asks the model."""
+    return {"input_ids": [ord(c) % 128 for c in text]}
+
+
 def run(model, ids, cache, chunk):
     """Logits of the last prompt token and of a few decoded ones, [B, 1 + STEPS, V]."""
     logits = [prefill(model, ids, cache, chunk_tokens=chunk).logits[:, None]]
@@ -112,6 +120,8 @@ def run(model, ids, cache, chunk):
 
 def spec_of(row) -> CacheSpec:
     axes = {n: row[n] for n in row if n not in ("budget", "chunk")}
+    if axes["policy"] == "triattention":
+        axes["policy"] = TriAttention(dict.fromkeys(("real", "imaginary", "norm"), POINT))
     return CacheSpec(**axes | row["budget"])
 
 
@@ -143,14 +153,19 @@ def needs_blocks(row) -> bool:
 
 @pytest.mark.parametrize("row", ROWS, ids=label)
 def test_pairs_of_axes_compose(model, ids, row):
-    if by_name(row["format"]).sinks > row["block_size"]:
-        with pytest.raises(BadInput, match="must lie within a block"):
-            PagedCache.for_model(model, spec_of(row))
-        row = row | {"format": by_name(row["format"], sinks=0)}  # as the sentence says
     if ranks_tokens_only(row["policy"]) and needs_blocks(row):
         with pytest.raises(BadInput, match="ranks tokens and no blocks"):
             spec_of(row)
         row = row | {"policy": "fifo"}
+    waits = asked(row["policy"]).waits
+    if waits and row["budget"] and "budget_percent" not in row["budget"]:
+        with pytest.raises(BadInput, match="holds the whole context"):
+            spec_of(row)
+        row = row | {"budget": {"budget_percent": 60.0}}
+    if by_name(row["format"]).sinks > row["block_size"]:
+        with pytest.raises(BadInput, match="must lie within a block"):
+            PagedCache.for_model(model, spec_of(row), tokenizer=letters)
+        row = row | {"format": by_name(row["format"], sinks=0)}  # as the sentence says
     shared, row = row["prefix"], row | {"prefix": NoSharing()}
     idle = row["policy"] == "none" and (
         row["window"].name == "sink" or "budget_percent" in row["budget"] or row["offload"].keeps
@@ -160,7 +175,8 @@ def test_pairs_of_axes_compose(model, ids, row):
         with pytest.raises(BadInput, match="evict"):
             PagedCache.for_model(model, spec_of(row))  # one of the two would never act
         row = row | {"policy": "fifo" if idle else row["policy"]}
-        row = row | {"budget": row["budget"] or {"budget_blocks": 300}}
+        bound = {"budget_percent": 60.0} if waits else {"budget_blocks": 300}
+        row = row | {"budget": row["budget"] or bound}
     if row["summary"].makes and row["offload"].keeps:
         with pytest.raises(BadInput, match="count twice"):
             PagedCache.for_model(model, spec_of(row))
@@ -176,7 +192,7 @@ def test_pairs_of_axes_compose(model, ids, row):
         evicts = row["policy"] != "none" and bool(row["budget"])
         row = row | {"prefix": HashSharing(hold=False) if evicts else HashSharing(),
                      "budget": row["budget"] if evicts else {}}
-    cache = PagedCache.for_model(model, spec_of(row))
+    cache = PagedCache.for_model(model, spec_of(row), tokenizer=letters)
     logits = run(model, ids, cache, row["chunk"])
     assert torch.isfinite(logits).all()
     cache.check()

@@ -125,7 +125,8 @@ class Repack:
     def look(self, tables: dict[SeqId, BlockTable], keep: dict[SeqId, int]) -> bool:
         """Whether this step of single tokens is scored, for a repack will follow it."""
         ahead = self.watch.scorer.looks
-        due = (self.over(tables[seq], n - ahead, slack=True) for seq, n in keep.items())
+        due = (n <= ahead or self.over(tables[seq], n - ahead, slack=True)
+               for seq, n in keep.items())  # fmt: skip
         self.watch.looking = self.watch.scorer.decodes and any(due)
         return self.watch.looking
 

@@ -63,8 +63,8 @@ OF_TOKENS = {  # what else is tried where heads choose tokens
         "policy": "snapkv", "limit": "percent", "groups": "per_layer"},
     "a policy that scores, a budget and a window": {
         "policy": "snapkv", "limit": "percent", "window": "sink"},
-    "a policy that scores and a window": {"policy": "snapkv", "window": "sink"},
     "a budget and a window": {"limit": "percent", "window": "sink"},
+    "a policy that scores and a window": {"policy": "snapkv", "window": "sink"},
 }
 
 

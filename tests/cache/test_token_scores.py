@@ -213,6 +213,23 @@ def test_every_method_keeps_tokens_of_its_own():
             assert each[a] != each[b], (a, b)
 
 
+def test_h2o_hears_of_every_decoded_token():
+    """And scores are sums over all queries, those of single tokens included."""
+    cache = make(layers=1, head_dim=DIM, policy="h2o", block_size=1, budget_percent=100,
+                 window=SinkWindow(1, 1))  # fmt: skip
+    (group,), seq = cache.groups, cache.open()
+    q, k, v, _ = drawn(12)
+    for start, end in ((0, 6), *((n, n + 1) for n in range(6, 12))):
+        cache.begin([seq], [end - start])
+        assert group.watch.looking == (end - start == 1)
+        new = slice(start, end)
+        cache.attend(0, q[None, :, new], *(x[new].transpose(0, 1)[None] for x in (k, v)),
+                     scale=SCALE)  # fmt: skip
+        cache.commit()
+    want = weights(q, k).softmax(-1).unflatten(0, (KV_HEADS, 2)).mean(1).sum(1)
+    torch.testing.assert_close(group.watch.standings[seq].score[0], want)
+
+
 @pytest.mark.parametrize("name", ["h2o", "kvzip", "lagkv", "compactor", "rkv", "triattention"])
 def test_what_ranks_tokens_only_is_refused_for_blocks(name):
     with pytest.raises(BadInput, match="ranks tokens and no blocks"):
