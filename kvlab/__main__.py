@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import shlex
 import sys
 from argparse import Namespace
@@ -33,17 +34,23 @@ from kvlab.config import (
     add_config_dir,
     advice,
     complaint,
+    conclude,
     conf_dir,
     explain,
     first_of_sweep,
+    given,
     given_options,
     listing,
     make_plan,
+    overrides_of,
     pages,
     parse_line,
     quote,
+    sweep_of,
+    task_of,
 )
 from kvlab.core import KvlabError, RunFailed
+from kvlab.launch import done, in_turn, outcomes, same_run
 from kvlab.track import FAILED, Owner, RunFolder, own
 
 INTERRUPTED = 130
@@ -103,22 +110,21 @@ def _dispatch(argv: list[str]) -> int:
         fixed = f"hydra.{key}.dir={quote(str(owner.path))}"
         try:
             if args.multirun:
-                return _sweep(argv, args, fixed)
+                return _sweep(owner, argv, args, fixed)
             return _single(plan, owner, argv, args, fixed)
         except KeyboardInterrupt:
-            _say_how_to_go_on(argv, args, owner.path, fixed)
+            _say_how_to_go_on(argv, owner.path, fixed)
             return INTERRUPTED
 
 
-def _say_how_to_go_on(argv: list[str], args: Namespace, path: Path, fixed: str) -> None:
+def _say_how_to_go_on(argv: list[str], path: Path, fixed: str) -> None:
     """Where what was measured lies, and the command that goes on."""
-    if args.multirun:
-        told = f"give the jobs that are missing anew, or go on in a folder of {path}"
-    else:
-        kept = [w for w in argv if not w.startswith(("hydra.run.dir=", "resume="))]
-        told = "go on with\n  " + shlex.join(["python", "-m", "kvlab", *kept, "resume=true", fixed])
-    print(f"kvlab: interrupted; every document that was finished is kept in {path}; {told}",
-          file=sys.stderr)
+    kept = [w for w in argv if not w.startswith(("hydra.run.dir=", "hydra.sweep.dir=", "resume="))]
+    if re.fullmatch(r"/[\w./-]+", str(path)):  # nothing that Hydra would have to be quoted for
+        fixed = f"{fixed.partition('=')[0]}={path}"
+    told = shlex.join(["python", "-m", "kvlab", *kept, "resume=true", fixed])
+    print(f"kvlab: interrupted; every document that was finished is kept in {path}; go on with\n  "
+          f"{told}", file=sys.stderr)
 
 
 def _listed(overrides: list[str]) -> list[str]:
@@ -132,7 +138,7 @@ def _single(plan: Plan, owner: Owner, argv: list[str], args: Namespace, fixed: s
 
     def task(_config) -> None:
         try:
-            ended.append(execute(plan, owner, also=HydraConfig.get().output_subdir))
+            ended.append(execute(plan, owner, HydraConfig.get().output_subdir))
         except KvlabError as error:  # Hydra would print a traceback of it
             ended.append(error)
 
@@ -142,24 +148,36 @@ def _single(plan: Plan, owner: Owner, argv: list[str], args: Namespace, fixed: s
     return ended[0]
 
 
-def _sweep(argv: list[str], args: Namespace, fixed: str) -> int:
-    """Hydra's jobs one after the other; the worst of their statuses."""
-    ended: list[int] = []
-    _hydra(lambda _config: ended.append(_one_of_sweep()), argv, args, fixed)
-    return max(ended, default=0)
+def _sweep(owner: Owner, argv: list[str], args: Namespace, fixed: str) -> int:
+    """Jobs by the launcher that was chosen, or here one after the other; the worst status."""
+    try:
+        _hydra(_one_of_sweep, argv, args, fixed)
+    except KvlabError:
+        if not outcomes(owner.path):
+            owner.clear()
+        raise
+    return conclude(owner.path)
 
 
-def _one_of_sweep() -> int:
+def _one_of_sweep(config) -> None:
+    """A job that this process does itself; launchers of ours give its command line instead."""
     state = HydraConfig.get()
-    path = Path(state.runtime.output_dir)
+    folder = Path(state.sweep.subdir)
+    task = task_of(state, config.resume, state.job.num, given(state, "task"), folder)
+    same_run([task])
+    if not done(task):
+        in_turn(task, lambda: _job(state, Path(state.runtime.output_dir)))
+
+
+def _job(state, path: Path) -> int:
     with own(path) as owner:
         owner.made = (path,)  # by Hydra, a moment ago
         try:
-            plan = make_plan(_task_overrides(state), state.job.config_name)
+            plan = make_plan(overrides_of(state), state.job.config_name)
         except KvlabError:
             owner.clear((state.output_subdir or "",))
             raise
-        return execute(plan, owner, Path(state.sweep.dir).name, state.output_subdir)
+        return execute(plan, owner, state.output_subdir)
 
 
 def _hydra(
@@ -207,15 +225,7 @@ def _started(told: str) -> None:
     print(f"kvlab {__version__}: {told}; loading", flush=True)
 
 
-def _task_overrides(state) -> list[str]:
-    """A sweep's job was composed by Hydra; its variants need the user's search path again."""
-    search = [o for o in state.overrides.hydra if o.startswith("hydra.searchpath=")]
-    return [*search, *state.overrides.task]
-
-
-def execute(
-    plan: Plan, owner: Owner, sweep: str | None = None, also: str | None = None
-) -> int:
+def execute(plan: Plan, owner: Owner, also: str | None = None) -> int:
     """Run a checked plan in its folder, then print its table and write its report.
 
     A refusal that comes before the first number takes the folder away again, with `also`, what
@@ -229,7 +239,7 @@ def execute(
             config=yaml.safe_dump(plan.config, sort_keys=False, allow_unicode=True),
             resume=plan.settings.resume,
             tracker=plan.tracker,
-            group=sweep,
+            group=sweep_of(owner.path),
             job_type=plan.experiment,
             owner=owner,
         )

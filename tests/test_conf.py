@@ -24,7 +24,7 @@ DATA = Path(__file__).parent / "data"
 OPTIONS = sorted(
     f"{file.parent.relative_to(CONF)}={file.stem}"
     for file in CONF.glob("*/*.yaml")
-    if file.parent.name not in ("experiment", "job")
+    if file.parent.name not in ("experiment", "job", "launcher")
 )
 EXPERIMENTS = sorted(file.stem for file in (CONF / "experiment").glob("*.yaml"))
 # What a user has to give; any value shows that the rest composes.

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[1] / "kvlab"
 FLOORS = (
     ("core", "axes"),
     ("policy", "window", "budget", "kernel", "track", "report", "stats", "hub",
-     "progress"),
+     "progress", "launch"),
     ("blocks", "format", "summary", "retrieval"),
     ("sim", "fused"),
     ("pool", "offload"),
@@ -31,7 +31,7 @@ FUSED = ("_triton", "_cuda", "sides", "tune")
 NEIGHBOURS = {("axes", "core"), ("report", "track"), ("offload", "pool"), ("__main__", "config")}
 TORCH_FREE = (
     "policy", "window", "budget", "blocks", "sim", "track", "report", "stats", "hub", "core",
-    "axes", "progress",
+    "axes", "progress", "launch",
 )  # fmt: skip
 ONLY_IN = {
     "transformers": {"model"},
@@ -39,7 +39,7 @@ ONLY_IN = {
     "omegaconf": {"config", "__main__"},
 }
 OPTIONAL = {"triton", "wandb", "numba", "joblib", "libcachesim", "ray", "optuna", "gguf",
-            "lm_eval"}
+            "lm_eval", "submitit", "wandb_workspaces"}
 OPTIONAL_ROOMS = ("_triton",)  # modules of ours that need an optional library
 # A second to import, and what most runs never need: a model from a folder, a trace of ids.
 SLOW = {"huggingface_hub", "pyarrow", "tokenizers"}

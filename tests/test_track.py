@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +20,8 @@ import yaml
 
 from kvlab import track
 from kvlab.core import BadInput, Measurement
-from kvlab.track import JsonlTracker, RunFolder, Tracker, WandbTracker, environment, probe
+from kvlab.track import JsonlTracker, RunFolder, Tracker, WandbTracker, environment, online, probe
+from kvlab.track.wandb_run import run_name
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = "seed: 1\ndevice: cpu\nvariants: [a]\n"
@@ -86,6 +88,22 @@ def test_resume_cuts_a_torn_line_and_skips_what_is_there(tmp_path, torn):
     ]
     kept = json.loads((tmp_path / "run/environment.json").read_text())["earlier"]
     assert len(kept) == 1 and kept[0]["date"]
+
+
+@pytest.mark.parametrize("cut", [1, 40, 90, 150])
+def test_a_batch_that_a_kill_tore_is_measured_again(tmp_path, cut):
+    batch = [LOSS, LOSS._replace(name="other"), LOSS._replace(name="third")]
+    with RunFolder(tmp_path / "run") as folder:
+        folder.add("a", {"tokens": 1}, batch)
+        folder.add("b", {"tokens": 1}, batch)
+    file = tmp_path / "run/measurements.jsonl"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: -1 - cut])
+    with RunFolder(tmp_path / "run", resume=True) as folder:
+        assert folder.done("a", {"tokens": 1}) and not folder.done("b", {"tokens": 1})
+        folder.add("b", {"tokens": 1}, batch)
+        assert folder.done("b", {"tokens": 1}, ["kl_mean_nats", "third"])
+    assert file.read_bytes() == whole, "no row twice, none missing"
 
 
 def test_a_whole_last_line_without_newline_is_kept(tmp_path):
@@ -415,6 +433,54 @@ def test_a_failure_inside_wandb_does_not_stop_the_run(tmp_path, capfd):
     said = capfd.readouterr().err
     assert said.count("\n") == 1 and "tracking stopped (connection lost)" in said
     assert run.finished == [0]
+
+
+class OneServer:
+    """A W&B that is online: runs by id, with what they were told, in all processes' stead."""
+
+    def __init__(self):
+        self.runs = {}
+
+    def setup(self, settings):
+        return SimpleNamespace(settings=SimpleNamespace(base_url="https://x", api_key="k"))
+
+    Settings = Table = staticmethod(lambda **settings: settings)
+
+    def init(self, *, id, mode, resume=None, **about):
+        assert (mode, resume) == ("online", "allow")
+        known = id in self.runs
+        run = self.runs.setdefault(id, SimpleNamespace(
+            id=id, history=[], summary={}, names=[], finish=lambda exit_code: None,
+            config=SimpleNamespace(update=lambda *_, **__: None), dir="there",
+            define_metric=lambda *_, **__: None))  # fmt: skip
+        run.resumed, run.log = known, run.history.append
+        run.names.append((about["name"], about["group"]))
+        return run
+
+
+def test_a_resumed_run_is_the_same_run_of_wandb(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", server := OneServer())
+    monkeypatch.setattr(online, "choose_mode", lambda *_: ("online", ""))
+    for count in (1, 2, 3):
+        tracker = WandbTracker(artifacts=False)
+        more = {"resume": True, "group": "12-00-00", "job_type": "hit_rate"}
+        with RunFolder(tmp_path / "12-00-00/7", tracker=tracker, **more) as folder:
+            folder.add("a", {}, [LOSS._replace(name=f"loss{count}")])
+    [run] = server.runs.values()
+    assert run.names == [("hit_rate 12-00-00 7", "12-00-00")] * 3
+    points = [h["measurement"] for h in run.history if "measurement" in h]
+    assert len(points) == 3 and points == sorted(set(points)), "no row twice"
+    assert run.summary["a/loss1"]["value"] == run.summary["a/loss3"]["value"] == LOSS.value
+    tables = [h["measurements"]["data"] for h in run.history if "measurements" in h]
+    assert [len(rows) for rows in tables] == [1, 2, 3], "the record's rows"
+
+
+@pytest.mark.parametrize(("folder", "kind", "name"), [
+    ("2026-11-30/14-10-05", "hit_rate", "hit_rate 2026-11-30 14-10-05"),
+    ("14-10-05/7", None, "14-10-05 7"), ("a/mine", "parity", "parity mine"),
+])  # fmt: skip
+def test_runs_have_names(folder, kind, name):
+    assert run_name(Path(folder), kind) == name
 
 
 def test_an_upload_that_hangs_does_not_hold_the_user(tmp_path, capfd):

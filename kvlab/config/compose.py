@@ -12,7 +12,7 @@ from hydra.errors import ConfigCompositionException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from kvlab.config import of_axes  # noqa: F401 -- `conf/` refers to what it offers
+from kvlab.config import launchers, of_axes  # noqa: F401 -- they offer what `conf/` refers to
 from kvlab.config.explain import tidy
 from kvlab.config.overrides import parse
 from kvlab.config.paths import conf_dir

@@ -30,7 +30,8 @@ def _group(folder: Path, width: int) -> str:
     left = max(20, width - room - 4)
     lines = [f"  {file.stem:{room}}  {shorten(_told(file), left, placeholder=' ...')}"
              for file in files]  # fmt: skip
-    return "\n".join([f"{folder.name}=", *(line.rstrip() for line in lines)])
+    name = "hydra/launcher" if folder.name == "launcher" else folder.name
+    return "\n".join([f"{name}=", *(line.rstrip() for line in lines)])
 
 
 def _told(file: Path) -> str:

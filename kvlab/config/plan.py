@@ -14,8 +14,10 @@ from kvlab.config.build import build, check, check_call, target_of
 from kvlab.config.compose import compose, refuse_strays
 from kvlab.config.overrides import layer, parse, split
 from kvlab.config.signature import show
+from kvlab.config.sweep import launcher
 from kvlab.config.tree import is_used, reachable
 from kvlab.core import BadInput, Variant
+from kvlab.launch import Launching
 from kvlab.track import Place
 
 # Read by __main__ itself; every other key on the command line must reach the job.
@@ -50,6 +52,7 @@ class Plan(NamedTuple):
     tracker: object
     experiment: str | None
     place: Place
+    launcher: Launching | None = None  # who does the jobs of a sweep; None: Hydra, here
 
 
 class _Composed(NamedTuple):
@@ -109,6 +112,7 @@ def make_plan(
         tracker=base.build("track"),
         experiment=base.choices.get("experiment"),
         place=Place.at(Path(base.hydra[folder].dir), named),  # the other need not be resolvable
+        launcher=launcher(base.hydra, folder == "sweep"),
     )
 
 

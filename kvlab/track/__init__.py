@@ -8,6 +8,7 @@ from kvlab.track.online import WandbTracker
 from kvlab.track.owner import Busy, Owner, own
 from kvlab.track.place import Place
 from kvlab.track.rows import FAILED, canonical, encode, identity, plain, read_rows, standing
+from kvlab.track.shown import summary_keys
 
 __all__ = [
     "Busy",
@@ -28,4 +29,5 @@ __all__ = [
     "read_rows",
     "save_whole",
     "standing",
+    "summary_keys",
 ]

@@ -12,7 +12,7 @@ from kvlab.track.rows import plain
 class Tracker:
     """Follows one run; this member ignores it (`track=none`).
 
-    The order of calls is start, then any of log, history, artifact, environment, then finish.
+    The order of calls is start, kept, then any of log, history, artifact, environment, then finish.
     A tracker never changes results and never stops a run: what fails inside it becomes one line
     on stderr. Only BadInput from `start` may leave it, before anything was computed.
     """
@@ -34,6 +34,10 @@ class Tracker:
 
     def log(self, rows: list[dict]) -> None:
         """Rows of measurements.jsonl, as they were written."""
+
+    def kept(self, rows: list[dict]) -> None:
+        """Rows of an earlier run that this one resumes, told before any of its own."""
+        self.log(rows)
 
     def history(self, step: int, values: dict[str, float]) -> None:
         """One point of a series that is no measurement (progress); `step` never decreases."""

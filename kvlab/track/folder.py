@@ -29,6 +29,7 @@ from kvlab.track.rows import (
     read_rows,
     standing,
     to_row,
+    torn_batch,
 )
 
 # Settings that may differ between a run and its resumption: they choose no result of a variant.
@@ -77,6 +78,7 @@ class RunFolder:
         self._kept = {identity(row) for row in self._rows}
         self._names: dict[tuple, set[str]] = {}
         self._note(self._rows)
+        self._names.pop(self._torn, None)  # measured again; rows that are there stay
         self._earlier = _earlier(self.path)
         (self.path / "config.yaml").write_text(config, encoding="utf-8")
         self._device_known = False
@@ -84,7 +86,7 @@ class RunFolder:
         self.tracker.start(self.path, self.config, self.environment, **about)
         measured = [row for row in self._rows if row["name"] != FAILED]
         for _, batch in groupby(measured, key=lambda row: identity(row)[:2]):
-            self.tracker.log(list(batch))  # it mirrors the whole file, rows kept included
+            self.tracker.kept(list(batch))  # it mirrors the whole file
         self._earlier_failures = self.failures()  # told at the end, if they stand till then
         self._file = self._measurements.open("ab", buffering=0)
 
@@ -100,6 +102,7 @@ class RunFolder:
         if not self._device_known:  # by now the job has loaded torch, if it ever does
             self.refresh_environment()
         rows = [to_row(variant, params, m, step) for m in measurements]
+        self._note(rows)
         new = {identity(row): row for row in reversed(rows) if identity(row) not in self._kept}
         rows = [*reversed(new.values())]
         if not rows:
@@ -108,7 +111,6 @@ class RunFolder:
         self._file.write("".join(encode(row) + "\n" for row in rows).encode())
         self._rows += rows
         self._kept |= new.keys()
-        self._note(rows)
         self.tracker.log(rows)
         if len(left := standing(self._rows)) < len(self._rows):
             self._replace(left)
@@ -231,9 +233,11 @@ class RunFolder:
 
     def _recover(self) -> list[dict]:
         """Rows of an earlier run; the file is cut to whole lines and ends with a newline."""
+        self._torn = None
         if not self._measurements.exists():
             return []
         rows, size = read_rows(self._measurements)
+        self._torn = torn_batch(rows, self._measurements.read_bytes()[size:])
         rows = standing(rows)  # a kill may have come before the file was written anew
         with self._measurements.open("r+b") as file:
             file.truncate(size)

@@ -13,7 +13,9 @@ from pathlib import Path
 from kvlab.core import BadInput
 from kvlab.track.base import Tracker
 from kvlab.track.probe import MODES, choose_mode
-from kvlab.track.rows import canonical, plain
+from kvlab.track.rows import plain
+from kvlab.track.shown import by_step, cell, interval, key_of, own_files, scalar, summary_keys
+from kvlab.track.wandb_run import run_id, run_name
 
 COLUMNS = ("variant", "params", "name", "value", "unit", "better", "low", "high", "count")
 STEP = "measurement"  # the x axis of measurements without a step: how many batches came before
@@ -35,8 +37,9 @@ def _guarded(method: Callable) -> Callable:
 
 
 class WandbTracker(Tracker):
-    """One W&B run for each run folder.
+    """One W&B run for each run folder, however often the run is resumed.
 
+    name: of the W&B run; None: the experiment and the folder, in a sweep the sweep's and the job's.
     mode: `auto` is online with a key and a server that answers within `probe_seconds`, else
         offline at once, with the reason on stderr; `online` refuses instead; `offline`; `disabled`.
         The variable WANDB_MODE decides where mode is `auto`.
@@ -87,6 +90,7 @@ class WandbTracker(Tracker):
             mode = self._choose_mode()
             self._run = self._init(
                 mode,
+                name=self.name or run_name(self._dir, self.job_type or job_type),
                 config={**plain(config), "environment": plain(environment)},
                 group=self.group or group,
                 job_type=self.job_type or job_type,
@@ -104,13 +108,23 @@ class WandbTracker(Tracker):
 
     @_guarded
     def log(self, rows):
-        self._rows += rows
-        self._batches += 1
-        for step, batch in _by_step(rows).items():
-            axis, at = (STEP, self._batches) if step is None else ("step", step)
+        for step, batch in by_step(rows).items():
+            axis, at = (STEP, self._batches + 1) if step is None else ("step", step)
             self._run.log({**self._values(batch, axis), axis: at})
+        self._told(rows)
+
+    @_guarded
+    def kept(self, rows):
+        if getattr(self._run, "resumed", False):  # the server has their history
+            self._told(rows, len(rows))  # no fewer batches than they came in
+        else:
+            self.log(rows)
+
+    def _told(self, rows: list[dict], batches: int = 1) -> None:
+        self._rows += rows
+        self._batches += batches
         for row in rows:
-            self._run.summary[_key(row)] = _interval(row)
+            self._run.summary[key_of(row)] = interval(row)
 
     @_guarded
     def history(self, step, values):
@@ -124,7 +138,7 @@ class WandbTracker(Tracker):
         if not self.artifacts or not path.exists():
             return
         artifact = self._wandb.Artifact(f"run-{self._run.id}-{kind}", type=kind)
-        for file in [path] if path.is_file() else _own_files(path):
+        for file in [path] if path.is_file() else own_files(path):
             artifact.add_file(
                 str(file), name=str(file.relative_to(path)) if path.is_dir() else None
             )
@@ -160,7 +174,7 @@ class WandbTracker(Tracker):
         self._summarize()
         failed = any("reason" in row for row in self._rows)
         columns = [*COLUMNS, "reason"] if failed else list(COLUMNS)
-        cells = [[_cell(row.get(column)) for column in columns] for row in self._rows]
+        cells = [[cell(row.get(column)) for column in columns] for row in self._rows]
         self._run.log({"measurements": self._wandb.Table(columns=columns, data=cells)})
 
     def _choose_mode(self) -> str:
@@ -180,14 +194,15 @@ class WandbTracker(Tracker):
             self._wandb.init,
             project=self.project,
             entity=self.entity,
-            name=self.name,
+            id=run_id(self._dir),
             notes=self.notes,
             dir=str(self._dir),
             settings=self._quiet(),
             **about,
         )
         try:
-            return start(mode=mode)
+            # Offline there is nothing to resume: files of a run are whole, the last ones count.
+            return start(mode=mode, **({"resume": "allow"} if mode == "online" else {}))
         except Exception as error:
             if mode != "online":
                 raise
@@ -199,11 +214,11 @@ class WandbTracker(Tracker):
         """History keys of one batch; the settings go along, so that they can be plotted against."""
         values = {}
         for row in rows:
-            key = _key(row)
+            key = key_of(row)
             self._define(f"{row['variant']}/*", axis)
             ends = {f"{key}_{end}": row[end] for end in ("low", "high") if row[end] is not None}
             values.update({key: row["value"], **ends})
-            values.update({f"params/{k}": v for k, v in row["params"].items() if _scalar(v)})
+            values.update({f"params/{k}": v for k, v in row["params"].items() if scalar(v)})
         return values
 
     def _define(self, name: str, axis: str) -> None:
@@ -214,14 +229,11 @@ class WandbTracker(Tracker):
 
     def _summarize(self) -> None:
         """Where one variant was measured under several settings, one entry for each of them."""
-        groups: dict[str, list[dict]] = {}
-        for row in self._rows:
-            groups.setdefault(_key(row), []).append(row)
-        for key, rows in groups.items():
-            if len({canonical(row["params"]) for row in rows}) > 1:
-                del self._run.summary[key]
-                for row in rows:
-                    self._run.summary[f"{key}{_settings(row, rows)}"] = _interval(row)
+        several = [(row, more) for _, more, row in summary_keys(self._rows) if more]
+        for key in {key_of(row) for row, _ in several}:
+            del self._run.summary[key]
+        for row, more in several:
+            self._run.summary[f"{key_of(row)}{more}"] = interval(row)
 
     def _give_up(self, error: Exception) -> None:
         self._broken = True
@@ -251,46 +263,3 @@ def _line(error: Exception) -> str:
     """The first line of an error, cut to a length that stays one line."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:160]
-
-
-def _by_step(rows: list[dict]) -> dict:
-    batches: dict = {}
-    for row in rows:
-        batches.setdefault(row.get("step"), []).append(row)
-    return batches
-
-
-def _key(row: dict) -> str:
-    return f"{row['variant']}/{row['name']}"
-
-
-def _interval(row: dict) -> dict:
-    return plain({end: row[end] for end in ("value", "low", "high")})
-
-
-def _settings(row: dict, rows: list[dict]) -> str:
-    """`[tokens=1000]` where the rows differ in tokens; empty where one setting was measured."""
-    differ = [
-        f"{key}={row['params'][key]}"
-        for key in sorted(row["params"])
-        if any(other["params"].get(key) != row["params"][key] for other in rows)
-    ]
-    return f"[{' '.join(differ)}]" if differ else ""
-
-
-def _scalar(value) -> bool:
-    return isinstance(value, (int, float, str, bool))
-
-
-def _cell(value):
-    return value if _scalar(value) or value is None else str(value)
-
-
-def _own_files(folder: Path) -> list[Path]:
-    """Files of a run folder or report; neither W&B's own nor Hydra's nor logs nor scores."""
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix != ".log"]
-    return [
-        p
-        for p in files
-        if not any(x in ("wandb", "scores") or x[0] == "." for x in p.relative_to(folder).parts)
-    ]

@@ -113,5 +113,14 @@ def read_rows(path: Path) -> tuple[list[dict], int]:
     return rows, size
 
 
+def torn_batch(rows: list[dict], tail: bytes) -> tuple | None:
+    """Variant and params of the last rows where `tail`, what a kill left of a line, goes on with
+    them: their batch is not whole. None where it begins another, or is empty."""
+    if not rows or not tail:
+        return None
+    head, torn = encode(rows[-1]).partition('"name": ')[0], text(tail)
+    return identity(rows[-1])[:2] if torn.startswith(head) or head.startswith(torn) else None
+
+
 def text(line: bytes) -> str:
     return line.decode("utf-8", errors="replace")
