@@ -96,10 +96,10 @@ class GroupBytes(NoStorage):
 
     def lift(self, seq, index, block, fill):
         """Exact for dense formats, within one rounding for others, which `Origins` keeps at one."""
-        read, id = self.host.source(seq, index) if block is None else (self.pool.read, block)
+        read, id = self.host.tables.source(seq, index) if block is None else (self.pool.read, block)
         contents = self.origins.contents(seq, index, fill, lambda layer: read(layer, [id]))
         if block is None:
-            self.host.forget(seq, index)
+            self.host.tables.forget(seq, index)
         return contents
 
     def put_down(self, seq, index, block, contents):
@@ -121,10 +121,10 @@ class GroupBytes(NoStorage):
         self.host.shelf.drop(keys)
 
     def has(self, seq, index):
-        return self.host.key(seq, index) is not None
+        return self.host.tables.key(seq, index) is not None
 
     def recall(self, wanted, blocks):
-        self.host.fetch(wanted, blocks)
+        self.host.tables.fetch(wanted, blocks)
         self.fresh += blocks
 
     def drop(self, blocks):
@@ -135,7 +135,7 @@ class GroupBytes(NoStorage):
         self.entries.spill(seq, indices, blocks)
 
     def leave_behind(self, seq, blocks):
-        self.host.let_go(seq, blocks)
+        self.host.tables.let_go(seq, blocks)
 
     def prune(self):
-        self.origins.prune(self.tables, self.host)
+        self.origins.prune(self.tables, self.host.tables)

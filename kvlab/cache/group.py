@@ -20,7 +20,7 @@ class LayerGroup:
         self.ledger, self.tables, self.block_size = held.ledger, held.tables, held.block_size
         self.pool, self.sources, self.watch = storage.pool, storage.sources, storage.watch
         self.chooser, self.origins = storage.chooser, storage.origins
-        self.away, self.summaries = storage.host, storage.entries
+        self.away, self.summaries = storage.host.tables, storage.entries
 
     # ---- one step
 

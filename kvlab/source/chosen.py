@@ -64,7 +64,7 @@ class Choice(Source):
 
     def _chosen_part(self, ask: Ask) -> Iterator[Part]:
         e = ask.extent
-        places = self.host.places(e.seq, self.tables[e.seq], e.past // self.block_size)
+        places = self.host.tables.places(e.seq, self.tables[e.seq], e.past // self.block_size)
         if all(place == HOLE for place in places):
             return  # a short window or a small budget kept no sealed block
         index = self.chosen(ask.layer, e, places, ask.q)
@@ -122,11 +122,11 @@ class Choice(Source):
             self._forget()
         self._hits = {e.seq: self.candidates.hits[row] for row, e in enumerate(extents)}
         for row, e in enumerate(extents):
-            table, away = self.tables[e.seq], self.host.tables[e.seq]
+            table, away = self.tables[e.seq], self.host.tables.of[e.seq]
             rows = self.digests.rows[e.seq]
             state = e.seq, table.changes, away.changes, len(rows)
             if self.candidates.stale(row, state):
-                places = self.host.places(e.seq, table, len(rows))
+                places = self.host.tables.places(e.seq, table, len(rows))
                 self.candidates.refresh(row, state, places, rows)
         counts = np.array([e.past // self.block_size for e in extents], dtype=np.int32)
         upload(counts, self.candidates.counts)
@@ -160,7 +160,7 @@ class Choice(Source):
                 continue
             table = self.tables[seq]
             counts = hits.cpu().numpy()[: table.length // self.block_size]
-            places = np.array(self.host.places(seq, table, len(counts)), dtype=np.int64)
+            places = np.array(self.host.tables.places(seq, table, len(counts)), dtype=np.int64)
             near = np.flatnonzero(places >= 0)
             shares = counts[near] / (g.kv_heads * g.layers * self.retrieval.listen)
             watch.shares(places[near].tolist(), shares.tolist())

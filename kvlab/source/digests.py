@@ -111,7 +111,7 @@ class Digests(Source):
         rows = self.rows[seq]
         if len(rows) == sealed:
             return
-        places = self.host.places(seq, table, sealed)[len(rows) :]
+        places = self.host.tables.places(seq, table, sealed)[len(rows) :]
         taken = iter(self._take(len(places) - places.count(HOLE)))
         new = [None if place == HOLE else next(taken) for place in places]
         rows += new
@@ -134,7 +134,7 @@ class Digests(Source):
             return
         self._pruned[seq] = table.changes
         rows = self.rows[seq]
-        for index, place in enumerate(self.host.places(seq, table, len(rows))):
+        for index, place in enumerate(self.host.tables.places(seq, table, len(rows))):
             if place == HOLE and rows[index] is not None:
                 self._give([rows[index]])
                 rows[index] = None

@@ -1,4 +1,4 @@
-"""Blocks that left for host memory: which of each sequence, and how a step reads them there."""
+"""Blocks that left for host memory, and how a step reads them there."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from kvlab.blocks import BlockTable, Holes
+from kvlab.blocks import Holes
 from kvlab.core import BlockId, SeqId
 from kvlab.offload import NoShelf
 from kvlab.pool import BlockPool, away
 from kvlab.source.base import Ask, Part, Read, Source, Token
 from kvlab.source.entries import Summaries
+from kvlab.source.host_tables import HostTables, held
 from kvlab.source.sealed import Sealed
 from kvlab.source.step import Extent, Piece
 from kvlab.source.tables import DecodeTables, room_for
 
 
 class Host(Source):
-    """A second table for each sequence: host keys where its first table has holes.
+    """What its `tables` say lies in host memory; without offload that is nothing, ever.
 
-    Without offload no table ever gets a key, and nothing here is read. summaries: what else may
-    stand for blocks that leave.
+    summaries: what else may stand for blocks that leave.
     """
 
     obstacle = ""
@@ -30,64 +30,23 @@ class Host(Source):
     def __init__(self, shelf: NoShelf, pool: BlockPool, sealed: Sealed, summaries: Summaries):
         self.shelf, self.pool, self.size = shelf, pool, pool.geometry.block_size
         self.sealed, self.summaries = sealed, summaries
-        self.tables: dict[SeqId, BlockTable] = {}
+        self.tables = HostTables(shelf, self.size)
         self.decoding: DecodeTables | None = None
         self._no_tail: Tensor | None = None
 
     # ---- the life of a sequence
 
     def open(self, seq: SeqId) -> None:
-        self.tables[seq] = BlockTable(self.size)
+        self.tables.open(seq)
 
     def close(self, seq: SeqId) -> None:
-        self.shelf.drop(held(self.tables.pop(seq)))
+        self.tables.close(seq)
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
-        """`child` holds what its parent holds; nothing is copied."""
-        self.shelf.share(held(self.tables[parent]))
-        self.tables[child].append(self.tables[parent].ids)
+        self.tables.fork(parent, child)
 
     def crop(self, seq: SeqId, length: int) -> None:
-        table, blocks = self.tables[seq], -(-length // self.size)
-        gone = [key for key in table.ids[blocks:] if key is not None]
-        del table.ids[blocks:]
-        table.changes += 1
-        self.shelf.drop(gone)
-
-    # ---- blocks leave and come back
-
-    def forget(self, seq: SeqId, index: int) -> None:
-        """Block `index` of `seq` is on the device again."""
-        self.shelf.drop([self.tables[seq].punch(index)])
-
-    def let_go(self, seq: SeqId, blocks: int) -> None:
-        """Forget the first `blocks` blocks of `seq`: nobody reads them again."""
-        for index in range(min(blocks, len(self.tables[seq].ids))):
-            if self.tables[seq].ids[index] is not None:
-                self.forget(seq, index)
-
-    def fetch(self, wanted: list[tuple[SeqId, int]], blocks: list[BlockId]) -> None:
-        """Copy blocks (sequence, index) to the device; they are no longer away."""
-        if wanted:
-            self.shelf.fetch([self.tables[seq].ids[index] for seq, index in wanted], blocks)
-            for place in wanted:
-                self.forget(*place)
-
-    def key(self, seq: SeqId, index: int) -> int | None:
-        ids = self.tables[seq].ids
-        return ids[index] if index < len(ids) else None
-
-    def places(self, seq: SeqId, table: BlockTable, count: int) -> list[int]:
-        """Where the first `count` blocks lie: device block, -2 - host key, or -1 if nowhere."""
-        found = [-1 if block is None else block for block in table.ids[:count]]
-        for index, key in enumerate(self.tables[seq].ids[:count]):
-            if key is not None:
-                found[index] = -2 - key
-        return found
-
-    def source(self, seq: SeqId, index: int):
-        """The function that reads block `index` of `seq`, and the id it takes."""
-        return self.shelf.read, self.tables[seq].ids[index]
+        self.tables.crop(seq, length)
 
     def leave(self, blocks: list[BlockId], holes: Holes, tables: dict) -> list[int]:
         """Copies of blocks for the caller, a key for each, if host memory takes any; where `tables`
@@ -98,15 +57,8 @@ class Host(Source):
             lost = [tables[seq].ids[index] for index in indices]
             self.summaries.spill(seq, indices, lost)
             for index, block in zip(indices, lost) if keys else ():
-                self._note(seq, index, keys[block])
+                self.tables.note(seq, index, keys[block])
         return list(keys.values())
-
-    def _note(self, seq: SeqId, index: int, key: int) -> None:
-        table = self.tables[seq]
-        table.ids.extend([None] * (index + 1 - len(table.ids)))
-        table.ids[index] = key
-        table.changes += 1
-        self.shelf.share([key])
 
     # ---- a chunk
 
@@ -130,7 +82,7 @@ class Host(Source):
         the policy chose to evict in, neighbours there are copied together.
         """
         if window not in e.away:
-            table, many = self.tables[e.seq], self.sealed.segment_blocks
+            table, many = self.tables.of[e.seq], self.sealed.segment_blocks
             keys = sorted(held(table))
             e.away[window] = (
                 [Piece(0, keys[i : i + many]) for i in range(0, len(keys), many)] if window is None
@@ -142,12 +94,13 @@ class Host(Source):
 
     def prepare(self, extents: list[Extent]) -> None:
         rows = len(extents)
-        longest = max((len(self.tables[e.seq]) for e in extents), default=0)
+        longest = max((len(self.tables.of[e.seq]) for e in extents), default=0)
         if self.decoding is None or not self.decoding.fits(rows, longest):
             self.decoding = DecodeTables(rows, room_for(longest), self.pool.device)
             self._no_tail = torch.zeros(rows, dtype=torch.int32, device=self.pool.device)
         rows_of = self.pool.apart.rows
-        self.decoding.refresh(extents, self.tables, [0] * rows, lambda key: rows_of.get(away(key)))
+        tables = self.tables.of
+        self.decoding.refresh(extents, tables, [0] * rows, lambda key: rows_of.get(away(key)))
 
     def in_place(self) -> list:
         return [self.decoding]
@@ -168,10 +121,6 @@ class Host(Source):
     # ---- accounts
 
     @property
-    def blocks(self) -> int:
-        return self.shelf.live
-
-    @property
     def host_nbytes(self) -> int:
         return self.shelf.nbytes
 
@@ -179,12 +128,3 @@ class Host(Source):
     def workspace_nbytes(self) -> int:
         """Tables of keys and of slab addresses."""
         return self.shelf.device_nbytes + (0 if self.decoding is None else self.decoding.nbytes)
-
-    def check(self, waiting: list[int]) -> None:
-        """Raise AssertionError unless tables and `waiting` hold exactly the keys that live."""
-        self.shelf.check(waiting + [k for table in self.tables.values() for k in held(table)])
-
-
-def held(table: BlockTable) -> list[int]:
-    """What is not a hole."""
-    return [id for id in table.ids if id is not None]

@@ -61,7 +61,7 @@ class Sources(Source):
 
     def add(self, source: Source) -> None:
         """Have attention read one more source, before any sequence is open."""
-        if self.host.tables:
+        if self.host.tables.of:
             raise KvlabError("a source joins a cache before its first sequence is opened")
         self.readers.append(source)
         self._note_verbs()

@@ -251,7 +251,7 @@ def test_kernels_read_host_blocks_in_place():
 def test_blocks_that_heads_keep_choosing_come_back():
     driver, seq = hosted(4)
     group = driver.cache.groups[0]
-    before = {i for i, key in enumerate(group.away.tables[seq].ids) if key is not None}
+    before = {i for i, key in enumerate(group.away.of[seq].ids) if key is not None}
     for _ in range(8):
         driver.step([seq], [1])
         driver.cache.check()

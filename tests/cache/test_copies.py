@@ -63,7 +63,7 @@ def state(cache) -> dict:
     del stats["bits_per_element"], stats["logical_bytes"]
     groups = [
         ({seq: list(t.ids) for seq, t in g.tables.items()},
-         {seq: list(t.ids) for seq, t in g.away.tables.items()},
+         {seq: list(t.ids) for seq, t in g.away.of.items()},
          [(m.id, m.state, m.pins, m.owner, m.content, m.last, m.score, m.doomed)
           for m in g.ledger.register.metas if m.state], g.ledger.now)
         for g in cache.groups
