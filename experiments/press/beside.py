@@ -31,6 +31,7 @@ from kvlab.eval.data import Books
 from kvlab.eval.runner import Runner
 from kvlab.eval.tasks import Protocol
 from kvlab.model.load import FolderModel
+from kvlab.report.names import interval
 from kvlab.window import SinkWindow
 
 # kvlab's policy (and budget) -> the arm of kvpress that it stands beside.
@@ -107,7 +108,7 @@ def theirs(python, model, loaded, task, items, arms, dtype) -> dict[str, tuple |
 def line(who, arm, scores, full, size, seconds, freed=True) -> str:
     own, change = (stats.mean_interval([np.array(x)], block=1, seed=0)
                  for x in (scores, np.subtract(scores, full)))
-    told = [f"{100 * x.value:.1f} [{100 * x.low:.1f}, {100 * x.high:.1f}]" for x in (own, change)]
+    told = [interval(x.value, x.low, x.high, 0.01) for x in (own, change)]
     size = f"{size / 1e6:.2f}" + ("" if freed else " masked")
     return f"| {who} | {arm} | {' | '.join(told)} | {size} | {seconds:.2f} |"
 
