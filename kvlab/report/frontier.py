@@ -64,14 +64,16 @@ def shortlist(everything: list[Entry]) -> list[Entry]:
     loss = next((n for n in LOSSES if any(n in e.rows for e in everything)), None)
     groups: dict[str, list[Entry]] = {}
     for e in everything:
-        if loss in e.rows and BYTES in e.rows and not e.control and np.isfinite(e.value(loss)):
+        known = loss in e.rows and np.isfinite(e.value(loss))
+        if BYTES in e.rows and not e.control and (known or e.is_baseline):
             groups.setdefault(repr((e.run.name, e.conditions)), []).append(e)
     kept = []
     for found in groups.values():
         sign = -1 if metric(loss).better == "higher" else 1
-        points = np.array([[sign * e.value(loss), e.value(BYTES)] for e in found])
-        good = [e for e, keep in zip(found, non_dominated(points)) if keep or e.is_baseline]
-        kept += sorted(good, key=lambda e: -e.value(BYTES))
+        full, rest = ([e for e in found if e.is_baseline is own] for own in (True, False))
+        points = np.array([[sign * e.value(loss), e.value(BYTES)] for e in rest]).reshape(-1, 2)
+        good = [e for e, keep in zip(rest, non_dominated(points)) if keep]
+        kept += full * bool(good) + sorted(good, key=lambda e: -e.value(BYTES))
     return kept
 
 

@@ -126,7 +126,7 @@ def study(text: str, parts: list[str]) -> str:
 
 def heading(text: str) -> tuple[str, str]:
     """The first line of an author's text where that is a heading, and what follows."""
-    found = re.match(r"#\s+(.+)\n+", text)
+    found = re.match(r"#\s+(.+)(?:\n+|$)", text)
     return (found[1].strip(), text[found.end() :].strip()) if found else ("", text)
 
 

@@ -111,8 +111,8 @@ class HitRate:
         tiers = {"host": host, "service": service, "sessions": closed}
         known_shape = shape_by_name(shape)
         rules = prefix, definitions.replayed
-        if compiled and fast.loops is None:
-            raise BadInput("compiled", compiled, 'needs numba: pip install "kvlab[fast]"')
+        if compiled:
+            refuse_without_numba()
         if compiled and closed and service:
             remedy = "looks requests up in the order of the trace, which a closed loop changes"
             raise BadInput("compiled", compiled, remedy)
@@ -179,8 +179,8 @@ class HitRate:
 class AdaptiveRegret:
     """How far the adaptive chooser stays behind the best fixed policy, and ahead of LRU.
 
-    traces, capacity_blocks as in `HitRate`; `adaptive` is the policy judged, `fixed` are those it
-    is judged by. Emits each hit rate, and for the judged one points of block hit rate:
+    traces, capacity_blocks, compiled as in `HitRate`; `adaptive` is the policy judged, `fixed` are
+    those it is judged by. Emits each hit rate, and for the judged one points of block hit rate:
     `regret_points` (best fixed minus judged), `gain_over_lru_points`, `regret_to_bound_points`.
     """
 
@@ -191,13 +191,16 @@ class AdaptiveRegret:
         adaptive: str = "adaptive",
         fixed: Sequence[str] = ("fifo", "lru", "lfu", "sieve", "s3fifo", "arc", "mq"),
         prefix: bool = True,
+        compiled: bool = False,
     ):
+        if compiled:
+            refuse_without_numba()
         self.traces, self.capacity_blocks = listed(traces), list(capacity_blocks)
         self.adaptive, self.fixed = known([adaptive])[0], known(fixed)
         if "lru" not in self.fixed:
             raise BadInput("fixed", self.fixed, "must hold lru, the policy to gain over")
         self.prefix = prefix
-        self.replay = Replay(prefix, "hit", {}, window_seconds=None)
+        self.replay = Replay(prefix, "hit", {}, compiled, window_seconds=None)
 
     def run(self, folder, variants: Sequence = ()) -> None:
         refuse_variants(variants)
@@ -234,6 +237,11 @@ def listed(traces: Trace | Sequence[Trace]) -> list[Trace]:
     if isinstance(traces, Trace):
         return [traces]
     return [trace for item in traces for trace in listed(item)]
+
+
+def refuse_without_numba() -> None:
+    if fast.loops is None:
+        raise BadInput("compiled", True, 'needs numba: pip install "kvlab[fast]"')
 
 
 def about(trace: Trace) -> dict:

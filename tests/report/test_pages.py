@@ -61,7 +61,7 @@ def test_a_long_list_goes_to_the_appendix_and_its_best_stay(tmp_path):
     readme = write_report(run, tmp_path / "out", text=TEXT).read_text()
     above, _, appendix = readme.partition("## Appendix")
     rows = [line for line in above.splitlines() if line.startswith("| lru")]
-    assert 0 < len(rows) <= LONG and "Summary: " in above
+    assert 0 < len(rows) <= LONG and "Summary: " in above and "| full |" in above
     assert len([x for x in appendix.splitlines() if x.startswith("| lru")]) > 3 * 30
     assert "### All that was measured" in appendix and "### Runs" in appendix
     assert above.index("Summary") < above.index("![") < above.index("## Question, method")
