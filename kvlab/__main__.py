@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import shlex
 import sys
 from argparse import Namespace
@@ -119,6 +120,8 @@ def _dispatch(argv: list[str]) -> int:
 def _say_how_to_go_on(argv: list[str], path: Path, fixed: str) -> None:
     """Where what was measured lies, and the command that goes on."""
     kept = [w for w in argv if not w.startswith(("hydra.run.dir=", "hydra.sweep.dir=", "resume="))]
+    if re.fullmatch(r"/[\w./-]+", str(path)):  # nothing that Hydra would have to be quoted for
+        fixed = f"{fixed.partition('=')[0]}={path}"
     told = shlex.join(["python", "-m", "kvlab", *kept, "resume=true", fixed])
     print(f"kvlab: interrupted; every document that was finished is kept in {path}; go on with\n  "
           f"{told}", file=sys.stderr)

@@ -154,7 +154,7 @@ def test_interrupt_keeps_the_numbers_and_names_the_command_that_goes_on(toy, cap
     told, command = capsys.readouterr().err.splitlines()
     assert told.startswith("kvlab: interrupted; ") and str(folder) in told
     python, dash_m, kvlab, *rest = shlex.split(command)
-    assert (python, dash_m, kvlab) == ("python", "-m", "kvlab")
+    assert (python, dash_m, kvlab, rest[-1]) == ("python", "-m", "kvlab", f"hydra.run.dir={folder}")
     assert main(rest) == 0
     assert names(folder) == ["bf16", "int8", "int4 cache.size=3"]
     assert {row["value"] for row in rows(folder)} == {3}

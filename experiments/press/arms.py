@@ -62,6 +62,9 @@ def filled(model, name, number, ids):
     """A cache with the context `ids` [1, T], and the seconds that it took. Raises `Refused`."""
     cache = cache_of(model, name, number)
     press = PRESSES[name](number)(model) if name in PRESSES and number > 0 else nullcontext()
+    for module in model.modules():  # or the arm before would hide keys of this one
+        if hasattr(module, "masked_key_indices"):
+            module.masked_key_indices = None
     model.set_attn_implementation("eager" if name in EAGER else "sdpa")
     wait(model)
     start = time.perf_counter()
@@ -96,8 +99,9 @@ def nbytes(thing, seen):
 
 
 def ask(model, cache, past, question, item):
-    """Tokens of the greedy answer, and the mean loss of the forced one (None without)."""
-    cache, answer = copy.deepcopy(cache), question["answer"]
+    """Tokens of the greedy answer, and the mean loss of the forced one (None without); the cache
+    goes on with them."""
+    answer = question["answer"]
     given = question["ids"] + answer[:-1]
     at = torch.arange(past, past + len(given), device=model.device)[None]
     ids = torch.tensor([given], device=model.device)
@@ -128,7 +132,13 @@ def rows(model, item, arms, refused):
             yield {"arm": arm, "refused": str(error)}
             continue
         size = nbytes(cache.layers, set())
-        told = [ask(model, cache, ids.shape[1], q, item) for q in item["questions"]]
+        told = []
+        for question in item["questions"]:
+            if name in BITS:  # whose tensors have no copies
+                own = filled(model, name, float(number), ids)[0] if told else cache
+            else:
+                own = copy.deepcopy(cache)
+            told.append(ask(model, own, ids.shape[1], question, item))
         yield {"arm": arm, "item": item["name"], "answers": [a for a, _ in told],
                "nats": [n for _, n in told], "prefill_seconds": seconds, "bytes": size,
                "freed": name not in MASKING}

@@ -30,23 +30,22 @@ class Repeater:
             raise BadInput("policy", "kvzip", "asks the model to repeat the context and needs the "
                            "tokenizer: PagedCache.for_model(model, spec, tokenizer=tokenizer)")
         self.model, self.tokenizer, self.piece = model, tokenizer, piece
-        self._context: list[Tensor] = []
+        self._context = torch.zeros(0, 0, dtype=torch.long)  # [B, T], never written in place
 
     def __deepcopy__(self, memo: dict) -> Repeater:
         """For a copy of its cache: model and tokenizer are not copied."""
         other = memo[id(self)] = copy.copy(self)
-        other._context = list(self._context)
         return other
 
     def admit(self) -> None:
         """Asked by the cache at each forward; the cache itself refuses those out of place."""
 
     def before(self, ids: Tensor, cache) -> None:
-        """The chunk `ids` [B, T] comes next."""
-        if not cache.seen:
-            self._context = []
+        """The chunk `ids` [B, T] comes next, behind what the cache holds: one before it may have
+        failed, or been forgotten."""
         if cache.core.shares.filling:
-            self._context.append(ids)
+            held = self._context[:, : cache.seen]
+            self._context = torch.cat((held, ids), 1) if len(held) == len(ids) else ids
 
     @torch.inference_mode()
     def ended(self, cache) -> None:
@@ -54,7 +53,7 @@ class Repeater:
 
         Raises `BadInput` where rows have padding, whose tokens no cache holds.
         """
-        context, self._context = torch.cat(self._context, 1), []
+        context = self._context
         total = context.shape[1]
         if any(cache.core.requests.length(row) != total for row in cache.rows):
             raise BadInput("policy", "kvzip", "repeats rows of one length without padding; give "

@@ -84,6 +84,21 @@ def test_what_a_repetition_looks_at_stays(tiny_model, chunk):
             torch.testing.assert_close(kept[:, head], keys[stay, head])
 
 
+def test_a_context_that_was_stopped_and_cut_goes_on(tiny_model):
+    model, ids = tiny_model(), ids_of(TOTAL)
+    cache = PagedCache.for_model(model, CacheSpec(**SPEC | {"policy": KVzip(PIECE)}),
+                                 tokenizer=Letters())  # fmt: skip
+    asked = iter((False, True))
+    told = prefill(model, ids, cache, chunk_tokens=17, should_stop=lambda: next(asked))
+    assert told.stopped and cache.stats().resident_tokens == 17
+    cache.crop(-5)
+    prefill(model, ids[:, 12:], cache)
+    whole = filled(model, ids)
+    kept = [[c.core.groups[0].pool.read(layer, c.core.groups[0].tables[c.rows[0]].ids)
+             for layer in range(2)] for c in (cache, whole)]
+    torch.testing.assert_close(*kept)
+
+
 def test_later_tokens_stay_and_a_copy_goes_on(tiny_model):
     model, ids = tiny_model(), ids_of(TOTAL, rows=2)
     cache = filled(model, ids, block_size=4)
