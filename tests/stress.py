@@ -20,10 +20,10 @@ from collections.abc import Callable
 from importlib import import_module
 
 import torch
+from members import live
 
 from kvlab import axes
 from kvlab import format as formats
-from kvlab import policy as policies
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, KvlabError, OutOfBlocks
 from kvlab.model import PagedCache, model_geometry
@@ -45,8 +45,7 @@ def draw(rng: random.Random) -> dict:
     budget = rng.choice(({}, {"budget_percent": rng.choice((3.0, 20.0, 50.0, 100.0))},
                          {"budget_blocks": 2 * rng.randint(need, 3 * need)},
                          {"budget_bytes": rng.choice((20_000, 200_000, 1 << 22))}))  # fmt: skip
-    policy = rng.choice([n for n in policies.names() if n != "none" and
-                         not policies.asked(n).foresees and not policies.asked(n).asks])
+    policy = rng.choice(live())
     if rng.random() < 0.25:
         policy, budget = "none", {}
     return {

@@ -16,6 +16,7 @@ import json
 import subprocess
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,7 @@ def spec_of(name: str, kept: float, block: int, tokens: int) -> CacheSpec:
 def ours(loaded, task, items, spec, dtype) -> tuple[list[float], int, float]:
     """Scores of all questions, bytes behind the context and seconds of its prefill."""
     if dtype == "float32":
-        spec = CacheSpec(**{**vars(spec), "format": "fp32"})
+        spec = replace(spec, format="fp32")
     runner = Runner("", {}, spec, loaded=loaded, chunk_tokens=1 << 20)
     scores, size, seconds = [], [], []
     for item in items:

@@ -14,7 +14,8 @@ from house import KINDS, House
 
 from kvlab.policy import asked, names
 
-POLICIES = [name for name in names() if name != "none" and not asked(name).foresees]
+POLICIES = [name for name in names() if asked(name).evicts and not asked(name).foresees
+            and not (asked(name).scored and asked(name).observes is None)]  # rank tokens only
 ACTIONS = ["open", "open", "open", "write", "write", "write", "decode", "decode", "decode", "fork",
            "truncate", "close", "close", "keep", "attach", "release", "release", "evict", "drop",
            "renew", "use"]  # fmt: skip
