@@ -122,9 +122,8 @@ def _say_how_to_go_on(argv: list[str], path: Path, fixed: str) -> None:
     kept = [w for w in argv if not w.startswith(("hydra.run.dir=", "hydra.sweep.dir=", "resume="))]
     if re.fullmatch(r"/[\w./-]+", str(path)):  # nothing that Hydra would have to be quoted for
         fixed = f"{fixed.partition('=')[0]}={path}"
-    told = shlex.join(["python", "-m", "kvlab", *kept, "resume=true", fixed])
     print(f"kvlab: interrupted; every document that was finished is kept in {path}; go on with\n  "
-          f"{told}", file=sys.stderr)
+          + shlex.join(["python", "-m", "kvlab", *kept, "resume=true", fixed]), file=sys.stderr)
 
 
 def _listed(overrides: list[str]) -> list[str]:

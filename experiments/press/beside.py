@@ -16,6 +16,7 @@ import json
 import subprocess
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from kvlab.eval.data import Books
 from kvlab.eval.runner import Runner
 from kvlab.eval.tasks import Protocol
 from kvlab.model.load import FolderModel
+from kvlab.report.names import interval
 from kvlab.window import SinkWindow
 
 # kvlab's policy (and budget) -> the arm of kvpress that it stands beside.
@@ -59,7 +61,7 @@ def spec_of(name: str, kept: float, block: int, tokens: int) -> CacheSpec:
 def ours(loaded, task, items, spec, dtype) -> tuple[list[float], int, float]:
     """Scores of all questions, bytes behind the context and seconds of its prefill."""
     if dtype == "float32":
-        spec = CacheSpec(**{**vars(spec), "format": "fp32"})
+        spec = replace(spec, format="fp32")
     runner = Runner("", {}, spec, loaded=loaded, chunk_tokens=1 << 20)
     scores, size, seconds = [], [], []
     for item in items:
@@ -106,7 +108,7 @@ def theirs(python, model, loaded, task, items, arms, dtype) -> dict[str, tuple |
 def line(who, arm, scores, full, size, seconds, freed=True) -> str:
     own, change = (stats.mean_interval([np.array(x)], block=1, seed=0)
                  for x in (scores, np.subtract(scores, full)))
-    told = [f"{100 * x.value:.1f} [{100 * x.low:.1f}, {100 * x.high:.1f}]" for x in (own, change)]
+    told = [interval(x.value, x.low, x.high, 0.01) for x in (own, change)]
     size = f"{size / 1e6:.2f}" + ("" if freed else " masked")
     return f"| {who} | {arm} | {' | '.join(told)} | {size} | {seconds:.2f} |"
 

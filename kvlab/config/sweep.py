@@ -55,8 +55,13 @@ def _options(state: DictConfig) -> list[str]:
 
 def sweep_of(folder: Path) -> str | None:
     """The sweep that a run's folder belongs to, whoever does the run; None: a run by itself."""
-    above = next((p for p in folder.parents if (p / "multirun.yaml").is_file()), None)
+    above = next((p for p in folder.parents if _is_sweep(p)), None)
     return above.name if above else None
+
+
+def _is_sweep(folder: Path) -> bool:
+    # the file is of Hydra's own sweeper, others may leave it out
+    return (folder / "multirun.yaml").is_file() or bool(outcomes(folder))
 
 
 def conclude(sweep: Path) -> int:

@@ -35,8 +35,8 @@ class Adaptive(EvictionPolicy):
     def __init__(
         self,
         members: Sequence[str | EvictionPolicy] = ("lru", "arc", "s3fifo", "mq", "pgdsf"),
-        memory: float = 8.0,
-        patience: float = 0.1,
+        memory: float = 4.0,
+        patience: float = 0.05,
         floor: int = 1024,
     ):
         if not members or not memory > 0 or not patience >= 0 or floor < 1:

@@ -120,13 +120,14 @@ def study(text: str, parts: list[str]) -> str:
     title, rest = heading(text.strip())
     own = authors(rest)
     first = [f"# {title}", *([f"**Verdict.** {own}"] if own else [])]
-    last = ["## Question, method and findings", _lower(without_verdict(rest))]
+    left = _lower(without_verdict(rest))
+    last = ["## Question, method and findings", left] if left else []
     return "\n\n".join(filter(None, [*first, *parts, *last])) + "\n"
 
 
 def heading(text: str) -> tuple[str, str]:
     """The first line of an author's text where that is a heading, and what follows."""
-    found = re.match(r"#\s+(.+)(?:\n+|$)", text)
+    found = re.match(r"#\s+(.+)(?:\n+|\Z)", text)
     return (found[1].strip(), text[found.end() :].strip()) if found else ("", text)
 
 

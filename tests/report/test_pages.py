@@ -36,6 +36,7 @@ def test_the_verdict_stands_first_and_has_three_sentences_at_most():
     page = study(TEXT, ["## Table"])
     assert page.startswith("# Which one?\n\n**Verdict.** This one. By 3.5 %. Not that.\n\n## Table")
     assert "And more." in page  # a longer one stays whole below
+    assert study("# Why\n", ["## Table"]) == "# Why\n\n## Table\n"
     short = TEXT.replace(" And more.", "")
     assert without_verdict(short) == "# Which one?\n\n\n\n**Question.** Why?"
 
