@@ -57,7 +57,7 @@ def test_wheel_carries_configuration_and_assets(wheel):
 def test_wheel_carries_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0].partition("-")[0] for name in names}
-    assert tops == {"kvlab", "hydra_plugins"}  # Hydra looks for plugins in a package of that name
+    assert tops == {"kvlab"}
     assert not [name for name in names if "__pycache__" in name or "tests/" in name]
 
 

@@ -10,12 +10,14 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
 from omegaconf import OmegaConf
 
+from kvlab.config import plugins
 from kvlab.config.paths import conf_dir
 
 
 def offer() -> None:
     """Make the launchers known to Hydra."""
-    Plugins.instance()
+    for plugin in plugins.LAUNCHERS:
+        Plugins.instance().register(plugin)
     for file in sorted((conf_dir() / "launcher").glob("*.yaml")):
         node = OmegaConf.load(file)
         ConfigStore.instance().store(file.stem, node, group="hydra/launcher", provider="kvlab")

@@ -1,7 +1,7 @@
-"""kvlab's launchers where Hydra looks for plugins: `hydra/launcher=joblib`, `submitit`, `ray`.
+"""kvlab's launchers as plugins of Hydra: `hydra/launcher=joblib`, `submitit`, `ray`.
 
-A job is given as the command line that would do it alone, so nothing of Hydra is pickled. Hydra
-imports this module whenever it starts, so it imports little.
+A job is given as the command line that would do it alone, so nothing of Hydra is pickled. This
+module is imported whenever kvlab composes, so it imports little.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 
+from kvlab.axes import load
+from kvlab.config.sweep import PACKAGE, task_of
 from kvlab.launch import ByJoblib, ByRay, BySubmitit, Outcome, launch
+
+ENTRY = "kvlab.__main__.main"  # what a worker calls with a command line; known here by name only
 
 
 class _Tasks(Launcher):
@@ -25,16 +29,13 @@ class _Tasks(Launcher):
     def launch(
         self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
     ) -> Sequence[JobReturn]:
-        from kvlab.__main__ import main
-        from kvlab.config import task_of
-
         state, resume = self.config.hydra, self.config.resume
         numbered = list(enumerate(map(list, job_overrides), initial_job_idx))
         tasks = [
             task_of(state, resume, number, overrides, self._subdir(number, overrides))
             for number, overrides in numbered
         ]
-        ended = launch(self, tasks, main)
+        ended = launch(self, tasks, load("hydra/launcher", ENTRY))
         return [_told(overrides, outcome) for (_, overrides), outcome in zip(numbered, ended)]
 
     def _subdir(self, number: int, overrides: list[str]) -> Path:
@@ -58,10 +59,19 @@ def _told(overrides: list[str], outcome: Outcome) -> JobReturn:
 class JoblibLauncher(ByJoblib, _Tasks):
     """Processes of this host."""
 
+    __module__ = PACKAGE
+
 
 class SubmititLauncher(BySubmitit, _Tasks):
     """Jobs of SLURM, or processes of this host."""
 
+    __module__ = PACKAGE
+
 
 class RayLauncher(ByRay, _Tasks):
     """Tasks of a Ray cluster."""
+
+    __module__ = PACKAGE
+
+
+LAUNCHERS = (JoblibLauncher, SubmititLauncher, RayLauncher)
