@@ -53,6 +53,9 @@ from kvlab.core import KvlabError, RunFailed
 from kvlab.launch import done, in_turn, outcomes, same_run
 from kvlab.track import FAILED, Owner, RunFolder, own
 
+# Before torch is imported. Threads of OpenMP spin while they wait for one another: where other work
+# shares the cores, fifteen times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 INTERRUPTED = 130
 _TABLE_LINES = 40
 _NARROWEST = 80  # columns of the table, also where the terminal is told to have fewer
@@ -90,15 +93,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(argv: list[str]) -> int:
     """Check a run and own its folder before Hydra makes it; Hydra's own commands go to Hydra."""
-    if argv[:1] == ["advise"]:
-        print(advice(argv[1:], get_terminal_size((120, 24)).columns))
-        return 0
-    if argv[:1] == ["pages"]:
-        print(pages(argv[1:]))
+    width, verb = get_terminal_size((120, 24)).columns, (argv or [""])[0]
+    if verb in ("advise", "pages"):
+        print(advice(argv[1:], width) if verb == "advise" else pages(argv[1:]))
         return 0
     args = parse_line(argv)
     if groups := _listed(args.overrides):
-        print(listing(groups[1:], get_terminal_size((120, 24)).columns))
+        print(listing(groups[1:], width))
         return 0
     if any(getattr(args, name) for name in _SHOWS):
         _hydra(lambda _config: None, argv, args)
@@ -196,8 +197,7 @@ def _hydra(
 
 @contextmanager
 def _command_line(words: Sequence[str]) -> Iterator[None]:
-    """`words` as the arguments of this process, for libraries that look; Hydra lets exceptions
-    through."""
+    """`words` as the arguments of this process, which libraries look at; exceptions get through."""
     argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = [argv[0], *words], "1"
     try:
