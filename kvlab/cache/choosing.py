@@ -96,7 +96,8 @@ class ChoosingGroup(LayerGroup):
     def attend(self, ask: Ask) -> Tensor:
         e = ask.extent
         out, lse = self.over_sources(ask).result()
-        if self.chooser.budget.looks and not e.single:
+        repeated = self.watch.scorer.span is not None  # by queries that are no prompt's
+        if self.chooser.budget.looks and not e.single and not repeated:
             self._look_around(ask, lse)
         if e.chosen is not None:
             self._choose(ask, lse)
