@@ -38,6 +38,25 @@ def test_a_single_token_beside_a_chunk_is_heard(name, counts):
         torch.testing.assert_close(group.watch.standings[seq].score[0], want)
 
 
+@pytest.mark.parametrize("name", ["attention_mass", "snapkv"])
+def test_a_row_that_only_has_padding_changes_nothing_for_another(name):
+    """Single tokens beside it are decoded ones, and may exceed the budget for a while as ever."""
+    kept = []
+    for counts in ([1], [1, 0]):
+        cache = make(layers=1, head_dim=DIM, policy=name, budget_percent=50, block_size=2)
+        (group,), seqs = cache.groups, [cache.open() for _ in counts]
+        q, k, v, _ = drawn(40)
+        for at in range(37):
+            new = slice(at, at + 1)
+            parts = q[:, new], k[new].transpose(0, 1), v[new].transpose(0, 1)
+            cache.begin(seqs, counts)
+            cache.attend(0, *(torch.stack([x] * len(counts)) for x in parts), scale=SCALE)
+            cache.commit()
+        table = group.tables[seqs[0]]
+        kept.append(group.pool.read(0, table.ids[: table.length // 2])[0])
+    torch.testing.assert_close(*kept)
+
+
 @pytest.mark.parametrize("groups", ["per_head", "all"])
 @pytest.mark.parametrize("counts", [(9, 6, 30, 5), (30, *[1] * 21)])
 def test_tokens_of_an_open_block_are_heard(counts, groups):
