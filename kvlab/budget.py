@@ -11,7 +11,8 @@ import json
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
-from math import floor
+from itertools import chain
+from math import floor, isfinite
 from pathlib import Path
 
 from kvlab import axes
@@ -189,8 +190,12 @@ class DuoAttention(ByHead):
         super().__init__()
         if isinstance(gates, str):
             gates = _read_gates(gates)
-        rows = [tuple(map(float, row)) for row in gates or ()]
-        if not rows or len({len(row) for row in rows}) > 1 or not rows[0]:
+        try:
+            rows = [tuple(map(float, row)) for row in gates or ()]
+        except (TypeError, ValueError):  # no rows, or no numbers
+            rows = []
+        finite = all(map(isfinite, chain.from_iterable(rows)))
+        if not rows or len({len(row) for row in rows}) > 1 or not rows[0] or not finite:
             raise BadInput("budget.gates", gates, "must be a number for each key/value head of "
                            "each layer, or a JSON file of them: python -m kvlab.model.gates")
         self.gates = tuple(rows)

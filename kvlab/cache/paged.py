@@ -80,7 +80,7 @@ class PagedCache(Copies, Reach):
         for extents in step if len(seqs) == 1 else ():
             for e in extents:
                 e.alone = True
-        looks = self.spec.by_token and set(counts) <= {1} and self.shares.looks(seqs)
+        looks = self.spec.by_token and self.shares.looks(seqs, counts)
         decodes = self.can_decode(counts) and not looks
         if decodes:
             for number, group in enumerate(self.groups):

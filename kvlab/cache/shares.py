@@ -56,8 +56,13 @@ class Shares:
             elif over > 0:
                 group.sources.host.shelf.require_beside(over, others)
 
-    def looks(self, seqs: list[SeqId]) -> bool:
-        """Whether this step of single tokens is scored: then it is read piece by piece."""
+    def looks(self, seqs: list[SeqId], counts: list[int]) -> bool:
+        """Whether single tokens of this step are scored: then it is read piece by piece, as one
+        with a chunk in it is anyway."""
+        if max(counts, default=0) > 1:
+            for group in self.groups:
+                group.watch.looking = 1 in counts and group.watch.scorer.decodes
+            return True
         looks = [group.chooser.look(group.tables, keep)
                  for group, keep in zip(self.groups, self.kept(seqs))]  # all hear of it
         return any(looks)

@@ -9,6 +9,7 @@ from pathlib import Path
 from kvlab.core import BadInput
 from kvlab.report.names import interval, number
 from kvlab.report.tables import Table
+from kvlab.track import decode
 
 ANCHOR = "rows-behind-the-table"
 HEADING = "Rows behind the table"
@@ -17,7 +18,8 @@ HEADING = "Rows behind the table"
 class Book:
     """The results.jsonl of every report below a folder.
 
-    folder: a folder of reports, each with results.jsonl. Raises BadInput where there is none.
+    folder: a folder of reports, each with results.jsonl. Raises BadInput where there is none, and
+    later for a damaged one.
     """
 
     def __init__(self, folder: str | Path):
@@ -34,9 +36,8 @@ class Book:
         file = self.folder / report / "results.jsonl"
         if report not in self.reports:
             return []
-        told = enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
-        found = [json.loads(text) | {"line": line, "report": report} for line, text in told]
-        return [row for row in found if "name" in row and "params" in row]
+        return [decode(json.dumps(row), f"{file}:{line}") | {"line": line, "report": report}
+                for line, row in objects(file, "name", "params")]
 
     def find(self, report: str, name: str, **wanted) -> list[dict]:
         """Rows of a measurement; `wanted` are settings, and `variant` or `value` of the row."""
@@ -76,6 +77,22 @@ class Book:
         table.column("file and line", [f"{row['report']}/results.jsonl:{row['line']}"
                                        for row in rows], numeric=False)  # fmt: skip
         return table
+
+
+def objects(file: Path, *keys: str) -> list[tuple[int, dict]]:
+    """The JSON objects in the lines of `file` that have all `keys`, each with its line; others are
+    rows of another kind. Raises BadInput naming a line that is no object, as a torn one is."""
+    found = []
+    for line, told in enumerate(file.read_bytes().split(b"\n"), 1):
+        try:
+            row = json.loads(told) if told.strip() else {}
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            raise BadInput("line", f"{file}:{line}", "is no row in JSON; build the report anew")
+        if all(key in row for key in keys):
+            found.append((line, row))
+    return found
 
 
 def _value(row: dict) -> str:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from kvlab.report import canvas
-from kvlab.report.book import Book
+from kvlab.report.book import Book, objects
 
 Line = dict[str, list[tuple[float, dict]]]  # name -> (x, row), by x
 RUNS = {"smollm2-135m": "SmolLM2-135M", "qwen2.5-coder-0.5b": "Qwen2.5-Coder-0.5B"}
@@ -230,8 +230,8 @@ def _memory(book: Book) -> Overview | None:
     lines: dict[str, list[tuple[float, float]]] = {}
     for report in ("memory_200k", "ultra_long"):
         file = book.folder / report / "results.curve.jsonl"
-        told = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        for row in map(json.loads, told):
+        told = objects(file, "variant", "done", "peak_device_bytes") if file.is_file() else []
+        for _, row in told:
             if row["variant"] in ARMS and (report, row["variant"]) != ("memory_200k", "window"):
                 arm = f"{ARMS[row['variant']]}, {'1M' if report == 'ultra_long' else '200k'} run"
                 lines.setdefault(arm, []).append((row["done"], row["peak_device_bytes"] / 1e9))

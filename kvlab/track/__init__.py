@@ -7,7 +7,7 @@ from kvlab.track.folder import RunFolder, save_whole
 from kvlab.track.online import WandbTracker
 from kvlab.track.owner import Busy, Owner, own
 from kvlab.track.place import Place
-from kvlab.track.rows import FAILED, canonical, encode, identity, plain, read_rows, standing
+from kvlab.track.rows import FAILED, canonical, decode, encode, identity, plain, read_rows, standing
 from kvlab.track.shown import summary_keys
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "WandbTracker",
     "canonical",
     "collect_environment",
+    "decode",
     "encode",
     "identity",
     "own",

@@ -7,8 +7,8 @@ import re
 import pytest
 from test_report import MIB, alone, formats_run, quality
 
-from kvlab.core import Measurement
-from kvlab.report import study, write_report
+from kvlab.core import BadInput, Measurement
+from kvlab.report import Book, study, write_report
 from kvlab.report.__main__ import main
 from kvlab.report.build import FIGURES, LONG
 from kvlab.report.entries import entries
@@ -118,3 +118,16 @@ def test_markdown_becomes_one_file_with_cards_and_anchors(tmp_path):
     assert '<figure><svg role="img" aria-label="A"><g id="a-x"/></svg></figure>' in page
     [width] = set(re.findall(r'<table class="w(\d+)"', page))
     assert f"@container (max-width:{width}px)" in page
+
+
+@pytest.mark.parametrize("bad", [b'{"variant": "a", "para', b"[1]", b"\xff\xfe", b'"name params"',
+                                 b'{"name": "bits", "params": {}}'])  # fmt: skip
+def test_a_damaged_row_of_a_committed_report_is_named(tmp_path, bad):
+    (tmp_path / "one").mkdir()
+    row = b'{"variant": "a", "name": "bits", "params": {}, "value": 4}'
+    lines = [row, b'{"of": "another kind"}', b"", row, bad]
+    (tmp_path / "one" / "results.jsonl").write_bytes(b"\n".join(lines))
+    with pytest.raises(BadInput, match=r"one/results\.jsonl:5: "):
+        Book(tmp_path).find("one", "bits")
+    (tmp_path / "one" / "results.jsonl").write_bytes(b"\n".join(lines[:-1]) + b"\n")
+    assert [found["line"] for found in Book(tmp_path).find("one", "bits", value=4)] == [1, 4]
