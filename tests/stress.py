@@ -121,7 +121,8 @@ def storages(cache: PagedCache) -> int:
     parts = [entries for s in stories for entries in s.entries.values()]
     told = {x.data_ptr(): x.nbytes for part in parts for x in part}
     if cache.spec.by_token:
-        scores = [x for g in cache.groups for s in g.watch.standings.of.values()
+        parts = [x for g in cache.groups for x in (g.watch.standings.of, g.watch.standings.tails)]
+        scores = [x for part in parts for s in part.values()
                   for x in (s.score, s.steps)]
         told |= {x.data_ptr(): x.untyped_storage().nbytes() for x in scores if x.numel()}
     return sum(t.untyped_storage().nbytes() for t in slabs) + sum(told.values())

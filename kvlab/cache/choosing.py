@@ -96,7 +96,8 @@ class ChoosingGroup(LayerGroup):
     def attend(self, ask: Ask) -> Tensor:
         e = ask.extent
         out, lse = self.over_sources(ask).result()
-        if self.chooser.budget.looks and not e.single:
+        repeated = self.watch.scorer.span is not None  # by queries that are no prompt's
+        if self.chooser.budget.looks and not e.single and not repeated:
             self._look_around(ask, lse)
         if e.chosen is not None:
             self._choose(ask, lse)
@@ -105,7 +106,8 @@ class ChoosingGroup(LayerGroup):
             tokens = (e.past + e.count) // self.block_size * self.block_size
             k, v, there = self._all(ask)
             seen = self.held.seen[e.seq]
-            scores = self.watch.scores(ask, lse, k, v, tokens, seen, there)
+            scored = len(k) if self.watch.all else tokens
+            scores = self.watch.scores(ask, lse, k, v, scored, seen, there)
             self.watch.note(e.seq, scores, e.count, len(k) - tokens, seen)
         self.store(ask)
         return out
@@ -143,7 +145,8 @@ class ChoosingGroup(LayerGroup):
         tokens = len(k) - e.rest_count
         new = None
         if lse is not None:
-            new = self.watch.scores(ask, lse, k, v, tokens, self.held.seen[e.seq], there)
+            scored, seen = len(k) if self.watch.all else tokens, self.held.seen[e.seq]
+            new = self.watch.scores(ask, lse, k, v, scored, seen, there)
         row = self.watch.row(e.seq, layer, new, tokens, e.count, e.rest_count)
         kept = self.chooser.stay(e, row, e.keep)
         if e.chosen:

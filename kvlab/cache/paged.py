@@ -137,7 +137,7 @@ class PagedCache(Copies, Reach):
         for group in self.groups:
             group.end_step()
         if self.spec.by_token or self.shares.relative:
-            self.shares.settle(singles=all(row[0].single for row in running.rows))
+            self.shares.settle(singles=all(row[0].count < 2 for row in running.rows))
 
     # ---- a context, for a policy that waits until it is over
 

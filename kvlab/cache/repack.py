@@ -89,7 +89,8 @@ class Repack:
 
     def crop(self, seq: SeqId, length: int) -> None:
         """Forget how tokens of the table from `length` on stand."""
-        self.watch.standings.cut(seq, length // self.size * self.size)
+        seen = length + self.past.get(seq, (0, 0))[1]
+        self.watch.standings.cut(seq, length // self.size * self.size, length, seen)
         if not length:
             self.past.pop(seq, None)
             self.watch.standings.over.discard(seq)
@@ -231,9 +232,7 @@ class Repack:
         """All layers have chosen: `gone` tokens less in the table, of the `seen` so far."""
         rows, _ = self._coming.pop(e.seq), self._plan.pop(e.seq, None)
         rows = [row.padded(max(r.tokens for r in rows)) for row in rows]
-        score, steps = (torch.cat([getattr(r, n) for r in rows]) for n in ("score", "steps"))
-        self.watch.standings[e.seq] = Standing(score, steps, rows[0].most)
-        self.watch.standings.seen[e.seq] = seen
+        self.watch.chose(e.seq, rows, seen)
         self.past[e.seq] = Past(seen, self.past.get(e.seq, (0, 0))[1] + gone)
 
     def undo(self, e: Extent) -> None:

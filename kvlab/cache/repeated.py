@@ -23,7 +23,6 @@ class KVzip(Whole):
 
     name = "kvzip"
     joins = torch.int16
-    span: tuple[int, int] | None = None
 
     def of_tokens(self, q, k, v, lse, *, scale, shares):
         score = torch.zeros(k.shape[1], len(k), device=k.device)

@@ -42,6 +42,8 @@ class Scorer:
     softcap: float | None = None  # of the model's logits
     caps = False  # whether its scores know of that; asked where there is one
     rotary: Tensor | None = None  # the model's frequencies [D / 2], where positions are plain
+    span: tuple[int, int] | None = None  # tokens of a context that this step has repeated
+    placed = False  # whether tokens have to stand at 0, 1, ... in their sequence
     place: Place | None = None  # of tokens: told before each `of_tokens`
 
     def fit(self, layers: int, query_heads: int, width: int) -> None:

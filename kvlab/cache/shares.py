@@ -63,6 +63,7 @@ class Shares:
             for group in self.groups:
                 group.watch.looking = 1 in counts and group.watch.scorer.decodes
             return True
+        seqs = [seq for seq, count in zip(seqs, counts) if count]
         looks = [group.chooser.look(group.tables, keep)
                  for group, keep in zip(self.groups, self.kept(seqs))]  # all hear of it
         return any(looks)

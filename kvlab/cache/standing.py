@@ -99,9 +99,18 @@ class Standing:
         return Standing(F.pad(self.score, (0, new), value=-torch.inf), F.pad(self.steps, (0, new)),
                         self.most)  # fmt: skip
 
-    def cut(self, tokens: int) -> Standing:
-        """Of the first `tokens`."""
-        parts = (x[..., :tokens].clone() for x in (self.score, self.steps))
+    def cut(self, start: int, end: int | None = None) -> Standing:
+        """Of the tokens [start, end); of the first `start` where no end is given."""
+        part = slice(start) if end is None else slice(start, end)
+        parts = (x[..., part].clone() for x in (self.score, self.steps))
+        return Standing(*parts, self.most)
+
+    def followed(self, tail: Standing | None) -> Standing:
+        """With those of `tail` behind them."""
+        if tail is None:
+            return self
+        parts = (torch.cat((x, y), -1) for x, y in
+                 ((self.score, tail.score), (self.steps, tail.steps)))  # fmt: skip
         return Standing(*parts, self.most)
 
 
@@ -121,7 +130,10 @@ class Standings:
         self.meter, self._told = pool.meter, 0
         self._none = pool.geometry.layers, pool.geometry.kv_heads, 0, pool.device
         self._counts = counts or torch.int16
+        self.all = counts is not None  # whether tokens behind the sealed ones are scored, too
         self.of: dict[SeqId, Standing] = {}
+        # of the tokens behind the sealed ones, of a scorer that counts who saw them
+        self.tails: dict[SeqId, Standing] = {}
         self.seen: dict[SeqId, int] = {}  # tokens of each sequence when it was last scored
         self.over: set[SeqId] = set()  # whose context is over, where a policy waits for that
         self.lazy: dict[SeqId, float] = {}  # attention to the window, where the budget looks at it
@@ -137,7 +149,24 @@ class Standings:
         self.of[seq] = standing
         self._tell()
 
+    def whole(self, seq: SeqId, tokens: int = 0, layer: int | None = None) -> Standing:
+        """Of at least `tokens` tokens, sealed or not; see `Standing.grown`. Of a layer, or all."""
+        of, tail = self[seq], self.tails.get(seq)
+        if layer is not None:
+            of, tail = of.layer(layer), tail and tail.layer(layer)
+        return of.followed(tail).grown(tokens)
+
+    def part(self, seq: SeqId, whole: Standing, sealed: int) -> None:
+        """`seq` stands like this, of whose tokens so many are sealed."""
+        self.tails.pop(seq, None)
+        if whole.tokens > sealed:
+            self.tails[seq] = whole.cut(sealed, whole.tokens)
+            whole = whole.cut(sealed)
+        self[seq] = whole
+
     def fork(self, parent: SeqId, child: SeqId) -> None:
+        if parent in self.tails:
+            self.tails[child] = self.tails[parent]
         if parent in self.of:
             self.of[child] = self.of[parent]  # never written in place
             self.seen[child] = self.seen.get(parent, 0)
@@ -148,20 +177,24 @@ class Standings:
 
     def close(self, seq: SeqId) -> None:
         self.of.pop(seq, None)
+        self.tails.pop(seq, None)
         self.seen.pop(seq, None)
         self.over.discard(seq)
         self.lazy.pop(seq, None)
         self._tell()
 
-    def cut(self, seq: SeqId, tokens: int) -> None:
-        """Forget all but the first `tokens` sealed ones."""
+    def cut(self, seq: SeqId, sealed: int, tokens: int, seen: int) -> None:
+        """Forget all but the first `tokens`, of which so many are sealed; seen: of the sequence."""
         if seq in self.of:
-            self.of[seq] = self.of[seq].cut(tokens)
-            self._tell()
+            self.part(seq, self.whole(seq).cut(tokens if self.all else sealed), sealed)
+            self.seen[seq] = min(seen, self.seen.get(seq, 0))
 
     def choose(self, seq: SeqId, kept: Kept, tokens: int, size: int) -> None:
         """Of `tokens` only those `kept`, in blocks of `size`, are left, in their order."""
-        self[seq] = self[seq].grown(tokens).chosen(kept, size)
+        whole = self.whole(seq, tokens)
+        chosen = whole.cut(tokens).chosen(kept, size)
+        tail = whole.cut(tokens, whole.tokens) if whole.tokens > tokens else None
+        self.part(seq, chosen.followed(tail), chosen.tokens)
 
     def _tell(self) -> None:
         now = self.nbytes
@@ -177,9 +210,10 @@ class Standings:
 
     def ranked(self, seq: SeqId, tokens: int) -> Tensor:
         """Scores fp32 [L, H, tokens] of the sealed tokens of `seq`, a copy."""
-        return self[seq].grown(tokens).score.clone()
+        return self.whole(seq, tokens).score[..., :tokens].clone()
 
     @property
     def nbytes(self) -> int:
         """Forks share what neither has changed."""
-        return sum(s.nbytes for s in {id(s): s for s in self.of.values()}.values())
+        held = {id(s): s for s in (*self.of.values(), *self.tails.values())}
+        return sum(s.nbytes for s in held.values())

@@ -29,12 +29,14 @@ class TokenWatch:
     def __init__(self, scorer: Scorer, pool: BlockPool):
         self.scorer, self.standings = scorer, Standings(pool, scorer.joins)
         self.heads = pool.geometry.kv_heads
+        self.all = self.standings.all
         self._shares = (pool.fused or shares_ref).token_shares
         self.layers = tuple(range(pool.geometry.layers))  # their numbers in the model
         self.looking = False  # whether a step of single tokens is scored
         self._step: dict[SeqId, list[Tensor]] = {}  # scores of each layer so far
         self._heard: dict[SeqId, tuple[Heard, int]] = {}  # and the tokens seen then
         self._lazy: dict[SeqId, Tensor] = {}
+        self._tails: dict[SeqId, list[Standing]] = {}  # of each layer that has chosen so far
 
     def of_layers(self, layers: Sequence[int], g: CacheGeometry) -> None:
         """Their numbers in a model of the shapes `g`. Raises `BadInput`, see `Scorer.fit`."""
@@ -68,7 +70,7 @@ class TokenWatch:
 
     def note(self, seq: SeqId, scores: Tensor, queries: int, behind: int, seen: int) -> None:
         """Hear of one layer of a step, in order; `stand` takes all of them over. behind: tokens
-        behind those that are scored; seen: of the sequence, this step's `queries` included."""
+        behind the sealed ones; seen: of the sequence, this step's `queries` included."""
         self._step.setdefault(seq, []).append(scores)
         since = seen - self.standings.seen.get(seq, 0) if queries == 1 else queries
         self._heard[seq] = Heard(queries, max(queries, since), behind), seen
@@ -105,25 +107,41 @@ class TokenWatch:
             self.standings.lazy[seq] = float(self._lazy.pop(seq))
         found = self._step.pop(seq, None)
         if found is not None:
-            old, (step, seen) = self.standings[seq].grown(found[0].shape[-1]), self._heard[seq]
-            self.standings[seq] = old.moved(self.scorer, torch.stack(found), step)
+            tokens, (step, seen) = found[0].shape[-1], self._heard[seq]
+            sealed = tokens - (step.behind if self.all else 0)
+            step = step._replace(behind=step.behind - (tokens - sealed))
+            old = self.standings.whole(seq, tokens)
+            self.standings.part(seq, old.moved(self.scorer, torch.stack(found), step), sealed)
             self.standings.seen[seq] = seen
 
     def row(
         self, seq: SeqId, layer: int, new: Tensor | None, tokens: int, queries: int, behind: int
     ) -> Standing:
         """How `tokens` tokens, with others `behind` them, stand in a layer, within a step that
-        gives them the scores `new` [H, tokens], or none: [1, H, tokens]."""
-        old = self.standings[seq].layer(layer).grown(tokens)
-        step = Heard(queries, queries, behind)
-        return old if new is None else old.moved(self.scorer, new[None], step)
+        gives them the scores `new` [H, n], or none: [1, H, tokens]. Where all are scored, `chose`
+        says later how those behind them stand."""
+        all = tokens + behind * self.all
+        now = self.standings.whole(seq, all, layer)
+        if new is not None:
+            step = Heard(queries, queries, behind - (all - tokens))
+            now = now.moved(self.scorer, new[None], step)
+        self._tails.setdefault(seq, []).append(now.cut(tokens, all))
+        return now.cut(tokens)
+
+    def chose(self, seq: SeqId, rows: list[Standing], seen: int) -> None:
+        """All layers have chosen; `rows`: how what stays stands in each."""
+        pairs = zip(rows, self._tails.pop(seq))
+        whole = [row.followed(tail) for row, tail in pairs]
+        score, steps = (torch.cat([getattr(r, n) for r in whole]) for n in ("score", "steps"))
+        self.standings.part(seq, Standing(score, steps, rows[0].most), rows[0].tokens)
+        self.standings.seen[seq] = seen
 
     def commit(self, fresh: list[BlockId]) -> None:
         """See `Watch.commit`; `stand` takes what the step was told, sequence by sequence."""
 
     def abort(self) -> None:
         """Forget a step that failed, or is done."""
-        self._step, self._heard, self._lazy = {}, {}, {}
+        self._step, self._heard, self._lazy, self._tails = {}, {}, {}, {}
         self.looking = False
 
     def forget(self, blocks: list[BlockId]) -> None:

@@ -24,6 +24,7 @@ class TriAttention(Whole):
     name = "triattention"
     decodes = True  # though it looks at no query: a choice is made of what is scored
     caps = True  # and at no logit
+    placed = True
 
     def __init__(self, centres: dict, reach: int = 65536):
         real, imaginary, norm = (torch.tensor(centres[n]) for n in ("real", "imaginary", "norm"))

@@ -202,6 +202,8 @@ class PagedCache(Copies, Reach, Watched, Cache):
         self._rows = [next(forks) if c is None else c for c in chosen]
         self.core.sequences.close(list(free.values()))
         self.columns.select(sources)
+        if self.teller is not None:
+            self.teller.select(sources)
 
     def tell_later(self, tokens: Tensor, positions: list[int]) -> None:
         """Tokens [B] that the rows have just computed at `positions`, from a driver whose forward

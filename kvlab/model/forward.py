@@ -145,11 +145,25 @@ def take(cache, columns: Columns, plan: Plan, positions: Tensor | None) -> Runni
         for row, ids in known_tokens(cache, coming, plan, positions):
             core.lineage.keep_apart(row) if ids is None else requests.tell(row, ids)
     try:
+        if core.spec.by_token and core.groups[0].watch.scorer.placed:
+            check_places(core, rows, plan, positions)
         return core.begin(rows, plan.counts)
     except BaseException:
         if fresh:  # another batch may come first
             cache.finish()
         raise
+
+
+def check_places(core, rows: list[int], plan: Plan, positions: Tensor | None) -> None:
+    """Raises `KvlabError` where the tokens of a chunk do not stand at 0, 1, ... in their rows."""
+    if positions is None or plan.tokens == 1:  # of single tokens nobody waits for the device
+        return
+    real = np.ones((len(rows), plan.tokens), bool) if plan.real is None else plan.real
+    wanted = np.array([core.requests.length(row) for row in rows])[:, None] + real.cumsum(1) - 1
+    if positions.dim() != 2 or (real & (positions.cpu().numpy() != wanted)).any():
+        raise KvlabError(f"policy={core.spec.member.name} scores by the positions of tokens, and "
+                         "these do not count the tokens of each row from 0 on; give position_ids "
+                         "that do, or use kvlab.prefill")
 
 
 def padded_span(columns: Columns, plan: Plan) -> int:

@@ -47,6 +47,11 @@ class Repeater:
             held = self._context[:, : cache.seen]
             self._context = torch.cat((held, ids), 1) if len(held) == len(ids) else ids
 
+    def select(self, sources: list[int]) -> None:
+        """Row i of the cache is what row `sources[i]` was."""
+        known = max(sources, default=-1) < len(self._context)  # not rows of another driver
+        self._context = self._context[sources if known else []]
+
     @torch.inference_mode()
     def ended(self, cache) -> None:
         """The context is over: have it repeated, and give up what was not looked at.

@@ -92,6 +92,9 @@ class Teller:
                              "generate() of transformers does not show them; use kvlab.prefill "
                              "and kvlab's own decoding")
 
+    def select(self, sources: list[int]) -> None:
+        """Rows were selected: there is one, or `before` says so."""
+
     def ended(self, cache) -> None:
         """A context is over; a summary does not wait for that."""
 

@@ -62,21 +62,22 @@ class Account:
         if over <= 0 and not scored:
             return
         old = self.score.shape[-1]
-        if sealed > old:
+        grown = tokens if scored else max(old, sealed)  # those of an open block, too
+        if grown > old:
             mean = self.score.mean(-1, keepdim=True) if old else self.score.sum(-1, True)
-            self.score = torch.cat((self.score, mean.expand(-1, -1, sealed - old)), -1)
-            self.steps = torch.nn.functional.pad(self.steps, (0, sealed - old))
+            self.score = torch.cat((self.score, mean.expand(-1, -1, grown - old)), -1)
+            self.steps = torch.nn.functional.pad(self.steps, (0, grown - old))
         if scored:
-            new = torch.stack([self.weights[n][:, :sealed] for n in range(LAYERS)])
+            new = torch.stack([self.weights[n] for n in range(LAYERS)])
             queries = self.seen - self.scored if count == 1 else count
-            saw = (tokens - torch.arange(sealed)).clamp_max(queries)
+            saw = (tokens - torch.arange(tokens)).clamp_max(queries)
             if count == 1:
                 new = new * saw
             self.score = (self.score * self.steps + new) / (self.steps + saw)
             self.steps, self.scored = self.steps + saw, self.seen
         if over <= 0:
             return
-        score = self.score.clone()
+        score = self.score[..., :sealed].clone()
         if self.choice != "head":
             score = score.mean(1, keepdim=True).expand(-1, HEADS, -1).clone()
         if self.choice == "all":
@@ -85,7 +86,8 @@ class Account:
         score[..., max(SINKS, tokens - RECENT) : sealed] = torch.inf
         best = score.argsort(dim=-1, descending=True, stable=True)[..., : sealed - over * SIZE]
         best = best.sort(-1).values
-        self.score, self.steps = self.score.gather(-1, best), self.steps.gather(-1, best)
+        self.score, self.steps = (torch.cat((x.gather(-1, best), x[..., sealed:]), -1)
+                                  for x in (self.score, self.steps))  # fmt: skip
         for layer in range(LAYERS):
             for head in range(HEADS):
                 stay = torch.cat((best[layer, head], torch.arange(sealed, tokens)))

@@ -28,6 +28,7 @@ class Head:
     def __init__(self):
         self.k = self.v = torch.zeros(0, DIM)
         self.score, self.steps, self.scored = [], [], 0  # steps: queries that saw each
+        self.tail = [], []  # the same of tokens behind the sealed ones
 
     def attend(self, q, k, v):
         """q [G, T, D] over what there is and k, v [T, D]; out, and each token's share."""
@@ -90,16 +91,19 @@ class Pair:
         for head in heads:
             sealed = len(head.score) + (len(head.k) - len(head.score)) // SIZE * SIZE
             fill = len(head.k) - sealed
-            mean = sum(head.score) / max(1, len(head.score))
-            new = sealed - len(head.score)
-            head.score, head.steps = head.score + new * [mean], head.steps + new * [0]
+            score, steps = head.score + head.tail[0], head.steps + head.tail[1]
+            mean = sum(score) / max(1, len(score))
+            new = len(head.k) - len(score)
+            score, steps = score + new * [mean], steps + new * [0]
             if looks:
                 queries = seen - head.scored if slack else count
-                saw = [min(len(head.k) - i, queries) for i in range(sealed)]
-                head.score = [(s * n + w * (c if slack else 1)) / (n + c)
-                              for s, n, c, w in zip(head.score, head.steps, saw, head.share)]
-                head.steps = [n + c for n, c in zip(head.steps, saw)]
+                saw = [min(len(head.k) - i, queries) for i in range(len(head.k))]
+                score = [(s * n + w * (c if slack else 1)) / (n + c)
+                         for s, n, c, w in zip(score, steps, saw, head.share)]
+                steps = [n + c for n, c in zip(steps, saw)]
                 head.scored = seen
+            head.score, head.steps = score[:sealed], steps[:sealed]
+            head.tail = score[sealed:], steps[sealed:]
         held = -(-sum(len(head.score) for head in heads) // SIZE // len(heads))
         total = sum(len(head.score) for head in heads) // SIZE
         keep = max(0, keep - fill) // SIZE

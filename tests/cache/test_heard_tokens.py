@@ -38,6 +38,70 @@ def test_a_single_token_beside_a_chunk_is_heard(name, counts):
         torch.testing.assert_close(group.watch.standings[seq].score[0], want)
 
 
+@pytest.mark.parametrize("name", ["attention_mass", "snapkv"])
+def test_a_row_that_only_has_padding_changes_nothing_for_another(name):
+    """Single tokens beside it are decoded ones, and may exceed the budget for a while as ever."""
+    kept = []
+    for counts in ([1], [1, 0]):
+        cache = make(layers=1, head_dim=DIM, policy=name, budget_percent=50, block_size=2)
+        (group,), seqs = cache.groups, [cache.open() for _ in counts]
+        q, k, v, _ = drawn(40)
+        for at in range(37):
+            new = slice(at, at + 1)
+            parts = q[:, new], k[new].transpose(0, 1), v[new].transpose(0, 1)
+            cache.begin(seqs, counts)
+            cache.attend(0, *(torch.stack([x] * len(counts)) for x in parts), scale=SCALE)
+            cache.commit()
+        table = group.tables[seqs[0]]
+        kept.append(group.pool.read(0, table.ids[: table.length // 2])[0])
+    torch.testing.assert_close(*kept)
+
+
+@pytest.mark.parametrize("groups", ["per_head", "all"])
+@pytest.mark.parametrize("counts", [(9, 6, 30, 5), (30, *[1] * 21)])
+def test_tokens_of_an_open_block_are_heard(counts, groups):
+    """A block may be sealed long after its tokens came; nothing that looked at them is lost."""
+    cache = make(layers=1, head_dim=DIM, policy="h2o", block_size=8, budget_percent=100,
+                 groups=groups)  # fmt: skip
+    (group,), seq, n = cache.groups, cache.open(), sum(counts)
+    q, k, v, _ = drawn(n)
+    done = 0
+    for count in counts:
+        new = slice(done, done + count)
+        cache.begin([seq], [count])
+        cache.attend(0, q[None, :, new], *(x[new].transpose(0, 1)[None] for x in (k, v)),
+                     scale=SCALE)  # fmt: skip
+        cache.commit()
+        done += count
+    cache.check()
+    want = weights(q, k).softmax(-1).unflatten(0, (KV_HEADS, 2)).mean(1).sum(1)
+    standings = group.watch.standings
+    torch.testing.assert_close(standings.whole(seq).score[0], want)
+    torch.testing.assert_close(standings[seq].score[0], want[:, : n // 8 * 8])
+    fork = cache.fork(seq)
+    cache.truncate(seq, 45)
+    torch.testing.assert_close(standings.whole(seq).score[0], want[:, :45])
+    torch.testing.assert_close(standings.whole(fork).score[0], want)
+    assert standings[seq].tokens == 40
+
+
+def test_what_stays_of_a_chunk_keeps_how_its_open_block_stood():
+    """Chosen within a step, or behind one; the tokens behind the choice go on as they stood."""
+    for groups in ("per_head", "all"):
+        cache = make(layers=1, head_dim=DIM, policy="h2o", block_size=8, budget_percent=50,
+                     groups=groups)  # fmt: skip
+        (group,), seq = cache.groups, cache.open()
+        q, k, v, _ = drawn(45)
+        cache.begin([seq], [45])
+        cache.attend(0, q[None], *(x.transpose(0, 1)[None] for x in (k, v)), scale=SCALE)
+        cache.commit()
+        cache.check()
+        want = weights(q, k).softmax(-1).unflatten(0, (KV_HEADS, 2)).mean(1).sum(1)
+        stood = group.watch.standings.whole(seq).score[0]
+        assert stood.shape[1] == group.tables[seq].length < 45
+        torch.testing.assert_close(stood[:, -5:], want[:, -5:])
+
+
 @pytest.mark.parametrize("spoil", [
     lambda x: x[0].pop(), lambda x: x[0][0].pop(), lambda x: x[0][0].append("0.1"),
     lambda x: x[0][0].append(float("nan")), lambda x: x.__setitem__(0, None), lambda x: x.clear(),

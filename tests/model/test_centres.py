@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from kvlab.core import BadInput
+from kvlab.core import BadInput, KvlabError
 from kvlab.model import PagedCache, centres, forward_chunk, prefill
 from kvlab.policy import TriAttention
 from kvlab.window import SinkWindow
@@ -52,3 +52,28 @@ def test_a_text_too_short_is_refused(written, tmp_path):
     text.write_text("short")
     with pytest.raises(BadInput, match="less than a piece of 1024"):
         centres.main([str(path), str(text), str(tmp_path / "out.json")])
+
+
+def test_positions_that_do_not_count_tokens_are_refused(tiny_model):
+    """Keys would be scored as if they were nearer, or farther, than they are."""
+    model, ids = tiny_model(), ids_of(2, 24)
+    policy = TriAttention(centres.query_centres(model, ids))
+    mask = torch.ones_like(ids)
+    mask[1, :9] = 0
+    usual = mask.cumsum(1) - 1
+    kept = []
+    for more in ({"position_ids": usual}, {"position_ids": usual + 5}, {}):
+        cache = PagedCache.for_model(model, policy=policy, format="fp32", budget_percent=50,
+                                     block_size=1)  # fmt: skip
+        call = {"input_ids": ids * mask, "attention_mask": mask, "past_key_values": cache} | more
+        if more.get("position_ids") is not usual:
+            with pytest.raises(KvlabError, match="do not count the tokens of each row"):
+                model(**call)
+            assert not cache.rows and not cache.stats().resident_tokens
+            prefill(model, ids * mask, cache, attention_mask=mask, chunk_tokens=24)
+        else:
+            model(**call)
+        kept.append([cache.core.groups[0].pool.read(1, cache.core.groups[0].tables[row].ids)[0]
+                     for row in cache.rows])  # fmt: skip
+    for other in kept[1:]:
+        torch.testing.assert_close(other, kept[0])

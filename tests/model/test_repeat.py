@@ -7,6 +7,7 @@ import copy
 import pytest
 import torch
 
+from kvlab.budget import SimLayer
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, KvlabError
 from kvlab.model import PagedCache, forward_chunk, prefill
@@ -97,6 +98,33 @@ def test_a_context_that_was_stopped_and_cut_goes_on(tiny_model):
     kept = [[c.core.groups[0].pool.read(layer, c.core.groups[0].tables[c.rows[0]].ids)
              for layer in range(2)] for c in (cache, whole)]
     torch.testing.assert_close(*kept)
+
+
+@pytest.mark.parametrize("select, rows", [
+    (lambda cache: cache.reorder_cache(torch.tensor([1, 0])), [1, 0]),
+    (lambda cache: cache.batch_repeat_interleave(2), [0, 0, 1, 1]),
+    (lambda cache: cache.batch_select_indices(torch.tensor([1])), [1]),
+])  # fmt: skip
+def test_rows_that_were_selected_repeat_their_own_tokens(tiny_model, select, rows):
+    model, ids = tiny_model(), ids_of(TOTAL, rows=2)
+    cache = PagedCache.for_model(model, CacheSpec(**SPEC | {"policy": KVzip(PIECE)}),
+                                 tokenizer=Letters())  # fmt: skip
+    asked = iter((False, True))
+    prefill(model, ids, cache, chunk_tokens=17, should_stop=lambda: next(asked))
+    select(cache)
+    prefill(model, ids[rows][:, 17:], cache)
+    whole = filled(model, ids[rows])
+    for mine, other in zip(cache.rows, whole.rows):
+        torch.testing.assert_close(*(c.core.groups[0].pool.read(1, c.core.groups[0].tables[row].ids)
+                                     for c, row in ((cache, mine), (whole, other))))  # fmt: skip
+
+
+def test_lazy_layers_are_told_by_the_prompt_not_by_its_repetition(tiny_model):
+    model, ids = tiny_model(), ids_of(TOTAL)
+    axes = {"budget": SimLayer(None), "groups": "per_layer"}
+    lazy = [[group.watch.standings.lazy for group in filled(model, ids, **axes | more).core.groups]
+            for more in ({}, {"policy": "snapkv"})]  # fmt: skip
+    assert lazy[0] == lazy[1]
 
 
 def test_later_tokens_stay_and_a_copy_goes_on(tiny_model):
