@@ -169,7 +169,7 @@ def test_an_interrupt_in_the_third_document_keeps_two(tmp_path, monkeypatch, unb
         assert main(line) == 130
     said = capsys.readouterr().err.splitlines()[-1].strip()
     _python, _m, _kvlab, *going_on = shlex.split(said)
-    assert going_on == [*TINY, "resume=true", f"hydra.run.dir='{tmp_path / 'run'}'"]
+    assert going_on == [*TINY, "resume=true", f"hydra.run.dir={tmp_path / 'run'}"]
     assert {r["step"] for r in rows(tmp_path / "run")} == {1, 2}
     starts = []
     sound = Runner.start
