@@ -54,7 +54,7 @@ from kvlab.launch import done, in_turn, outcomes, same_run
 from kvlab.track import FAILED, Owner, RunFolder, own
 
 # Before torch is imported. Threads of OpenMP spin while they wait for one another: where other work
-# shares the cores, fifteen times as long.
+# shares the cores, many times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 INTERRUPTED = 130
 _TABLE_LINES = 40

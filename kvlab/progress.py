@@ -217,7 +217,7 @@ def paced(name: str, steps: Iterable, plan: Sequence[tuple[str, str, float]]) ->
     with total(True, name) as (work, show):
         for part, who, amount in plan:
             work.plan(part, who, {"step": amount})
-        for step, (part, who, amount) in zip(steps, plan):
+        for step, (part, who, amount) in zip(steps, plan, strict=True):
             yield step
             work.spend(part, who, "step")
             work.done(part, who, {"step": amount})

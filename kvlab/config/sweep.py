@@ -15,7 +15,7 @@ from kvlab.config.paths import conf_dir
 from kvlab.core import BadInput
 from kvlab.launch import Launching, Task, failures_told, outcomes, worst
 
-# Hydra takes plugins of a package of this name only; ours are registered, so nothing lies there.
+# Hydra takes plugins of a package of this name only; `launchers.py` lets ours be found there.
 PACKAGE = "hydra_plugins.kvlab_launch"
 _LAUNCHER = ("hydra/launcher=", "hydra.launcher.")
 _OF_SWEEPS = (*_LAUNCHER, "hydra.sweep", "hydra/sweeper=", "hydra.run.", "hydra.mode=")
@@ -100,10 +100,8 @@ def launcher(state: DictConfig, sweep: bool) -> Launching | None:
         return None
     tree = {"hydra": {"launcher": OmegaConf.to_container(state.launcher, resolve=True)}}
     node = tree["hydra"]["launcher"]
-    package, _, name = str(node["_target_"]).rpartition(".")
-    if package != PACKAGE:
+    if str(node["_target_"]).rpartition(".")[0] != PACKAGE:
         return None
-    node["_target_"] = f"kvlab.config.plugins.{name}"
     check(tree, node, "hydra.launcher")
     settings = {key: value for key, value in node.items() if key != "_target_"}
     made = target_of(tree, "hydra.launcher")(**settings)

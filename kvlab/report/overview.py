@@ -146,9 +146,7 @@ def _windows(book: Book) -> Overview | None:
         axes.set(xscale="log", yscale="log", xlabel="recent tokens kept, of 4,096",
                  ylabel="KL mean, nats ↓")  # fmt: skip
         canvas.plain(axes, "y")
-        ticks = sorted({x for ps in lines.values() for x, _ in ps})
-        axes.set_xticks(ticks, [f"{x:,}" for x in ticks])
-        axes.set_xticks([], minor=True)
+        _tick(axes, sorted({x for ps in lines.values() for x, _ in ps}))
         canvas.name_ends(axes, ends)
         return made
 
@@ -179,8 +177,7 @@ def _hits(book: Book) -> Overview | None:
                  ylabel="block hits, % of accesses ↑")  # fmt: skip
         axes.set_title("Mooncake's conversation trace, by policy", loc="left")
         ticks = [500, 1000, 2000, 5000, 10_000, 20_000, 50_000]
-        axes.set_xticks(ticks, [f"{x:,}" for x in ticks])
-        axes.set_xticks([], minor=True)
+        _tick(axes, ticks)
         canvas.name_ends(axes, ends)
         names = list(waits)
         _across(times, [(i, waits[n][0][1]) for i, n in enumerate(names)], 0)
@@ -213,9 +210,7 @@ def _speed(book: Book) -> Overview | None:
                 for i, (name, ps) in enumerate(lines.items())]  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel="context, tokens",
                  ylabel="decode, tokens/s ↑")  # fmt: skip
-        ticks = sorted({x for ps in lines.values() for x, _ in ps})
-        axes.set_xticks(ticks, [f"{x:,}" for x in ticks])
-        axes.set_xticks([], minor=True)
+        _tick(axes, sorted({x for ps in lines.values() for x, _ in ps}))
         axes.set_yticks([20, 50, 100, 200, 500, 1000], ["20", "50", "100", "200", "500", "1,000"])
         axes.set_yticks([], minor=True)
         canvas.name_ends(axes, ends)
@@ -249,8 +244,7 @@ def _memory(book: Book) -> Overview | None:
         axes.set(xscale="log", xlabel="tokens done", ylabel="peak on the device, GB ↓")
         axes.set_ylim(bottom=0)
         ticks = [8192, 32_768, 131_072, 500_000, 1_000_000]
-        axes.set_xticks(ticks, [f"{x:,}" for x in ticks])
-        axes.set_xticks([], minor=True)
+        _tick(axes, ticks)
         canvas.name_ends(axes, ends)
         return made
 
@@ -267,6 +261,12 @@ def _picture(
         return None
     digest = sha256(json.dumps(lines, sort_keys=True, default=repr).encode()).hexdigest()[:16]
     return Overview(stem, title, caption, draw, digest)
+
+
+def _tick(axes: Axes, at: list[float]) -> None:
+    """Tick a logarithmic axis in full numbers and nowhere else."""
+    axes.set_xticks(at, [f"{x:,}" for x in at])
+    axes.set_xticks([], minor=True)
 
 
 def _points(
