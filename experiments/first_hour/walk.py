@@ -119,7 +119,8 @@ def walk(scratch: Path, env: Path | None, only: int | None) -> list[dict]:
     if not clone.exists():
         subprocess.run(["git", "clone", "-q", str(ROOT), str(clone)], check=True)
     prepare(scratch)
-    if env is None:
+    fresh = env is None
+    if fresh:
         env = scratch / "env"
         for line in ([sys.executable, "-m", "venv", str(env)],
                      [str(env / "bin/pip"), "install", "-q", "-e", "."]):  # fmt: skip
@@ -134,7 +135,7 @@ def walk(scratch: Path, env: Path | None, only: int | None) -> list[dict]:
             else:
                 latest = {name: newest(clone / name) for name in ("outputs", "multirun")}
                 wanted = filled(text.partition("  #")[0], latest, scratch)
-            if only in (None, number):
+            if only in (None, number) and (fresh or not text.startswith("pip ")):
                 note(f"{number}", text, timed(wanted, clone, own, log))
     return rows
 
@@ -156,7 +157,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scratch", type=Path, nargs="?", help="a folder, default a new one")
-    parser.add_argument("--env", type=Path, help="an environment that has kvlab's requirements")
+    parser.add_argument("--env", type=Path, help="an environment that has kvlab's requirements, "
+                        "numba and joblib; nothing is installed into it")
     parser.add_argument("--only", type=int, help="the number of one section")
     args = parser.parse_args()
     scratch = (args.scratch or Path(tempfile.mkdtemp(prefix="walk"))).resolve()
