@@ -15,6 +15,7 @@ import json
 import os
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -87,12 +88,13 @@ def timed(line: list[str] | str, cwd: Path, env: dict, log: Path) -> dict:
     with log.open("a") as out:
         out.write(f"\n$ {line}\n")
         out.flush()
+        process = subprocess.Popen(line, shell=isinstance(line, str), cwd=cwd, env=env, stdout=out,
+                                   stderr=out, start_new_session=True)  # fmt: skip
         try:
-            done = subprocess.run(line, shell=isinstance(line, str), cwd=cwd, env=env, stdout=out,
-                                  stderr=out, timeout=LIMIT)  # fmt: skip
-            status = done.returncode
+            status = process.wait(LIMIT)
         except subprocess.TimeoutExpired:
-            status = 124
+            os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
+            status = process.wait() and 124
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"wall": round(time.perf_counter() - started, 1), "cpu": round(cpu, 1), "status": status,

@@ -29,9 +29,10 @@ class Elsewhere(NamedTuple):
     perplexity: Figure
 
     def told(self) -> str:
+        """Perplexity's interval and KL's upper end; the lower one is the noise of the arithmetic
+        that the rows were measured in."""
         low, high = self.perplexity[1:]
-        return (f"perplexity {low:+.1f} to {high:+.1f} %, KL {self.kl.low:.2g} to "
-                f"{self.kl.high:.2g} nats")  # fmt: skip
+        return f"perplexity {low:+.1f} to {high:+.1f} %, KL at most {self.kl.high:.2g} nats"
 
 
 def elsewhere(rows: Sequence[Loss], table: Sequence[Loss] | None = None) -> Elsewhere | None:
