@@ -33,9 +33,9 @@ def divergence_kernel(
     t = tl.program_id(0).to(tl.int64)
     own, other = logits + t * row_stride, full + t * full_stride
     i = tl.arange(0, BLOCK)
-    x_top = y_top = tl.full([], -float("inf"), tl.float32)
-    x_total = y_total = tl.full([], 0.0, tl.float32)
-    x_best = y_best = tl.full([], 0, tl.int32)
+    x_top = tl.full([], -float("inf"), tl.float32)
+    x_total, x_best = tl.full([], 0.0, tl.float32), tl.full([], 0, tl.int32)
+    y_top, y_total, y_best = x_top, x_total, x_best
     for start in range(0, V, BLOCK):
         there = start + i < V
         x = tl.load(own + start + i, mask=there, other=-float("inf")).to(tl.float32)
