@@ -135,6 +135,12 @@ class LayerGroup:
 
     # ---- accounts
 
+    def forget_counts(self) -> None:
+        """See `PagedCache.renew`."""
+        self.held.room.evictions = 0
+        if self.watch.active:
+            self.watch.scorer.renew()
+
     @property
     def open_tokens(self) -> int:
         return sum(t.length % self.block_size for t in self.tables.values())

@@ -66,7 +66,11 @@ class RandomScore(Scorer):
     queries = 1
 
     def __init__(self, seed: int = 0):
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator, self._seed = torch.Generator(), seed
+        self.renew()
+
+    def renew(self):
+        self._generator.manual_seed(self._seed)
 
     def part(self, q, k, v, *, scale, block_size, seen=None):
         drawn = torch.rand(k.shape[1], k.shape[0] // block_size, generator=self._generator)

@@ -26,7 +26,7 @@ class Running:
         self.longest = max([row[0].past for row in rows], default=0)
         none, by_group = [None] * len(place), []
         for number, group in enumerate(groups):
-            kernels = group.sources.sealed.kernels if decodes and group.plain else none
+            kernels = (group.sources.sealed.kernels if decodes and group.plain else None) or none
             by_group.append((group, [row[number] for row in rows], kernels))
         self.layers = []
         for number, local in place:

@@ -85,6 +85,9 @@ class Scorer:
         part = self.part(q[:, -last:], k, v, scale=scale, block_size=1, seen=seen)
         return by_kv_head(self.by_head([part], lse), k.shape[1])
 
+    def renew(self) -> None:
+        """As it was made: what it draws comes again from the start."""
+
     def weight(self, steps: int, queries: int) -> float:
         """Share of a step of `queries` tokens in the score of a block scored `steps` times before.
 
