@@ -25,7 +25,8 @@ CANDIDATES = {
 REQUESTS = ("scbench_kv_requests", "scbench_vt_requests", "scbench_prefix_suffix_requests")
 FORMATS = ("fp8", "int8", "int4", "k4v2", "fp8c", "int4g", "int2g")
 
-# name -> (policy, axes); {} of the policy's own are below. Tokens chosen by each head of each layer.
+# Policy and budget -> axes; those that read a file or have settings are in `axes_of`. Tokens are
+# chosen by each head of each layer.
 METHODS = {
     "snapkv": {}, "expected_attention": {}, "key_diff": {}, "key_norm": {}, "tova": {},
     "attention_mass": {}, "lagkv": {}, "compactor": {}, "kvzip": {}, "h2o": {},

@@ -26,7 +26,7 @@ import plan
 
 HERE = Path(__file__).resolve().parent
 PACK = 12.0  # seconds kept for packing
-MOST_BYTES = 15 << 20  # of a packed file
+RAW_BYTES = 90 << 20  # of the files in an archive, which become a tenth
 
 
 class Study:
@@ -156,8 +156,8 @@ class Study:
         for (model, tokens), told in sorted(scores.items()):
             found[model, tokens] = tasks = plan.possible(told, self.given.most)
             for task, (full, blank) in told.items():
-                kept = "chosen" if task in tasks else ""
-                print(f"{model} {tokens:6} {task:18} full {full:5.1f} % blank {blank:5.1f} % {kept}",
+                said = f"full {full:5.1f} %, without context {blank:5.1f} %"
+                print(f"{model} {tokens:6} {task:18} {said} {'chosen' * (task in tasks)}",
                       flush=True)  # fmt: skip
         if not any(found.values()) and self.given.gpus == 0:  # a rehearsal
             found = {key: list(told)[: self.given.most] for key, told in scores.items()}
@@ -184,21 +184,22 @@ def mean(scores: dict) -> float:
 
 
 def pack(root: Path, out: Path) -> None:
-    """Rows, items and logs of all runs in files of at most 16 MiB."""
+    """Rows, items and logs of all runs in files that stay under 16 MiB."""
     out.mkdir(parents=True, exist_ok=True)
-    part, archive = 0, None
     names = ("config.yaml", "environment.json", "measurements.jsonl", "items.jsonl", "failures.log")
     files = [f for f in sorted((root / "runs").glob("*/*")) if f.name in names]
-    for file in [*root.glob("*.json*"), *files]:
-        if archive is None or path.stat().st_size > MOST_BYTES - (1 << 20):
-            if archive is not None:
-                archive.close()
-            path = out / f"field_tasks{part or ''}.tar.gz"
-            archive, part = tarfile.open(path, "w:gz", compresslevel=6), part + 1
-        archive.add(file, arcname=str(file.relative_to(root)))
-    if archive is not None:
-        archive.close()
-        print(f"packed {len(files)} files of runs into {part} archive(s) in {out}", flush=True)
+    parts, size = [[*root.glob("*.json*")]], 0
+    for file in files:
+        size += file.stat().st_size
+        if size > RAW_BYTES:
+            parts, size = [*parts, []], file.stat().st_size
+        parts[-1].append(file)
+    for number, part in enumerate(parts):
+        path = out / f"field_tasks{number or ''}.tar.gz"
+        with tarfile.open(path, "w:gz", compresslevel=6) as archive:
+            for file in part:
+                archive.add(file, arcname=str(file.relative_to(root)))
+        print(f"packed {len(part)} files: {path}, {path.stat().st_size:,} bytes", flush=True)
 
 
 def model_of(text: str) -> tuple[str, str, list[int]]:

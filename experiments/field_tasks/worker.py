@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from plan import CANDIDATES, WINDOW, Job, variants
 
 from kvlab.eval import Bench
 from kvlab.eval.bench import TASKS, find, measure_all
@@ -21,9 +22,8 @@ from kvlab.model.centres import query_centres
 from kvlab.model.gates import retrieval_gates
 from kvlab.model.load import FolderModel
 from kvlab.track import RunFolder
-from plan import CANDIDATES, WINDOW, Job, variants
 
-CENTRES = 8, 1024  # texts and tokens of each
+CENTRES = (8, 1024) if torch.cuda.is_available() else (1, 128)  # texts, tokens of each
 
 
 class Once:
@@ -104,7 +104,8 @@ class Worker:
         """Gates of budget=duo and centres of policy=triattention, of drawn tokens and of a book
         that no haystack is made of."""
         loaded = self.model(job.model).loaded
-        gates = retrieval_gates(loaded.model, sinks=WINDOW.sinks, recent=WINDOW.recent)
+        gates = retrieval_gates(loaded.model, sinks=WINDOW.sinks, recent=WINDOW.recent,
+                                draws=4 if torch.cuda.is_available() else 1)
         self.file(job.model, "gates").write_text(json.dumps(gates))
         text = [text for _, text in Books().texts()][-1]
         texts, tokens = CENTRES

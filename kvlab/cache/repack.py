@@ -188,7 +188,8 @@ class Repack:
         if self.budget.by_head:
             protect(score, self.window, fill)
             if counts is None:
-                counts = adaptive(score, keep, self.size, self.budget.floor)
+                budget = self.budget
+                counts = adaptive(score, keep, self.size, budget.floor, budget.across)
             return best_of_each(score, counts, self.size)
         for begin, end in self.window.protected(score.shape[-1] + fill):
             score[..., begin:end] = torch.inf
