@@ -14,6 +14,7 @@ import torch
 import yaml
 from plan import CANDIDATES, WINDOW, Job, variants
 
+from kvlab.core import BadInput, Variant
 from kvlab.eval import Bench
 from kvlab.eval.bench import TASKS, find, measure_all
 from kvlab.eval.data import Books
@@ -130,7 +131,7 @@ class Worker:
         path = self.root / "runs" / job.name
         with RunFolder(path, config=config, resume=True) as folder:
             try:
-                stages = bench.stages(folder, variants(job, files), loaded)
+                stages = bench.stages(folder, usable(bench, loaded, variants(job, files)), loaded)
                 measure_all(stages, False)
             finally:
                 for stage in stages:
@@ -143,6 +144,18 @@ class Worker:
             new_tokens=CANDIDATES.get(name), no_context=job.kind == "probe",
         )
         return type(find(TASKS[name]))(protocol)
+
+
+def usable(bench: Bench, loaded, found: list[Variant]) -> list[Variant]:
+    """Without those that this model's shape refuses, each with a line."""
+    kept = []
+    for variant in found:
+        try:
+            bench.setting.runners(loaded, [variant], {})
+            kept.append(variant)
+        except BadInput as error:
+            print(f"{variant.name}: {error}", flush=True)
+    return kept
 
 
 def keep_items(file: Path, job: Job, stage) -> None:
