@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from kvlab.budget import AdaKV, DuoAttention, SimLayer
+from kvlab.budget import DuoAttention, SimLayer
 from kvlab.cache import CacheSpec
 from kvlab.core import Variant
-from kvlab.eval.bench import TASKS
 from kvlab.policy import Compactor, TriAttention
 from kvlab.window import SinkWindow
 
@@ -31,7 +30,7 @@ METHODS = {
     "snapkv": {}, "expected_attention": {}, "key_diff": {}, "key_norm": {}, "tova": {},
     "attention_mass": {}, "lagkv": {}, "compactor": {}, "kvzip": {}, "h2o": {},
     "snapkv adakv": {"budget": "adakv"}, "snapkv pyramid": {"budget": "pyramid"},
-    "snapkv duo": {}, "snapkv simlayer": {}, "kvzip adakv": {}, "kvzip all_heads": {},
+    "snapkv duo": {}, "snapkv simlayer": {}, "kvzip all_heads": {},
     "expected_attention adakv": {"budget": "adakv"}, "triattention": {},
     "snapkv chunks": {"evict": "block", "groups": "per_layer"},
 }  # fmt: skip
@@ -106,8 +105,6 @@ def axes_of(name: str, files: dict[str, str]) -> dict | None:
         return axes | {"policy": TriAttention(files["centres"])}
     if name == "snapkv simlayer":
         axes |= {"budget": SimLayer(None)}
-    if name == "kvzip adakv":
-        axes |= {"budget": AdaKV(0.0)}
     if name == "kvzip all_heads":
         axes |= {"budget": "all_heads"}
     if name == "compactor":
@@ -148,31 +145,33 @@ def jobs(models: dict[str, list[int]], tasks: dict[tuple[str, int], list[str]], 
                 for task in tasks.get((model, tokens), [])[:most]]  # fmt: skip
 
     every, found = tuple(METHODS), []
-    found += evict(main, base, False, budgets[0], every)
+    first, *later = budgets
+    found += evict(main, base, False, first, every)
     found += [Job(f"formats-{main}-{base}-{task}", "formats", main, base, (task,),
                   methods=FORMATS, items=items) for task in tasks.get((main, base), [])]
-    found += evict(main, base, True, budgets[0], every)
+    found += evict(main, base, True, first, every)
     found += [Job(f"requests-{main}-{tokens}-{task}", "requests", main, tokens, (task,),
                   methods=("bf16", "int8"), items=max(1, items // 4))
               for tokens in (base, *longer[-1:]) for task in REQUESTS]
-    for budget in budgets[1:3]:
+    for budget in later[:2]:
         found += evict(main, base, False, budget, every)
     for model in others:
-        found += evict(model, models[model][0], False, budgets[0], every)
+        found += evict(model, models[model][0], False, first, every)
+    fewer = max(1, 2 * items // 3), 4
     for tokens in longer:
-        found += evict(main, tokens, False, budgets[0], FEW, max(1, 2 * items // 3), 4)
-    for budget in budgets[1:3]:
+        found += evict(main, tokens, False, first, FEW, *fewer)
+    for budget in later[:2]:
         found += evict(main, base, True, budget, FEW)
     for model in others:
-        found += evict(model, models[model][0], True, budgets[0], FEW)
-        found += evict(model, models[model][0], False, budgets[1], FEW)
-    found += evict(main, base, False, budgets[3], FEW) if len(budgets) > 3 else []
+        found += evict(model, models[model][0], True, first, FEW)
+        for budget in later[:1]:
+            found += evict(model, models[model][0], False, budget, FEW)
+    for budget in later[2:]:
+        found += evict(main, base, False, budget, FEW)
     for tokens in longer:
-        found += evict(main, tokens, False, budgets[2], FEW, max(1, 2 * items // 3), 4)
-        found += evict(main, tokens, True, budgets[0], FEW, max(1, 2 * items // 3), 4)
-    found += evict(main, base, True, budgets[3], FEW) if len(budgets) > 3 else []
+        found += evict(main, tokens, True, first, FEW, *fewer)
+        for budget in later[1:2]:
+            found += evict(main, tokens, False, budget, FEW, *fewer)
+    for budget in later[2:]:
+        found += evict(main, base, True, budget, FEW)
     return found
-
-
-def known(task: str) -> bool:
-    return task in TASKS

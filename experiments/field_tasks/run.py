@@ -219,7 +219,7 @@ def main() -> None:
     parser.add_argument("--work", default="/tmp/field_tasks")
     parser.add_argument("--gpus", type=int, default=2, help="0: on the CPU")
     parser.add_argument("--processes", type=int, default=8, help="on each GPU")
-    parser.add_argument("--items", type=int, default=24)
+    parser.add_argument("--items", type=int, default=20)
     parser.add_argument("--most", type=int, default=plan.MOST, help="tasks for a model and length")
     parser.add_argument("--tasks", nargs="+", default=list(plan.CANDIDATES))
     parser.add_argument("--budgets", nargs="+", type=float, default=list(plan.BUDGETS))

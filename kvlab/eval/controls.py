@@ -24,7 +24,7 @@ from dataclasses import replace
 
 from kvlab import policy as policies
 from kvlab.axes import alike
-from kvlab.budget import by_name
+from kvlab.budget import Equal, by_name
 from kvlab.cache import CacheSpec
 from kvlab.core import Variant
 from kvlab.policy import FIFO, EvictionPolicy, Random
@@ -154,15 +154,19 @@ def _peak_blocks(spec: CacheSpec, chunk_tokens: int) -> int:
 
 def _key(spec: CacheSpec) -> tuple:
     """What makes two specs the same cache."""
-    others = tuple(
-        (type(x).__name__, str(sorted((k, v) for k, v in vars(x).items() if k[0] != "_")))
-        for x in (getattr(spec, axis) for axis in alike())
-    )
+    others = tuple(_settings(getattr(spec, axis)) for axis in alike())
     budget = (spec.budget_blocks, spec.budget_bytes, spec.budget_percent)
     return (
         spec.format.identity, _made(spec.member), others, spec.block_size, budget, spec.groups,
         spec.evict,
     )
+
+
+def _settings(member) -> str:
+    """Class and settings of a member, and of members that it is made of."""
+    held = {k: v for k, v in vars(member).items() if k[0] != "_"}
+    inner = {k: _settings(v) for k, v in held.items() if isinstance(v, Equal)}
+    return f"{type(member).__name__} {sorted((held | inner).items())}"
 
 
 def _made(member: EvictionPolicy) -> tuple:

@@ -40,6 +40,8 @@ def test_tokens_are_compared_with_tokens():
     random, window = controls([unlike], 128)
     assert random.spec.budget.by_head and window.spec.budget.name == "equal"
     assert window.name == "window 10% (control)"
+    other = variant("tova adakv 10%", policy="tova", budget_percent=10, budget="adakv")
+    assert names(unlike, other) == ["random adakv 10% (control)", "window 10% (control)"]
 
 
 def test_a_control_has_no_budget_that_it_could_not_follow():
