@@ -139,8 +139,8 @@ def main() -> None:
     asked.add_argument("--chunk", type=int, default=512)
     asked.add_argument("--past", type=int, default=4, help="chunks before the one that is counted")
     given = asked.parse_args()
-    print("| policy | launches a layer | Triton's | Python calls a layer | launches a chunk beside | "
-          "Python calls beside |\n|---|---:|---:|---:|---:|---:|")
+    print("| policy | launches a layer | Triton's | Python calls a layer | launches of the chunk "
+          "beside | Python calls beside |\n|---|---:|---:|---:|---:|---:|")
     for policy in POLICIES:
         few, more = (chunk(given.model, n, policy, given.chunk, given.past) for n in (2, 4))
         each = [(b - a) / 2 for a, b in zip(few, more)]

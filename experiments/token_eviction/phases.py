@@ -116,7 +116,8 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = Path(given.out)
     folder.mkdir(parents=True, exist_ok=True)
-    of = model(given.model, given.layers or LAYERS[given.model]).to(device, torch.bfloat16)
+    with device:
+        of = model(given.model, given.layers or LAYERS[given.model]).to(torch.bfloat16)
     ids = torch.randint(512, (1, given.tokens), device=device)
     with (folder / "profiles.txt").open("a") as out, fused(of), torch.inference_mode():
         for chunk in given.chunks:

@@ -13,7 +13,7 @@ from torch import Tensor
 from kvlab.cache.heads import Kept
 from kvlab.core import BlockId
 from kvlab.pool import BlockPool
-from kvlab.source import Ask, Tail
+from kvlab.source import Ask
 
 ROOM = 1 << 27  # bytes of keys, values and queries that wait
 

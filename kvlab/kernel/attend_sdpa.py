@@ -81,8 +81,8 @@ def attend_parts(
 def attend_last(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float, softcap: float | None = None
 ) -> list[Partial]:
-    """Queries [Hq, T, D] that are the last T of the tokens k, v [n, H, D]; each sees those up to its
-    own. Results over disjoint keys, as `attend_parts` gives them.
+    """Queries [Hq, T, D] that are the last T of the tokens k, v [n, H, D]; each sees those up to
+    its own. Results over disjoint keys, as `attend_parts` gives them.
 
     FlashAttention's causal mask ends at the last query and key, so few queries ask it once.
     """

@@ -58,8 +58,9 @@ def seal_open(open, sealed, format, rows: Tensor, blocks: Tensor, layers: int) -
 
 
 def seal_kept(k: Tensor, v: Tensor, index: Tensor, format, planes, block_ids: Tensor) -> None:
-    """Of keys and values [L, n, H, D] the tokens `index` int64 [L, H, m * S] of each head, quantized
-    into the m sealed blocks `block_ids` of L consecutive layers, of which `planes` is the first."""
+    """Of keys and values [L, n, H, D] the tokens `index` int64 [L, H, m * S] of each head,
+    quantized into the m sealed blocks `block_ids` of L consecutive layers; `planes`: of the first.
+    """
     for layer, places in enumerate(index):
         at = places.T[..., None]
         kept = (x[layer].gather(0, at.expand(-1, -1, x.shape[-1])) for x in (k, v))

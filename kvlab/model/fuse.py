@@ -243,7 +243,7 @@ def _finish(layer: nn.Module) -> layer_ref.Finish:
 
 
 def _attention(layer: nn.Module, heads, cache, mask, kwargs) -> Tensor:
-    """q [B, Hq, T, D], k and v [B, H, T, D] -> what the output projection takes, [B * T, Hq * D]."""
+    """q [B, Hq, T, D], k and v [B, H, T, D] -> what the output projection takes [B * T, Hq * D]."""
     a, (q, k, v) = layer.self_attn, heads
     if cache is not None:
         k, v = cache.update(k, v, a.layer_idx)

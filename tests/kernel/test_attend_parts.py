@@ -61,7 +61,8 @@ def test_the_last_tokens_see_those_up_to_their_own(tokens, n, softcap):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("heads, kv_heads, dim", [(9, 3, 64), (14, 2, 64), (16, 8, 128)])
-@pytest.mark.parametrize("tokens, n", [(512, 512), (512, 1331), (100, 4001), (16, 50), (1024, 8192)])
+@pytest.mark.parametrize("tokens, n", [
+    (512, 512), (512, 1331), (100, 4001), (16, 50), (1024, 8192)])
 def test_one_call_sees_past_and_own(tokens, n, heads, kv_heads, dim):
     random = torch.Generator("cuda").manual_seed(3)
     how = {"device": "cuda", "dtype": torch.bfloat16, "generator": random}
