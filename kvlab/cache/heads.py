@@ -21,6 +21,11 @@ class Kept(NamedTuple):
     def of(self, layer: int) -> tuple[Tensor, list[int] | None]:
         return self.index[layer], None if self.counts is None else self.counts[layer]
 
+    def layers(self, first: int, count: int) -> Kept:
+        """Of some layers."""
+        mine = slice(first, first + count)
+        return Kept(self.index[mine], None if self.counts is None else self.counts[mine])
+
 
 def best_of_each(score: Tensor, counts: list[list[int]], size: int) -> Kept:
     """Of score [L, H, n] the best tokens of each head, counts[l][h] blocks of `size` of them."""
