@@ -1,7 +1,7 @@
 """How far predictions lie apart; same names and signatures as the references in `divergence_ref`.
 
-A vocabulary of 150,000 makes every fp32 copy of a chunk's logits gigabytes. Here a program takes one
-token and reads its logits where they lie, once for the two normalizers and once for the sum.
+A vocabulary of 150,000 makes every fp32 copy of a chunk's logits gigabytes. Here a program takes
+one token and reads its logits where they lie, once for the normalizers and once for the sum.
 """
 
 from __future__ import annotations

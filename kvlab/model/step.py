@@ -19,7 +19,6 @@ from kvlab.model.fuse import Fusing
 from kvlab.model.library import cache_parameter
 from kvlab.model.refusals import refuse_other_depth
 
-
 ROOMY = 8 << 30  # bytes that nobody has taken of a device
 
 
