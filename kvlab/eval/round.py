@@ -140,6 +140,7 @@ class Round:
                 for number in (n for r, n in missing if r is runner):
                     self._measure(runner, number, guard)
                     self._through(runner, number)
+            runner.leave()
             self._write(self.runners[: self.runners.index(runner) + 1])
 
     def _through(self, runner: Runner, number: int) -> None:

@@ -53,13 +53,27 @@ class Runner:
     def is_control(self) -> bool:
         return bool(self.params.get("control"))
 
+    @property
+    def lasting(self) -> bool:
+        """Whether its cache may be used again when it is empty, see `PagedCache.renew`."""
+        spec = self.spec
+        stays = spec.prefix.shares or spec.summary.makes or spec.retrieval.selects
+        return not stays and not spec.offload.keeps and (spec.by_token or not spec.member.evicts)
+
     # -- tokens
 
     def start(self) -> None:
-        """An empty cache; one that was held is given back."""
+        """An empty cache; one that was held is given back.
+
+        It is the same object where a decode step over it was captured and nothing else outlives its
+        sequences: to capture takes as long as tens of decoded tokens.
+        """
         if self.cache is not None:
             self.release()
         self.place = "at its start"
+        if self._decoder is not None:
+            self.cache.renew()
+            return
         self.cache = PagedCache.for_model(
             self.loaded.model, self.spec, tokenizer=self.loaded.tokenizer
         )
@@ -156,7 +170,12 @@ class Runner:
         self.peak_bytes = max(self.peak_bytes, self.cache.stats().peak_allocated_bytes)
         self.cache.check()
         self.cache.reset()
-        self._decoder = None
+        if not (self.lasting and self._decoder is not None and self._decoder.steady):
+            self._decoder = None
+
+    def leave(self) -> None:
+        """The end of its turn: cache and captured step are given up."""
+        self.cache = self._decoder = None
 
     # -- failure
 
