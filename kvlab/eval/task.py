@@ -13,13 +13,13 @@ whose runners go in step, `TimedTask` one that is measured for each cache alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
-from kvlab.core import Measurement
+from kvlab.core import BadInput, Measurement
 from kvlab.eval import rows
 from kvlab.eval.runner import Runner
 from kvlab.model import LoadedModel
@@ -179,6 +179,14 @@ class StepTask(Task):
     nothing but one step's logits has to be held."""
 
     lockstep = True
+
+    def check(self, items: Sequence[Item], chunk_tokens: int) -> None:
+        """Raises `BadInput` where no item has a second step: what one step reads it has computed
+        itself, so every cache would lose nothing."""
+        if all(len(list(self.steps(item, chunk_tokens))) < 2 for item in items):
+            raise BadInput("prefill.chunk_tokens", chunk_tokens, "reads each document in one chunk,"
+                           " in which no token sees what a cache has made of those before; give "
+                           "fewer, or eval.decode_tokens")
 
     def amounts(self, item: Item, chunk_tokens: int) -> dict[str, float]:
         found = {"read": 0.0, "decode": 0.0}
