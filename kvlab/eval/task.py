@@ -191,22 +191,22 @@ class StepTask(Task):
     def amounts(self, item: Item, chunk_tokens: int) -> dict[str, float]:
         found = {"read": 0.0, "decode": 0.0}
         for start, stop in self.steps(item, chunk_tokens):
-            found[kind_of(start, stop)] += stop - start
+            found[self.kind(item, (start, stop))] += stop - start
         return found
+
+    def kind(self, item: Item, span: tuple[int, int]) -> str:
+        """Of work: a chunk is read, a single token decoded."""
+        return "decode" if span[1] - span[0] == 1 else "read"
 
     def steps(self, item: Item, chunk_tokens: int) -> Iterable[tuple[int, int]]:
         """From and to which token of the context each step goes."""
         raise NotImplementedError
 
     def step(self, runner: Runner, item: Item, span: tuple[int, int], full=None):
-        """Logits of a step, and its scores (name -> [T]), against `full`, the full cache's logits
-        (None: this is the full cache)."""
+        """Logits of a step, and its scores (name -> [T], arrays, or tensors that stay on the device
+        until the item ends), against `full`, the full cache's logits (None: this is the full
+        cache)."""
         raise NotImplementedError
-
-
-def kind_of(start: int, stop: int) -> str:
-    """Of work: a chunk is read, a single token decoded."""
-    return "decode" if stop - start == 1 else "read"
 
 
 class TimedTask(Task):
