@@ -185,6 +185,16 @@ class PagedCache(Copies, Reach):
         if metered != allocated:
             raise KvlabError(f"{metered} bytes metered, {allocated} allocated")
 
+    def renew(self) -> None:
+        """A cache without sequences becomes what it was when it was made: counts and draws begin
+        anew. What stays in place does (tables, buffers), and so do captured steps over it.
+
+        For policies that keep nothing of blocks that are gone: those that choose tokens, and none.
+        """
+        for group in self.groups:
+            group.forget_counts()
+        self.reset_peak()
+
     def reset_peak(self) -> None:
         """Let `stats().peak_allocated_bytes` begin anew with what is held now."""
         self.layers.meter.reset_peak()

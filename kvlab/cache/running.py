@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from kvlab.cache.group import LayerGroup
@@ -27,7 +28,7 @@ class Running:
         self.longest = max([row[0].past for row in rows], default=0)
         none, by_group = [None] * len(place), []
         for number, group in enumerate(groups):
-            kernels = group.sources.sealed.kernels if decodes and group.plain else none
+            kernels = (group.sources.sealed.kernels if decodes and group.plain else None) or none
             by_group.append((group, [row[number] for row in rows], kernels))
         self.layers = []
         for number, local in place:
@@ -56,15 +57,20 @@ class Running:
 
     def _by_row(self, group, local: int, extents: list[Extent], q: Tensor, k: Tensor, v: Tensor,
                 how: dict) -> Tensor:  # fmt: skip
+        def attended(row: int, e: Extent, new: slice) -> Tensor:
+            keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
+            ask = Ask(local, e, q[row, :, new], keys, values, **how)
+            ask.softcap = group.pool.shape.softcap
+            return group.attend(ask).transpose(0, 1)
+
+        if len(extents) == len(q) == 1 and extents[0].count == q.shape[2]:  # no padding: nothing to put in
+            part = attended(0, extents[0], slice(None))
+            return part.to(q.dtype, memory_format=torch.contiguous_format)[None]
         out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
         for row, e in enumerate(extents):
             if e.count:
                 new = slice(q.shape[2] - e.count, None)
-                keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
-                ask = Ask(local, e, q[row, :, new], keys, values, **how)
-                ask.softcap = group.pool.shape.softcap
-                part = group.attend(ask)
-                out[row, new] = part.transpose(0, 1).to(out.dtype)
+                out[row, new] = attended(row, e, new)
         return out
 
     def _in_one_row(self, group, local: int, extents: list[Extent], q: Tensor, k: Tensor, v: Tensor,

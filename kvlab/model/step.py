@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
@@ -14,6 +18,34 @@ from kvlab.model.doors import PagedLayer
 from kvlab.model.fuse import Fusing
 from kvlab.model.library import cache_parameter
 from kvlab.model.refusals import refuse_other_depth
+
+ROOMY = 8 << 30  # bytes that nobody has taken of a device
+
+
+@contextmanager
+def recording(graph: torch.cuda.CUDAGraph, device: torch.device, pool=None) -> Iterator[None]:
+    """Within it `graph` records, on a stream beside, over memory of `pool`.
+
+    `torch.cuda.graph` gives all cached memory back first, and whoever computes next waits for it to
+    be taken again: each cache of a study, for each document. Where much is free it stays.
+    """
+    capped = torch.cuda.get_per_process_memory_fraction(device) < 1
+    if capped or torch.cuda.mem_get_info(device)[0] < ROOMY:
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            yield
+        return
+    torch.cuda.synchronize(device)
+    with torch.cuda.stream(_beside(device)):
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            yield
+        finally:
+            graph.capture_end()
+
+
+@lru_cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 class StepForward:
@@ -146,9 +178,7 @@ class Step:
         at the same time."""
         self.graph = None  # its memory first
         graph = torch.cuda.CUDAGraph()
-        with self.fusing.on(), torch.cuda.graph(
-            graph, pool=pool, capture_error_mode="thread_local"
-        ):
+        with self.fusing.on(), recording(graph, self.ids.device, pool):
             self._forward()
         self.graph = graph
 
