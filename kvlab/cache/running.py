@@ -63,7 +63,7 @@ class Running:
             ask.softcap = group.pool.shape.softcap
             return group.attend(ask).transpose(0, 1)
 
-        if len(extents) == len(q) == 1 and extents[0].count == q.shape[2]:  # no padding: nothing to put in
+        if len(extents) == len(q) == 1 and extents[0].count == q.shape[2]:  # no padding
             part = attended(0, extents[0], slice(None))
             return part.to(q.dtype, memory_format=torch.contiguous_format)[None]
         out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
