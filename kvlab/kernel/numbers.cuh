@@ -14,6 +14,7 @@ __device__ u16 narrow(float x) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
     return y;
 }
+__device__ float upper(u32 x) { return widen(x >> 16); }  // of two numbers in a word
 #define MMA_TYPE "f16"
 #else
 __device__ float widen(u16 x) { return __uint_as_float((u32)x << 16); }
@@ -22,6 +23,7 @@ __device__ u16 narrow(float x) {
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y) : "f"(x));
     return y;
 }
+__device__ float upper(u32 x) { return __uint_as_float(x & 0xffff0000u); }
 #define MMA_TYPE "bf16"
 #endif
 

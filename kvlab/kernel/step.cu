@@ -33,9 +33,9 @@ struct Args {
 
 constexpr int WARPS = 8, THREADS = 32 * WARPS;             // that multiply; one more warp loads
 constexpr int AT_ONCE = 4;                                 // pieces of x in shared memory
-constexpr int SPAN = PIECE / WARPS, STEPS = SPAN / 32;     // columns of a warp in a piece
-constexpr int PITCH = 2 * PIECE + 64, SLOT = 8 * PITCH;    // 8 weight rows, on shifted banks
-constexpr int TILES = GATE_TILES > QKV_TILES ? GATE_TILES : QKV_TILES;
+constexpr int STEPS = PIECE / 256;                         // of 8 columns of a lane in a piece
+constexpr int PITCH = 2 * PIECE, SLOT = 8 * PITCH;         // 8 weight rows
+constexpr int MOST = 2 * (GATE_TILES > QKV_TILES ? GATE_TILES : QKV_TILES);  // slots in a piece
 constexpr int PER_HEAD = DIM / 16, GROUP = HEADS / KV, SHARES = GRID / KV;
 constexpr int UNITS = AT_ONCE * PIECE / 8 / THREADS;       // of 16 bytes of x for a thread
 constexpr int OUT_ROWS = 8 * OUT_HALVES, GATE_WIDTH = 8 * GATE_TILES, QKV_WIDTH = 8 * QKV_TILES;
@@ -43,8 +43,8 @@ constexpr int GATE_UNITS = INNER / GATE_WIDTH, QKV_UNITS = (HEADS + 2 * KV) * PE
 enum { QKV, OUTPUT, GATE, DOWN };
 
 struct Shared {
-    unsigned char x[AT_ONCE * PITCH];
-    float part[WARPS * (TILES * 128 > GROUP * (DIM + 2) ? TILES * 128 : GROUP * (DIM + 2))];
+    unsigned char x[AT_ONCE * 2 * PIECE];
+    float part[WARPS * (GROUP * (DIM + 2) > MOST ? GROUP * (DIM + 2) : MOST)];
     float square[WARPS];
     u64 full[SLOTS], empty[SLOTS];
 };
@@ -136,7 +136,7 @@ __device__ void stream(u32 ring, Shared& s, u32& at, int K, int slots, Place pla
 // ---- one product
 
 struct Product {
-    int K, tiles, halves;  // 16 (halves 1: 8) weight rows in a tile
+    int K, slots;  // columns; slots of the ring in a piece, of 8 weight rows each
     const void* x;
     const u16* gain;  // x is multiplied with it, and its squares are summed
     bool sent;        // x comes from other blocks, maybe later
@@ -154,12 +154,58 @@ __device__ void scale(uint4& x, uint4 gain, float& square) {
     x = make_uint4(v[0], v[1], v[2], v[3]);
 }
 
-// Weights of the ring times x; each warp's sums go to `part` [warp, tile, 16, 8], column 0.
-__device__ void multiply_all(u32 ring, Shared& s, u32& at, Product p) {
+__device__ float dot(uint4 w, const float* x, float sum) {
+    const u32 v[4] = {w.x, w.y, w.z, w.w};
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+        sum += widen(v[i]) * x[2 * i], sum += upper(v[i]) * x[2 * i + 1];
+    return sum;
+}
+
+// One piece: a warp takes the row of its number in each of N slots. Tensor cores would compute
+// seven columns of eight for nothing, and split a row over warps.
+template <int N>
+__device__ void piece_of(const unsigned char* ring, Shared& s, u32& at, const unsigned char* xs,
+                         float* acc) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    float x[STEPS * 8];
+#pragma unroll
+    for (int i = 0; i < STEPS; ++i) {
+        uint4 y = *(const uint4*)(xs + 512 * i + 16 * lane);
+        const u32 v[4] = {y.x, y.y, y.z, y.w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+            x[8 * i + 2 * j] = widen(v[j]), x[8 * i + 2 * j + 1] = upper(v[j]);
+    }
+    u32 slot = at % SLOTS, turn = at / SLOTS & 1;
+#pragma unroll
+    for (int i = 0; i < N; ++i) {
+        while (!passed(address(&s.full[slot]), turn)) {}
+        const unsigned char* from = ring + slot * SLOT + warp * PITCH + 16 * lane;
+        uint4 w[STEPS];
+#pragma unroll
+        for (int j = 0; j < STEPS; ++j) w[j] = *(const uint4*)(from + 512 * j);
+        float sums[STEPS];
+#pragma unroll
+        for (int j = 0; j < STEPS; ++j) sums[j] = dot(w[j], x + 8 * j, j ? 0 : acc[i]);
+        acc[i] = 0;
+#pragma unroll
+        for (int j = 0; j < STEPS; ++j) acc[i] += sums[j];
+        __syncwarp();
+        if (lane == 0)
+            asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(
+                address(&s.empty[slot])) : "memory");
+        if (++slot == SLOTS) slot = 0, turn ^= 1;
+    }
+    at += N;
+}
+
+// Weights of the ring times x; the sum of slot i's row r goes to `part` [8 i + r].
+__device__ void multiply_all(const unsigned char* ring, Shared& s, u32& at, Product p) {
     constexpr int WIDE = AT_ONCE * PIECE / 8;  // units of a row
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int groups = (p.K + AT_ONCE * PIECE - 1) / (AT_ONCE * PIECE);
-    float acc[2][TILES][4] = {}, square = 0;
+    float acc[MOST] = {}, square = 0;
     uint4 x[UNITS], gains[UNITS];
     auto column = [&](int group, int i) {
         return (int)(group * WIDE + i * THREADS + threadIdx.x) * 8;
@@ -190,7 +236,7 @@ __device__ void multiply_all(u32 ring, Shared& s, u32& at, Product p) {
         for (int i = 0; i < UNITS; ++i) {
             int c = i * THREADS + threadIdx.x;
             if (p.gain) scale(x[i], gains[i], square);
-            *(uint4*)(s.x + c / (PIECE / 8) * PITCH + 16 * (c % (PIECE / 8))) = x[i];
+            *(uint4*)(s.x + 16 * c) = x[i];
         }
         if (p.gain && group == groups - 1) {
 #pragma unroll
@@ -201,50 +247,21 @@ __device__ void multiply_all(u32 ring, Shared& s, u32& at, Product p) {
         if (group + 1 < groups) fetch(group + 1);
         int pieces = min(AT_ONCE, p.K / PIECE - group * AT_ONCE);
         for (int piece = 0; piece < pieces; ++piece) {
-            u32 own = 2 * (warp * SPAN + t * 8), xs = address(s.x) + piece * PITCH + own;
-            uint4 b[STEPS];
-#pragma unroll
-            for (int i = 0; i < STEPS; ++i) {
-                b[i] = make_uint4(0, 0, 0, 0);
-                if (g == 0) b[i] = from_shared(xs + 64 * i);
-            }
-#pragma unroll
-            for (int tile = 0; tile < TILES; ++tile) {
-                if (tile >= p.tiles) break;
-                u32 lo = at % SLOTS, hi = (at + p.halves - 1) % SLOTS;
-                u32 from = ring + g * PITCH + own;
-                while (!passed(address(&s.full[lo]), at / SLOTS & 1)) {}
-                while (!passed(address(&s.full[hi]), (at + p.halves - 1) / SLOTS & 1)) {}
-#pragma unroll
-                for (int i = 0; i < STEPS; ++i) {
-                    uint4 a = from_shared(from + lo * SLOT + 64 * i);
-                    uint4 c = from_shared(from + hi * SLOT + 64 * i);
-                    multiply(acc[0][tile], a.x, c.x, a.y, c.y, b[i].x, b[i].y);
-                    multiply(acc[1][tile], a.z, c.z, a.w, c.w, b[i].z, b[i].w);
-                }
-                __syncwarp();
-                if (lane < p.halves)
-                    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(
-                        address(&s.empty[lane ? hi : lo])) : "memory");
-                at += p.halves;
-            }
+            const unsigned char* xs = s.x + piece * 2 * PIECE;
+            if (p.slots == 2 * GATE_TILES) piece_of<2 * GATE_TILES>(ring, s, at, xs, acc);
+            else if (p.slots == 2 * QKV_TILES) piece_of<2 * QKV_TILES>(ring, s, at, xs, acc);
+            else piece_of<OUT_HALVES>(ring, s, at, xs, acc);
         }
         if (group + 1 < groups) meet();
     }
-    if (t == 0)
 #pragma unroll
-        for (int tile = 0; tile < TILES; ++tile) {
-            float *to = s.part + ((warp * TILES + tile) * 16 + g) * 8, *a = acc[0][tile];
-            to[0] = a[0] + acc[1][tile][0], to[64] = a[2] + acc[1][tile][2];
-        }
+    for (int j = 16; j; j /= 2)
+#pragma unroll
+        for (int i = 0; i < MOST; ++i) acc[i] += __shfl_xor_sync(~0u, acc[i], j);
+    if (lane == 0)
+#pragma unroll
+        for (int i = 0; i < MOST; ++i) s.part[8 * i + warp] = acc[i];
     meet();
-}
-
-__device__ float total(const Shared& s, int tile, int r) {
-    float y = 0;
-#pragma unroll
-    for (int i = 0; i < WARPS; ++i) y += s.part[((i * TILES + tile) * 16 + r) * 8];
-    return y;
 }
 
 __device__ float factor(const Shared& s, double eps) {

@@ -89,6 +89,29 @@ __device__ Tokens tokens(const Args& a) {
     return t;
 }
 
+__device__ void ask(const void* at) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(at));
+}
+
+// What a layer reads and no ring brings, asked for while the one before computes: the lane's first
+// tokens, and a line of the gains, each block another one.
+__device__ void ask_for(const Args& a, const Tokens& t, int layer) {
+    constexpr int WIDE = HIDDEN / 64, NARROW = NORMED * DIM / 64;  // lines of 128 bytes
+    const Layer& l = a.layers[layer];
+    if (threadIdx.x % 8 == 0)
+#pragma unroll
+        for (int i = 0; i < DEPTH; ++i)
+            if (t.keys[i]) {
+                const u16* key = key_at(a, t.keys[i], t.open[i], layer);
+                ask(key), ask(value_at(a, key, t.open[i]));
+            }
+    int line = blockIdx.x;
+    if (threadIdx.x || line >= 2 * (WIDE + NARROW)) return;
+    const u16* of = line < WIDE ? l.gain : line < 2 * WIDE ? l.mid_gain
+        : line < 2 * WIDE + NARROW ? l.q_gain : l.k_gain;
+    ask(of + (line < 2 * WIDE ? line % WIDE : (line - 2 * WIDE) % (NARROW + !NARROW)) * 64);
+}
+
 __device__ void attend(Shared& s, const Args& a, const Layer& l, const Tokens& t, int layer,
                        u64 turn, uint4 cos, uint4 sin) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, c = lane % LANES;

@@ -24,7 +24,7 @@ from kvlab.kernel.layer_cuda import tiles
 from kvlab.kernel.layer_ref import Finish, Start
 from kvlab.kernel.step_ref import Past
 
-GRID, THREADS, SLOTS = 128, 288, 11
+GRID, THREADS, SLOTS = 128, 288, 12
 COPIES, BACKOFF = 1, 0  # of words that all blocks wait for; ns between two looks
 MOST_TOKENS = 8192  # of a row's table: beyond, the kernels that only attend read faster
 WORDS = ("qkv", "parts", "lse", "mixed", "mid", "inner", "next")
@@ -126,9 +126,9 @@ def _macros(of: Sizes) -> dict[str, int]:
 
 def shared_bytes(m: dict[str, int]) -> int:
     """Shared memory of a block: the ring, then struct `Shared`."""
-    pitch, most = 2 * m["PIECE"] + 64, max(m["GATE_TILES"], m["QKV_TILES"])
-    part = 8 * max(128 * most, m["HEADS"] // m["KV"] * (m["DIM"] + 2))
-    return m["SLOTS"] * (8 * pitch + 16) + 4 * pitch + 4 * (part + 8)
+    most = 2 * max(m["GATE_TILES"], m["QKV_TILES"])
+    part = 8 * max(most, m["HEADS"] // m["KV"] * (m["DIM"] + 2))
+    return m["SLOTS"] * (16 * m["PIECE"] + 16) + 8 * m["PIECE"] + 4 * (part + 8)
 
 
 class Kernel(NamedTuple):

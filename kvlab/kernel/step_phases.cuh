@@ -34,7 +34,7 @@ __device__ void send_heads(const Shared& s, const Args& a, const Layer& l, int u
     if (j >= QKV_WIDTH) return;
     int head = unit * QKV_TILES / PER_HEAD, d = unit * QKV_TILES % PER_HEAD * 8 + j;
     float f = factor(s, a.eps);
-    float lo = f * total(s, j / 8, j % 8), hi = f * total(s, j / 8, j % 8 + 8);
+    float lo = f * s.part[j / 8 * 16 + j % 8], hi = f * s.part[j / 8 * 16 + j % 8 + 8];
     if (BIASED) {
         const u16* bias = head < HEADS ? l.q_bias : head < HEADS + KV ? l.k_bias : l.v_bias;
         int own = head - (head >= HEADS ? HEADS : 0) - (head >= HEADS + KV ? KV : 0);
@@ -55,7 +55,7 @@ __device__ void send_heads(const Shared& s, const Args& a, const Layer& l, int u
 __device__ void send_sum(const Shared& s, u32* words, u64 turn, float& residual, u16* out) {
     int j = threadIdx.x, place = blockIdx.x * OUT_ROWS + j;
     if (j >= OUT_ROWS) return;
-    residual = widen(narrow(residual + total(s, 0, j)));
+    residual = widen(narrow(residual + s.part[j]));
     float beside = __shfl_down_sync((1u << OUT_ROWS) - 1, residual, 1);
     if (j % 2 == 0) send_all(words, turn, HIDDEN / 2, place / 2, pack(residual, beside));
     if (out) out[place] = narrow(residual);
@@ -66,8 +66,8 @@ __device__ void send_gate(const Shared& s, const Args& a, int unit, u64 turn) {
     if (j >= 32) return;
     float f = factor(s, a.mid_eps), y = 0;
     if (j < GATE_WIDTH) {
-        y = f * total(s, j / 8, j % 8);
-        y = y / (1 + __expf(-y)) * f * total(s, j / 8, j % 8 + 8);
+        y = f * s.part[j / 8 * 16 + j % 8];
+        y = y / (1 + __expf(-y)) * f * s.part[j / 8 * 16 + j % 8 + 8];
     }
     float beside = __shfl_down_sync(~0u, y, 1);
     if (j < GATE_WIDTH && j % 2 == 0)
@@ -96,6 +96,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) step(const __grid_
         u64 turn = layer & 1;
         for (int phase = QKV; phase <= DOWN; ++phase) {
             int units = phase == QKV ? QKV_UNITS : phase == GATE ? GATE_UNITS : GRID;
+            if (phase == GATE && layer + 1 < LAYERS) ask_for(a, own, layer + 1);
             if (phase == OUTPUT) {
                 attend(s, a, l, own, layer, turn, cos, sin);
                 merge(s, a, turn);
@@ -103,13 +104,13 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) step(const __grid_
             for (int unit = blockIdx.x; unit < units; unit += GRID) {
                 auto from = [&](const u32* words, int n) { return copy_of(words, turn, n / 2); };
                 const void* x = layer ? copy_of(a.next, 1 - turn, HIDDEN / 2) : (const u32*)a.x;
-                Product p = phase == QKV ? Product{HIDDEN, QKV_TILES, 2, x, l.gain, layer > 0}
+                Product p = phase == QKV ? Product{HIDDEN, 2 * QKV_TILES, x, l.gain, layer > 0}
                     : phase == OUTPUT
-                    ? Product{MIXED, 1, OUT_HALVES, from(a.mixed, MIXED), nullptr, true}
+                    ? Product{MIXED, OUT_HALVES, from(a.mixed, MIXED), nullptr, true}
                     : phase == GATE
-                    ? Product{HIDDEN, GATE_TILES, 2, from(a.mid, HIDDEN), l.mid_gain, true}
-                    : Product{INNER, 1, OUT_HALVES, from(a.inner, INNER), nullptr, true};
-                multiply_all(ring, s, at, p);
+                    ? Product{HIDDEN, 2 * GATE_TILES, from(a.mid, HIDDEN), l.mid_gain, true}
+                    : Product{INNER, OUT_HALVES, from(a.inner, INNER), nullptr, true};
+                multiply_all(memory, s, at, p);
                 if (phase == QKV) send_heads(s, a, l, unit, turn);
                 else if (phase == GATE) send_gate(s, a, unit, turn);
                 else send_sum(s, phase == OUTPUT ? a.mid : a.next, turn, residual,
