@@ -2,14 +2,14 @@
 // layer: q, k, v; attention over a share of the tokens; its merge; output; gate and up; down.
 //
 // One block per multiprocessor, all resident. Between phases results travel through memory, in
-// words that tell by themselves whether they have come. A warp of its own streams the block's
-// weights through a ring in shared memory and waits for none of that, so memory is read on. Two
-// buffers take turns, layer by layer; who sends a word forgets the one it sent a layer before,
-// which everybody has read by then.
+// words that carry the number of their layer. A warp of its own streams what the block reads
+// through a ring in shared memory, weights, keys and values in the order in which they are used,
+// and waits for no result, so memory is read on. Two buffers of words take turns, layer by layer:
+// who sends a word again has heard from everybody who read the one before.
 //
 // Macros: TYPE_F16, LAYERS, HIDDEN, MIXED, INNER, DIM, HEADS, KV, NORMED, BIASED, PIECE, SLOTS,
 // OUT_HALVES, GATE_TILES, QKV_TILES; BLOCK tokens, SLAB and OPEN_SLAB blocks of the cache; GRID
-// blocks; COPIES of words that all wait for, BACKOFF ns between two looks.
+// blocks.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -23,7 +23,8 @@ struct Layer {
 struct Args {
     const u16 *x, *cos, *sin;
     u16* out;
-    u32 *qkv, *parts, *lse, *mixed, *mid, *inner, *next;  // words of two layers each
+    u32* epoch;                                           // layers of all launches before
+    u64 *qkv, *parts, *lse, *mixed, *mid, *inner, *next;  // words of two layers each
     const u64 *base, *open_base;
     const int *table, *n_blocks, *open_slot, *open_now;
     u64 k_at, v_at, step, open_k, open_v, open_step;  // bytes in a slab: keys, values, next layer
@@ -32,72 +33,50 @@ struct Args {
 };
 
 constexpr int WARPS = 8, THREADS = 32 * WARPS;             // that multiply; one more warp loads
-constexpr int AT_ONCE = 4;                                 // pieces of x in shared memory
-constexpr int STEPS = PIECE / 256;                         // of 8 columns of a lane in a piece
-constexpr int PITCH = 2 * PIECE, SLOT = 8 * PITCH;         // 8 weight rows
-constexpr int MOST = 2 * (GATE_TILES > QKV_TILES ? GATE_TILES : QKV_TILES);  // slots in a piece
+constexpr int SPAN = PIECE / WARPS, STEPS = SPAN / 32;     // columns of a warp in a piece
+constexpr int PITCH = 2 * PIECE + 64, SLOT = 8 * PITCH;    // 8 weight rows, on shifted banks
+constexpr int TILES = GATE_TILES > QKV_TILES ? GATE_TILES : QKV_TILES;
+constexpr int WIDEST = HIDDEN > MIXED ? (HIDDEN > INNER ? HIDDEN : INNER)
+                                      : (MIXED > INNER ? MIXED : INNER);
 constexpr int PER_HEAD = DIM / 16, GROUP = HEADS / KV, SHARES = GRID / KV;
-constexpr int UNITS = AT_ONCE * PIECE / 8 / THREADS;       // of 16 bytes of x for a thread
-constexpr int OUT_ROWS = 8 * OUT_HALVES, GATE_WIDTH = 8 * GATE_TILES, QKV_WIDTH = 8 * QKV_TILES;
+constexpr int OUT_ROWS = 8 * OUT_HALVES, GATE_WIDTH = 8 * GATE_TILES;
 constexpr int GATE_UNITS = INNER / GATE_WIDTH, QKV_UNITS = (HEADS + 2 * KV) * PER_HEAD / QKV_TILES;
-enum { QKV, OUTPUT, GATE, DOWN };
+constexpr int ROW = DIM + 2;                               // numbers of a warp and head in `part`
 
 struct Shared {
-    unsigned char x[AT_ONCE * 2 * PIECE];
-    float part[WARPS * (GROUP * (DIM + 2) > MOST ? GROUP * (DIM + 2) : MOST)];
+    unsigned char x[2 * WIDEST];
+    float part[WARPS * (TILES * 16 > GROUP * ROW ? TILES * 16 : GROUP * ROW)];
     float square[WARPS];
     u64 full[SLOTS], empty[SLOTS];
 };
 
 #include "numbers.cuh"
 
-// Asked for now, whenever the answer may be needed, and past the first cache; 0 where not `on`.
-__device__ uint4 from_global(const u16* at, bool on = true) {
-    uint4 y;
-    asm volatile(
-        "{ .reg .pred p; setp.ne.b32 p, %5, 0; mov.u32 %0, 0; mov.u32 %1, 0; mov.u32 %2, 0;"
-        "  mov.u32 %3, 0; @p ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4]; }"
-        : "=&r"(y.x), "=&r"(y.y), "=&r"(y.z), "=&r"(y.w) : "l"(at), "r"((int)on) : "memory");
+// ---- words: a number of 32 bits under the number of its layer
+
+__device__ void send(u64* to, u32 number, u32 tag) {
+    asm volatile("st.relaxed.gpu.global.u64 [%0], %1;" ::"l"(to), "l"((u64)tag << 32 | number)
+                 : "memory");
+}
+
+__device__ void look(const u64* at, u64& a, u64& b) {
+    asm volatile("ld.relaxed.gpu.global.v2.u64 {%0, %1}, [%2];" : "=l"(a), "=l"(b) : "l"(at)
+                 : "memory");
+}
+
+__device__ u64 look(const u64* at) {
+    u64 y;
+    asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(y) : "l"(at) : "memory");
     return y;
 }
 
-constexpr u32 ABSENT = ~0u;  // a word before it has come: no result rounds to two such numbers
-
-__device__ bool absent(uint4 y) {
-    return y.x == ABSENT || y.y == ABSENT || y.z == ABSENT || y.w == ABSENT;
-}
-
-__device__ void put(u32* at, u32 word) {
-    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(at), "r"(word) : "memory");
-}
-
-// `to`: of this layer; `old`: the same word of the layer before.
-__device__ void send(u32* to, u32* old, u32 word) { put(to, word), put(old, ABSENT); }
-
-// The same to all blocks: COPIES words, `count` apart, so that not all ask for the same one.
-__device__ void send_all(u32* words, u64 turn, int count, int i, u32 word) {
-#pragma unroll
-    for (int copy = 0; copy < COPIES; ++copy) put(words + (turn * COPIES + copy) * count + i, word);
-#pragma unroll
-    for (int copy = 0; copy < COPIES; ++copy)
-        put(words + ((1 - turn) * COPIES + copy) * count + i, ABSENT);
-}
-
-// Where a block reads such words.
-__device__ const u32* copy_of(const u32* words, u64 turn, int count) {
-    return words + (turn * COPIES + blockIdx.x % COPIES) * count;
-}
+__device__ bool is(u64 word, u32 tag) { return (u32)(word >> 32) == tag; }
 
 __device__ void check(u64& spins) {  // a grid that is not all there must not hang for ever
-    if (BACKOFF) __nanosleep(BACKOFF);
     if (++spins > 1ull << 23) asm volatile("trap;");
 }
 
-__device__ u32 word(const u32* at) {
-    u32 y;
-    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(y) : "l"(at) : "memory");
-    return y;
-}
+// ---- the ring
 
 __device__ bool passed(u32 barrier, u32 parity) {
     u32 done;
@@ -107,161 +86,163 @@ __device__ bool passed(u32 barrier, u32 parity) {
     return done;
 }
 
-__device__ uint4 constant(const u16* at, bool on) {
-    return on ? __ldg((const uint4*)at) : make_uint4(0, 0, 0, 0);
+// The next slot, free and waiting for `bytes`; its address.
+__device__ u32 vacant(u32 ring, Shared& s, u32& at, u32 bytes) {
+    u32 slot = at % SLOTS;
+    while (!passed(address(&s.empty[slot]), (at / SLOTS & 1) ^ 1)) {}
+    if (threadIdx.x % 32 == 0)
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+            address(&s.full[slot])), "r"(bytes) : "memory");
+    __syncwarp();
+    ++at;
+    return ring + slot * SLOT;
 }
 
-// ---- the ring
+__device__ void copy(u32 to, const void* from, u32 bytes, const u64& full) {
+    asm volatile(
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+        ::"r"(to), "l"(from), "r"(bytes), "r"(address(&full)) : "memory");
+}
 
 template <class Place>
 __device__ void stream(u32 ring, Shared& s, u32& at, int K, int slots, Place place) {
     int lane = threadIdx.x % 32;
     for (int piece = 0; piece < K / PIECE; ++piece)
-        for (int i = 0; i < slots; ++i, ++at) {
-            u32 slot = at % SLOTS, full = address(&s.full[slot]);
-            while (!passed(address(&s.empty[slot]), (at / SLOTS & 1) ^ 1)) {}
-            if (lane == 0)
-                asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(full),
-                             "r"(16 * PIECE) : "memory");
-            __syncwarp();
+        for (int i = 0; i < slots; ++i) {
+            const u64& full = s.full[at % SLOTS];
+            u32 to = vacant(ring, s, at, 16 * PIECE);
             if (lane < 8)
-                asm volatile(
-                    "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
-                    " [%0], [%1], %2, [%3];" ::"r"(ring + slot * SLOT + lane * PITCH),
-                    "l"(place(i) + (long)lane * K + piece * PIECE), "r"(2 * PIECE), "r"(full)
-                    : "memory");
+                copy(to + lane * PITCH, place(i) + (long)lane * K + piece * PIECE, 2 * PIECE, full);
         }
+}
+
+// Until the next `count` slots are full, at most 32.
+__device__ void await(const Shared& s, u32 at, int count) {
+    u32 lane = threadIdx.x % 32, own = at + lane;
+    bool here = (int)lane >= count;
+    while (!__all_sync(~0u, here || (here = passed(address(&s.full[own % SLOTS]),
+                                                   own / SLOTS & 1)))) {}
+}
+
+// This warp has read them.
+__device__ void leave(const Shared& s, u32& at, int count) {
+    int lane = threadIdx.x % 32;
+    __syncwarp();
+    if (lane < count)
+        asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(
+            address(&s.empty[(at + lane) % SLOTS])) : "memory");
+    at += count;
 }
 
 // ---- one product
 
-struct Product {
-    int K, slots;  // columns; slots of the ring in a piece, of 8 weight rows each
-    const void* x;
-    const u16* gain;  // x is multiplied with it, and its squares are summed
-    bool sent;        // x comes from other blocks, maybe later
-};
-
-__device__ void scale(uint4& x, uint4 gain, float& square) {
-    u32 v[4] = {x.x, x.y, x.z, x.w};
-    const u32 w[4] = {gain.x, gain.y, gain.z, gain.w};
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-        float a = widen(v[j]), b = widen(v[j] >> 16);
-        square += a * a + b * b;
-        v[j] = pack(a * widen(w[j]), b * widen(w[j] >> 16));
-    }
-    x = make_uint4(v[0], v[1], v[2], v[3]);
+__device__ uint2 scaled(uint2 x, uint2 gain, float& square) {
+    float a = widen(x.x), b = upper(x.x), c = widen(x.y), d = upper(x.y);
+    square += a * a + b * b + c * c + d * d;
+    return make_uint2(pack(a * widen(gain.x), b * upper(gain.x)),
+                      pack(c * widen(gain.y), d * upper(gain.y)));
 }
 
-__device__ float dot(uint4 w, const float* x, float sum) {
-    const u32 v[4] = {w.x, w.y, w.z, w.w};
+// x into shared memory: words of layer `tag`, or the step's input. gain: x is multiplied with it,
+// and its squares are summed.
+template <int K>
+__device__ void receive(Shared& s, const u64* words, u32 tag, const u16* plain, const u16* gain) {
+    constexpr int COUNT = (K / 4 + THREADS - 1) / THREADS;  // fours of a thread
+    uint2 x[COUNT], gains[COUNT];
+    u64 a[COUNT], b[COUNT];
+    float square = 0;
+    auto on = [](int i) { return K / 4 % THREADS == 0 || i * THREADS + threadIdx.x < K / 4; };
+    auto four = [](int i) { return i * THREADS + threadIdx.x; };
 #pragma unroll
-    for (int i = 0; i < 4; ++i)
-        sum += widen(v[i]) * x[2 * i], sum += upper(v[i]) * x[2 * i + 1];
-    return sum;
-}
-
-// One piece: a warp takes the row of its number in each of N slots. Tensor cores would compute
-// seven columns of eight for nothing, and split a row over warps.
-template <int N>
-__device__ void piece_of(const unsigned char* ring, Shared& s, u32& at, const unsigned char* xs,
-                         float* acc) {
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    float x[STEPS * 8];
-#pragma unroll
-    for (int i = 0; i < STEPS; ++i) {
-        uint4 y = *(const uint4*)(xs + 512 * i + 16 * lane);
-        const u32 v[4] = {y.x, y.y, y.z, y.w};
-#pragma unroll
-        for (int j = 0; j < 4; ++j)
-            x[8 * i + 2 * j] = widen(v[j]), x[8 * i + 2 * j + 1] = upper(v[j]);
+    for (int i = 0; i < COUNT; ++i) {
+        if (gain && on(i)) gains[i] = __ldg((const uint2*)gain + four(i));
+        if (on(i) && !plain) look(words + 2 * four(i), a[i], b[i]);
+        if (on(i) && plain) x[i] = __ldg((const uint2*)plain + four(i));
     }
-    u32 slot = at % SLOTS, turn = at / SLOTS & 1;
+    if (!plain) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
-        while (!passed(address(&s.full[slot]), turn)) {}
-        const unsigned char* from = ring + slot * SLOT + warp * PITCH + 16 * lane;
-        uint4 w[STEPS];
-#pragma unroll
-        for (int j = 0; j < STEPS; ++j) w[j] = *(const uint4*)(from + 512 * j);
-        float sums[STEPS];
-#pragma unroll
-        for (int j = 0; j < STEPS; ++j) sums[j] = dot(w[j], x + 8 * j, j ? 0 : acc[i]);
-        acc[i] = 0;
-#pragma unroll
-        for (int j = 0; j < STEPS; ++j) acc[i] += sums[j];
-        __syncwarp();
-        if (lane == 0)
-            asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(
-                address(&s.empty[slot])) : "memory");
-        if (++slot == SLOTS) slot = 0, turn ^= 1;
-    }
-    at += N;
-}
-
-// Weights of the ring times x; the sum of slot i's row r goes to `part` [8 i + r].
-__device__ void multiply_all(const unsigned char* ring, Shared& s, u32& at, Product p) {
-    constexpr int WIDE = AT_ONCE * PIECE / 8;  // units of a row
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    int groups = (p.K + AT_ONCE * PIECE - 1) / (AT_ONCE * PIECE);
-    float acc[MOST] = {}, square = 0;
-    uint4 x[UNITS], gains[UNITS];
-    auto column = [&](int group, int i) {
-        return (int)(group * WIDE + i * THREADS + threadIdx.x) * 8;
-    };
-    auto fetch = [&](int group) {
-#pragma unroll
-        for (int i = 0; i < UNITS; ++i) {
-            int c = column(group, i);
-            gains[i] = constant(p.gain + c, p.gain && c < p.K);
-            x[i] = from_global((const u16*)p.x + c, c < p.K);
+        for (int i = 0; i < COUNT; ++i) {
+            u64 spins = 0;
+            while (on(i) && !(is(a[i], tag) && is(b[i], tag)))
+                look(words + 2 * four(i), a[i], b[i]), check(spins);
+            x[i] = make_uint2((u32)a[i], (u32)b[i]);
         }
-    };
-    fetch(0);
-    for (int group = 0; group < groups; ++group) {
-        u64 spins = 0;
-        while (p.sent) {
-            bool missing = false;
-#pragma unroll
-            for (int i = 0; i < UNITS; ++i)
-                if (absent(x[i])) {
-                    missing = true;
-                    x[i] = from_global((const u16*)p.x + column(group, i));
-                }
-            if (!missing) break;
-            check(spins);
-        }
-#pragma unroll
-        for (int i = 0; i < UNITS; ++i) {
-            int c = i * THREADS + threadIdx.x;
-            if (p.gain) scale(x[i], gains[i], square);
-            *(uint4*)(s.x + 16 * c) = x[i];
-        }
-        if (p.gain && group == groups - 1) {
-#pragma unroll
-            for (int j = 16; j; j /= 2) square += __shfl_xor_sync(~0u, square, j);
-            if (lane == 0) s.square[warp] = square;
-        }
-        meet();
-        if (group + 1 < groups) fetch(group + 1);
-        int pieces = min(AT_ONCE, p.K / PIECE - group * AT_ONCE);
-        for (int piece = 0; piece < pieces; ++piece) {
-            const unsigned char* xs = s.x + piece * 2 * PIECE;
-            if (p.slots == 2 * GATE_TILES) piece_of<2 * GATE_TILES>(ring, s, at, xs, acc);
-            else if (p.slots == 2 * QKV_TILES) piece_of<2 * QKV_TILES>(ring, s, at, xs, acc);
-            else piece_of<OUT_HALVES>(ring, s, at, xs, acc);
-        }
-        if (group + 1 < groups) meet();
     }
 #pragma unroll
-    for (int j = 16; j; j /= 2)
+    for (int i = 0; i < COUNT; ++i)
+        if (on(i)) ((uint2*)s.x)[four(i)] = gain ? scaled(x[i], gains[i], square) : x[i];
+    if (gain) {
 #pragma unroll
-        for (int i = 0; i < MOST; ++i) acc[i] += __shfl_xor_sync(~0u, acc[i], j);
-    if (lane == 0)
-#pragma unroll
-        for (int i = 0; i < MOST; ++i) s.part[8 * i + warp] = acc[i];
+        for (int j = 16; j; j /= 2) square += __shfl_xor_sync(~0u, square, j);
+        if (threadIdx.x % 32 == 0) s.square[threadIdx.x / 32] = square;
+    }
     meet();
+}
+
+// PIECES pieces, of N slots each, of x and the ring; they must all be there at a time, so that
+// reads of one overlap products of another.
+template <int N, int PIECES>
+__device__ void pieces(const unsigned char* ring, Shared& s, u32& at, int first,
+                       float (*acc)[2][4]) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    int own = 2 * (warp * SPAN + t * 8);
+    await(s, at, N * PIECES);
+    u32 slot = at % SLOTS;
+    auto next = [&] {
+        const unsigned char* from = ring + slot * SLOT + g * PITCH + own;
+        slot = slot + 1 == SLOTS ? 0 : slot + 1;
+        return from;
+    };
+#pragma unroll
+    for (int piece = 0; piece < PIECES; ++piece) {
+        uint4 b[STEPS];
+#pragma unroll
+        for (int i = 0; i < STEPS; ++i) {
+            b[i] = make_uint4(0, 0, 0, 0);
+            if (g == 0) b[i] = *(const uint4*)(s.x + 2 * (first + piece) * PIECE + own + 64 * i);
+        }
+#pragma unroll
+        for (int tile = 0; tile < (N + 1) / 2; ++tile) {
+            const unsigned char *lo = next(), *hi = N == 1 ? lo : next();
+#pragma unroll
+            for (int i = 0; i < STEPS; ++i) {
+                uint4 a = *(const uint4*)(lo + 64 * i), c = make_uint4(0, 0, 0, 0);
+                if (N > 1) c = *(const uint4*)(hi + 64 * i);
+                multiply(acc[tile][0], a.x, c.x, a.y, c.y, b[i].x, b[i].y);
+                multiply(acc[tile][1], a.z, c.z, a.w, c.w, b[i].z, b[i].w);
+            }
+        }
+    }
+    leave(s, at, N * PIECES);
+}
+
+// N slots of weights a piece times the x in shared memory; sums of warps go to `part` [warp, row].
+template <int K, int N>
+__device__ void multiply_all(const unsigned char* ring, Shared& s, u32& at) {
+    constexpr int P = K / PIECE, AT_ONCE = N > 3 ? 1 : P < 6 / N ? P : 6 / N;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane / 4;
+    float acc[(N + 1) / 2][2][4] = {};
+#pragma unroll
+    for (int first = 0; first + AT_ONCE <= P; first += AT_ONCE)
+        pieces<N, AT_ONCE>(ring, s, at, first, acc);
+    if (P % AT_ONCE) pieces<N, P % AT_ONCE ? P % AT_ONCE : 1>(ring, s, at, P - P % AT_ONCE, acc);
+    if (lane % 4 == 0)
+#pragma unroll
+        for (int tile = 0; tile < (N + 1) / 2; ++tile) {
+            float* to = s.part + warp * 8 * N + tile * 16 + g;
+            to[0] = acc[tile][0][0] + acc[tile][1][0];
+            if (N > 1) to[8] = acc[tile][0][2] + acc[tile][1][2];
+        }
+    meet();
+}
+
+// Row `r` of N slots.
+template <int N>
+__device__ float total(const Shared& s, int r) {
+    float y = 0;
+#pragma unroll
+    for (int i = 0; i < WARPS; ++i) y += s.part[i * 8 * N + r];
+    return y;
 }
 
 __device__ float factor(const Shared& s, double eps) {
