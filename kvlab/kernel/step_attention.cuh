@@ -146,25 +146,30 @@ __device__ void add(Sums& y, const Eight* q, const uint4* k, const uint4* v, con
     }
 }
 
-// The heads of this block, and the step's key and value, as the cache stores them.
+// The heads of this block, and the step's key and value, as the cache stores them: eights of
+// numbers in `heads`, each asked for and turned by one thread.
 __device__ void receive_heads(Shared& s, const Args& a, const Layer& l, u64 turn, u32 tag,
-                              uint4 cos, uint4 sin, Eight* q, uint4& k_new, uint4& v_new) {
+                              uint4 cos, uint4 sin) {
     int c = threadIdx.x % LANES, head = blockIdx.x / SHARES, line = threadIdx.x / LANES;
-    uint4 q_gain = NORMED ? __ldg((const uint4*)l.q_gain + c) : make_uint4(0, 0, 0, 0);
-    uint4 k_gain = NORMED ? __ldg((const uint4*)l.k_gain + c) : make_uint4(0, 0, 0, 0);
-    if (line < GROUP + 2) {  // one thread asks for each eight numbers
-        line = line < GROUP ? head * GROUP + line : head + HEADS + (line - GROUP) * KV;
-        const u64* at = a.qkv + (turn * (HEADS + 2 * KV) + line) * DIM / 2 + c * 4;
-        u64 w0, w1, w2, w3, spins = 0;
-        do look(at, w0, w1), look(at + 2, w2, w3), check(spins);
-        while (!(is(w0, tag) && is(w1, tag) && is(w2, tag) && is(w3, tag)));
-        *(uint4*)(s.x + 16 * threadIdx.x) = make_uint4((u32)w0, (u32)w1, (u32)w2, (u32)w3);
+    static_assert((GROUP + 2) * LANES <= THREADS, "a thread for each eight");
+    if (threadIdx.x / 32 * 32 < (GROUP + 2) * LANES) {  // whole warps, for what they exchange
+        bool on = line < GROUP + 2, key = line == GROUP;
+        const u16* gain = key ? l.k_gain : l.q_gain;
+        uint4 y = make_uint4(0, 0, 0, 0);
+        uint4 gains = NORMED ? __ldg((const uint4*)gain + c) : y;
+        if (on) {
+            int own = line < GROUP ? head * GROUP + line : head + HEADS + (line - GROUP) * KV;
+            const u64* at = a.qkv + (turn * (HEADS + 2 * KV) + own) * DIM / 2 + c * 4;
+            u64 w0, w1, w2, w3, spins = 0;
+            do look(at, w0, w1), look(at + 2, w2, w3), check(spins);
+            while (!(is(w0, tag) && is(w1, tag) && is(w2, tag) && is(w3, tag)));
+            y = make_uint4((u32)w0, (u32)w1, (u32)w2, (u32)w3);
+        }
+        __syncwarp();
+        uint4 z = turned(y, gains, cos, sin, a.head_eps);
+        if (on) ((uint4*)s.heads)[threadIdx.x] = line > GROUP ? y : z;
     }
     meet();
-    auto raw = [&](int i) { return *(const uint4*)(s.x + 16 * (i * LANES + c)); };
-#pragma unroll
-    for (int g = 0; g < GROUP; ++g) q[g] = eight(turned(raw(g), q_gain, cos, sin, a.head_eps));
-    k_new = turned(raw(GROUP), k_gain, cos, sin, a.head_eps), v_new = raw(GROUP + 1);
 }
 
 __device__ void attend(const unsigned char* ring, Shared& s, u32& at, const Args& a,
@@ -172,9 +177,11 @@ __device__ void attend(const unsigned char* ring, Shared& s, u32& at, const Args
                        uint4 sin) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, c = lane % LANES;
     int head = blockIdx.x / SHARES, share = blockIdx.x % SHARES;
+    receive_heads(s, a, l, turn, tag, cos, sin);
+    auto line = [&](int i) { return ((const uint4*)s.heads)[i * LANES + c]; };
     Eight q[GROUP];
-    uint4 k_new, v_new;
-    receive_heads(s, a, l, turn, tag, cos, sin, q, k_new, v_new);
+#pragma unroll
+    for (int g = 0; g < GROUP; ++g) q[g] = eight(line(g));
     Sums y;
 #pragma unroll
     for (int g = 0; g < GROUP; ++g) {
@@ -186,19 +193,27 @@ __device__ void attend(const unsigned char* ring, Shared& s, u32& at, const Args
         await(s, at, 2);
         const unsigned char* keys = ring + at % SLOTS * SLOT;
         const unsigned char* values = ring + (at + 1) % SLOTS * SLOT;
-        uint4 k[DEPTH], v[DEPTH];
-        bool on[DEPTH];
+        constexpr int SOME = DEPTH < 2 ? DEPTH : 2;  // tokens of a lane at a time
 #pragma unroll
-        for (int i = 0; i < DEPTH; ++i) {
-            int token = threadIdx.x / LANES + i * STRIDE, where = token * TOKEN_BYTES + 16 * c;
-            on[i] = lo + token < t.hi, k[i] = v[i] = make_uint4(0, 0, 0, 0);
-            if (on[i]) k[i] = *(const uint4*)(keys + where), v[i] = *(const uint4*)(values + where);
+        for (int start = 0; start < DEPTH; start += SOME) {
+            if (lo + start * STRIDE >= t.hi) break;
+            uint4 k[SOME], v[SOME];
+            bool on[SOME];
+#pragma unroll
+            for (int i = 0; i < SOME; ++i) {
+                int token = threadIdx.x / LANES + (start + i) * STRIDE;
+                int where = token * TOKEN_BYTES + 16 * c;
+                on[i] = lo + token < t.hi, k[i] = v[i] = make_uint4(0, 0, 0, 0);
+                if (on[i])
+                    k[i] = *(const uint4*)(keys + where), v[i] = *(const uint4*)(values + where);
+            }
+            add<SOME>(y, q, k, v, on, (float)a.scale);
         }
         leave(s, at, 2);
-        add<DEPTH>(y, q, k, v, on, (float)a.scale);
     }
     if (share == SHARES - 1 && warp == 0) {
         bool first = lane < LANES;
+        uint4 k_new = line(GROUP), v_new = line(GROUP + 1);
         add<1>(y, q, &k_new, &v_new, &first, (float)a.scale);
         int i = t.hi;  // where the step's token belongs
         if (first) {

@@ -25,6 +25,7 @@ from kvlab.kernel.layer_ref import Finish, Start
 from kvlab.kernel.step_ref import Past
 
 GRID, THREADS = 128, 288
+CLUSTERS = (8, 4, 2, 1)  # blocks that hand each other words; the first that all run at a time
 SHARED_BYTES = 227 << 10  # of a block, on Hopper
 MOST_TOKENS = 8192  # of a row's table: beyond, the kernels that only attend read faster
 WORDS = ("qkv", "parts", "lse", "mixed", "mid", "inner", "next")
@@ -111,12 +112,13 @@ def _fits(device: torch.device, of: Sizes) -> bool:
             and of.MIXED // GRID % (256 // (GRID // of.KV)) == 0)
 
 
-def _macros(of: Sizes) -> dict[str, int]:
+def _macros(of: Sizes, cluster: int) -> dict[str, int]:
     wide = all(w % 1024 == 0 for w in (of.HIDDEN, of.MIXED, of.INNER))
     heads = (of.HEADS + 2 * of.KV) * of.DIM // 16
     few = tuple(n for n in (1, 2) if of.DIM // 16 % n == 0)
     macros = of._asdict() | {
-        "PIECE": 1024 if wide else 512, "GRID": GRID, "OUT_HALVES": of.HIDDEN // 1024,
+        "PIECE": 1024 if wide else 512, "GRID": GRID, "CLUSTER": cluster,
+        "OUT_HALVES": of.HIDDEN // 1024,
         "GATE_TILES": tiles(of.INNER // 8, GRID, (1, 2, 3, 4)),
         "QKV_TILES": tiles(heads, GRID, few),
     }
@@ -127,9 +129,10 @@ def _macros(of: Sizes) -> dict[str, int]:
 def shared_bytes(m: dict[str, int]) -> int:
     """Shared memory of a block: the ring, then struct `Shared`."""
     tiles = max(m["GATE_TILES"], m["QKV_TILES"])
-    part = 8 * max(16 * tiles, m["HEADS"] // m["KV"] * (m["DIM"] + 2))
-    x = 2 * max(m["HIDDEN"], m["MIXED"], m["INNER"])
-    return m["SLOTS"] * (8 * (2 * m["PIECE"] + 64) + 16) + x + 4 * (part + 8)
+    group = m["HEADS"] // m["KV"]
+    part = 8 * max(16 * tiles, group * (m["DIM"] + 2))
+    x = m["HIDDEN"] + max(m["HIDDEN"], m["MIXED"], m["INNER"]) + (group + 2) * m["DIM"]
+    return m["SLOTS"] * (8 * (2 * m["PIECE"] + 64) + 16) + 2 * x + 4 * (part + 8) + 8
 
 
 class Kernel(NamedTuple):
@@ -137,13 +140,18 @@ class Kernel(NamedTuple):
 
     function: object
     shared: int
+    cluster: int
     words: dict[str, Tensor]
 
 
 @cache  # captured graphs go on using it
 def _kernel(device: torch.device, of: Sizes) -> Kernel:
-    m = _macros(of)
-    shared = shared_bytes(m)
+    for cluster in CLUSTERS:
+        m = _macros(of, cluster)
+        shared = shared_bytes(m)
+        function = nvrtc.function("step.cu", "step", m, shared)
+        if cluster * nvrtc.resident_clusters(function, cluster, THREADS, shared) >= GRID:
+            break
     shares = of.HEADS * GRID // of.KV
     counts = ((of.HEADS + 2 * of.KV) * of.DIM // 2, shares * of.DIM, shares,
               *(n // 2 for n in (of.MIXED, of.HIDDEN, of.INNER, of.HIDDEN)))
@@ -151,7 +159,7 @@ def _kernel(device: torch.device, of: Sizes) -> Kernel:
         words = {name: torch.zeros(2, n, dtype=torch.int64, device=device)
                  for name, n in zip(WORDS, counts)}
         words["epoch"] = torch.zeros(1, dtype=torch.int32, device=device)
-    return Kernel(nvrtc.function("step.cu", "step", m, shared), shared, words)
+    return Kernel(function, shared, cluster, words)
 
 
 def decode_layers(
@@ -180,5 +188,5 @@ def decode_layers(
         for name, tensor in zip(LAYER, tensors):
             setattr(a.layers[i], name, 0 if tensor is None else tensor.data_ptr())
     nvrtc.launch(kernel.function, a, grid=GRID, threads=THREADS, shared=kernel.shared,
-                 device=x.device)
+                 device=x.device, cluster=kernel.cluster)
     return out

@@ -80,14 +80,15 @@ __device__ void send_gate(const Shared& s, const Args& a, int unit, u64 turn, u3
 extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) step(const __grid_constant__ Args a) {
     extern __shared__ __align__(128) unsigned char memory[];
     Shared& s = *(Shared*)(memory + SLOTS * SLOT);
-    u32 ring = address(memory), at = 0;
-    if (threadIdx.x < SLOTS) {
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address(&s.full[threadIdx.x])));
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(
-            address(&s.empty[threadIdx.x])), "n"(WARPS));
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    }
-    __syncthreads();
+    u32 ring = address(memory), at = 0, times = 0;
+    auto barrier = [](u64& at, u32 count) {
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(&at)), "r"(count));
+    };
+    if (threadIdx.x < SLOTS) barrier(s.full[threadIdx.x], 1), barrier(s.empty[threadIdx.x], WARPS);
+    if (threadIdx.x == 0) barrier(s.arrived, 1);
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
     if (threadIdx.x >= THREADS) return load_all(ring, s, a);
     asm volatile("griddepcontrol.wait;" ::: "memory");
     int mine = blockIdx.x * OUT_ROWS + threadIdx.x, c = threadIdx.x % LANES;
@@ -98,25 +99,28 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) step(const __grid_
     for (int layer = 0; layer < LAYERS; ++layer) {
         const Layer& l = a.layers[layer];
         u64 turn = layer & 1;
-        const u64* x = a.next + (1 - turn) * HIDDEN / 2;
         ++tag;
+        if (layer) receive<HIDDEN>(s, a.next + (1 - turn) * HIDDEN / 2, tag - 1, times);
+        norm(s, layer ? nullptr : a.x, l.gain);
         for (int unit = blockIdx.x; unit < QKV_UNITS; unit += GRID) {
-            receive<HIDDEN>(s, x, tag - 1, layer ? nullptr : a.x, l.gain);
-            multiply_all<HIDDEN, 2 * QKV_TILES>(memory, s, at);
+            multiply_all<HIDDEN, 2 * QKV_TILES>(memory, s, at, s.x);
             send_heads(s, a, l, unit, turn, tag);
+            if (unit + GRID < QKV_UNITS) meet();
         }
         attend(memory, s, at, a, l, own, layer, turn, tag, cos, sin);
         merge(s, a, turn, tag);
-        receive<MIXED>(s, a.mixed + turn * MIXED / 2, tag, nullptr, nullptr);
-        multiply_all<MIXED, OUT_HALVES>(memory, s, at);
+        receive<MIXED>(s, a.mixed + turn * MIXED / 2, tag, times);
+        multiply_all<MIXED, OUT_HALVES>(memory, s, at, s.in);
         send_sum(s, a.mid, turn, tag, residual, nullptr);
+        receive<HIDDEN>(s, a.mid + turn * HIDDEN / 2, tag, times);
+        norm(s, nullptr, l.mid_gain);
         for (int unit = blockIdx.x; unit < GATE_UNITS; unit += GRID) {
-            receive<HIDDEN>(s, a.mid + turn * HIDDEN / 2, tag, nullptr, l.mid_gain);
-            multiply_all<HIDDEN, 2 * GATE_TILES>(memory, s, at);
+            multiply_all<HIDDEN, 2 * GATE_TILES>(memory, s, at, s.x);
             send_gate(s, a, unit, turn, tag);
+            if (unit + GRID < GATE_UNITS) meet();
         }
-        receive<INNER>(s, a.inner + turn * INNER / 2, tag, nullptr, nullptr);
-        multiply_all<INNER, OUT_HALVES>(memory, s, at);
+        receive<INNER>(s, a.inner + turn * INNER / 2, tag, times);
+        multiply_all<INNER, OUT_HALVES>(memory, s, at, s.in);
         send_sum(s, a.next, turn, tag, residual, layer == LAYERS - 1 ? a.out : nullptr);
     }
     if (blockIdx.x == 0 && threadIdx.x == 0) *(volatile u32*)a.epoch = tag;
