@@ -47,10 +47,11 @@ constexpr int GATE_UNITS = INNER / GATE_WIDTH, QKV_UNITS = (HEADS + 2 * KV) * PE
 constexpr int ROW = DIM + 2;                               // numbers of a warp and head in `part`
 
 struct Shared {
-    unsigned char in[2 * WIDEST], x[2 * HIDDEN], heads[2 * (GROUP + 2) * DIM];
+    unsigned char wide[2 * WIDEST], stream[2 * HIDDEN];  // what came last, in turn
+    unsigned char x[2 * HIDDEN], heads[2 * (GROUP + 2) * DIM];
     float part[WARPS * (TILES * 16 > GROUP * ROW ? TILES * 16 : GROUP * ROW)];
     float square[WARPS];
-    u64 full[SLOTS], empty[SLOTS], arrived;
+    u64 full[SLOTS], empty[SLOTS], arrived[2];
 };
 
 #include "numbers.cuh"
@@ -152,12 +153,12 @@ __device__ u32 at_peer(u32 address, u32 rank) {
     return y;
 }
 
-// Words of layer `tag` into `in` of all blocks, each block of a cluster its share. times: calls
-// before this one.
+// Words of layer `tag` into the same place in all blocks, each block of a cluster its share. times:
+// calls before this one; two places and barriers take turns, for peers may be one call ahead.
 template <int K>
-__device__ void receive(Shared& s, const u64* words, u32 tag, u32& times) {
+__device__ void receive(Shared& s, unsigned char* to, const u64* words, u32 tag, u32& times) {
     constexpr int OWN = K / 4 / CLUSTER;  // fours of numbers
-    u32 arrived = address(&s.arrived);
+    u32 arrived = address(&s.arrived[times & 1]);
     if (threadIdx.x == THREADS - 1)
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrived),
                      "r"(2 * K) : "memory");
@@ -170,19 +171,34 @@ __device__ void receive(Shared& s, const u64* words, u32 tag, u32& times) {
         for (u32 rank = 0; rank < CLUSTER; ++rank)
             asm volatile(
                 "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.b32 [%0], {%1, %2}, [%3];"
-                ::"r"(at_peer(address(s.in + 8 * four), rank)), "r"((u32)a), "r"((u32)b),
+                ::"r"(at_peer(address(to + 8 * four), rank)), "r"((u32)a), "r"((u32)b),
                 "r"(at_peer(arrived, rank)) : "memory");
     }
-    while (!passed(arrived, times & 1)) {}
+    while (!passed(arrived, times / 2 & 1)) {}
     ++times;
 }
 
-// What came, or the step's input, times the norm's gain, into `x`, and the sums of its squares.
-__device__ void norm(Shared& s, const u16* plain, const u16* gain) {
+// A norm's gain, of a thread's numbers.
+struct Gains {
+    uint2 of[HIDDEN / 4 / THREADS];
+};
+
+__device__ Gains gains(const u16* of) {
+    Gains y;
+#pragma unroll
+    for (int i = 0; i < HIDDEN / 4 / THREADS; ++i)
+        y.of[i] = __ldg((const uint2*)of + i * THREADS + threadIdx.x);
+    return y;
+}
+
+// What came, or the step's input, times the gain, into `x`, and the sums of its squares.
+__device__ void norm(Shared& s, const u16* plain, const Gains& gain) {
     float square = 0;
-    for (int i = threadIdx.x; i < HIDDEN / 4; i += THREADS) {
-        uint2 x = plain ? __ldg((const uint2*)plain + i) : ((const uint2*)s.in)[i];
-        ((uint2*)s.x)[i] = scaled(x, __ldg((const uint2*)gain + i), square);
+#pragma unroll
+    for (int i = 0; i < HIDDEN / 4 / THREADS; ++i) {
+        int four = i * THREADS + threadIdx.x;
+        uint2 x = plain ? __ldg((const uint2*)plain + four) : ((const uint2*)s.stream)[four];
+        ((uint2*)s.x)[four] = scaled(x, gain.of[i], square);
     }
 #pragma unroll
     for (int j = 16; j; j /= 2) square += __shfl_xor_sync(~0u, square, j);

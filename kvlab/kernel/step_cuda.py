@@ -131,8 +131,8 @@ def shared_bytes(m: dict[str, int]) -> int:
     tiles = max(m["GATE_TILES"], m["QKV_TILES"])
     group = m["HEADS"] // m["KV"]
     part = 8 * max(16 * tiles, group * (m["DIM"] + 2))
-    x = m["HIDDEN"] + max(m["HIDDEN"], m["MIXED"], m["INNER"]) + (group + 2) * m["DIM"]
-    return m["SLOTS"] * (8 * (2 * m["PIECE"] + 64) + 16) + 2 * x + 4 * (part + 8) + 8
+    x = 2 * m["HIDDEN"] + max(m["HIDDEN"], m["MIXED"], m["INNER"]) + (group + 2) * m["DIM"]
+    return m["SLOTS"] * (8 * (2 * m["PIECE"] + 64) + 16) + 2 * x + 4 * (part + 8) + 16
 
 
 class Kernel(NamedTuple):

@@ -85,7 +85,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) step(const __grid_
         asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(&at)), "r"(count));
     };
     if (threadIdx.x < SLOTS) barrier(s.full[threadIdx.x], 1), barrier(s.empty[threadIdx.x], WARPS);
-    if (threadIdx.x == 0) barrier(s.arrived, 1);
+    if (threadIdx.x < 2) barrier(s.arrived[threadIdx.x], 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
@@ -100,8 +100,9 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) step(const __grid_
         const Layer& l = a.layers[layer];
         u64 turn = layer & 1;
         ++tag;
-        if (layer) receive<HIDDEN>(s, a.next + (1 - turn) * HIDDEN / 2, tag - 1, times);
-        norm(s, layer ? nullptr : a.x, l.gain);
+        Gains gain = gains(l.gain);  // asked for before what it scales has come
+        if (layer) receive<HIDDEN>(s, s.stream, a.next + (1 - turn) * HIDDEN / 2, tag - 1, times);
+        norm(s, layer ? nullptr : a.x, gain);
         for (int unit = blockIdx.x; unit < QKV_UNITS; unit += GRID) {
             multiply_all<HIDDEN, 2 * QKV_TILES>(memory, s, at, s.x);
             send_heads(s, a, l, unit, turn, tag);
@@ -109,18 +110,19 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) step(const __grid_
         }
         attend(memory, s, at, a, l, own, layer, turn, tag, cos, sin);
         merge(s, a, turn, tag);
-        receive<MIXED>(s, a.mixed + turn * MIXED / 2, tag, times);
-        multiply_all<MIXED, OUT_HALVES>(memory, s, at, s.in);
+        receive<MIXED>(s, s.wide, a.mixed + turn * MIXED / 2, tag, times);
+        multiply_all<MIXED, OUT_HALVES>(memory, s, at, s.wide);
         send_sum(s, a.mid, turn, tag, residual, nullptr);
-        receive<HIDDEN>(s, a.mid + turn * HIDDEN / 2, tag, times);
-        norm(s, nullptr, l.mid_gain);
+        gain = gains(l.mid_gain);
+        receive<HIDDEN>(s, s.stream, a.mid + turn * HIDDEN / 2, tag, times);
+        norm(s, nullptr, gain);
         for (int unit = blockIdx.x; unit < GATE_UNITS; unit += GRID) {
             multiply_all<HIDDEN, 2 * GATE_TILES>(memory, s, at, s.x);
             send_gate(s, a, unit, turn, tag);
             if (unit + GRID < GATE_UNITS) meet();
         }
-        receive<INNER>(s, a.inner + turn * INNER / 2, tag, times);
-        multiply_all<INNER, OUT_HALVES>(memory, s, at, s.in);
+        receive<INNER>(s, s.wide, a.inner + turn * INNER / 2, tag, times);
+        multiply_all<INNER, OUT_HALVES>(memory, s, at, s.wide);
         send_sum(s, a.next, turn, tag, residual, layer == LAYERS - 1 ? a.out : nullptr);
     }
     if (blockIdx.x == 0 && threadIdx.x == 0) *(volatile u32*)a.epoch = tag;
