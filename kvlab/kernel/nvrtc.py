@@ -75,8 +75,6 @@ def function(name: str, kernel: str, macros: dict[str, int], shared: int):
     found = _checked(driver.cuModuleGetFunction(module, kernel.encode()))
     most = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
     _checked(driver.cuFuncSetAttribute(found, most, shared))
-    wide = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED
-    _checked(driver.cuFuncSetAttribute(found, wide, 1))  # clusters of 16 blocks
     return found
 
 

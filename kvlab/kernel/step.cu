@@ -7,14 +7,12 @@
 // and waits for no result, so memory is read on. Two buffers of words take turns, layer by layer:
 // who sends a word again has heard from everybody who read the one before.
 //
-// A cluster has one key/value head: its queries, keys and values, and the parts of its attention,
-// never leave the cluster. What all blocks need, each of a cluster asks for a part of and hands it
-// to the others: 128 blocks that look at the same lines again and again wait for one another, 4,000
-// cycles instead of 2,000.
+// 128 blocks that look at the same lines again and again wait for one another. So what all need is
+// sent in COPIES, and of a pair of blocks each asks for one half and hands it to the other.
 //
 // Macros: TYPE_F16, LAYERS, HIDDEN, MIXED, INNER, DIM, HEADS, KV, NORMED, BIASED, PIECE, SLOTS,
 // OUT_HALVES, GATE_TILES, QKV_TILES; BLOCK tokens, SLAB and OPEN_SLAB blocks of the cache; GRID
-// blocks.
+// blocks in clusters of CLUSTER; COPIES of words that all ask for.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -29,7 +27,8 @@ struct Args {
     const u16 *x, *cos, *sin;
     u16* out;
     u32* epoch;                       // layers of all launches before
-    u64 *mixed, *mid, *inner, *next;  // words of two layers each
+    u64 *qkv, *parts, *lse;           // words of two layers each
+    u64 *mixed, *mid, *inner, *next;  // the same in COPIES
     const u64 *base, *open_base;
     const int *table, *n_blocks, *open_slot, *open_now;
     u64 k_at, v_at, step, open_k, open_v, open_step;  // bytes in a slab: keys, values, next layer
@@ -43,19 +42,17 @@ constexpr int PITCH = 2 * PIECE + 64, SLOT = 8 * PITCH;    // 8 weight rows, on 
 constexpr int TILES = GATE_TILES > QKV_TILES ? GATE_TILES : QKV_TILES;
 constexpr int WIDEST = HIDDEN > MIXED ? (HIDDEN > INNER ? HIDDEN : INNER)
                                       : (MIXED > INNER ? MIXED : INNER);
-constexpr int PER_HEAD = DIM / 16, GROUP = HEADS / KV, CLUSTER = GRID / KV;
-constexpr int OWN = GROUP * DIM / CLUSTER;                 // dims of attention that a block merges
+constexpr int PER_HEAD = DIM / 16, GROUP = HEADS / KV, SHARES = GRID / KV;
 constexpr int OUT_ROWS = 8 * OUT_HALVES, GATE_WIDTH = 8 * GATE_TILES;
-constexpr int GATE_UNITS = INNER / GATE_WIDTH, QKV_UNITS = (GROUP + 2) * PER_HEAD / QKV_TILES;
+constexpr int GATE_UNITS = INNER / GATE_WIDTH, QKV_UNITS = (HEADS + 2 * KV) * PER_HEAD / QKV_TILES;
 constexpr int ROW = DIM + 2;                               // numbers of a warp and head in `part`
 
 struct Shared {
     unsigned char wide[2 * WIDEST], stream[2 * HIDDEN];  // what came last, in turn
-    unsigned char x[2 * HIDDEN], raw[2 * (GROUP + 2) * DIM], heads[2 * (GROUP + 2) * DIM];
-    float parts[CLUSTER][OWN + 1];  // of each block, and their weight
+    unsigned char x[2 * HIDDEN], heads[2 * (GROUP + 2) * DIM];
     float part[WARPS * (TILES * 16 > GROUP * ROW ? TILES * 16 : GROUP * ROW)];
     float square[WARPS];
-    u64 full[SLOTS], empty[SLOTS], arrived[2], heads_here, parts_here;
+    u64 full[SLOTS], empty[SLOTS], arrived[2];
 };
 
 #include "numbers.cuh"
@@ -76,6 +73,18 @@ __device__ u64 look(const u64* at) {
     u64 y;
     asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(y) : "l"(at) : "memory");
     return y;
+}
+
+// Word `i` of `count` that all ask for, into every `step`-th copy from `first` on.
+__device__ void send_all(u64* words, u64 turn, int count, int i, u32 number, u32 tag, int first,
+                         int step) {
+    for (int copy = first; copy < COPIES; copy += step)
+        send(words + (turn * COPIES + copy) * count + i, number, tag);
+}
+
+// The copy that this block asks.
+__device__ const u64* copy_of(const u64* words, u64 turn, int count) {
+    return words + (turn * COPIES + blockIdx.x / CLUSTER % COPIES) * count;
 }
 
 __device__ bool is(u64 word, u32 tag) { return (u32)(word >> 32) == tag; }
@@ -151,38 +160,24 @@ __device__ uint2 scaled(uint2 x, uint2 gain, float& square) {
                       pack(c * widen(gain.y), d * upper(gain.y)));
 }
 
-// ---- between the blocks of a cluster
-
 __device__ u32 at_peer(u32 address, u32 rank) {
     u32 y;
     asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(y) : "r"(address), "r"(rank));
     return y;
 }
 
-__device__ void hand(u32 to, u32 number, u32 barrier, u32 rank) {
-    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
-        at_peer(to, rank)), "r"(number), "r"(at_peer(barrier, rank)) : "memory");
-}
-
-// What the others hand over, `bytes` of it, in the phase of this parity. One thread expects it.
-__device__ void expect(const u64& barrier, u32 bytes) {
-    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address(&barrier)),
-                 "r"(bytes) : "memory");
-}
-
-__device__ void await(const u64& barrier, u32 parity) {
-    while (!passed(address(&barrier), parity & 1)) {}
-}
-
 // Words of layer `tag` into the same place in all blocks, each block of a cluster its share. times:
 // calls before this one; two places and barriers take turns, for peers may be one call ahead.
 template <int K>
 __device__ void receive(Shared& s, unsigned char* to, const u64* words, u32 tag, u32& times) {
-    constexpr int COUNT = K / 4 / CLUSTER;  // fours of numbers
+    constexpr int OWN = K / 4 / CLUSTER;  // fours of numbers
     u32 arrived = address(&s.arrived[times & 1]);
-    if (threadIdx.x == THREADS - 1) expect(s.arrived[times & 1], 2 * K);
-    for (int i = threadIdx.x; i < COUNT; i += THREADS) {
-        int four = blockIdx.x % CLUSTER * COUNT + i;
+    meet();  // what is sent was read out of shared memory
+    if (threadIdx.x == THREADS - 1)
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(arrived),
+                     "r"(2 * K) : "memory");
+    for (int i = threadIdx.x; i < OWN; i += THREADS) {
+        int four = blockIdx.x % CLUSTER * OWN + i;
         u64 a, b, spins = 0;
         do look(words + 2 * four, a, b), check(spins);
         while (!(is(a, tag) && is(b, tag)));
@@ -193,7 +188,7 @@ __device__ void receive(Shared& s, unsigned char* to, const u64* words, u32 tag,
                 ::"r"(at_peer(address(to + 8 * four), rank)), "r"((u32)a), "r"((u32)b),
                 "r"(at_peer(arrived, rank)) : "memory");
     }
-    await(s.arrived[times & 1], times / 2);
+    while (!passed(arrived, times / 2 & 1)) {}
     ++times;
 }
 

@@ -57,7 +57,7 @@ struct Tokens {
 
 __device__ Tokens tokens(const Args& a) {
     int sealed = __ldg(a.n_blocks) * BLOCK, count = sealed + __ldg(a.open_now) - 1;
-    int per = (count + CLUSTER - 1) / CLUSTER, lo = min(blockIdx.x % CLUSTER * per, count);
+    int per = (count + SHARES - 1) / SHARES, lo = min(blockIdx.x % SHARES * per, count);
     return {sealed, __ldg(a.open_slot), lo, min(lo + per, count)};
 }
 
@@ -65,7 +65,7 @@ __device__ Tokens tokens(const Args& a) {
 __device__ u64 place(const Args& a, const Tokens& t, int i, int layer, bool value) {
     bool open = i >= t.sealed;
     int block = open ? t.own : __ldg(a.table + i / BLOCK), slab = open ? OPEN_SLAB : SLAB;
-    int slot = open ? i - t.sealed : i % BLOCK, head = blockIdx.x / CLUSTER;
+    int slot = open ? i - t.sealed : i % BLOCK, head = blockIdx.x / SHARES;
     u64 base = __ldg((open ? a.open_base : a.base) + block / slab);
     base += open ? layer * a.open_step + (value ? a.open_v : a.open_k)
                  : layer * a.step + (value ? a.v_at : a.k_at);
@@ -147,18 +147,25 @@ __device__ void add(Sums& y, const Eight* q, const uint4* k, const uint4* v, con
 }
 
 // The heads of this block, and the step's key and value, as the cache stores them: eights of
-// numbers in `heads`, each turned by one thread.
-__device__ void receive_heads(Shared& s, const Args& a, const Layer& l, int layer, uint4 cos,
-                              uint4 sin) {
-    int c = threadIdx.x % LANES, line = threadIdx.x / LANES;
+// numbers in `heads`, each asked for and turned by one thread.
+__device__ void receive_heads(Shared& s, const Args& a, const Layer& l, u64 turn, u32 tag,
+                              uint4 cos, uint4 sin) {
+    int c = threadIdx.x % LANES, head = blockIdx.x / SHARES, line = threadIdx.x / LANES;
     static_assert((GROUP + 2) * LANES <= THREADS, "a thread for each eight");
     if (threadIdx.x / 32 * 32 < (GROUP + 2) * LANES) {  // whole warps, for what they exchange
-        const u16* gain = line == GROUP ? l.k_gain : l.q_gain;
+        bool on = line < GROUP + 2, key = line == GROUP;
+        const u16* gain = key ? l.k_gain : l.q_gain;
         uint4 y = make_uint4(0, 0, 0, 0);
         uint4 gains = NORMED ? __ldg((const uint4*)gain + c) : y;
-        await(s.heads_here, layer);
-        bool on = line < GROUP + 2;
-        if (on) y = ((const uint4*)s.raw)[threadIdx.x];
+        if (on) {
+            int own = line < GROUP ? head * GROUP + line : head + HEADS + (line - GROUP) * KV;
+            const u64* at = a.qkv + (turn * (HEADS + 2 * KV) + own) * DIM / 2 + c * 4;
+            u64 w0, w1, w2, w3, spins = 0;
+            do look(at, w0, w1), look(at + 2, w2, w3), check(spins);
+            while (!(is(w0, tag) && is(w1, tag) && is(w2, tag) && is(w3, tag)));
+            y = make_uint4((u32)w0, (u32)w1, (u32)w2, (u32)w3);
+        }
+        __syncwarp();
         uint4 z = turned(y, gains, cos, sin, a.head_eps);
         if (on) ((uint4*)s.heads)[threadIdx.x] = line > GROUP ? y : z;
     }
@@ -166,10 +173,11 @@ __device__ void receive_heads(Shared& s, const Args& a, const Layer& l, int laye
 }
 
 __device__ void attend(const unsigned char* ring, Shared& s, u32& at, const Args& a,
-                       const Layer& l, const Tokens& t, int layer, uint4 cos, uint4 sin) {
+                       const Layer& l, const Tokens& t, int layer, u64 turn, u32 tag, uint4 cos,
+                       uint4 sin) {
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, c = lane % LANES;
-    int share = blockIdx.x % CLUSTER;
-    receive_heads(s, a, l, layer, cos, sin);
+    int head = blockIdx.x / SHARES, share = blockIdx.x % SHARES;
+    receive_heads(s, a, l, turn, tag, cos, sin);
     auto line = [&](int i) { return ((const uint4*)s.heads)[i * LANES + c]; };
     Eight q[GROUP];
 #pragma unroll
@@ -203,7 +211,7 @@ __device__ void attend(const unsigned char* ring, Shared& s, u32& at, const Args
         }
         leave(s, at, 2);
     }
-    if (share == CLUSTER - 1 && warp == 0) {
+    if (share == SHARES - 1 && warp == 0) {
         bool first = lane < LANES;
         uint4 k_new = line(GROUP), v_new = line(GROUP + 1);
         add<1>(y, q, &k_new, &v_new, &first, (float)a.scale);
@@ -244,34 +252,54 @@ __device__ void attend(const unsigned char* ring, Shared& s, u32& at, const Args
             float f = exp2f(from[DIM] - high);
             all += f * from[DIM + 1], x += f * from[d];
         }
-        u32 rank = i / OWN, to = address(&s.parts[share][i % OWN]), here = address(&s.parts_here);
-        hand(to, __float_as_uint(all > 0 ? x / all : 0.0f), here, rank);
-        to = address(&s.parts[share][OWN]);
-        if (i % OWN == 0)
-            hand(to, __float_as_uint(all > 0 ? high + log2f(all) : -1e30f), here, rank);
+        long line = turn * HEADS * SHARES + (head * GROUP + g) * SHARES + share;
+        send(a.parts + line * DIM + d, __float_as_uint(all > 0 ? x / all : 0.0f), tag);
+        if (d == 0)
+            send(a.lse + line, __float_as_uint(all > 0 ? high + log2f(all) : -1e30f), tag);
     }
+    meet();
 }
 
-// Merge of what the blocks of the cluster left, for some of the head's dims, by one warp.
-__device__ void merge(Shared& s, const Args& a, int layer, u64 turn, u32 tag) {
-    constexpr int AT = 32 / OWN;  // lanes of a dim
-    static_assert(32 % OWN == 0 && CLUSTER % AT == 0, "a warp merges");
-    if (threadIdx.x >= 32) return;
-    await(s.parts_here, layer);
-    int d = threadIdx.x % OWN, first = threadIdx.x / OWN;
-    float high = -1e30f, all = 0, y = 0;
+// Merge of what the blocks of a head left, for some of its dims.
+__device__ void merge(Shared& s, const Args& a, u64 turn, u32 tag) {
+    constexpr int OWN = HEADS * DIM / GRID, AT = THREADS / SHARES;  // dims of a block; at a time
+    int share = threadIdx.x / AT, warp = threadIdx.x / 32;
+    for (int start = 0; start < OWN; start += AT) {
+        int d = blockIdx.x * OWN + start + threadIdx.x % AT;
+        long line = turn * HEADS * SHARES + d / DIM * SHARES + share;
+        u64 part, weight, spins = 0;
+        do part = look(a.parts + line * DIM + d % DIM), weight = look(a.lse + line), check(spins);
+        while (!(is(part, tag) && is(weight, tag)));
+        float top = __uint_as_float((u32)weight), x = __uint_as_float((u32)part);
+        float sum = top > -1e29f;
 #pragma unroll
-    for (int i = 0; i < CLUSTER; ++i) high = fmaxf(high, s.parts[i][OWN]);
+        for (int j = AT; j < 32; j *= 2) {
+            float other = __shfl_xor_sync(~0u, top, j), high = fmaxf(top, other);
+            float mine = exp2f(top - high), theirs = exp2f(other - high);
+            x = x * mine * (sum > 0) + __shfl_xor_sync(~0u, x, j) * theirs;
+            sum = sum * mine + __shfl_xor_sync(~0u, sum, j) * theirs, top = high;
+        }
+        float* to = s.part + (warp * AT + threadIdx.x % AT) * 3;
+        if (threadIdx.x % 32 < AT) to[0] = top, to[1] = sum, to[2] = x;
+        meet();
+        if (threadIdx.x < AT) {
+            float high = -1e30f, all = 0, y = 0;
 #pragma unroll
-    for (int i = first; i < CLUSTER; i += AT) {
-        float weight = s.parts[i][OWN], f = weight > -1e29f ? exp2f(weight - high) : 0;
-        all += f, y += f * s.parts[i][d];
+            for (int w = 0; w < WARPS; ++w) high = fmaxf(high, s.part[(w * AT + threadIdx.x) * 3]);
+#pragma unroll
+            for (int w = 0; w < WARPS; ++w) {
+                const float* from = s.part + (w * AT + threadIdx.x) * 3;
+                float f = exp2f(from[0] - high);
+                all += f * from[1], y += f * from[2];
+            }
+            y /= all;
+            __syncwarp((1ull << AT) - 1);
+            s.part[threadIdx.x] = y;
+            __syncwarp((1ull << AT) - 1);
+            int pair = threadIdx.x % (AT / 2);
+            send_all(a.mixed, turn, MIXED / 2, (blockIdx.x * OWN + start) / 2 + pair,
+                     pack(s.part[2 * pair], s.part[2 * pair + 1]), tag, threadIdx.x / (AT / 2), 2);
+        }
+        if (start + AT < OWN) meet();
     }
-#pragma unroll
-    for (int j = OWN; j < 32; j *= 2)
-        all += __shfl_xor_sync(~0u, all, j), y += __shfl_xor_sync(~0u, y, j);
-    y /= all;
-    float beside = __shfl_down_sync(~0u, y, 1);
-    d += blockIdx.x * OWN;
-    if (first == 0 && d % 2 == 0) send(a.mixed + (turn * MIXED + d) / 2, pack(y, beside), tag);
 }

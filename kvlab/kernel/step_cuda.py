@@ -25,9 +25,10 @@ from kvlab.kernel.layer_ref import Finish, Start
 from kvlab.kernel.step_ref import Past
 
 GRID, THREADS = 128, 288
+CLUSTER, COPIES = 2, 8  # see step.cu; pairs of multiprocessors are there on all chips of the kind
 SHARED_BYTES = 227 << 10  # of a block, on Hopper
 MOST_TOKENS = 8192  # of a row's table: beyond, the kernels that only attend read faster
-WORDS = ("mixed", "mid", "inner", "next")
+WORDS = ("qkv", "parts", "lse", "mixed", "mid", "inner", "next")
 
 
 class Sizes(NamedTuple):
@@ -106,9 +107,9 @@ def _fits(device: torch.device, of: Sizes) -> bool:
     if torch.cuda.get_device_properties(device).multi_processor_count < GRID:
         return False
     whole = of.LAYERS % 2 == 0 and of.HIDDEN in (1024, 2048) and of.DIM in (64, 128)
-    whole = whole and of.KV in (8, 16) and of.HEADS % of.KV == 0 and of.HEADS // of.KV <= 4
-    whole = whole and of.MIXED % 512 == 0 and of.INNER % 512 == 0
-    return whole and of.MIXED // GRID in (8, 16, 32) and _kernel(device, of).resident
+    whole = whole and of.KV in (4, 8, 16) and of.HEADS % of.KV == 0 and of.HEADS // of.KV <= 4
+    return (whole and of.MIXED % 512 == 0 and of.INNER % 512 == 0
+            and of.MIXED // GRID % (256 // (GRID // of.KV)) == 0 and _kernel(device, of).resident)
 
 
 def _macros(of: Sizes) -> dict[str, int]:
@@ -116,7 +117,8 @@ def _macros(of: Sizes) -> dict[str, int]:
     heads = (of.HEADS + 2 * of.KV) * of.DIM // 16
     few = tuple(n for n in (1, 2) if of.DIM // 16 % n == 0)
     macros = of._asdict() | {
-        "PIECE": 1024 if wide else 512, "GRID": GRID, "OUT_HALVES": of.HIDDEN // 1024,
+        "PIECE": 1024 if wide else 512, "GRID": GRID, "CLUSTER": CLUSTER,
+        "COPIES": COPIES, "OUT_HALVES": of.HIDDEN // 1024,
         "GATE_TILES": tiles(of.INNER // 8, GRID, (1, 2, 3, 4)),
         "QKV_TILES": tiles(heads, GRID, few),
     }
@@ -129,10 +131,8 @@ def shared_bytes(m: dict[str, int]) -> int:
     tiles = max(m["GATE_TILES"], m["QKV_TILES"])
     group = m["HEADS"] // m["KV"]
     part = 8 * max(16 * tiles, group * (m["DIM"] + 2))
-    x = 2 * m["HIDDEN"] + max(m["HIDDEN"], m["MIXED"], m["INNER"]) + 2 * (group + 2) * m["DIM"]
-    parts = group * m["DIM"] + m["GRID"] // m["KV"]
-    ring = m["SLOTS"] * (8 * (2 * m["PIECE"] + 64) + 16)
-    return ring + 2 * x + 4 * (parts + part + 8) + 64
+    x = 2 * m["HIDDEN"] + max(m["HIDDEN"], m["MIXED"], m["INNER"]) + (group + 2) * m["DIM"]
+    return m["SLOTS"] * (8 * (2 * m["PIECE"] + 64) + 16) + 2 * x + 4 * (part + 8) + 16
 
 
 class Kernel(NamedTuple):
@@ -146,15 +146,18 @@ class Kernel(NamedTuple):
 
 @cache  # captured graphs go on using it
 def _kernel(device: torch.device, of: Sizes) -> Kernel:
-    m, cluster = _macros(of), GRID // of.KV
+    m = _macros(of)
     shared = shared_bytes(m)
     function = nvrtc.function("step.cu", "step", m, shared)
-    found = nvrtc.resident_clusters(function, cluster, THREADS, shared)
+    found = nvrtc.resident_clusters(function, CLUSTER, THREADS, shared)
+    shares = of.HEADS * GRID // of.KV
+    counts = ((of.HEADS + 2 * of.KV) * of.DIM // 2, shares * of.DIM, shares,
+              *(COPIES * n // 2 for n in (of.MIXED, of.HIDDEN, of.INNER, of.HIDDEN)))
     with torch.inference_mode(False):
-        words = {name: torch.zeros(of._asdict()[size], dtype=torch.int64, device=device)
-                 for name, size in zip(WORDS, ("MIXED", "HIDDEN", "INNER", "HIDDEN"))}
+        words = {name: torch.zeros(2, n, dtype=torch.int64, device=device)
+                 for name, n in zip(WORDS, counts)}
         words["epoch"] = torch.zeros(1, dtype=torch.int32, device=device)
-    return Kernel(function, shared, found * cluster >= GRID, words)
+    return Kernel(function, shared, found * CLUSTER >= GRID, words)
 
 
 def decode_layers(
@@ -183,5 +186,5 @@ def decode_layers(
         for name, tensor in zip(LAYER, tensors):
             setattr(a.layers[i], name, 0 if tensor is None else tensor.data_ptr())
     nvrtc.launch(kernel.function, a, grid=GRID, threads=THREADS, shared=kernel.shared,
-                 device=x.device, cluster=GRID // of.KV)
+                 device=x.device, cluster=CLUSTER)
     return out

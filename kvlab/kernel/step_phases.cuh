@@ -1,15 +1,11 @@
 // The order of things in step.cu.
 
-// Line `line` of the cluster: its query heads, its key, its value; the head's number in its weight.
-__device__ int head_of(int line) {
-    int own = blockIdx.x / CLUSTER;
-    return line < GROUP ? own * GROUP + line : own;
-}
-
 __device__ const u16* head_rows(const Layer& l, int tile, int half) {
-    int line = tile / PER_HEAD, d = tile % PER_HEAD * 8 + half * (DIM / 2);
-    const u16* w = line < GROUP ? l.q : line == GROUP ? l.k : l.v;
-    return w + ((long)head_of(line) * DIM + d) * HIDDEN;
+    int head = tile / PER_HEAD, d = tile % PER_HEAD * 8 + half * (DIM / 2);
+    const u16* w = l.q;
+    if (head >= HEADS + KV) w = l.v, head -= HEADS + KV;
+    else if (head >= HEADS) w = l.k, head -= HEADS;
+    return w + ((long)head * DIM + d) * HIDDEN;
 }
 
 // All that the ring brings, in the order of use. Weights do not wait for the kernel before.
@@ -18,7 +14,7 @@ __device__ void load_all(u32 ring, Shared& s, const Args& a) {
     Tokens own;
     for (int layer = 0; layer < LAYERS; ++layer) {
         const Layer& l = a.layers[layer];
-        for (int unit = blockIdx.x % CLUSTER; unit < QKV_UNITS; unit += CLUSTER)
+        for (int unit = blockIdx.x; unit < QKV_UNITS; unit += GRID)
             stream(ring, s, at, HIDDEN, 2 * QKV_TILES, [&](int i) {
                 return head_rows(l, unit * QKV_TILES + i / 2, i % 2);
             });
@@ -41,44 +37,46 @@ __device__ void load_all(u32 ring, Shared& s, const Args& a) {
     }
 }
 
-// Pairs of numbers to all blocks of the cluster, a thread for each pair and block.
-__device__ void send_heads(const Shared& s, const Args& a, const Layer& l, int unit) {
-    constexpr int N = 2 * QKV_TILES, PAIRS = 4 * N;  // eights of rows: a first half, a second
-    float f = factor(s, a.eps);
-    for (int i = threadIdx.x; i < PAIRS * CLUSTER; i += THREADS) {
-        int j = i % PAIRS * 2, tile = unit * QKV_TILES + j / 16, line = tile / PER_HEAD;
-        int d = tile % PER_HEAD * 8 + j % 8 + (j & 8 ? DIM / 2 : 0);
-        float x = f * total<N>(s, j), y = f * total<N>(s, j + 1);
-        if (BIASED) {
-            const u16* bias = line < GROUP ? l.q_bias : line == GROUP ? l.k_bias : l.v_bias;
-            bias += head_of(line) * DIM + d;
-            x += widen(bias[0]), y += widen(bias[1]);
-        }
-        hand(address(s.raw) + 2 * (line * DIM + d), pack(x, y), address(&s.heads_here), i / PAIRS);
+__device__ void send_heads(const Shared& s, const Args& a, const Layer& l, int unit, u64 turn,
+                           u32 tag) {
+    constexpr int N = 2 * QKV_TILES;  // eights of rows, of a head's first half and of its second
+    int j = threadIdx.x, tile = unit * QKV_TILES + j / 16;
+    if (j >= 32) return;
+    int head = tile / PER_HEAD, d = tile % PER_HEAD * 8 + j % 8 + (j & 8 ? DIM / 2 : 0);
+    float y = j < 8 * N ? factor(s, a.eps) * total<N>(s, j) : 0;
+    if (BIASED && j < 8 * N) {
+        const u16* bias = head < HEADS ? l.q_bias : head < HEADS + KV ? l.k_bias : l.v_bias;
+        int own = head - (head >= HEADS ? HEADS : 0) - (head >= HEADS + KV ? KV : 0);
+        y += widen(bias[own * DIM + d]);
     }
+    float beside = __shfl_down_sync(~0u, y, 1);
+    u64* to = a.qkv + (turn * (HEADS + 2 * KV) * DIM + head * DIM + d) / 2;
+    if (j < 8 * N && j % 2 == 0) send(to, pack(y, beside), tag);
 }
 
-// Adds to the block's part of the residual stream, which lives in a register, and sends it.
+// Adds to the block's part of the residual stream, which lives in registers, and sends it.
 __device__ void send_sum(const Shared& s, u64* words, u64 turn, u32 tag, float& residual,
                          u16* out) {
-    int j = threadIdx.x, place = blockIdx.x * OUT_ROWS + j;
-    if (j >= OUT_ROWS) return;
-    residual = widen(narrow(residual + total<OUT_HALVES>(s, j)));
-    float beside = __shfl_down_sync((1u << OUT_ROWS) - 1, residual, 1);
-    if (j % 2 == 0) send(words + (turn * HIDDEN + place) / 2, pack(residual, beside), tag);
-    if (out) out[place] = narrow(residual);
+    constexpr int PAIRS = OUT_ROWS / 2;
+    int j = threadIdx.x, place = blockIdx.x * OUT_ROWS + j, w = j % PAIRS;
+    if (j >= 32) return;
+    if (j < OUT_ROWS) residual = widen(narrow(residual + total<OUT_HALVES>(s, j)));
+    float x = __shfl_sync(~0u, residual, 2 * w), y = __shfl_sync(~0u, residual, 2 * w + 1);
+    send_all(words, turn, HIDDEN / 2, blockIdx.x * PAIRS + w, pack(x, y), tag, j / PAIRS,
+             32 / PAIRS);
+    if (out && j < OUT_ROWS) out[place] = narrow(residual);
 }
 
 __device__ void send_gate(const Shared& s, const Args& a, int unit, u64 turn, u32 tag) {
-    constexpr int N = 2 * GATE_TILES;  // eights of rows, of the gate and of what it opens
-    int j = threadIdx.x, row = unit * GATE_WIDTH + j / 16 * 8 + j % 8;
-    if (j >= 64) return;
-    float y = j < 8 * N ? factor(s, a.mid_eps) * total<N>(s, j) : 0;
-    float up = __shfl_xor_sync(~0u, y, 8);
-    y = y / (1 + __expf(-y)) * up;
-    float beside = __shfl_down_sync(~0u, y, 1);
-    if (j < 8 * N && j % 16 < 8 && j % 2 == 0)
-        send(a.inner + (turn * INNER + row) / 2, pack(y, beside), tag);
+    constexpr int N = 2 * GATE_TILES, PAIRS = GATE_WIDTH / 2;  // eights of rows: gate, up
+    float f = factor(s, a.mid_eps);
+    for (int i = threadIdx.x; i < PAIRS * COPIES; i += THREADS) {
+        int pair = i % PAIRS, row = pair / 4 * 16 + pair % 4 * 2;
+        float x = f * total<N>(s, row), y = f * total<N>(s, row + 1);
+        x = x / (1 + __expf(-x)) * f * total<N>(s, row + 8);
+        y = y / (1 + __expf(-y)) * f * total<N>(s, row + 9);
+        send_all(a.inner, turn, INNER / 2, unit * PAIRS + pair, pack(x, y), tag, i / PAIRS, COPIES);
+    }
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) step(const __grid_constant__ Args a) {
@@ -90,7 +88,6 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) step(const __grid_
     };
     if (threadIdx.x < SLOTS) barrier(s.full[threadIdx.x], 1), barrier(s.empty[threadIdx.x], WARPS);
     if (threadIdx.x < 2) barrier(s.arrived[threadIdx.x], 1);
-    if (threadIdx.x == 0) barrier(s.heads_here, 1), barrier(s.parts_here, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
@@ -106,31 +103,28 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) step(const __grid_
         u64 turn = layer & 1;
         ++tag;
         Gains gain = gains(l.gain);  // asked for before what it scales has come
-        if (layer) receive<HIDDEN>(s, s.stream, a.next + (1 - turn) * HIDDEN / 2, tag - 1, times);
+        const u64* before = copy_of(a.next, 1 - turn, HIDDEN / 2);
+        if (layer) receive<HIDDEN>(s, s.stream, before, tag - 1, times);
         norm(s, layer ? nullptr : a.x, gain);
-        if (threadIdx.x == THREADS - 1) {
-            expect(s.heads_here, 2 * (GROUP + 2) * DIM);
-            expect(s.parts_here, 4 * CLUSTER * (OWN + 1));
-        }
-        for (int unit = blockIdx.x % CLUSTER; unit < QKV_UNITS; unit += CLUSTER) {
+        for (int unit = blockIdx.x; unit < QKV_UNITS; unit += GRID) {
             multiply_all<HIDDEN, 2 * QKV_TILES>(memory, s, at, s.x);
-            send_heads(s, a, l, unit);
-            if (unit + CLUSTER < QKV_UNITS) meet();
+            send_heads(s, a, l, unit, turn, tag);
+            if (unit + GRID < QKV_UNITS) meet();
         }
-        attend(memory, s, at, a, l, own, layer, cos, sin);
-        merge(s, a, layer, turn, tag);
-        receive<MIXED>(s, s.wide, a.mixed + turn * MIXED / 2, tag, times);
+        attend(memory, s, at, a, l, own, layer, turn, tag, cos, sin);
+        merge(s, a, turn, tag);
+        receive<MIXED>(s, s.wide, copy_of(a.mixed, turn, MIXED / 2), tag, times);
         multiply_all<MIXED, OUT_HALVES>(memory, s, at, s.wide);
         send_sum(s, a.mid, turn, tag, residual, nullptr);
         gain = gains(l.mid_gain);
-        receive<HIDDEN>(s, s.stream, a.mid + turn * HIDDEN / 2, tag, times);
+        receive<HIDDEN>(s, s.stream, copy_of(a.mid, turn, HIDDEN / 2), tag, times);
         norm(s, nullptr, gain);
         for (int unit = blockIdx.x; unit < GATE_UNITS; unit += GRID) {
             multiply_all<HIDDEN, 2 * GATE_TILES>(memory, s, at, s.x);
             send_gate(s, a, unit, turn, tag);
             if (unit + GRID < GATE_UNITS) meet();
         }
-        receive<INNER>(s, s.wide, a.inner + turn * INNER / 2, tag, times);
+        receive<INNER>(s, s.wide, copy_of(a.inner, turn, INNER / 2), tag, times);
         multiply_all<INNER, OUT_HALVES>(memory, s, at, s.wide);
         send_sum(s, a.next, turn, tag, residual, layer == LAYERS - 1 ? a.out : nullptr);
     }
