@@ -7,12 +7,13 @@
 // and waits for no result, so memory is read on. Two buffers of words take turns, layer by layer:
 // who sends a word again has heard from everybody who read the one before.
 //
-// 128 blocks that look at the same lines again and again wait for one another. So what all need is
-// sent in COPIES, and of a pair of blocks each asks for one half and hands it to the other.
+// 128 blocks that look at the same lines again and again wait for one another, and answers wait
+// behind weights. So of a pair of blocks each asks for one half of what all need and hands it to the
+// other, and no more than AHEAD slots are on their way at a time.
 //
 // Macros: TYPE_F16, LAYERS, HIDDEN, MIXED, INNER, DIM, HEADS, KV, NORMED, BIASED, PIECE, SLOTS,
 // OUT_HALVES, GATE_TILES, QKV_TILES; BLOCK tokens, SLAB and OPEN_SLAB blocks of the cache; GRID
-// blocks in clusters of CLUSTER; COPIES of words that all ask for.
+// blocks in clusters of CLUSTER; AHEAD.
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
@@ -26,9 +27,8 @@ struct Layer {
 struct Args {
     const u16 *x, *cos, *sin;
     u16* out;
-    u32* epoch;                       // layers of all launches before
-    u64 *qkv, *parts, *lse;           // words of two layers each
-    u64 *mixed, *mid, *inner, *next;  // the same in COPIES
+    u32* epoch;                                           // layers of all launches before
+    u64 *qkv, *parts, *lse, *mixed, *mid, *inner, *next;  // words of two layers each
     const u64 *base, *open_base;
     const int *table, *n_blocks, *open_slot, *open_now;
     u64 k_at, v_at, step, open_k, open_v, open_step;  // bytes in a slab: keys, values, next layer
@@ -75,18 +75,6 @@ __device__ u64 look(const u64* at) {
     return y;
 }
 
-// Word `i` of `count` that all ask for, into every `step`-th copy from `first` on.
-__device__ void send_all(u64* words, u64 turn, int count, int i, u32 number, u32 tag, int first,
-                         int step) {
-    for (int copy = first; copy < COPIES; copy += step)
-        send(words + (turn * COPIES + copy) * count + i, number, tag);
-}
-
-// The copy that this block asks.
-__device__ const u64* copy_of(const u64* words, u64 turn, int count) {
-    return words + (turn * COPIES + blockIdx.x / CLUSTER % COPIES) * count;
-}
-
 __device__ bool is(u64 word, u32 tag) { return (u32)(word >> 32) == tag; }
 
 __device__ void check(u64& spins) {  // a grid that is not all there must not hang for ever
@@ -105,8 +93,9 @@ __device__ bool passed(u32 barrier, u32 parity) {
 
 // The next slot, free and waiting for `bytes`; its address.
 __device__ u32 vacant(u32 ring, Shared& s, u32& at, u32 bytes) {
-    u32 slot = at % SLOTS;
+    u32 slot = at % SLOTS, before = at - AHEAD;
     while (!passed(address(&s.empty[slot]), (at / SLOTS & 1) ^ 1)) {}
+    while (at >= AHEAD && !passed(address(&s.full[before % SLOTS]), before / SLOTS & 1)) {}
     if (threadIdx.x % 32 == 0)
         asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
             address(&s.full[slot])), "r"(bytes) : "memory");

@@ -293,12 +293,8 @@ __device__ void merge(Shared& s, const Args& a, u64 turn, u32 tag) {
                 all += f * from[1], y += f * from[2];
             }
             y /= all;
-            __syncwarp((1ull << AT) - 1);
-            s.part[threadIdx.x] = y;
-            __syncwarp((1ull << AT) - 1);
-            int pair = threadIdx.x % (AT / 2);
-            send_all(a.mixed, turn, MIXED / 2, (blockIdx.x * OWN + start) / 2 + pair,
-                     pack(s.part[2 * pair], s.part[2 * pair + 1]), tag, threadIdx.x / (AT / 2), 2);
+            float beside = __shfl_down_sync((1ull << AT) - 1, y, 1);
+            if (d % 2 == 0) send(a.mixed + (turn * MIXED + d) / 2, pack(y, beside), tag);
         }
         if (start + AT < OWN) meet();
     }

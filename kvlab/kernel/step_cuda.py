@@ -25,7 +25,7 @@ from kvlab.kernel.layer_ref import Finish, Start
 from kvlab.kernel.step_ref import Past
 
 GRID, THREADS = 128, 288
-CLUSTER, COPIES = 2, 8  # see step.cu; pairs of multiprocessors are there on all chips of the kind
+CLUSTER, AHEAD = 2, 3  # see step.cu; all chips of the kind have pairs of multiprocessors
 SHARED_BYTES = 227 << 10  # of a block, on Hopper
 MOST_TOKENS = 8192  # of a row's table: beyond, the kernels that only attend read faster
 WORDS = ("qkv", "parts", "lse", "mixed", "mid", "inner", "next")
@@ -118,7 +118,7 @@ def _macros(of: Sizes) -> dict[str, int]:
     few = tuple(n for n in (1, 2) if of.DIM // 16 % n == 0)
     macros = of._asdict() | {
         "PIECE": 1024 if wide else 512, "GRID": GRID, "CLUSTER": CLUSTER,
-        "COPIES": COPIES, "OUT_HALVES": of.HIDDEN // 1024,
+        "AHEAD": AHEAD, "OUT_HALVES": of.HIDDEN // 1024,
         "GATE_TILES": tiles(of.INNER // 8, GRID, (1, 2, 3, 4)),
         "QKV_TILES": tiles(heads, GRID, few),
     }
@@ -152,7 +152,7 @@ def _kernel(device: torch.device, of: Sizes) -> Kernel:
     found = nvrtc.resident_clusters(function, CLUSTER, THREADS, shared)
     shares = of.HEADS * GRID // of.KV
     counts = ((of.HEADS + 2 * of.KV) * of.DIM // 2, shares * of.DIM, shares,
-              *(COPIES * n // 2 for n in (of.MIXED, of.HIDDEN, of.INNER, of.HIDDEN)))
+              *(n // 2 for n in (of.MIXED, of.HIDDEN, of.INNER, of.HIDDEN)))
     with torch.inference_mode(False):
         words = {name: torch.zeros(2, n, dtype=torch.int64, device=device)
                  for name, n in zip(WORDS, counts)}

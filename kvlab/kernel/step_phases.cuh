@@ -54,29 +54,27 @@ __device__ void send_heads(const Shared& s, const Args& a, const Layer& l, int u
     if (j < 8 * N && j % 2 == 0) send(to, pack(y, beside), tag);
 }
 
-// Adds to the block's part of the residual stream, which lives in registers, and sends it.
+// Adds to the block's part of the residual stream, which lives in a register, and sends it.
 __device__ void send_sum(const Shared& s, u64* words, u64 turn, u32 tag, float& residual,
                          u16* out) {
-    constexpr int PAIRS = OUT_ROWS / 2;
-    int j = threadIdx.x, place = blockIdx.x * OUT_ROWS + j, w = j % PAIRS;
-    if (j >= 32) return;
-    if (j < OUT_ROWS) residual = widen(narrow(residual + total<OUT_HALVES>(s, j)));
-    float x = __shfl_sync(~0u, residual, 2 * w), y = __shfl_sync(~0u, residual, 2 * w + 1);
-    send_all(words, turn, HIDDEN / 2, blockIdx.x * PAIRS + w, pack(x, y), tag, j / PAIRS,
-             32 / PAIRS);
-    if (out && j < OUT_ROWS) out[place] = narrow(residual);
+    int j = threadIdx.x, place = blockIdx.x * OUT_ROWS + j;
+    if (j >= OUT_ROWS) return;
+    residual = widen(narrow(residual + total<OUT_HALVES>(s, j)));
+    float beside = __shfl_down_sync((1u << OUT_ROWS) - 1, residual, 1);
+    if (j % 2 == 0) send(words + (turn * HIDDEN + place) / 2, pack(residual, beside), tag);
+    if (out) out[place] = narrow(residual);
 }
 
 __device__ void send_gate(const Shared& s, const Args& a, int unit, u64 turn, u32 tag) {
-    constexpr int N = 2 * GATE_TILES, PAIRS = GATE_WIDTH / 2;  // eights of rows: gate, up
-    float f = factor(s, a.mid_eps);
-    for (int i = threadIdx.x; i < PAIRS * COPIES; i += THREADS) {
-        int pair = i % PAIRS, row = pair / 4 * 16 + pair % 4 * 2;
-        float x = f * total<N>(s, row), y = f * total<N>(s, row + 1);
-        x = x / (1 + __expf(-x)) * f * total<N>(s, row + 8);
-        y = y / (1 + __expf(-y)) * f * total<N>(s, row + 9);
-        send_all(a.inner, turn, INNER / 2, unit * PAIRS + pair, pack(x, y), tag, i / PAIRS, COPIES);
-    }
+    constexpr int N = 2 * GATE_TILES;  // eights of rows, of the gate and of what it opens
+    int j = threadIdx.x, row = unit * GATE_WIDTH + j / 16 * 8 + j % 8;
+    if (j >= 64) return;
+    float y = j < 8 * N ? factor(s, a.mid_eps) * total<N>(s, j) : 0;
+    float up = __shfl_xor_sync(~0u, y, 8);
+    y = y / (1 + __expf(-y)) * up;
+    float beside = __shfl_down_sync(~0u, y, 1);
+    if (j < 8 * N && j % 16 < 8 && j % 2 == 0)
+        send(a.inner + (turn * INNER + row) / 2, pack(y, beside), tag);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) step(const __grid_constant__ Args a) {
@@ -103,8 +101,7 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) step(const __grid_
         u64 turn = layer & 1;
         ++tag;
         Gains gain = gains(l.gain);  // asked for before what it scales has come
-        const u64* before = copy_of(a.next, 1 - turn, HIDDEN / 2);
-        if (layer) receive<HIDDEN>(s, s.stream, before, tag - 1, times);
+        if (layer) receive<HIDDEN>(s, s.stream, a.next + (1 - turn) * HIDDEN / 2, tag - 1, times);
         norm(s, layer ? nullptr : a.x, gain);
         for (int unit = blockIdx.x; unit < QKV_UNITS; unit += GRID) {
             multiply_all<HIDDEN, 2 * QKV_TILES>(memory, s, at, s.x);
@@ -113,18 +110,18 @@ extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) step(const __grid_
         }
         attend(memory, s, at, a, l, own, layer, turn, tag, cos, sin);
         merge(s, a, turn, tag);
-        receive<MIXED>(s, s.wide, copy_of(a.mixed, turn, MIXED / 2), tag, times);
+        receive<MIXED>(s, s.wide, a.mixed + turn * MIXED / 2, tag, times);
         multiply_all<MIXED, OUT_HALVES>(memory, s, at, s.wide);
         send_sum(s, a.mid, turn, tag, residual, nullptr);
         gain = gains(l.mid_gain);
-        receive<HIDDEN>(s, s.stream, copy_of(a.mid, turn, HIDDEN / 2), tag, times);
+        receive<HIDDEN>(s, s.stream, a.mid + turn * HIDDEN / 2, tag, times);
         norm(s, nullptr, gain);
         for (int unit = blockIdx.x; unit < GATE_UNITS; unit += GRID) {
             multiply_all<HIDDEN, 2 * GATE_TILES>(memory, s, at, s.x);
             send_gate(s, a, unit, turn, tag);
             if (unit + GRID < GATE_UNITS) meet();
         }
-        receive<INNER>(s, s.wide, copy_of(a.inner, turn, INNER / 2), tag, times);
+        receive<INNER>(s, s.wide, a.inner + turn * INNER / 2, tag, times);
         multiply_all<INNER, OUT_HALVES>(memory, s, at, s.wide);
         send_sum(s, a.next, turn, tag, residual, layer == LAYERS - 1 ? a.out : nullptr);
     }
