@@ -8,8 +8,8 @@
 // who sends a word again has heard from everybody who read the one before.
 //
 // 128 blocks that look at the same lines again and again wait for one another, and answers wait
-// behind weights. So of a pair of blocks each asks for one half of what all need and hands it to the
-// other, and no more than AHEAD slots are on their way at a time.
+// behind weights. So of a pair of blocks each asks for one half of what all need and hands it to
+// the other, and no more than AHEAD slots are on their way at a time.
 //
 // Macros: TYPE_F16, LAYERS, HIDDEN, MIXED, INNER, DIM, HEADS, KV, NORMED, BIASED, PIECE, SLOTS,
 // OUT_HALVES, GATE_TILES, QKV_TILES; BLOCK tokens, SLAB and OPEN_SLAB blocks of the cache; GRID

@@ -184,11 +184,7 @@ __device__ void attend(const unsigned char* ring, Shared& s, u32& at, const Args
     for (int g = 0; g < GROUP; ++g) q[g] = eight(line(g));
     Sums y;
 #pragma unroll
-    for (int g = 0; g < GROUP; ++g) {
-        y.top[g] = -1e30f, y.sum[g] = 0;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) y.out[g].v[i] = 0;
-    }
+    for (int g = 0; g < GROUP; ++g) y.top[g] = -1e30f, y.sum[g] = 0, y.out[g] = Eight{};
     for (int lo = t.lo; lo < t.hi; lo += PIECE_TOKENS) {
         await(s, at, 2);
         const unsigned char* keys = ring + at % SLOTS * SLOT;

@@ -118,7 +118,7 @@ def _macros(of: Sizes) -> dict[str, int]:
     few = tuple(n for n in (1, 2) if of.DIM // 16 % n == 0)
     macros = of._asdict() | {
         "PIECE": 1024 if wide else 512, "GRID": GRID, "CLUSTER": CLUSTER,
-        "AHEAD": AHEAD, "OUT_HALVES": of.HIDDEN // 1024,
+        "AHEAD": AHEAD * (1 if wide else 2), "OUT_HALVES": of.HIDDEN // 1024,
         "GATE_TILES": tiles(of.INNER // 8, GRID, (1, 2, 3, 4)),
         "QKV_TILES": tiles(heads, GRID, few),
     }
