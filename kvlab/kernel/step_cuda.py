@@ -109,7 +109,8 @@ def _fits(device: torch.device, of: Sizes) -> bool:
     whole = of.LAYERS % 2 == 0 and of.HIDDEN in (1024, 2048) and of.DIM in (64, 128)
     whole = whole and of.KV in (4, 8, 16) and of.HEADS % of.KV == 0 and of.HEADS // of.KV <= 4
     return (whole and of.MIXED % 512 == 0 and of.INNER % 512 == 0
-            and of.MIXED // GRID % (256 // (GRID // of.KV)) == 0 and _kernel(device, of).resident)
+            and of.MIXED // GRID % (256 // (GRID // of.KV)) == 0
+            and _kernel(device, of).resident)
 
 
 def _macros(of: Sizes) -> dict[str, int]:
