@@ -73,6 +73,8 @@ def options_of(params: dict) -> list[str]:
              if key in OPTIONS or key.startswith("format.")]  # fmt: skip
     words = [f"{key.replace('budget_percent', 'cache.budget_percent', 1)}={value:g}"
              if key == "budget_percent" else f"{key}={value}" for key, value in named]
+    if not any(word.startswith("format=") for word in words):
+        words.append("format=bf16")  # what a run has where nothing is said
     return sorted(words, key=lambda word: not word.startswith("format"))
 
 
@@ -88,16 +90,26 @@ def _setting(params: dict, command: str) -> str:
             f"{params['block_size']}, against bf16; weights {params['weights'].partition(' (')[0]}")
 
 
-def speeds(reports: Path) -> list[dict]:
+def speeds(reports: Path, sources: tuple[str, ...] = SPEEDS) -> list[dict]:
     """A row for each cache of ours, length and batch."""
-    return [
-        {"report": report, "model": RANDOM, "options": options_of(row["params"]),
-         "kind": KINDS[row["name"]], "tokens": row["params"]["tokens"],
-         "batch": row["params"].get("batch", 1), "value": row["value"],
-         "device": row["params"]["device"], "commit": row["params"]["commit"]}
-        for report in SPEEDS for row in read(reports / report)
-        if row["name"] in KINDS and "peer" not in row["params"]
-    ]  # fmt: skip
+    return [_speed(report, row, rows) for report in sources for rows in [read(reports / report)]
+            for row in rows if row["name"] in KINDS and "peer" not in row["params"]]  # fmt: skip
+
+
+def _speed(report: str, row: dict, rows: list[dict]) -> dict:
+    params = row["params"]
+    place = [params.get(key) for key in ("tokens", "batch")]
+    beside = {r["name"]: r["value"] for r in rows if r["variant"] == row["variant"]
+              and [r["params"].get(key) for key in ("tokens", "batch")] == place}  # fmt: skip
+    host = int(beside.get("cache_host_bytes", 0))
+    return {
+        "report": report, "model": RANDOM, "options": options_of(params),
+        "kind": KINDS[row["name"]], "tokens": params["tokens"], "batch": params.get("batch", 1),
+        "value": row["value"], "device": params["device"], "commit": params["commit"],
+        **({"chunk_tokens": params["chunk_tokens"]} if KINDS[row["name"]] == "prefill" else {}),
+        **({"host_bytes": host, "resident_percent": beside["resident_tokens_percent"]} if host
+           else {}),
+    }  # fmt: skip
 
 
 def main() -> None:

@@ -9,10 +9,11 @@ import torch
 from kvlab.cache import CacheSpec
 from kvlab.core import CacheGeometry
 from kvlab.format import Dense, KVFormat
-from kvlab.pool import MAX_SLABS, SLAB_TOKENS, Apart, Meter, SlabStore, no_kernels
+from kvlab.pool import FINE_SLAB_TOKENS, MAX_SLABS, SLAB_TOKENS, Apart, Meter, SlabStore, no_kernels
 
 DENSE = KVFormat(Dense("bfloat16"), Dense("bfloat16"), "bf16")
 ITEM = torch.bfloat16.itemsize
+_STANDING = 6  # bytes of a token's score and of the steps that it is of, in each head
 _DIGEST_ROWS = 64  # blocks whose digests come and go together, see `source/digests.py`
 
 
@@ -34,18 +35,23 @@ def account(
     device = host = 0
     for layers in spec.format.groups(g):
         part, format = g.part(layers), spec.format.each(g.layers)[layers[0]]
-        there = requests * _held(spec, part, tokens)
+        there = requests * held_blocks(spec, part, tokens)
+        if spec.budget_percent is not None and not spec.offload.keeps:
+            there = int(there * spec.budget_percent // 100)
         opened = requests if tokens % g.block_size else 0  # a budget counts open blocks, too
         on_device = there if spec.budget_blocks is None else min(
             there, max(0, spec.budget_blocks - opened))
-        sealed = _store(format, part, max(1, SLAB_TOKENS // g.block_size))
+        slab_tokens = FINE_SLAB_TOKENS if spec.by_token else SLAB_TOKENS
+        sealed = _store(format, part, max(1, slab_tokens // g.block_size))
         device += -(-on_device // sealed.slab_rows) * sealed.slab_bytes
         device += opened * _store(DENSE, part, 1).slab_bytes
         device += requests * _apart(format, part, tokens)
+        if spec.by_token and spec.member.scored:
+            device += there * g.block_size * part.layers * part.kv_heads * _STANDING
         if kernels and no_kernels(format, part.shape) is None:
             device += MAX_SLABS * 8
         if spec.retrieval.selects:
-            device += requests * _digests(spec, part, tokens)
+            device += _digests(spec, part, requests * (tokens // g.block_size))
         if spec.offload.keeps and there > on_device:
             rows = max(1, spec.offload.slab_tokens // g.block_size)
             away = _store(format, part, rows)
@@ -57,7 +63,7 @@ def _store(format: KVFormat, g: CacheGeometry, rows: int) -> SlabStore:
     return SlabStore(format.planes(g), g.layers, rows, "meta")
 
 
-def _held(spec: CacheSpec, g: CacheGeometry, tokens: int) -> int:
+def held_blocks(spec: CacheSpec, g: CacheGeometry, tokens: int) -> int:
     """Sealed blocks of one sequence that its window, or the model's own, has not let go."""
     size, sealed = g.block_size, tokens // g.block_size
     first = (tokens - g.shape.seen(tokens)) // size
@@ -76,10 +82,9 @@ def _apart(format: KVFormat, g: CacheGeometry, tokens: int) -> int:
     return Apart(kept, g.shape, g.layers, torch.bfloat16, "meta", Meter()).store.slab_bytes
 
 
-def _digests(spec: CacheSpec, g: CacheGeometry, tokens: int) -> int:
+def _digests(spec: CacheSpec, g: CacheGeometry, blocks: int) -> int:
     each = g.kv_heads * spec.retrieval.sides * g.shape.k_width * spec.retrieval.dtype.itemsize
-    slabs = -(-(tokens // g.block_size) // _DIGEST_ROWS)
-    return slabs * _DIGEST_ROWS * each * g.layers
+    return -(-blocks // _DIGEST_ROWS) * _DIGEST_ROWS * each * g.layers
 
 
 def workspace_bytes(spec: CacheSpec, g: CacheGeometry) -> int:

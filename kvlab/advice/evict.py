@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from kvlab.advice.account import account
 from kvlab.advice.ask import Ask
-from kvlab.advice.choices import arguments, spec_of
+from kvlab.advice.choices import spec_of
 from kvlab.advice.table import BLOCK_SIZE, Loss, evictions
 from kvlab.core import CacheGeometry
 from kvlab.model import Outline
@@ -19,8 +19,7 @@ TRANSFORMERS = ("none of its own: NVIDIA's kvpress evicts during prefill over a 
 
 
 class Evicting(NamedTuple):
-    """bytes: of the device at the end, about: the share of a full cache's. losses: one row for each
-    model that was measured."""
+    """bytes: of the device at the end. losses: one row for each model that was measured."""
 
     options: tuple[str, ...]
     bytes: int
@@ -36,8 +35,9 @@ class Evicting(NamedTuple):
         return max(row.kl.value for row in self.losses if row.kl)
 
 
-def evicting(ask: Ask, model: Outline) -> list[Evicting]:
-    """Every composition that was measured; what loses least comes first."""
+def evicting(ask: Ask, model: Outline, kernels: bool = True) -> list[Evicting]:
+    """Every composition that was measured; what loses least comes first. kernels: as in `account`.
+    """
     found: dict[tuple[str, ...], list[Loss]] = {}
     for row in evictions():
         if any(o.startswith("policy=") for o in row.options):
@@ -45,8 +45,6 @@ def evicting(ask: Ask, model: Outline) -> list[Evicting]:
     g = CacheGeometry.of(model.portrait.shapes, model.portrait.query_heads, BLOCK_SIZE)
     made = []
     for options, rows in found.items():
-        budget = arguments(options)["budget_percent"]
-        formats = tuple(o for o in options if o.startswith("format="))
-        full = account(spec_of(formats), g, ask.context, ask.requests).device
-        made.append(Evicting(options, int(full * budget / 100), rows))
+        told = account(spec_of(options), g, ask.context, ask.requests, kernels)
+        made.append(Evicting(options, told.device, rows))
     return sorted(made, key=lambda one: one.worst)

@@ -58,6 +58,8 @@ class Speed(NamedTuple):
 
     options: words that choose it. kind: `decode` or `prefill`, value in tokens a second (decode: of
     all sequences together). tokens: in the cache of each of `batch` sequences. model: whose shapes.
+    chunk_tokens: of prefill. host_bytes, resident_percent: what lay in host memory, and how many of
+    the tokens did not.
     """
 
     report: str
@@ -69,6 +71,9 @@ class Speed(NamedTuple):
     value: float
     device: str
     commit: str
+    chunk_tokens: int | None = None
+    host_bytes: int = 0
+    resident_percent: float = 100.0
 
     @property
     def deeds(self) -> frozenset[str]:

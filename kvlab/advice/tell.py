@@ -10,6 +10,7 @@ from kvlab.advice.choices import SPARE, TOO_MUCH, Choice, choices, dominated
 from kvlab.advice.evict import FORGETS as EVICTED
 from kvlab.advice.evict import TRANSFORMERS, VLLM, Evicting, evicting
 from kvlab.advice.flags import nearest
+from kvlab.advice.speed import decoding, prefilling, timed_shapes
 from kvlab.advice.table import (
     BLOCK_SIZE,
     CHUNK_TOKENS,
@@ -19,6 +20,7 @@ from kvlab.advice.table import (
     models,
     nearest_speed,
 )
+from kvlab.core import CacheGeometry
 from kvlab.model import Outline, outline
 from kvlab.pool import no_kernels
 
@@ -175,18 +177,38 @@ def _speed(choice: Choice, ask: Ask, model: Outline) -> str:
 
 
 def _known_speed(choice: Choice, ask: Ask, model: Outline) -> str:
-    """What the tables of speeds have of this composition, or of one with its deeds; another device
-    than the one that was named is no answer."""
-    found = [nearest_speed(choice.options, kind, ask.context, ask.requests, ask.device)
-             for kind in ("decode", "prefill")]  # fmt: skip
-    told = []
-    for row in filter(None, found):
-        other = [o for o in row.options if o not in choice.options]
-        told.append(row.told() + f" with {' '.join(other)}" * bool(other)
-                    + ", a window of its own length" * ("window=sink" in row.options))  # fmt: skip
+    """What the tables of speeds say of this composition: at the length that was asked for where
+    rows of its shapes lie around it, else the nearest row; another device than the one that was
+    named is no answer."""
+    told = _estimates(choice, ask, model)
+    if not told:
+        found = [nearest_speed(choice.options, kind, ask.context, ask.requests, ask.device)
+                 for kind in ("decode", "prefill")]  # fmt: skip
+        for row in filter(None, found):
+            other = [o for o in row.options if o not in choice.options]
+            told.append(row.told() + f" with {' '.join(other)}" * bool(other)
+                        + ", a window of its own length" * ("window=sink" in row.options))
     if told and not ask.device:
         told.append("your device: device.name=... says whether it was measured")
     return "; ".join(told)
+
+
+def _estimates(choice: Choice, ask: Ask, model: Outline) -> list[str]:
+    if not timed_shapes(model):
+        return []
+    g = CacheGeometry.of(model.portrait.shapes, model.portrait.query_heads, BLOCK_SIZE)
+    decoded = decoding(choice.options, choice.spec, g, ask.context, ask.requests, ask.device)
+    if decoded is None:
+        return []
+    at = f"{ask.context:,} tokens" + f" x {ask.requests} sequences" * (ask.requests > 1)
+    row = decoded.rows[0]
+    told = [f"decodes about {decoded.value:,.{int(decoded.value < 10)}f} tokens/s at {at} (between "
+            f"rows of {decoded.sources}; {row.model}, {row.device})"]  # fmt: skip
+    read = prefilling(choice.options, choice.spec, g, ask.context, ask.device)
+    if read is not None:
+        told.append(f"prefills about {read.value:,.0f} tokens/s in chunks of "
+                    f"{read.rows[0].chunk_tokens:,} ({read.sources})")  # fmt: skip
+    return told
 
 
 def command(choice: Choice, ask: Ask, model: Outline) -> str:

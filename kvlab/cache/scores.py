@@ -31,6 +31,12 @@ class Place(NamedTuple):
     head: int | None = None
 
 
+def over_layers(of_tokens):
+    """Marks an `of_tokens` that takes several layers at once: with L in front of all shapes."""
+    of_tokens.layered = True
+    return of_tokens
+
+
 class Scorer:
     """The interface. `queries`: how many of a step's last queries it looks at."""
 
@@ -43,12 +49,18 @@ class Scorer:
     caps = False  # whether its scores know of that; asked where there is one
     rotary: Tensor | None = None  # the model's frequencies [D / 2], where positions are plain
     span: tuple[int, int] | None = None  # tokens of a context that this step has repeated
+    reads: int | None = None  # of a step's last queries, those that `of_tokens` looks at; None: all
     placed = False  # whether tokens have to stand at 0, 1, ... in their sequence
     place: Place | None = None  # of tokens: told before each `of_tokens`
 
     def fit(self, layers: int, query_heads: int, width: int) -> None:
         """Raises `BadInput` where it cannot score a model of so many layers and query heads, whose
         keys have this width; asked when a cache that chooses tokens is made."""
+
+    @property
+    def layered(self) -> bool:
+        """Whether its `of_tokens` takes several layers at once."""
+        return getattr(type(self).of_tokens, "layered", False)
 
     def part(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, block_size: int,
@@ -85,6 +97,9 @@ class Scorer:
         part = self.part(q[:, -last:], k, v, scale=scale, block_size=1, seen=seen)
         return by_kv_head(self.by_head([part], lse), k.shape[1])
 
+    def renew(self) -> None:
+        """As it was made: what it draws comes again from the start."""
+
     def weight(self, steps: int, queries: int) -> float:
         """Share of a step of `queries` tokens in the score of a block scored `steps` times before.
 
@@ -110,6 +125,7 @@ class Mass(Scorer):
     """
 
     name = "mass"
+    reads = OBSERVED_QUERIES
     decodes = caps = True
 
     def __init__(self, half_life: float | None = None):
@@ -126,11 +142,16 @@ class Mass(Scorer):
         total = lse[:, -joined.shape[1] :, None]
         return torch.exp(joined - total).mean(1)
 
+    @property
+    def layered(self):
+        return self.softcap is None and super().layered
+
+    @over_layers
     def of_tokens(self, q, k, v, lse, *, scale, shares):
         if self.softcap is not None:
             return Scorer.of_tokens(self, q, k, v, lse, scale=scale, shares=shares)
-        last = min(self.queries, q.shape[1])
-        return shares(q[:, -last:], k, lse[:, -last:], scale=scale)
+        last = min(self.queries, q.shape[-2])
+        return shares(q[..., -last:, :], k, lse[..., -last:], scale=scale)
 
     def weight(self, steps, queries):
         least = 1 - 0.5 ** (queries / self.half_life) if self.half_life else 0.0
@@ -149,7 +170,7 @@ class SnapKV(Mass):
     name = "snapkv"
     decodes = False
 
-    queries = 64
+    queries = reads = 64
 
     def __init__(self, pool: str = "mean", kernel: int = 5):
         super().__init__()
@@ -171,6 +192,11 @@ class SnapKV(Mass):
         sums = F.avg_pool1d(torch.exp(x - top), self.kernel, 1, self.kernel // 2)
         return torch.log(sums) + top
 
+    @property
+    def layered(self):
+        return self.pool == "mean" and super().layered
+
+    @over_layers
     def of_tokens(self, q, k, v, lse, *, scale, shares):
         if self.pool == "max" or self.softcap is not None:  # of each query, before the mean
             return Scorer.of_tokens(self, q, k, v, lse, scale=scale, shares=shares)
@@ -189,12 +215,13 @@ class TOVA(Mass):
     """
 
     name = "tova"
-    queries = 1
+    queries = reads = 1
     weight = Scorer.weight
 
+    @over_layers
     def of_tokens(self, q, k, v, lse, *, scale, shares):
         found = super().of_tokens(q, k, v, lse, scale=scale, shares=shares)
-        return found.mean(0, keepdim=True)
+        return found.mean(-2, keepdim=True)
 
 
 by_name = partial(axes.by_name, "observes")

@@ -65,6 +65,14 @@ class PrefillSpeed(Sweep):
         self.folder = Path(folder.path)
         super().run(folder, variants)
 
+    def ahead(self, device: torch.device, variants: Sequence[Variant]) -> Iterator[tuple]:
+        for name in (*(variant.name for variant in variants), *self.peers):
+            yield from ((name, {"tokens": tokens}) for tokens in self.contexts)
+
+    def weight(self, params: dict) -> float:
+        """Attention grows with the square, and is half of the work at about 20,000 tokens."""
+        return params["tokens"] * (1 + params["tokens"] / 20_000)
+
     def points(self, device: torch.device, variants: Sequence[Variant]) -> Iterator[Point]:
         loaded = self.model.load(device)
         check_variants(loaded, variants)

@@ -52,6 +52,16 @@ class DecodeSpeed(Sweep):
         at_least(1, contexts=self.contexts, batches=self.batches)
         check_peers(self.peers, PEERS)
 
+    def ahead(self, device: torch.device, variants: Sequence[Variant]) -> Iterator[tuple]:
+        for rows in self.batches:
+            for tokens in self.contexts:
+                names = [*(v.name for v in variants), *self._peers_at(device, rows, tokens)]
+                yield from ((name, {"tokens": tokens, "batch": rows}) for name in names)
+
+    def weight(self, params: dict) -> float:
+        """A cache is filled and stepped through; to compile takes as long as 100,000 tokens."""
+        return 1e5 + params["batch"] * params["tokens"] if "tokens" in params else 0.0
+
     def points(self, device: torch.device, variants: Sequence[Variant]) -> Iterator[Point]:
         check_driver(self.driver, device)
         loaded = self.model.load(device)
@@ -79,6 +89,7 @@ class DecodeSpeed(Sweep):
     def _ours(self, model, spec, rows: int, tokens: int) -> Iterator[Measurement]:
         cache = PagedCache.for_model(model, spec)
         fill(cache, rows, tokens, self._random(model, rows, cache.dtype))
+        yield Measurement("cache_allocated_bytes", cache.stats().allocated_bytes, "B", "lower")
         decoder = Decoder(model, cache, driver=self.driver)
         steps = self.steps if decoder.why_eager is None else self.steps // 8
         untimed = WARM_UP if decoder.why_eager else WARM_UP + spec.block_size  # a seal among them

@@ -9,9 +9,7 @@ import torch
 
 from kvlab.core import BadInput, Measurement, Variant
 from kvlab.model import LoadedModel, model_geometry, prepare_device
-from kvlab.progress import total
-
-ONE = {"point": 1.0}  # what a point adds to the work
+from kvlab.progress import Work, total
 
 
 class Batch(NamedTuple):
@@ -36,7 +34,7 @@ class Sweep:
     own_list: what a job without variants is told that by. may_not_fit: a point for which there is
     no memory, or no library, is left out and said, and no failure.
     holds_nothing: all points can be listed before one is measured, so the time left is known; those
-    of other jobs hold tensors from the moment they are made.
+    of other jobs hold tensors from the moment they are made, and say `ahead` what will come.
     """
 
     wants_specs = False
@@ -49,6 +47,14 @@ class Sweep:
     def points(self, device: torch.device, variants: Sequence[Variant]) -> Iterator[Point]:
         raise NotImplementedError
 
+    def ahead(self, device: torch.device, variants: Sequence[Variant]) -> Iterable[tuple]:
+        """Name and place (`tokens`, `batch`) of each point to come, before one is made."""
+        return ()
+
+    def weight(self, params: dict) -> float:
+        """How much work a point with these settings is, in any unit."""
+        return 1.0
+
     @torch.inference_mode()
     def run(self, folder, variants: Sequence[Variant] = ()) -> None:
         """Measure whatever `folder` does not hold yet."""
@@ -59,17 +65,29 @@ class Sweep:
         with total(True, type(self).__name__) as bar:
             if self.holds_nothing:
                 points = [p for p in points if not folder.done(p.variant, p.params)]
-                for point in points:
-                    bar.work.plan("points", point.variant, ONE)
+            for name, params in self._to_come(points, device, variants):
+                bar.work.plan(place(params), name, {"point": self.weight(params)})
             for point in points:
-                if not folder.done(point.variant, point.params):
-                    with folder.surviving(point.variant, point.params):
-                        self._measure(folder, point)
-                bar.work.spend("points", point.variant, "point")
-                bar.work.done("points", point.variant, ONE)
+                self._one(folder, point, bar.work)
                 bar.show()
                 if device.type == "cuda":
                     torch.cuda.empty_cache()
+
+    def _to_come(self, points, device, variants: Sequence[Variant]) -> Iterable[tuple[str, dict]]:
+        if self.holds_nothing:
+            return [(point.variant, point.params) for point in points]
+        return self.ahead(device, variants)
+
+    def _one(self, folder, point: Point, work: Work) -> None:
+        """Measure a point that the folder lacks; one that it has takes no time."""
+        where = place(point.params)
+        if folder.done(point.variant, point.params):
+            work.drop(point.variant, where)
+            return
+        with folder.surviving(point.variant, point.params):
+            self._measure(folder, point)
+        work.spend(where, point.variant, "point")
+        work.done(where, point.variant, {"point": self.weight(point.params)})
 
     def _measure(self, folder, point: Point) -> None:
         try:
@@ -84,9 +102,12 @@ class Sweep:
             if not self.may_not_fit:
                 raise
             reason = "does not fit" if isinstance(error, RuntimeError) else "is not installed"
-            place = ", ".join(f"{k} {point.params[k]}" for k in ("batch", "tokens")
-                              if k in point.params)
-            print(f"{point.variant}, {place}: {reason}, left out", flush=True)
+            print(f"{point.variant}, {place(point.params)}: {reason}, left out", flush=True)
+
+
+def place(params: dict) -> str:
+    """`batch 1, tokens 1024`: which point of a variant it is; `points` where it has only one."""
+    return ", ".join(f"{k} {params[k]}" for k in ("batch", "tokens") if k in params) or "points"
 
 
 def needs_cuda(device: torch.device, job: str) -> None:

@@ -1,7 +1,8 @@
 """Quantize, pack and scatter full blocks in one launch; append one token per row to open blocks.
 
-Full blocks come from new tokens of one layer (`seal`, prefill) or straight from the open store,
-all layers at once (`seal_open`, decode).
+Full blocks come from new tokens of one layer (`seal`, prefill), from those that were chosen in
+several layers (`seal_kept`), or straight from the open store, all layers at once (`seal_open`,
+decode).
 
 `seal` gives the very bits of `format.quantize`: division and rounding are IEEE, products and sums
 are not fused.
@@ -93,14 +94,14 @@ def store_packed(
 
 @triton.jit
 def seal_side(
-    source, h, slab, slot, data, high, scale, zero, unit, mean, ROW: tl.constexpr,
+    source, rows, h, slab, slot, data, high, scale, zero, unit, mean,
     H: tl.constexpr, D: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, C: tl.constexpr,
 ):
-    """S tokens, ROW elements apart, from `source` on -> head `h` of one block; the inverse of
+    """S tokens, at `rows` [SP] elements from `source` on -> head `h` of one block; the inverse of
     `gather_side`."""
     t, d = tl.arange(0, SP), tl.arange(0, D)
     seen = t < S
-    x = tl.load(source + t[:, None] * ROW + d[None, :], mask=seen[:, None], other=0.0)
+    x = tl.load(source + rows[:, None] + d[None, :], mask=seen[:, None], other=0.0)
     x = rotate(x.to(tl.float32)) if C.rotated else x.to(tl.float32)
     at = slab + slot * (C.data * H) + data + h * C.data
     if C.kind == DENSE:
@@ -137,11 +138,30 @@ def seal_kernel(
     i, h = tl.program_id(0), tl.program_id(1)
     block = tl.load(ids + i)
     slab, slot = tl.load(base + block // P), (block % P).to(tl.int64)
-    first = (i.to(tl.int64) * S * H + h) * D
+    first, rows = (i.to(tl.int64) * S * H + h) * D, tl.arange(0, SP) * (H * D)
     if tl.program_id(2) == 0:
-        seal_side(x_k + first, h, slab, slot, kd, kh, ks, kz, ku, km, H * D, H, D, S, SP, K)
+        seal_side(x_k + first, rows, h, slab, slot, kd, kh, ks, kz, ku, km, H, D, S, SP, K)
     else:
-        seal_side(x_v + first, h, slab, slot, vd, vh, vs, vz, vu, vm, H * D, H, D, S, SP, V)
+        seal_side(x_v + first, rows, h, slab, slot, vd, vh, vs, vz, vu, vm, H, D, S, SP, V)
+
+
+@triton.jit
+def seal_kept_kernel(
+    x_k, x_v, index, base, ids, between, many, kd, kh, ks, kz, ku, km, vd, vh, vs, vz, vu, vm,
+    P: tl.constexpr, H: tl.constexpr, D: tl.constexpr, S: tl.constexpr, SP: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr,
+):
+    """Program (block of the list, head, side of a layer); between: elements of a layer in x;
+    many: tokens that a head keeps."""
+    i, h, layer = tl.program_id(0), tl.program_id(1), (tl.program_id(2) // 2).to(tl.int64)
+    block, t = tl.load(ids + i), tl.arange(0, SP)
+    slab, slot = tl.load(base + block // P), (block % P).to(tl.int64) + layer * P
+    place = tl.load(index + (layer * H + h) * many + i * S + t, mask=t < S, other=0)
+    first, rows = layer * between + h * D, place.to(tl.int64) * (H * D)
+    if tl.program_id(2) % 2 == 0:
+        seal_side(x_k + first, rows, h, slab, slot, kd, kh, ks, kz, ku, km, H, D, S, SP, K)
+    else:
+        seal_side(x_v + first, rows, h, slab, slot, vd, vh, vs, vz, vu, vm, H, D, S, SP, V)
 
 
 @triton.jit
@@ -159,10 +179,11 @@ def seal_open_kernel(
     row, block = tl.load(rows + i), tl.load(ids + i)
     slab, slot = tl.load(base + block // P), (block % P).to(tl.int64) + layer * P
     at = tl.load(open_base + row // OP) + (((row % OP) + layer * OP) * H + h) * HEAD
+    rows = tl.arange(0, SP) * D
     if tl.program_id(2) % 2 == 0:
-        seal_side(typed(at + ok, DT), h, slab, slot, kd, kh, ks, kz, ku, km, D, H, D, S, SP, K)
+        seal_side(typed(at + ok, DT), rows, h, slab, slot, kd, kh, ks, kz, ku, km, H, D, S, SP, K)
     else:
-        seal_side(typed(at + ov, DT), h, slab, slot, vd, vh, vs, vz, vu, vm, D, H, D, S, SP, V)
+        seal_side(typed(at + ov, DT), rows, h, slab, slot, vd, vh, vs, vz, vu, vm, H, D, S, SP, V)
 
 
 @triton.jit
@@ -207,6 +228,23 @@ def seal(x_k: Tensor, x_v: Tensor, format: KVFormat, planes, block_ids: Tensor) 
         x_k, x_v, planes.base, block_ids, *offsets(planes.planes), P=planes.slab_blocks, H=heads,
         D=dim, S=slots, SP=next_power(slots), K=k, V=v,
         num_warps=_warps(k, v, slots * dim), enable_fp_fusion=False,
+    )
+
+
+def seal_kept(
+    x_k: Tensor, x_v: Tensor, index: Tensor, format: KVFormat, planes, block_ids: Tensor
+) -> None:
+    """As `blocks_ref.seal_kept`; x_k, x_v and index contiguous."""
+    if not len(block_ids):
+        return
+    layers, _, heads, dim = x_k.shape
+    slots = index.shape[2] // len(block_ids)
+    k, v = sides(format, planes.planes, slots, dim)
+    seal_kept_kernel[(len(block_ids), heads, 2 * layers)](
+        x_k, x_v, index, planes.base, block_ids, x_k.stride(0), index.shape[2],
+        *offsets(planes.planes), P=planes.slab_blocks, H=heads, D=dim, S=slots,
+        SP=next_power(slots), K=k, V=v, num_warps=_warps(k, v, slots * dim),
+        enable_fp_fusion=False,
     )
 
 

@@ -33,6 +33,7 @@ def outline(config: dict) -> Outline:
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(made).to("meta")  # what does not listen, too
+        model.tie_weights()  # which a move may undo, and what is shared counts once
     except (ValueError, TypeError, RuntimeError) as error:
         raise BadInput("model", config["model_type"],
                        f"cannot be made from its configuration: {error}") from error

@@ -5,12 +5,12 @@ from kvlab.pool.blocks import (
     FINE_SLAB_TOKENS,
     SLAB_TOKENS,
     BlockPool,
-    Workspace,
     fused_kernels,
     no_kernels,
 )
 from kvlab.pool.heads import HeadPool
 from kvlab.pool.slabs import ALIGNMENT, MAX_SLABS, LayerPlanes, Meter, PlaneView, SlabStore
+from kvlab.pool.workspace import Workspace
 
 __all__ = [
     "ALIGNMENT", "FINE_SLAB_TOKENS", "MAX_SLABS", "SLAB_TOKENS", "Apart", "BlockPool", "HeadPool",

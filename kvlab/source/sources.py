@@ -17,7 +17,7 @@ from kvlab.source.sealed import Sealed
 from kvlab.source.tail import Tail
 
 LIFE = ("open", "fork", "crop", "close", "begin", "sealing", "commit", "abort", "tell")
-READING = ("observe", "prepare")
+READING = ("observe", "prepare", "widen")
 
 
 class Sources(Source):
@@ -112,9 +112,13 @@ class Sources(Source):
         for source in self._doing["observe"]:
             source.observe(ask, lse)
 
-    def prepare(self, extents):
+    def widen(self, rows, blocks):
+        for source in self._doing["widen"]:
+            source.widen(rows, blocks)
+
+    def prepare(self, extents, rows):
         for source in self._doing["prepare"]:
-            source.prepare(extents)
+            source.prepare(extents, rows)
 
     def in_place(self):
         return [x for source in self._read for x in source.in_place()]

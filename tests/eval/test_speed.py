@@ -1,10 +1,15 @@
 """The decode speed job: every variant and peer at every place, nothing twice."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 
+from kvlab import progress
 from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, Variant
+from kvlab.eval import sweep
+from kvlab.eval.prefill_speed import PrefillSpeed
 from kvlab.eval.speed import DecodeSpeed, fill, step_weight_bytes
 from kvlab.model import PagedCache
 from kvlab.model.load import ReferenceModel
@@ -27,6 +32,23 @@ def test_measures_each_once(tmp_path):
     assert read["int4", 30] < read["fp32", 30]
     job.run(folder, VARIANTS)
     assert len(folder.rows()) == len(rows)
+
+
+def test_one_bar_knows_all_points_ahead(tmp_path, monkeypatch):
+    left = []
+
+    @contextmanager
+    def watched(shown, name):
+        with progress.total(False, name) as bar:
+            yield bar._replace(show=lambda: left.append(bar.work.left()))
+
+    monkeypatch.setattr(sweep, "total", watched)
+    for job in (DecodeSpeed(ReferenceModel(), [20, 30], [1], steps=16, device="cpu"),
+                PrefillSpeed(ReferenceModel(), [40, 80], 32, ["dynamic whole"], device="cpu")):
+        left.clear()
+        job.run(RunFolder(tmp_path / type(job).__name__), VARIANTS)
+        assert len(left) >= 5 and left[1][0] > 0 and left[1][1], "what is to come is known"
+        assert left[-1] == (0.0, True)
 
 
 @pytest.mark.parametrize("wrong, key", [
