@@ -42,7 +42,8 @@ def runners(loaded, given, tokens: int) -> dict[tuple, Runner]:
     for method in given.methods:
         for kept in given.kept:
             for grain in given.grains:
-                if (spec := spec_of(method, grain, kept, tokens, **more)) is not None:
+                spec = spec_of(method, grain, kept, tokens, given.block, **more)
+                if spec is not None:
                     specs[method, kept, grain] = spec
     return {key: Runner("", {}, spec, loaded=loaded, chunk_tokens=1 << 20)
             for key, spec in specs.items()}  # fmt: skip
@@ -120,6 +121,7 @@ def arguments():
     parser.add_argument("--grains", nargs="+", default=["head"], choices=list(GRAINS))
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--items", type=int, default=20)
+    parser.add_argument("--block", type=int, default=16, help="tokens of a block, chosen singly")
     parser.add_argument("--new-tokens", type=int, help="of an answer; default: the task's")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--more", nargs="*", default=QUANTIZED, help="arms of theirs only")

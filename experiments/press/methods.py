@@ -44,33 +44,40 @@ METHODS = {
 
 
 class Grain(NamedTuple):
-    """Who chooses what, by how many tokens; theirs: with kvpress's window, else 4 and 64 tokens."""
+    """Who chooses what; block: tokens chosen together, None where each is chosen for itself.
+    theirs: with kvpress's window, else 4 and 64 tokens."""
 
     evict: str
     groups: str
-    block: int
+    block: int | None = None
     theirs: bool = False
 
 
 GRAINS = {
-    "head": Grain("token", "per_head", 1, theirs=True),  # as kvpress
-    "head, 4+64": Grain("token", "per_head", 1),
-    "layer": Grain("token", "per_layer", 1),
-    "all": Grain("token", "all", 1),
+    "head": Grain("token", "per_head", theirs=True),  # as kvpress
+    "head, 4+64": Grain("token", "per_head"),
+    "layer": Grain("token", "per_layer"),
+    "all": Grain("token", "all"),
     "layer, blocks of 4": Grain("block", "per_layer", 4),
     "layer, blocks of 16": Grain("block", "per_layer", 16),
     "all, blocks of 16": Grain("block", "all", 16),
 }
 
 
-def spec_of(name: str, grain: str, kept: float, tokens: int, **more) -> CacheSpec | None:
+def spec_of(
+    name: str, grain: str, kept: float, tokens: int, block: int = 1, **more
+) -> CacheSpec | None:
     """The cache of one of ours that keeps this share of a context of so many tokens; None where
-    the granularity means nothing for it. more: other fields of the spec."""
+    the granularity means nothing for it.
+
+    block: of tokens chosen one by one, which lie in blocks of so many; 1 is exact to the token, and
+    slow on a GPU. more: other fields of the spec.
+    """
     method, how = METHODS[name], GRAINS[grain]
     if name == "window":  # one choice for all by nature
-        recent = max(1, round(tokens * kept) - method.sinks)
+        recent = max(1, round(tokens * kept) - max(method.sinks, block))  # whole blocks stay
         window = SinkWindow(method.sinks, recent, middle=False)
-        return CacheSpec(block_size=1, window=window, **more) if grain == "head" else None
+        return CacheSpec(block_size=block, window=window, **more) if grain == "head" else None
     if method.floor is not None and how.groups != "per_head":
         return None
     if how.evict == "block" and name in ("lagkv", "compactor", "random", "kvzip adakv"):
@@ -79,8 +86,8 @@ def spec_of(name: str, grain: str, kept: float, tokens: int, **more) -> CacheSpe
     if how.theirs:
         window = SinkWindow(method.sinks, max(1, method.recent)) if any(method[2:4]) else NoWindow()
     return CacheSpec(
-        policy=method.policy, budget_percent=100 * kept, block_size=how.block, evict=how.evict,
-        groups=how.groups, window=window,
+        policy=method.policy, budget_percent=100 * kept, block_size=how.block or block,
+        evict=how.evict, groups=how.groups, window=window,
         budget="equal" if method.floor is None else AdaKV(method.floor), **more,
     )
 

@@ -84,9 +84,25 @@ def tasks(rows: list[dict]) -> Iterator[str]:
         label = who if grain == "head" else f"{who}, {grain}"
         yield (f"| {method} | {kept:g} | {label} | {' | '.join(told)} | {size:.2f}{masked} | "
                f"{len(own)} |")  # fmt: skip
+    yield from budgets(arms)
     for why in dict.fromkeys(f"{r['who']} {r['method']}, {r['kept']:g}: {r['refused']}"
                              for r in rows if "refused" in r):
         yield f"\nNot run: {why}"
+
+
+def budgets(arms: dict) -> Iterator[str]:
+    """What budgets by head change for the same scorer."""
+    found = [(who, kept, own, arms[equal]) for (method, kept, who, grain), own in arms.items()
+             if method == "snapkv adakv" and (equal := ("snapkv", kept, who, grain)) in arms]
+    if found:
+        yield "\n" + heading("snapkv adakv minus snapkv", *(f"{k:g}" for k in shares(found)))
+    for who in dict.fromkeys(x[0] for x in found):
+        told = {kept: minus(own, equal) for w, kept, own, equal in found if w == who}
+        yield f"| {who} | {' | '.join(told.get(k, '') for k in shares(found))} |"
+
+
+def shares(found: list[tuple]) -> list[float]:
+    return sorted({x[1] for x in found}, reverse=True)
 
 
 def percent(own: dict) -> str:
@@ -102,7 +118,7 @@ def minus(own: dict, other: dict) -> str:
 
 def seconds(rows: list[dict]) -> Iterator[str]:
     """Medians of prefill, the first of each arm left out."""
-    took, shares = defaultdict(list), sorted({r["kept"] for r in rows}, reverse=True)
+    took, kepts = defaultdict(list), sorted({r["kept"] for r in rows}, reverse=True)
     for row in rows:
         if "seconds" in row:
             took[row["method"], row["kept"], row["who"], row["grain"]].append(row["seconds"])
@@ -110,7 +126,7 @@ def seconds(rows: list[dict]) -> Iterator[str]:
         return
     yield "\n" + heading("prefill, ms", "kept", "kvpress", "kvlab", "kvlab / kvpress")
     for method in dict.fromkeys(key[0] for key in took):
-        for kept in shares:
+        for kept in kepts:
             both = [took.get((method, kept, who, "head")) for who in ("kvpress", "kvlab")]
             if any(both):
                 ms = [1000 * np.median(x[1:] or x) if x else None for x in both]

@@ -44,6 +44,7 @@ class Runner:
     told: Callable[[str], None] = lambda kind: None
     place: str = ""  # where in the item it is, for messages
     _decoder: Decoder | None = None
+    _held: tuple[np.ndarray, Tensor] | None = None
 
     def column(self, name: str) -> list[np.ndarray]:
         """What was measured under `name`, an array for each item; empty where it never is."""
@@ -149,6 +150,13 @@ class Runner:
         except KvlabError:
             return False
         return True
+
+    def held(self, ids: np.ndarray) -> Tensor:
+        """As `on_device`, of an item's whole context, which is copied there once: each copy waits
+        for all that the device still has to do."""
+        if self._held is None or self._held[0] is not ids:
+            self._held = ids, self.on_device(ids)
+        return self._held[1]
 
     def on_device(self, ids) -> Tensor:
         return torch.as_tensor(np.asarray(ids) if not torch.is_tensor(ids) else ids).to(
