@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from kvlab.cache.beginnings import Beginnings, beginnings
 from kvlab.cache.group import LayerGroup
 from kvlab.source import Ask, Extent
 
@@ -15,7 +16,7 @@ class Running:
     rows: what the step does to each sequence, by row, then by layer group. place: number of its
     group, and place in there, of each layer. decodes: whether the sources are prepared for the
     kernels of a step of one token in every row. packed: the tokens of all sequences come in one
-    row of the tensors, one behind the other, without padding.
+    row of the tensors, one behind the other, without padding. Those without a past come last.
     layers: by layer, its group, its place there, what the step does to the group's sequences, and
     the kernel that reads all there is, where one does.
     """
@@ -25,6 +26,7 @@ class Running:
         decodes: bool,
     ):
         self.rows, self.decodes, self.packed = rows, decodes, False
+        self._begun: dict[int, Beginnings | None] = {}  # by group, of a packed step
         self.longest = max([row[0].past for row in rows], default=0)
         none, by_group = [None] * len(place), []
         for number, group in enumerate(groups):
@@ -78,6 +80,14 @@ class Running:
         """q, k, v [1, heads, N, D] of the sequences' tokens -> [1, N, Hq, Dv]."""
         out = q.new_empty(1, q.shape[2], q.shape[1], v.shape[3])
         keys, values, end = k[0].transpose(0, 1), v[0].transpose(0, 1), 0
+        if id(group) not in self._begun:
+            self._begun[id(group)] = beginnings(group, extents)
+        many = self._begun[id(group)] if how["sinks"] is None else None
+        if many is not None:
+            last = slice(out.shape[1] - many.bounds[-1], None)
+            three = q[0].transpose(0, 1)[last], keys[last], values[last]
+            out[0, last] = many.attend(local, *three, how["scale"])
+            extents = extents[: -len(many.extents)]
         for e in extents:
             new = slice(end, end := end + e.count)
             ask = Ask(local, e, q[0, :, new], keys[new], values[new], **how)

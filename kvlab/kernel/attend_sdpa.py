@@ -27,7 +27,7 @@ MOST_LOGITS = 1 << 26  # that are made at a time where no library kernel serves
 ONE_CALL = 1024  # queries, at most, that see past and own tokens in one call: it saves launches
 GAIN = 0.85   # of the time: parts have to be merged, so they must be worth it
 
-__all__ = ["attend", "attend_last", "attend_parts", "merge"]
+__all__ = ["attend", "attend_each", "attend_last", "attend_parts", "merge"]
 
 
 def attend(
@@ -95,6 +95,26 @@ def attend_last(
     past, how = n - tokens, {"scale": scale, "softcap": softcap}
     before = [attend_parts(q, k[:past], v[:past], **how, q_start=past)] if past else []
     return [*before, attend(q, k[past:], v[past:], causal=True, **how)]
+
+
+def attend_each(
+    q: Tensor, k: Tensor, v: Tensor, bounds: list[int], bounds_there: Tensor, *, scale: float
+) -> Tensor:
+    """q [N, Hq, D], k and v [N, H, D] of sequences one behind the other -> [N, Hq, D]: each attends
+    causally to itself. bounds: where each begins, and the end; bounds_there: the same on the
+    device, int32. No mask, no padding: FlashAttention takes them in one call."""
+    plain = q.is_cuda and q.dtype.itemsize == 2 and k.dtype == v.dtype == q.dtype
+    if plain and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256:
+        longest = max(end - begin for begin, end in zip(bounds, bounds[1:]))
+        return torch.ops.aten._flash_attention_forward(
+            q, k, v, bounds_there, bounds_there, longest, longest, 0.0, True, False, scale=scale
+        )[0]
+    out = torch.empty_like(q)
+    for begin, end in zip(bounds, bounds[1:]):
+        own = slice(begin, end)
+        part, _ = attend(q[own].transpose(0, 1), k[own], v[own], scale=scale, causal=True)
+        out[own] = part.transpose(0, 1)
+    return out
 
 
 def leveled(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,6 +14,7 @@ from kvlab.model.fuse import Fusing
 from kvlab.model.library import cache_parameter
 from kvlab.model.step import StepCache
 from kvlab.model.visibility import KeyColumns
+from kvlab.source import sent
 
 
 class Packing(StepCache):
@@ -39,9 +40,11 @@ class Packed:
 
         Raises `OutOfBlocks` before anything has changed, but for evictions.
         """
-        core, counts = self.core, [len(new) for new in ids]
+        core = self.core
         core.lineage.glance()
-        past = [core.requests.length(seq) for seq in seqs]
+        order = sorted(range(len(seqs)), key=lambda i: not core.requests.length(seqs[i]))
+        seqs, ids = [seqs[i] for i in order], [ids[i] for i in order]  # without a past: last
+        counts, past = [len(new) for new in ids], [core.requests.length(seq) for seq in seqs]
         if core.spec.prefix.shares:
             for seq, new in zip(seqs, ids):
                 core.requests.tell(seq, new)
@@ -53,12 +56,12 @@ class Packed:
             core.abort()
             raise
         core.commit()
-        return logits
+        return logits if order == sorted(order) else logits[torch.from_numpy(np.argsort(order))]
 
     def _forward(self, ids: list[Sequence[int]], past: list[int], counts: list[int]) -> Tensor:
         positions = [np.arange(at, at + n) for at, n in zip(past, counts)]
         host = np.concatenate([*ids, *positions, np.cumsum(counts) - 1]).astype(np.int64)
-        told = torch.from_numpy(host).to(self.model.device, non_blocking=True)
+        told = sent(host, self.model.device)
         tokens, places, last = told.split([sum(counts), sum(counts), len(counts)])
         given = {cache_parameter(self.model): self.cache}
         with self.fusing.on():

@@ -25,7 +25,8 @@ class Sources(Source):
 
     tables: the group's block tables. readers: what attention goes over, those that can be empty
     for good left out. past: what stands for the sealed past, with retrieval the choice. observed:
-    whether any source wants to know what a layer's queries found in all. plain: whether a step of
+    whether any source wants to know what a layer's queries found in all; hears: that, or the keys
+    of blocks that a chunk fills. plain: whether a step of
     single tokens reads sealed blocks and open tails alone.
     """
 
@@ -57,6 +58,7 @@ class Sources(Source):
         self._doing = {verb: overriding(self._all, verb) for verb in LIFE}
         self._doing |= {verb: overriding(self._read, verb) for verb in READING}
         self.observed = bool(self._doing["observe"])
+        self.hears = self.observed or bool(self._doing["sealing"])
         self.plain = self.decoders == [self.sealed] and not self.observed
 
     def add(self, source: Source) -> None:

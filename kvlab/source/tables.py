@@ -119,6 +119,13 @@ def upload(host: np.ndarray, device: torch.Tensor) -> None:
     device.copy_(torch.from_numpy(host), non_blocking=True)
 
 
+def sent(host: np.ndarray, device: torch.device) -> torch.Tensor:
+    """On the device, without waiting whatever the size: large pageable memory would be waited for.
+    """
+    x = torch.from_numpy(host)
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def room_for(blocks: int) -> int:
     """Columns for a table of so many blocks, with room to grow before it must be made anew."""
     return max(64, 1 << (blocks + blocks // 8).bit_length())
