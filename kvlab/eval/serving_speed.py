@@ -20,7 +20,7 @@ from kvlab.sim import CostModel, from_requests, simulate
 
 PEERS = {"continuous sdpa": "sdpa", "continuous flash 2": "flash_attention_2",
          "continuous flash 3": "flash_attention_3"}  # fmt: skip
-WARM = 4  # requests that warm up: compilers, libraries' handles
+WARM = 48  # requests that warm up, as many as let compilers and libraries meet what comes
 ALL_FREE = 1 << 24  # blocks: a simulated cache in which nothing has to leave
 
 
@@ -48,7 +48,7 @@ class ServingSpeed(Sweep):
     requests: object
     counts: list[int]
     running: int = 64
-    chunk_tokens: int = 8192
+    chunk_tokens: int = 16384
     decode_steps: int = 1
     most_seconds: float | None = None
     rate: float | None = None

@@ -157,14 +157,7 @@ class Loop:
 
     def _prefill(self) -> bool:
         """One chunk of prompts; whether there was any."""
-        jobs = [j for j in self.running if j.prefilling and not j.left]
-        parts, room = [], self.limits.chunk_tokens
-        for job in jobs if self.engine.packs else jobs[:1]:
-            if not room:
-                break
-            parts.append(job.tokens[job.computed : job.computed + room])
-            room -= len(parts[-1])
-        jobs = jobs[: len(parts)]
+        jobs, parts = self._next_chunk()
         if not jobs:
             return False
         arriving = self._launch(self.engine.prefill, jobs, parts)
@@ -177,6 +170,21 @@ class Loop:
                     job.computed += len(new)
             self._send([job if ended else None for job, ended in zip(jobs, ends)], arriving)
         return True
+
+    def _next_chunk(self) -> tuple[list[Job], list[list[int]]]:
+        """Whose tokens are computed next, and which: of the first prompt as many as fit, and behind
+        it whole prompts that still do. What is cut is read again by its second half."""
+        jobs, parts, room = [], [], self.limits.chunk_tokens
+        for job in self.running:
+            left = len(job.tokens) - job.computed
+            if not job.prefilling or job.left or (jobs and left > room):
+                continue
+            jobs.append(job)
+            parts.append(job.tokens[job.computed : job.computed + room])
+            room -= len(parts[-1])
+            if not room or not self.engine.packs:
+                break
+        return jobs, parts
 
     def _decode(self) -> None:
         jobs = [j for j in self.running if j.ready and j.wanted and not j.left]

@@ -42,7 +42,8 @@ def serve(loaded, requests, limits, driver, spec=SPEC, share=0.0, seed=0):
         served = loop.run(requests)
     cache.check()
     cache.drop_prefixes()
-    assert cache.groups[0].ledger.held_count == cache.stats().allocated_bytes == 0
+    pool, held = cache.groups[0].pool, cache.groups[0].ledger.held_count
+    assert held == len(pool.sealed.slabs) == len(pool.open.slabs) == 0
     assert not loop.flights and all(len(s.token_ms) == len(s.output) for s in served)
     return served, loop
 
