@@ -88,6 +88,8 @@ class Loop:
     # ---- one step
 
     def _step(self) -> None:
+        if self.limits.seconds is not None and self.clock.now_ms > 1e3 * self.limits.seconds:
+            self._turn_away()
         self._arrive()
         self._let_go()
         self._admit()
@@ -99,6 +101,14 @@ class Loop:
             self._decode()
         self.since_chunk = min(1, self.limits.decode_steps) if chunk else self.since_chunk + 1
         self._collect(self.steps - self.engine.lag)
+
+    def _turn_away(self) -> None:
+        """Time is over: only who is running is served."""
+        reason = f"{self.limits.seconds:g} seconds are over, the limit is that"
+        for job in [*self.waiting, *map(Job, self.coming)]:
+            self._end(job, "refused", f"request {job.request.number}: {reason}")
+        self.waiting.clear()
+        self.coming.clear()
 
     def _arrive(self) -> None:
         if not self.waiting and not self.running and self.coming:
