@@ -31,6 +31,18 @@ class Beginnings:
         if whole != list(zip(self.bounds, self.bounds[1:])):
             places = np.concatenate([np.arange(*span, dtype=np.int32) for span in whole])
             self.places = sent(places, self.pool.device)
+        self.rests = [(e.rest, end - e.rest_count, end)
+                      for e, end in zip(extents, self.bounds[1:]) if e.rest is not None]
+        self.rest = self._rest() if self.rests and self.pool.fused is not None else None
+
+    def _rest(self) -> Tensor:
+        """Of each token that stays open: its place here, the row of the open store, its slot."""
+        counts = [end - begin for _, begin, end in self.rests]
+        rows = [self.pool.open_row(block) for block, _, _ in self.rests]
+        spans = [np.arange(begin, end) for _, begin, end in self.rests]
+        table = np.stack([np.concatenate(spans), np.repeat(rows, counts),
+                          np.concatenate([np.arange(n) for n in counts])])  # fmt: skip
+        return sent(table.astype(np.int32), self.pool.device)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """q [N, Hq, D], k and v [N, H, D] of all these sequences -> [N, Hq, D]; stores k and v."""
@@ -38,11 +50,18 @@ class Beginnings:
         if self.blocks:
             full = (x if self.places is None else x.index_select(0, self.places) for x in (k, v))
             self.pool.seal(layer, self.blocks, *full, self.ids)
-        for e, end in zip(self.extents, self.bounds[1:]):
-            if e.rest is not None:
-                rest = slice(end - e.rest_count, end)
-                self.pool.write(layer, e.rest, 0, k[rest], v[rest])
+        self._keep(layer, k, v)
         return out
+
+    def _keep(self, layer: int, k: Tensor, v: Tensor) -> None:
+        """What fills no block stays open: in one launch where kernels run."""
+        if self.rest is None:
+            for block, begin, end in self.rests:
+                self.pool.write(layer, block, 0, k[begin:end], v[begin:end])
+            return
+        places, rows, slots = self.rest
+        new = (x.index_select(0, places) for x in (k, v))
+        self.pool.fused.append(*new, self.pool.open.layer(layer), rows, slots)
 
 
 def beginnings(group: LayerGroup, extents: Sequence[Extent]) -> Beginnings | None:

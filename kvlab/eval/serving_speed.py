@@ -20,7 +20,7 @@ from kvlab.sim import CostModel, from_requests, simulate
 
 PEERS = {"continuous sdpa": "sdpa", "continuous flash 2": "flash_attention_2",
          "continuous flash 3": "flash_attention_3"}  # fmt: skip
-WARM = 4  # requests that warm up: compilers, libraries' handles
+WARM = 48  # requests that warm up, as many as let compilers and libraries meet what comes
 ALL_FREE = 1 << 24  # blocks: a simulated cache in which nothing has to leave
 
 
@@ -31,6 +31,7 @@ class ServingSpeed(Sweep):
     model, requests: a loader; a source of requests, of which the first `counts` are served.
     running, chunk_tokens, decode_steps: as in `kvlab.serve.Limits`; all blocks a request can need
         are taken when it is admitted.
+    most_seconds: after which nobody is admitted (null: none); rows are then of those served.
     rate: requests a second on average; null: all at once.
     output_tokens: of each request, so that the library can be asked for as many; null: the
         requests' own, without peers.
@@ -47,8 +48,9 @@ class ServingSpeed(Sweep):
     requests: object
     counts: list[int]
     running: int = 64
-    chunk_tokens: int = 8192
+    chunk_tokens: int = 16384
     decode_steps: int = 1
+    most_seconds: float | None = None
     rate: float | None = None
     output_tokens: int | None = 128
     peers: Sequence[str] = ()
@@ -66,7 +68,8 @@ class ServingSpeed(Sweep):
     def __post_init__(self):
         check_driver(self.driver)
         at_least(1, counts=self.counts)
-        self.limits = Limits(self.running, None, self.chunk_tokens, decode_steps=self.decode_steps)
+        self.limits = Limits(self.running, None, self.chunk_tokens, seconds=self.most_seconds,
+                             decode_steps=self.decode_steps)  # fmt: skip
         check_peers(self.peers, PEERS)
         if self.peers and (self.output_tokens is None or self.rate is not None):
             raise BadInput("peers", list(self.peers), "are asked for requests that come at once, "
@@ -114,19 +117,22 @@ class ServingSpeed(Sweep):
         took, (loop, served, cache) = seconds(
             loaded.model.device, lambda: self._served(loaded, spec, requests)
         )
-        ran = max(s.end_ms for s in served) / 1e3
-        print(f"{len(requests)} requests, {ran:.2f} s, before them {took - ran:.2f} s, "
+        done = [s for s in served if s.state == "done"]
+        ran = max(s.end_ms for s in done) / 1e3
+        print(f"{len(done)} of {len(requests)} requests, {ran:.2f} s, "
+              f"before them {took - ran:.2f} s, "
               f"captured: {loop.why_eager or 'yes'}", flush=True)
-        yield from outcome([s.token_ms for s in served], [s.arrival_ms for s in served], ran)
+        yield from outcome([s.token_ms for s in done], [s.arrival_ms for s in done], ran)
+        yield Measurement("done_requests", len(done), "requests", "higher", count=len(served))
         yield Measurement("ready_seconds", took - ran, "s", "lower")
         yield from held(loaded.model.device, cache.stats().peak_allocated_bytes)
         yield Measurement("captured", float(loop.why_eager is None), "yes or no", "higher")
         yield Measurement("steps", loop.steps, "steps", count=len(requests))
-        hits = sum(s.hit_tokens for s in served)
-        prompts = sum(s.prompt_tokens for s in served)
+        hits, prompts = (sum(getattr(s, n) for s in done) for n in ("hit_tokens", "prompt_tokens"))
+        yield Measurement("prompt_tokens_per_second", prompts / ran, "tokens/s", "higher")
         yield Measurement("token_hit_percent", 100 * hits / prompts, "%", "higher", count=prompts)
         cache.check()
-        if self.cost:
+        if self.cost and len(done) == len(served):
             yield from predicted(self.cost, cache, spec, requests)
 
     def _served(self, loaded, spec, requests: list[Request]):

@@ -199,9 +199,15 @@ def _on_cuda(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Par
 
 
 def _library(args: tuple[Tensor, Tensor, Tensor], scale: float, causal: bool) -> Partial:
-    """out [B, Hq, T, D] and its log-sum-exps, of queries, keys and values [B, heads, n, D]."""
+    """out [B, Hq, T, D] and its log-sum-exps, of queries, keys and values [B, heads, n, D].
+
+    cuDNN makes a plan for each shape that it meets, which takes longer than a prompt's attention,
+    so only whole tiles ask it: requests have prompts and prefixes of all lengths.
+    """
+    q, k, _ = args
+    whole = q.shape[-2] % TILE == 0 and k.shape[-2] % TILE == 0 and q.shape[-1] <= WIDEST
     try:
-        result = _cudnn(args, scale, causal) if args[0].shape[-1] <= WIDEST else None
+        result = _cudnn(args, scale, causal) if whole else None
     except RuntimeError:
         result = None
     return _flash(args, scale, causal) if result is None else result[:2]

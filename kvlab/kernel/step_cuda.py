@@ -25,7 +25,7 @@ from kvlab.kernel.layer_ref import Finish, Start
 from kvlab.kernel.step_ref import Past
 
 GRID, THREADS = 128, 288
-CLUSTER, AHEAD = 2, 3  # see step.cu; all chips of the kind have pairs of multiprocessors
+CLUSTER, AHEAD = 2, 2  # see step.cu; all chips of the kind have pairs of multiprocessors
 SHARED_BYTES = 227 << 10  # of a block, on Hopper
 MOST_TOKENS = 8192  # of a row's table: beyond, the kernels that only attend read faster
 WORDS = ("qkv", "parts", "lse", "mixed", "mid", "inner", "next")

@@ -19,6 +19,7 @@ class Limits:
     reserve: take all blocks a request can need when it is admitted; False takes them as they come
     and preempts when they run out. failures: times that memory may run out under one request
     before it is refused.
+    seconds: of a run after which nobody is admitted: who waits or comes is refused (None: none).
     decode_steps: between two such chunks. 1, the default, bounds both waits: a running request
     waits for one chunk, one that came for its turn among chunks. 0: none while a prompt waits,
     which gives first tokens soonest and fills the batch soonest, and lets running requests wait; 4,
@@ -32,6 +33,7 @@ class Limits:
     reserve: bool = True
     failures: int = 20
     decode_steps: int = 1
+    seconds: float | None = None
 
     def __post_init__(self):
         for name in ("running", "chunk_tokens"):

@@ -88,6 +88,8 @@ class Loop:
     # ---- one step
 
     def _step(self) -> None:
+        if self.limits.seconds is not None and self.clock.now_ms > 1e3 * self.limits.seconds:
+            self._turn_away()
         self._arrive()
         self._let_go()
         self._admit()
@@ -99,6 +101,14 @@ class Loop:
             self._decode()
         self.since_chunk = min(1, self.limits.decode_steps) if chunk else self.since_chunk + 1
         self._collect(self.steps - self.engine.lag)
+
+    def _turn_away(self) -> None:
+        """Time is over: only who is running is served."""
+        reason = f"{self.limits.seconds:g} seconds are over, the limit is that"
+        for job in [*self.waiting, *map(Job, self.coming)]:
+            self._end(job, "refused", f"request {job.request.number}: {reason}")
+        self.waiting.clear()
+        self.coming.clear()
 
     def _arrive(self) -> None:
         if not self.waiting and not self.running and self.coming:
@@ -147,14 +157,7 @@ class Loop:
 
     def _prefill(self) -> bool:
         """One chunk of prompts; whether there was any."""
-        jobs = [j for j in self.running if j.prefilling and not j.left]
-        parts, room = [], self.limits.chunk_tokens
-        for job in jobs if self.engine.packs else jobs[:1]:
-            if not room:
-                break
-            parts.append(job.tokens[job.computed : job.computed + room])
-            room -= len(parts[-1])
-        jobs = jobs[: len(parts)]
+        jobs, parts = self._next_chunk()
         if not jobs:
             return False
         arriving = self._launch(self.engine.prefill, jobs, parts)
@@ -167,6 +170,21 @@ class Loop:
                     job.computed += len(new)
             self._send([job if ended else None for job, ended in zip(jobs, ends)], arriving)
         return True
+
+    def _next_chunk(self) -> tuple[list[Job], list[list[int]]]:
+        """Whose tokens are computed next, and which: of the first prompt as many as fit, and behind
+        it whole prompts that still do. What is cut is read again by its second half."""
+        jobs, parts, room = [], [], self.limits.chunk_tokens
+        for job in self.running:
+            left = len(job.tokens) - job.computed
+            if not job.prefilling or job.left or (jobs and left > room):
+                continue
+            jobs.append(job)
+            parts.append(job.tokens[job.computed : job.computed + room])
+            room -= len(parts[-1])
+            if not room or not self.engine.packs:
+                break
+        return jobs, parts
 
     def _decode(self) -> None:
         jobs = [j for j in self.running if j.ready and j.wanted and not j.left]

@@ -70,7 +70,7 @@ class CostModel:
     running: requests at a time (null: as many as there is room for).
     chunk_tokens: one device computes a chunk of so many tokens of one prompt, then a token of each
     answer, and so on: prompts and answers slow each other down (null: they do not).
-    packed: a chunk takes tokens of the next prompts where one leaves room in it.
+    packed: a chunk takes whole prompts behind the first one as long as there is room in it.
     dollars_per_hour, watts: of the device, for money and joules a million tokens (null: not told).
     """
 

@@ -132,14 +132,17 @@ class Steps:
         return next((p for p in self._prompts if self._ready(p) <= self.now), None)
 
     def _chunk(self) -> None:
-        """Tokens of the first prompt, and of those behind it that fit in and may share it."""
+        """Tokens of the first prompt, and whole ones behind it that fit in and may share it."""
         room, began, done = self.cost.chunk_tokens, self.now, []
         for prompt in [p for p in self._prompts if self._ready(p) <= began]:
             work, left, there, turn = prompt
+            first = room == self.cost.chunk_tokens
+            if not first and left > room:
+                continue
             if turn is None:
                 prompt[3] = began
             count = min(left, room)
-            first, room = room == self.cost.chunk_tokens, room - count
+            room -= count
             self.now += self.cost.prefill_ms(count, there, first)
             prompt[1], prompt[2] = left - count, there + count
             if not prompt[1]:

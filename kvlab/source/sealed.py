@@ -110,6 +110,7 @@ class Sealed(Source):
             self._bound[rows] = [self._kernel(layer, t.table, t.n_blocks)
                                  for layer in range(self.pool.geometry.layers)]
         self.kernels = self._bound[rows]
+        self.pool.sealed.coming.settle()  # a step may be a graph, which waits for nothing
         open_rows = [self.pool.open_row(e.writing) for e in extents]
         self._tables.refresh(extents, self.tables, open_rows, self.pool.apart.rows.get)
 
