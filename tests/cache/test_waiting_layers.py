@@ -24,7 +24,10 @@ def kept(model, monkeypatch, room, **how):
     return logits
 
 
-@pytest.mark.parametrize("name", ["attention_mass", "snapkv", "expected_attention", "h2o", "random"])
+METHODS = ["attention_mass", "snapkv", "expected_attention", "h2o", "random"]
+
+
+@pytest.mark.parametrize("name", METHODS)
 def test_each_layer_is_scored_with_its_own_scale(name, monkeypatch):
     model = make_tiny_model(num_hidden_layers=3)
     for layer, scale in zip(model.model.layers, (0.2, 1.0, 0.05)):  # GPT-2 may scale by depth
@@ -59,8 +62,7 @@ def test_a_scorer_of_ones_own_gets_the_queries_that_it_looks_at(monkeypatch):
     assert scores.SnapKV().reads == 64 and keys.KeyNorm().reads == 0
 
     def by(observed):
-        kind = type("Own", (policy.SnapKV,), {"observes": observed, "by_token": observed})
-        return kind
+        return type("Own", (policy.SnapKV,), {"observes": observed, "by_token": observed})
 
     monkeypatch.setattr(together, "ROOM", 1 << 27)
     model, found = make_tiny_model(), []
