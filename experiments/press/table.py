@@ -24,8 +24,11 @@ BLOCK = 32  # neighbouring tokens of a text, whose losses are alike
 MARGIN = 5  # percent of kvpress's loss by which ours may be larger
 
 
-def mean(values: Sequence, block: int = 1, scale: float = 1.0) -> str:
-    found = stats.mean_interval([np.asarray(v, float) for v in values], block=block, seed=0)
+def mean(
+    values: Sequence, block: int = 1, scale: float = 1.0, least: float | None = None
+) -> str:
+    values = [np.asarray(v, float) for v in values]
+    found = stats.mean_interval(values, block=block, seed=0, least=least)
     return interval(found.value, found.low, found.high, scale)
 
 
@@ -44,7 +47,7 @@ def losses(rows: list[dict]) -> Iterator[str]:
                   f"beyond {MARGIN} %")  # fmt: skip
     for method, kept in keys:
         own, theirs = (by.get((who, method, kept, "head")) for who in ("kvlab", "kvpress"))
-        told = [mean(x, BLOCK) if x else "" for x in (theirs, own)] + ["", ""]
+        told = [mean(x, BLOCK, least=0.0) if x else "" for x in (theirs, own)] + ["", ""]
         if own and theirs:
             gap = [np.subtract(a, b) for a, b in zip(own, theirs)]
             scale = np.mean(np.concatenate(theirs)) / 100

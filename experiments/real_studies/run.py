@@ -54,8 +54,8 @@ class Job:
     def start(self, args, slot: int, gpus: int) -> None:
         folder = args.work / self.name
         folder.mkdir(parents=True, exist_ok=True)
-        env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2",
-                            "WANDB_MODE": "disabled"}  # fmt: skip
+        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "2", "WANDB_MODE": "disabled"}
         if gpus:
             env["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
         self.slot, self.began = slot, time.perf_counter()

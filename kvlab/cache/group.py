@@ -122,6 +122,15 @@ class LayerGroup:
         """Whether a step of single tokens reads blocks and tails alone, and nobody listens."""
         return self.sources.plain and not (self.watch.active and self.watch.scorer.decodes)
 
+    @property
+    def packs(self) -> bool:
+        """Whether prompts that begin together may be attended to in one call: nobody listens, and
+        what is stored is blocks and tails."""
+        pool, heard = self.pool, self.watch.active or self.sources.hears
+        odd = pool.by_head or pool.apart.tokens or pool.shape.softcap or pool.shape.window
+        unlike = pool.shape.k_width != pool.shape.v_width
+        return not (heard or odd or unlike)
+
     def past(self, scale: float) -> Past | None:
         """What a kernel over all layers reads of a step of single tokens, after `prepare`; None
         where attention reads more than blocks and tails, or somebody listens to it."""

@@ -67,9 +67,13 @@ class PagedCache(Copies, Reach):
 
     # ---- one step
 
-    def begin(self, seqs: list[SeqId], counts: list[int]) -> Running:
+    def begin(
+        self, seqs: list[SeqId], counts: list[int], rows: int | None = None
+    ) -> Running:
         """Find room for `counts[i]` new tokens of `seqs[i]`, evicting where the policy may.
 
+        rows: of the tensors that will come, where they are more than the sequences: what the rest
+        of them compute is of nobody, and a captured step serves any number of sequences.
         Raises `OutOfBlocks`; lengths and contents are then as before, but for evicted blocks.
         """
         if self.spec.by_token:
@@ -84,7 +88,7 @@ class PagedCache(Copies, Reach):
         decodes = self.can_decode(counts) and not looks
         if decodes:
             for number, group in enumerate(self.groups):
-                group.sources.prepare([extents[number] for extents in step])
+                group.sources.prepare([extents[number] for extents in step], rows or len(seqs))
         self._running = Running(self.groups, self.layers.place, step, decodes)
         return self._running
 

@@ -27,7 +27,7 @@ MOST_LOGITS = 1 << 26  # that are made at a time where no library kernel serves
 ONE_CALL = 1024  # queries, at most, that see past and own tokens in one call: it saves launches
 GAIN = 0.85   # of the time: parts have to be merged, so they must be worth it
 
-__all__ = ["attend", "attend_last", "attend_parts", "merge"]
+__all__ = ["attend", "attend_each", "attend_last", "attend_parts", "merge"]
 
 
 def attend(
@@ -95,6 +95,26 @@ def attend_last(
     past, how = n - tokens, {"scale": scale, "softcap": softcap}
     before = [attend_parts(q, k[:past], v[:past], **how, q_start=past)] if past else []
     return [*before, attend(q, k[past:], v[past:], causal=True, **how)]
+
+
+def attend_each(
+    q: Tensor, k: Tensor, v: Tensor, bounds: list[int], bounds_there: Tensor, *, scale: float
+) -> Tensor:
+    """q [N, Hq, D], k and v [N, H, D] of sequences one behind the other -> [N, Hq, D]: each attends
+    causally to itself. bounds: where each begins, and the end; bounds_there: the same on the
+    device, int32. No mask, no padding: FlashAttention takes them in one call."""
+    plain = q.is_cuda and q.dtype.itemsize == 2 and k.dtype == v.dtype == q.dtype
+    if plain and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256:
+        longest = max(end - begin for begin, end in zip(bounds, bounds[1:]))
+        return torch.ops.aten._flash_attention_forward(
+            q, k, v, bounds_there, bounds_there, longest, longest, 0.0, True, False, scale=scale
+        )[0]
+    out = torch.empty_like(q)
+    for begin, end in zip(bounds, bounds[1:]):
+        own = slice(begin, end)
+        part, _ = attend(q[own].transpose(0, 1), k[own], v[own], scale=scale, causal=True)
+        out[own] = part.transpose(0, 1)
+    return out
 
 
 def leveled(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -179,9 +199,15 @@ def _on_cuda(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Par
 
 
 def _library(args: tuple[Tensor, Tensor, Tensor], scale: float, causal: bool) -> Partial:
-    """out [B, Hq, T, D] and its log-sum-exps, of queries, keys and values [B, heads, n, D]."""
+    """out [B, Hq, T, D] and its log-sum-exps, of queries, keys and values [B, heads, n, D].
+
+    cuDNN makes a plan for each shape that it meets, which takes longer than a prompt's attention,
+    so only whole tiles ask it: requests have prompts and prefixes of all lengths.
+    """
+    q, k, _ = args
+    whole = q.shape[-2] % TILE == 0 and k.shape[-2] % TILE == 0 and q.shape[-1] <= WIDEST
     try:
-        result = _cudnn(args, scale, causal) if args[0].shape[-1] <= WIDEST else None
+        result = _cudnn(args, scale, causal) if whole else None
     except RuntimeError:
         result = None
     return _flash(args, scale, causal) if result is None else result[:2]

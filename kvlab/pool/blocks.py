@@ -224,6 +224,7 @@ class BlockPool:
                 for x, found in zip(out, self.read(number, blocks, ids)):
                     x.copy_(found)
             return
+        self.sealed.coming.need(layer + len(k) - 1)
         self.fused.gather(self.sealed.layer(layer), self.format, ids, k, v)
         for number, out in enumerate(zip(k, v), layer) if self.apart else ():
             self.apart.patch(number, blocks, *out)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kvlab.core import KvlabError
 from kvlab.format import Plane
+from kvlab.pool.coming import NothingComing
 
 ALIGNMENT = 256  # bytes; what a vector load and the bulk copy engine want
 MAX_SLABS = 8192  # entries of the device address table: 64 KiB, committed with the first kernel
@@ -82,6 +83,7 @@ class SlabStore:
         self._addresses: np.ndarray | None = None  # the same on the host
         self._offsets: dict[str, int] = {}
         self._layers: dict[int, LayerPlanes] = {}  # made once: decode asks at every step
+        self.coming = NothingComing()
         end = 0
         for name, plane in planes.items():
             self._offsets[name] = end
@@ -90,9 +92,11 @@ class SlabStore:
 
     def __deepcopy__(self, memo: dict) -> SlabStore:
         """The same rows in slabs of their own, at addresses of their own."""
+        self.coming.settle()
         other = object.__new__(type(self))
         vars(other).update(
-            vars(self), meter=deepcopy(self.meter, memo), slabs={}, _views={}, _live={}, _base=None,
+            vars(self), meter=deepcopy(self.meter, memo), coming=deepcopy(self.coming, memo),
+            slabs={}, _views={}, _live={}, _base=None,
             _addresses=None, _layers={},
         )
         other._take_over(self)
@@ -127,6 +131,7 @@ class SlabStore:
     def drop(self, rows: list[int]) -> None:
         """Give `rows` back; a slab without live rows returns to the allocator."""
         gone = []
+        self.coming.settle()
         for row in rows:
             slab = row // self.slab_rows
             live = self._live.get(slab)
@@ -146,6 +151,7 @@ class SlabStore:
 
     def read(self, layer: int, rows: list[int]) -> dict[str, Tensor]:
         """Plane name -> [N, *shape], a copy, in the order of `rows` (grouped by ascending runs)."""
+        self.coming.need(layer)
         parts = [
             {name: view[layer, local] for name, view in self.views_of(slab).items()}
             for slab, _, local in self._by_slab(rows)
@@ -159,8 +165,14 @@ class SlabStore:
         slab, local = divmod(row, self.slab_rows)
         return {name: view[layer, local] for name, view in self.views_of(slab).items()}
 
+    def expect(self, coming: NothingComing) -> None:
+        """From now on rows come by `coming`, and whoever touches them waits for it."""
+        self.coming = coming
+
     def layer(self, layer: int) -> LayerPlanes:
-        """Addresses and strides of one layer, for the kernels."""
+        """Addresses and strides of one layer, for the kernels; those who keep them settle what is
+        `coming` before they launch one."""
+        self.coming.need(layer)
         if layer not in self._layers:
             views = {
                 name: PlaneView(
@@ -185,6 +197,7 @@ class SlabStore:
 
     def _tell(self, slabs: list[int]) -> None:
         """Write the addresses of slabs that came or went to the device, all of them in one copy."""
+        slabs = [slab for slab in slabs if slab < MAX_SLABS]  # beyond it `commit` refuses
         if self._base is None or not slabs:
             return
         for slab in slabs:
