@@ -29,7 +29,7 @@ class ExpectedAttention(Scorer):
     def part(self, q, k, v, *, scale, block_size, seen=None):
         return in_blocks(self._both(q, k, v, scale).flatten(1, 2), block_size).logsumexp(-1)
 
-    @over_layers
+    @over_layers()
     def of_tokens(self, q, k, v, lse, *, scale, shares):
         valued, plain = self._both(q, k, v, scale)
         return torch.exp(valued - plain.logsumexp(-1, keepdim=True)).mean(-2)

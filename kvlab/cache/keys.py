@@ -19,7 +19,6 @@ class KeyNorm(Scorer):
     """
 
     name = "key_norm"
-    reads = 0
     caps = True  # it looks at no logit
 
     def part(self, q, k, v, *, scale, block_size, seen=None):
@@ -31,7 +30,7 @@ class KeyNorm(Scorer):
     def scores(self, parts, lse):
         return 1.0 / torch.cat(parts, -1).mean(0).clamp_min(1e-20)
 
-    @over_layers
+    @over_layers(lambda scorer: 0)
     def of_tokens(self, q, k, v, lse, *, scale, shares):
         return 1.0 / k.float().norm(dim=-1).transpose(-1, -2).clamp_min(1e-20)
 
@@ -69,7 +68,6 @@ class RandomScore(Scorer):
 
     name = "random"
     queries = 1
-    reads = 0
 
     def __init__(self, seed: int = 0):
         self._generator, self._seed = torch.Generator(), seed
@@ -85,7 +83,7 @@ class RandomScore(Scorer):
     def by_head(self, parts, lse):
         return torch.cat(parts, -1)
 
-    @over_layers
+    @over_layers(lambda scorer: 0)
     def of_tokens(self, q, k, v, lse, *, scale, shares):
         drawn = torch.rand(*k.shape[:-3], k.shape[-2], k.shape[-3], generator=self._generator)
         return drawn.to(k.device, non_blocking=True)

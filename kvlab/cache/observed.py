@@ -36,7 +36,7 @@ class Observed(Whole):
     def layered(self):
         return self.softcap is None and super().layered
 
-    @over_layers
+    @over_layers()
     def of_tokens(self, q, k, v, lse, *, scale, shares):
         """Sums over the queries, the mean over the heads of a group: `joined` divides them."""
         n, tokens = len(k), q.shape[-2]

@@ -8,6 +8,7 @@ a block, higher meaning stay; `weight` says how much a step's number counts agai
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -31,10 +32,17 @@ class Place(NamedTuple):
     head: int | None = None
 
 
-def over_layers(of_tokens):
-    """Marks an `of_tokens` that takes several layers at once: with L in front of all shapes."""
-    of_tokens.layered = True
-    return of_tokens
+def over_layers(reads: Callable[[Scorer], int | None] = lambda scorer: None):
+    """Marks an `of_tokens` that takes several layers at once: with L in front of all shapes.
+
+    reads: of a step's last queries, those that it looks at; None: all. Both are said of this very
+    function: a subclass that writes its own gets one layer with all queries, or says so anew.
+    """
+    def marked(of_tokens):
+        of_tokens.layered, of_tokens.reads = True, reads
+        return of_tokens
+
+    return marked
 
 
 class Scorer:
@@ -49,7 +57,6 @@ class Scorer:
     caps = False  # whether its scores know of that; asked where there is one
     rotary: Tensor | None = None  # the model's frequencies [D / 2], where positions are plain
     span: tuple[int, int] | None = None  # tokens of a context that this step has repeated
-    reads: int | None = None  # of a step's last queries, those that `of_tokens` looks at; None: all
     placed = False  # whether tokens have to stand at 0, 1, ... in their sequence
     place: Place | None = None  # of tokens: told before each `of_tokens`
 
@@ -61,6 +68,12 @@ class Scorer:
     def layered(self) -> bool:
         """Whether its `of_tokens` takes several layers at once."""
         return getattr(type(self).of_tokens, "layered", False)
+
+    @property
+    def reads(self) -> int | None:
+        """Of a step's last queries, those that its `of_tokens` looks at; None: all."""
+        found = getattr(type(self).of_tokens, "reads", None)
+        return None if found is None else found(self)
 
     def part(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, block_size: int,
@@ -125,7 +138,6 @@ class Mass(Scorer):
     """
 
     name = "mass"
-    reads = OBSERVED_QUERIES
     decodes = caps = True
 
     def __init__(self, half_life: float | None = None):
@@ -146,7 +158,7 @@ class Mass(Scorer):
     def layered(self):
         return self.softcap is None and super().layered
 
-    @over_layers
+    @over_layers(lambda scorer: scorer.queries)
     def of_tokens(self, q, k, v, lse, *, scale, shares):
         if self.softcap is not None:
             return Scorer.of_tokens(self, q, k, v, lse, scale=scale, shares=shares)
@@ -170,7 +182,7 @@ class SnapKV(Mass):
     name = "snapkv"
     decodes = False
 
-    queries = reads = 64
+    queries = 64
 
     def __init__(self, pool: str = "mean", kernel: int = 5):
         super().__init__()
@@ -196,7 +208,7 @@ class SnapKV(Mass):
     def layered(self):
         return self.pool == "mean" and super().layered
 
-    @over_layers
+    @over_layers(lambda scorer: scorer.queries)
     def of_tokens(self, q, k, v, lse, *, scale, shares):
         if self.pool == "max" or self.softcap is not None:  # of each query, before the mean
             return Scorer.of_tokens(self, q, k, v, lse, scale=scale, shares=shares)
@@ -215,10 +227,10 @@ class TOVA(Mass):
     """
 
     name = "tova"
-    queries = reads = 1
+    queries = 1
     weight = Scorer.weight
 
-    @over_layers
+    @over_layers(lambda scorer: scorer.queries)
     def of_tokens(self, q, k, v, lse, *, scale, shares):
         found = super().of_tokens(q, k, v, lse, scale=scale, shares=shares)
         return found.mean(-2, keepdim=True)

@@ -24,13 +24,14 @@ class Together:
     k, v      [L, n, H, D] in the compute dtype: what each layer held, then its open tail, then the
               step's own tokens; written as the layers come
     queries   of each layer that came, those that its scorer reads, [Hq, t, D]; lse: theirs, [Hq, t]
+    scales    of their products with keys, by layer: they need not be alike (GPT-2's by depth)
     there     which tokens each head has, bool [n, H] by layer; None: all
     """
 
     def __init__(self, pool: BlockPool, ask: Ask, reads: int | None):
         """reads: of the step's queries, how many at the end are looked at; None: all."""
         e, size = ask.extent, pool.block_size
-        self.pool, self.reads, self.scale = pool, reads, ask.scale
+        self.pool, self.reads = pool, reads
         self.held = e.past // size * size
         self.n = e.past % size + self.held + e.count
         # few queries of many are copied, since a view would hold all of them
@@ -52,6 +53,7 @@ class Together:
             for x, found in zip((self.k, self.v), tail):
                 x[:, self.held : self.held + e.fill] = found
         self.queries: list[Tensor] = []
+        self.scales: list[float] = []
         self.lse: list[Tensor] = []
         self.there: list[Tensor | None] = []
         self.came = 0
@@ -73,6 +75,7 @@ class Together:
         last = 0 if self.reads is None else max(0, ask.q.shape[1] - self.reads)
         queries = ask.q[:, last:]
         self.queries.append(queries.clone() if self.copies else queries)
+        self.scales.append(ask.scale)
         self.lse.append(lse[:, last:])
         self.there.append(there)
 

@@ -76,14 +76,16 @@ class TokenWatch:
 
     def scores_of(self, some: Together, tokens: int, seen: int) -> Tensor:
         """The same of layers that attended one after another: fp32 [L, H, tokens]."""
-        how = {"scale": some.scale, "shares": self._shares}
-        if self.scorer.layered and some.there[0] is None:
+        alike = len(set(some.scales)) == 1
+        if self.scorer.layered and alike and some.there[0] is None:
+            how = {"scale": some.scales[0], "shares": self._shares}
             asked = torch.stack(some.queries), some.k, some.v, torch.stack(some.lse)
             found = self.scorer.of_tokens(*asked, **how)[..., :tokens]
             return found.expand(-1, self.heads, -1)
         asked = zip(some.queries, some.k, some.v, some.lse, some.there)
+        hows = ({"scale": scale, "shares": self._shares} for scale in some.scales)
         return torch.stack([self._of_layer(layer, *one, seen, how)[:, :tokens]
-                            for layer, one in enumerate(asked, some.first)])
+                            for layer, (one, how) in enumerate(zip(asked, hows), some.first)])
 
     def note(self, seq: SeqId, scores: Tensor, queries: int, behind: int, seen: int) -> None:
         """Hear of one layer of a step, in order; `stand` takes all of them over. behind: tokens

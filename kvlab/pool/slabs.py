@@ -197,6 +197,7 @@ class SlabStore:
 
     def _tell(self, slabs: list[int]) -> None:
         """Write the addresses of slabs that came or went to the device, all of them in one copy."""
+        slabs = [slab for slab in slabs if slab < MAX_SLABS]  # beyond it `commit` refuses
         if self._base is None or not slabs:
             return
         for slab in slabs:
