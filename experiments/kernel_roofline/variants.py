@@ -1,10 +1,11 @@
-"""Launch settings of the decode kernel over small groups, all beside bf16, int4 and the way of old
-(codes made numbers in registers), each checked against plain torch; then sealing.
+"""Decode and sealing of small groups, beside bf16, int4 and the ways of old, each decode checked
+against plain torch.
 
     python experiments/kernel_roofline/variants.py [FOLDER] [SECONDS]
 
-Writes FOLDER/variants.jsonl row by row. Kernels are compiled by as many processes as there are
-cores, then timed alone as replayed graphs. Nothing new is begun after SECONDS.
+Writes FOLDER/variants.jsonl row by row, what matters most first. Kernels are compiled by as many
+processes as there are cores (about a minute), then timed alone as replayed graphs. Nothing new is
+begun after SECONDS.
 """
 
 import json
@@ -18,15 +19,14 @@ from pathlib import Path
 START = time.time()
 SLOTS = 128
 SHAPES = [(1, 200_000), (16, 32_768), (64, 1024)]
-FOLDED = [(128, 1, 2, 8), (128, 1, 3, 6), (128, 2, 2, 6, 168), (64, 1, 2, 8), (64, 1, 3, 8),
-          (64, 1, 3, 12, 168), (64, 2, 3, 6, 168), (32, 1, 3, 12, 168)]
-PLAIN = [(128, 1, 2, 8), (128, 1, 3, 6), (64, 1, 2, 12, 168), (64, 1, 3, 8)]
-ARMS = [(name, "fold", s) for name in ("int4g", "int2g", "int3g") for s in FOLDED]
-ARMS += [(name, "fold", s) for name in ("k4v2g", "k3v2g") for s in FOLDED[:1] + FOLDED[3:5]]
+TILE64, TILE128 = (64, 1, 3, 8), (128, 1, 2, 8)
+ARMS = [(name, "as it is", None) for name in ("bf16", "int4", "int4g", "int2g", "int3g", "int3")]
+ARMS += [("int3", "setting", s) for s in (TILE64, TILE128)]
+ARMS += [(name, "as it is", None) for name in ("k4v2g", "k3v2g", "fp8c", "int8", "int2", "k4v2")]
+ARMS += [(name, "setting", s) for name in ("int2g", "int3g")
+         for s in (TILE128, (64, 1, 2, 8), (64, 1, 4, 6))]
 ARMS += [(name, "old", None) for name in ("int4g", "int3g", "int2g")]
-ARMS += [("int3", "new", s) for s in [None, *PLAIN]] + [("int2", "new", s) for s in [None, *PLAIN]]
-ARMS += [(name, "as it is", None) for name in ("bf16", "int4", "int8", "fp8c", "k4v2")]
-SEALED = ["int8", "int4", "k4v2", "int3", "int2", "fp8c", "int4g", "k4v2g", "int3g", "int2g"]
+SEALED = ["int4", "int4g", "int2", "int2g", "int3", "int3g", "k4v2", "k4v2g", "int8", "fp8c"]
 
 
 def prepared(name, way, shape):
@@ -108,7 +108,7 @@ def timed(out, arm, shape):
         return float("inf")
 
 
-def sealing(out):
+def sealing(out, late):
     from functools import partial
 
     import torch
@@ -119,21 +119,39 @@ def sealing(out):
     from kvlab.kernel import seal_triton
 
     shape, tokens = Shape(), 16_384
-    for name in SEALED:
-        format, count = by_name(name), tokens // SLOTS
-        store = random_store(format, shape, SLOTS, count, 28)
-        x = [shape.random(tokens, heads=8) for _ in range(2)]
-        ids = torch.randperm(count, device="cuda")
-        us = replayed(partial(seal_triton.seal, *x, format, store.layer(0), ids))
-        tail, one = open_store(shape, SLOTS, 8, 28), ids[:1] % 8
-        few = replayed(partial(seal_triton.seal_open, tail.layer(0), store.layer(0), format, one,
-                               one, 28))
-        told(out, kind="seal", format=name, seal_us=us, seal_open_us=few)
+    for held in (True, False):
+        seal_triton.HELD = held
+        for name in SEALED:
+            format, count = by_name(name), tokens // SLOTS
+            if late() or not held and not name.endswith("g"):
+                continue
+            store = random_store(format, shape, SLOTS, count, 28)
+            x = [shape.random(tokens, heads=8) for _ in range(2)]
+            ids = torch.randperm(count, device="cuda")
+            us = replayed(partial(seal_triton.seal, *x, format, store.layer(0), ids))
+            wrong = differing(format, store.layer(0), x, ids)
+            tail, one = open_store(shape, SLOTS, 8, 28), ids[:1] % 8
+            few = replayed(partial(seal_triton.seal_open, tail.layer(0), store.layer(0), format,
+                                   one, one, 28))
+            told(out, kind="seal", format=name, held=held, seal_us=us, seal_open_us=few,
+                 differing_bytes=wrong)
+
+
+def differing(format, planes, x, ids):
+    """Bytes of the first block that are not the reference's."""
+    import torch
+
+    from kvlab.kernel.blocks_ref import block_views
+
+    want = format.quantize(*(y[None, :SLOTS] for y in x))
+    pairs = [(want[name][0], view) for name, view in block_views(planes, int(ids[0])).items()]
+    raw = [[y.contiguous().flatten().view(torch.uint8) for y in pair] for pair in pairs]
+    return sum(int((a != b).sum()) for a, b in raw)
 
 
 def main():
     out = Path(sys.argv[1] if len(sys.argv) > 1 else "outputs/variants")
-    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 90
+    seconds = float(sys.argv[2]) if len(sys.argv) > 2 else 150
     out.mkdir(parents=True, exist_ok=True)
     late = lambda: time.time() - START > seconds  # noqa: E731
     workers = max(1, (os.cpu_count() or 2) - 2)
@@ -147,21 +165,14 @@ def main():
                 good.append(arm)
     print(f"compiled {len(good)} of {len(ARMS)} [{time.time() - START:.0f} s]", flush=True)
     good.sort(key=ARMS.index)
-    best = {}
     for arm in good:
         if late():
             break
+        for shape in SHAPES:
+            timed(out, arm, shape)
         off = error_of(*arm)
-        us = timed(out, arm, SHAPES[0])
         told(out, kind="error", format=arm[0], way=arm[1], setting=arm[2], error=off)
-        best.setdefault(arm[:2], []).append((us, arm))
-    for times in best.values():
-        for _, arm in sorted(times, key=lambda x: x[0])[:3]:
-            for shape in SHAPES[1:]:
-                if not late():
-                    timed(out, arm, shape)
-    if not late():
-        sealing(out)
+    sealing(out, late)
 
 
 if __name__ == "__main__":

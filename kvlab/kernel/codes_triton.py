@@ -15,7 +15,6 @@ import triton.language as tl
 from kvlab.kernel import interpret
 
 NATIVE = tl.constexpr(not interpret.ACTIVE)  # inline PTX exists only where there is a GPU
-
 DENSE, FP8, INT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 GROUPED = tl.constexpr(3)  # integers whose scales belong to small groups
 
@@ -43,16 +42,18 @@ def take_bits(x, SHIFT: tl.constexpr, MASK: tl.constexpr):
     return y
 
 
+@triton.constexpr_function
+def third_asm():
+    return "{ .reg .b32 t; shr.b32 t, $2, 1; lop3.b32 $0, $1, t, 0x55555555, 0xa8; }"
+
+
 @triton.jit
 def third_bits(lower, upper):
-    """Bytes of third bits, those of the lower and of the upper half of the dims of all parts, zero
+    """Bytes of third bits of the lower and of the upper half of the dims of all parts, zero
     elsewhere -> the bit of part i at 2 i."""
     if NATIVE:
-        mask = tl.full(lower.shape, 0x55, tl.int8)
-        y = tl.inline_asm_elementwise(
-            "{ .reg .b32 t; shr.b32 t, $2, 1; lop3.b32 $0, $1, t, $3, 0xa8; }", "=r,r,r,r",
-            [lower, upper, mask], dtype=tl.int8, is_pure=True, pack=4,
-        )
+        y = tl.inline_asm_elementwise(third_asm(), "=r,r,r", [lower, upper], dtype=tl.int8,
+                                      is_pure=True, pack=4)
     else:
         y = ((lower | (upper >> 1)) & 0x55).to(tl.int8)
     return y

@@ -17,12 +17,13 @@ from triton.language.extra.cuda import gdc_launch_dependents
 
 from kvlab.format import KVFormat
 from kvlab.kernel.codes_triton import DENSE, GROUPED, INT, narrow, rotate, tile_pointer, typed
-from kvlab.kernel.grouped_triton import seal_groups
+from kvlab.kernel.grouped_triton import ROUND, seal_groups
 from kvlab.kernel.quantize_ref import FP8_MAX, FP16_MAX, SCALE_FLOOR
+from kvlab.kernel.seal_groups_triton import seal_keys, seal_values
 from kvlab.kernel.sides import TYPES, Side, next_power, offsets, sides
 from kvlab.kernel.tune import device_facts
 
-ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds a small number to nearest even
+HELD = True  # a benchmark's switch
 FLOOR, TOP = tl.constexpr(SCALE_FLOOR), tl.constexpr(FP8_MAX)
 HALF_MAX = tl.constexpr(FP16_MAX)
 
@@ -132,14 +133,20 @@ def seal_side(
 def seal_kernel(
     x_k, x_v, base, ids, kd, kh, ks, kz, ku, km, vd, vh, vs, vz, vu, vm, P: tl.constexpr,
     H: tl.constexpr, D: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, K: tl.constexpr,
-    V: tl.constexpr,
+    V: tl.constexpr, OWN: tl.constexpr,
 ):
-    """Program (block of the list, head, side)."""
+    """Program (block of the list, head, side). OWN: a thread holds a group, see
+    `seal_groups_triton`."""
     i, h = tl.program_id(0), tl.program_id(1)
     block = tl.load(ids + i)
     slab, slot = tl.load(base + block // P), (block % P).to(tl.int64)
     first, rows = (i.to(tl.int64) * S * H + h) * D, tl.arange(0, SP) * (H * D)
-    if tl.program_id(2) == 0:
+    if OWN:
+        if tl.program_id(2) == 0:
+            seal_keys(x_k + first, slab, slot, h, (kd, kh, ks, kz, ku, km), H * D, H, D, S, K)
+        else:
+            seal_values(x_v + first, slab, slot, h, (vd, vh, vs, vz, vu, vm), H * D, H, D, S, V)
+    elif tl.program_id(2) == 0:
         seal_side(x_k + first, rows, h, slab, slot, kd, kh, ks, kz, ku, km, H, D, S, SP, K)
     else:
         seal_side(x_v + first, rows, h, slab, slot, vd, vh, vs, vz, vu, vm, H, D, S, SP, V)
@@ -168,7 +175,7 @@ def seal_kept_kernel(
 def seal_open_kernel(
     open_base, rows, ok, ov, base, ids, kd, kh, ks, kz, ku, km, vd, vh, vs, vz, vu, vm,
     DT: tl.constexpr, OP: tl.constexpr, P: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
-    S: tl.constexpr, SP: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    S: tl.constexpr, SP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, OWN: tl.constexpr,
 ):
     """Program (block of the list, head, side of a layer: 2 * layer + 0 for keys, 1 for values).
 
@@ -210,9 +217,22 @@ def append_kernel(
         tl.store(typed(at + ov, v.dtype.element_ty) + d, y, mask=inside)
 
 
+def _held(k: Side, v: Side, slots: int, dim: int) -> bool:
+    """Whether a thread has room for a group of keys, and for a token's values."""
+    grouped = k.kind == v.kind == 3 and k.channel and not v.channel and max(k.group, v.group) <= 32
+    return HELD and grouped and not slots & (slots - 1) and dim in (32, 64, 128)
+
+
 def _warps(k: Side, v: Side, elements: int) -> int:
     """Twice as many where groups have scales: a thread holds its elements beside their trials."""
     return (4 if elements <= 8192 else 8) * (2 if k.group or v.group else 1)
+
+
+def _choices(k: Side, v: Side, slots: int, dim: int) -> dict:
+    """Of a launch: whether a thread holds a group; then there is one for each token."""
+    own = _held(k, v, slots, dim)
+    warps = max(1, min(8, slots // 32)) if own else _warps(k, v, slots * dim)
+    return {"OWN": own, "num_warps": warps, "enable_fp_fusion": False}
 
 
 def seal(x_k: Tensor, x_v: Tensor, format: KVFormat, planes, block_ids: Tensor) -> None:
@@ -227,7 +247,7 @@ def seal(x_k: Tensor, x_v: Tensor, format: KVFormat, planes, block_ids: Tensor) 
     seal_kernel[(len(block_ids), heads, 2)](
         x_k, x_v, planes.base, block_ids, *offsets(planes.planes), P=planes.slab_blocks, H=heads,
         D=dim, S=slots, SP=next_power(slots), K=k, V=v,
-        num_warps=_warps(k, v, slots * dim), enable_fp_fusion=False,
+        **_choices(k, v, slots, dim),
     )
 
 
@@ -259,7 +279,7 @@ def seal_open(open, sealed, format: KVFormat, rows: Tensor, blocks: Tensor, laye
         open.base, rows, plane.offset_bytes, open.planes["v_data"].offset_bytes, sealed.base,
         blocks, *offsets(sealed.planes), DT=TYPES[plane.dtype], OP=open.slab_blocks,
         P=sealed.slab_blocks, H=heads, D=dim, S=slots, SP=next_power(slots), K=k, V=v,
-        num_warps=_warps(k, v, slots * dim), enable_fp_fusion=False,
+        **_choices(k, v, slots, dim),
     )
 
 

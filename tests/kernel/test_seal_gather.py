@@ -56,6 +56,20 @@ def test_seal_writes_the_reference_bits(name, slots, dim, dtype, device):
         assert torch.equal(after.view(torch.uint8), before.view(torch.uint8))
 
 
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("name, slots, dim, dtype", [
+    ("int4g", 128, 64, torch.bfloat16), ("int3g", 32, 128, torch.float16),
+    ("k3v2g", 64, 32, torch.float32)])
+def test_threads_that_hold_groups(name, slots, dim, dtype, held, device, monkeypatch):
+    """Several groups of tokens, slices of channels and parts of bytes, by either kernel."""
+    monkeypatch.setattr(seal_triton, "HELD", held)
+    sealed, k, v, ids = make(FORMATS[name], slots, dim, dtype, device)
+    seal_triton.seal(k, v, FORMATS[name], sealed.layer(1), ids)
+    want = FORMATS[name].quantize(split(k, slots), split(v, slots))
+    for plane, got in sealed.read(1, BLOCKS).items():
+        assert torch.equal(got.view(torch.uint8), want[plane].view(torch.uint8)), plane
+
+
 @pytest.mark.parametrize("name", [n for n, f in FORMATS.items() if f.key.bits <= 8])
 def test_seal_saturates_where_fp16_ends(name, device):
     """Scales and zeros beyond 65504: the reference's bits again, and no inf among them."""
