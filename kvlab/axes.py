@@ -151,6 +151,7 @@ TABLE: dict[str, Axis] = {axis.name: axis for axis in (
         "simlayer": ("SimLayer", "layers that look at the window alone hold no more (SimLayerKV)"),
         "shares": ("Shares", "given shares, one for each layer group"),
         "adakv": ("AdaKV", "the best tokens of all heads of a layer (AdaKV)"),
+        "all_heads": ("AllHeads", "the best tokens of all heads of all layers (KVzip)"),
         "duo": ("DuoAttention", "retrieving heads hold all, others the window (DuoAttention)"),
     }),
     _axis("observes", "mass", "kvlab.cache.scores", {

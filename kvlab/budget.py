@@ -28,6 +28,7 @@ class Equal:
     divides = False  # whether groups get unlike shares
     by_head = False  # whether heads of a layer get unlike shares
     adapts = False  # whether these follow the scores
+    across = False  # whether heads of all layers then compete, not those of each layer
     looks = False  # whether those of groups follow what their layers look at: `kept`
 
     def weights(self, groups: Sequence[Layers]) -> list[float]:
@@ -172,6 +173,21 @@ class AdaKV(ByHead):
         if isinstance(floor, bool) or not 0 <= floor <= 1:
             raise BadInput("budget.floor", floor, "must be from 0 to 1, a share of the equal part")
         self.floor = floor
+
+
+class AllHeads(AdaKV):
+    """The best tokens of all heads of all layers stay, whichever head they are of.
+
+    The budget of KVzip (Kim et al. 2025, https://arxiv.org/abs/2505.23416), for a policy that waits
+    until a context is over, when all layers are there. floor: of a head's equal part, which stays
+    its own (0, as published). Differs as AdaKV does; layers of another shape or format are apart.
+    """
+
+    name = "all_heads"
+    across = True
+
+    def __init__(self, floor: float = 0.0):
+        super().__init__(floor)
 
 
 class DuoAttention(ByHead):

@@ -23,6 +23,7 @@ and so no spread to see. Raises ValueError for no tokens at all or arrays that d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,6 @@ from scipy import stats
 
 LEVEL = 0.95
 FEWEST = 1.5  # degrees of freedom of an interval
-CHUNK = 20_000_000  # elements of one temporary array
 
 
 class Interval(NamedTuple):
@@ -210,12 +210,21 @@ def _blocks(values: Sequence[np.ndarray], block: int) -> _Blocks:
 
 def _draw(document: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     """How often each block was drawn, [resamples, K]: documents first, then blocks within each."""
-    rng = np.random.default_rng(seed)
     held = np.unique(document, return_counts=True)[1]
+    return _drawn(tuple(held.tolist()), resamples, seed)
+
+
+@lru_cache(maxsize=8)
+def _drawn(held: tuple[int, ...], resamples: int, seed: int) -> np.ndarray:
+    """Of documents that hold so many blocks: the same for every variant and statistic of a run.
+    Read-only, float64 of whole numbers, so that products with it are the library's."""
+    rng = np.random.default_rng(seed)
     documents = rng.multinomial(len(held), np.full(len(held), 1 / len(held)), size=resamples)
-    return np.hstack(
+    counts = np.hstack(
         [rng.multinomial(times * k, np.full(k, 1 / k)) for times, k in zip(documents.T, held)]
-    )
+    ).astype(np.float64)
+    counts.flags.writeable = False
+    return counts
 
 
 def _deviations(blocks: _Blocks, mean: float) -> np.ndarray:
@@ -257,17 +266,26 @@ def _rank(q: float, count):
 def _positions(counts: np.ndarray, block_of: np.ndarray, ranks: np.ndarray) -> np.ndarray:
     """Index into the descending order at which each resample reaches its rank, [resamples].
 
-    Only the head of the order is looked at: high quantiles need few of many tokens.
+    Only the head of the order is looked at: high quantiles need few of many tokens. How many tokens
+    a resample has drawn by the end of each stretch of it is one product; then one stretch is left.
     """
-    found = np.full(len(ranks), -1)
-    head = min(len(block_of), 2 * int(ranks.max()) + 1000)
-    while (left := np.flatnonzero(found < 0)).size:
-        for part in np.array_split(left, -(-left.size * head // CHUNK)):
-            seen = np.cumsum(counts[part][:, block_of[:head]], axis=1)
-            reached = seen[:, -1] >= ranks[part]
-            found[part[reached]] = (seen >= ranks[part, None]).argmax(axis=1)[reached]
-        head = min(len(block_of), 2 * head)
-    return found
+    head, total = 2 * int(ranks.max()) + 1000, len(block_of)
+    while True:
+        head = min(total, head)
+        width = max(1, int(head**0.5))
+        ends = np.arange(width, head + width, width)
+        stretch = np.minimum(np.arange(head) // width, len(ends) - 1)
+        held = np.zeros((counts.shape[1], len(ends)))
+        np.add.at(held, (block_of[:head], stretch), 1)
+        by = counts @ held.cumsum(1)  # [resamples, stretches], whole numbers
+        if head == total or (by[:, -1] >= ranks).all():
+            break
+        head *= 2
+    first = (by >= ranks[:, None]).argmax(1)
+    before = np.where(first > 0, np.take_along_axis(by, (first - 1)[:, None], 1)[:, 0], 0)
+    at = np.minimum(first[:, None] * width + np.arange(width), head - 1)  # past it: never first
+    seen = np.cumsum(np.take_along_axis(counts, block_of[at], 1), axis=1) + before[:, None]
+    return at[np.arange(len(ranks)), (seen >= ranks[:, None]).argmax(1)]
 
 
 def _percentiles(value: float, drawn: np.ndarray) -> Interval:

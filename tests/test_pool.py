@@ -125,6 +125,11 @@ def test_too_many_slabs_are_refused(store):
     with pytest.raises(KvlabError, match="block_size"):
         store.commit([MAX_SLABS * ROWS])
     assert store.nbytes == 0
+    table = store.base.nbytes  # which kernels read, and a refused slab has no place in
+    with pytest.raises(KvlabError, match="block_size"):
+        store.commit([0, MAX_SLABS * ROWS])
+    store.drop([0, MAX_SLABS * ROWS])
+    assert store.nbytes == table and not store.base.any()
 
 
 def pool(name="fp32", slots=8, device="cpu") -> BlockPool:

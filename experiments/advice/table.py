@@ -15,7 +15,9 @@ from pathlib import Path
 # report -> run -> what the model is called in the table
 FORMATS = {"real_formats": {"smollm2-135m": "SmolLM2-135M-Instruct",
                             "qwen2.5-coder-0.5b": "Qwen2.5-Coder-0.5B-Instruct"}}  # fmt: skip
-EVICTION = {"real_eviction": {"evict": "SmolLM2-135M-Instruct"}}
+EVICTION = {"real_eviction": {"evict": "SmolLM2-135M-Instruct",
+                              **FORMATS["real_formats"]}}  # those that are there
+PROTECTED = {"window": "sink", "window.sinks": 4, "window.recent": 64}  # in all of real_eviction
 SPEEDS = ("decode_speed", "prefill_speed", "memory_200k")
 RANDOM = "Qwen3-0.6B's shapes, random weights"  # what the models of SPEEDS are
 FIGURES = {"perplexity": "perplexity_delta_percent", "kl": "kl_mean_nats",
@@ -36,26 +38,33 @@ def losses(reports: Path, sources: dict[str, dict[str, str]]) -> list[dict]:
         told = json.loads((reports / report / "environments.json").read_text())
         for run, model in runs.items():
             rows = [r for r in read(reports / report) if r["params"]["run"] == run]
-            found += losses_of(model, rows, told[run])
+            found += losses_of(model, rows, told[run]) if run in told else []
     return found
 
 
 def losses_of(model: str, rows: list[dict], environment: dict) -> list[dict]:
-    """A row for each composition of one run; its controls are left out."""
+    """A row for each composition of one run; its controls are left out, and what evicts blocks."""
     measured: dict[str, dict] = {}
     params: dict[str, dict] = {}
     for row in rows:
-        if row.get("step") is None and "control" not in row["params"]:
+        if row.get("step") is None and not left_out(row["params"]):
             measured.setdefault(row["variant"], {})[row["name"]] = row
             params[row["variant"]] = row["params"]
     return [_loss(model, params[variant], found, environment)
             for variant, found in measured.items()]  # fmt: skip
 
 
+def left_out(params: dict) -> bool:
+    return ("control" in params or params.get("policy") == "random"
+            or params.get("cache.evict") == "block")
+
+
 def _loss(model: str, params: dict, measured: dict, environment: dict) -> dict:
     host, speed = environment["host"], measured.get("prefill_tokens_per_second")
+    if "policy" in params and "window" not in params:  # a setting of the whole run
+        params = params | PROTECTED
     return {
-        "model": model, "setting": _setting(params, environment["command"]),
+        "model": model, "setting": _setting(params, environment["command"], measured),
         "options": options_of(params), "bits": measured["bits_per_element"]["value"],
         **{short: _figure(measured.get(name)) for short, name in FIGURES.items()},
         "allocated_bytes": int(measured["cache_allocated_bytes"]["value"]),
@@ -82,8 +91,8 @@ def _figure(row: dict | None) -> list[float] | None:
     return row and [row["value"], row["low"], row["high"]]
 
 
-def _setting(params: dict, command: str) -> str:
-    documents = re.search(r"eval\.documents=(\d+)", command)[1]
+def _setting(params: dict, command: str, measured: dict) -> str:
+    documents = measured["perplexity"]["count"] // (params["tokens"] - 1)
     data = re.search(r"\bdata=(\w+)", command)
     return (f"{documents} held-out documents ({data[1].title() if data else 'Books'}) x "
             f"{params['tokens']:,} tokens, chunks of {params['chunk_tokens']}, blocks of "

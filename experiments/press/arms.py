@@ -3,10 +3,11 @@
     python arms.py MODEL ITEMS.jsonl OUT.jsonl --arms snapkv:0.5 adakv:0.5 quanto:4 full
 
 An item is `{"name", "context": [ids], "new_tokens": n, "ends": [ids], "questions": [{"ids": [ids],
-"answer": [ids] or []}]}`. A line of the output is `{"arm", "item", "answers": [[ids]], "nats":
-[mean loss of the forced answers], "prefill_seconds", "bytes", "freed"}`: bytes as the cache's
-tensors have them; freed: false where a press only masks keys and the bytes are all there still.
-An arm that cannot run here has one line, `{"arm", "refused"}` with the reason.
+"answer": [ids] or []}], "next": [ids] or none}`. A line of the output is `{"arm", "item",
+"answers": [[ids]], "nats": [mean loss of the forced answers], "kl": [of each of the next tokens to
+the full cache, in nats], "prefill_seconds", "bytes", "freed"}`: bytes as the cache's tensors have
+them; freed: false where a press only masks keys and the bytes are all there still. An arm that
+cannot run here has one line, `{"arm", "refused"}` with the reason. OUT may be /dev/stdout.
 
 The number of an arm is the share of tokens that is removed, as kvpress has it, or bits.
 """
@@ -118,21 +119,34 @@ def ask(model, cache, past, question, item):
     return told, None
 
 
+def logs(model, cache, past, ids):
+    """Log probabilities [T, V] behind the context, in float32; the cache goes on with `ids`."""
+    at = torch.arange(past, past + len(ids), device=model.device)[None]
+    ids = torch.tensor([ids], device=model.device)
+    out = model(input_ids=ids, past_key_values=cache, position_ids=at)
+    return out.logits[0].float().log_softmax(-1)
+
+
 def rows(model, item, arms, refused):
     """A line for each arm on one item; `refused` notes those that cannot run, once."""
     ids = torch.tensor([item["context"]], device=model.device)
+    if after := item.get("next"):
+        full = logs(model, filled(model, "full", 0, ids)[0], ids.shape[1], after)
     for arm in arms:
         if arm in refused:
             continue
         name, _, number = arm.partition(":")
         try:
             cache, seconds = filled(model, name, float(number or 0), ids)
-        except Refused as error:
+        except (Refused, RuntimeError, AssertionError) as error:  # memory, a press's own demands
             refused.add(arm)
             yield {"arm": arm, "refused": str(error)}
             continue
         size = nbytes(cache.layers, set())
-        told = []
+        told, kl = [], []
+        if after:
+            own = logs(model, copy.deepcopy(cache), ids.shape[1], after)
+            kl = (full.exp() * (full - own)).sum(-1).tolist()
         for question in item["questions"]:
             if name in BITS:  # whose tensors have no copies
                 own = filled(model, name, float(number), ids)[0] if told else cache
@@ -140,8 +154,8 @@ def rows(model, item, arms, refused):
                 own = copy.deepcopy(cache)
             told.append(ask(model, own, ids.shape[1], question, item))
         yield {"arm": arm, "item": item["name"], "answers": [a for a, _ in told],
-               "nats": [n for _, n in told], "prefill_seconds": seconds, "bytes": size,
-               "freed": name not in MASKING}
+               "nats": [n for _, n in told], "kl": kl, "prefill_seconds": seconds,
+               "bytes": size, "freed": name not in MASKING}
 
 
 @torch.inference_mode()
@@ -162,8 +176,7 @@ def main():
         refused = set()
         for item in map(json.loads, lines):
             for row in rows(model, item, given.arms, refused):
-                out.write(json.dumps(row) + "\n")
-                out.flush()
+                print(json.dumps(row), file=out, flush=True)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from kvlab.advice.ask import GOALS, Ask
 from kvlab.advice.choices import Choice, choices
-from kvlab.advice.table import Loss
+from kvlab.advice.table import Figure, Loss
 from kvlab.advice.tell import advised, shown
 from kvlab.model import Outline
 from kvlab.report import Book
@@ -20,11 +20,12 @@ HEADS = ("goal", "memory", "flags", "bytes at the end", "loss", "speed", "forget
 SHORT = HEADS[:6] + HEADS[7:]  # of the README
 REPORTS = {
     "exact": ("memory_200k", "ultra_long"),
-    "facts": ("real_formats", "retrieval_quality"),
+    "facts": ("real_formats", "real_axes", "retrieval_quality"),
     "chat": ("prefix_hit_rate", "load"),
-    "stream": ("endless", "window_quality"),
-}
+    "stream": ("endless", "real_windows", "window_quality"),
+}  # those that are there
 TIMED = "Qwen3-0.6B"  # the shapes whose speed the reports measured
+WINDOW = "window.recent=4092"  # with four sinks: a row of real_windows
 STANDS = {  # deed -> report, variant, what is unlike the composition
     "host": ("memory_200k", "fp8_host", "in fp8"),
     "quest": ("memory_200k", "retrieval", "in fp8"),
@@ -53,7 +54,8 @@ def decisions(name: str, model: Outline, book: Book | None, prefix: str = "") ->
     """
     found: list[Line] = []
     for goal in GOALS:
-        links = ", ".join(f"[{r}]({prefix}{r}/README.md)" for r in REPORTS[goal])
+        links = ", ".join(f"[{r}]({prefix}{r}/README.md)" for r in REPORTS[goal]
+                          if book is None or r in book.reports)
         for memory in MEMORIES:
             ask = Ask(memory, CONTEXT, goal=goal)
             for choice in shown(advised(choices(ask, model)), Ask(memory, CONTEXT)) or [None]:
@@ -104,9 +106,10 @@ def _bytes(choice: Choice, cite: _Citing) -> str:
 
 
 def _loss(choice: Choice, cite: _Citing) -> str:
-    """Of the format, on the model that loses more by KL."""
+    """Of the format, or of the window in 16 bits, on the model that loses more by KL."""
     if not choice.known:
-        return "not measured on a real model"
+        told = _window_loss(cite) if "format=bf16" in choice.options else ""
+        return told or "not measured on a real model"
     rows: list[Loss] = [row for row in choice.losses if row.kl]
     if not rows:
         return "none: the baseline"
@@ -116,6 +119,33 @@ def _loss(choice: Choice, cite: _Citing) -> str:
     kl = cite.row("kl_mean_nats", variant, worst.kl.value)
     return (f"perplexity {worst.perplexity.told('+.2f')} %{perplexity}, "
             f"KL {worst.kl.told('.2g')} nats{kl}")  # fmt: skip
+
+
+def window_rows(book: Book | None) -> tuple[dict, dict] | None:
+    """Change of perplexity and KL of the window that is offered, on the real model that loses more
+    by KL; None where that was not measured."""
+    found = [] if book is None else book.find("real_windows", "kl_mean_nats", variant=WINDOW)
+    if not found:
+        return None
+    kl = max(found, key=lambda row: row["value"])
+    [perplexity] = book.find("real_windows", "perplexity_delta_percent", variant=WINDOW,
+                             run=kl["params"]["run"])  # fmt: skip
+    return perplexity, kl
+
+
+def figure(row: dict) -> Figure:
+    return Figure(*(row["value"] if row[end] is None else row[end]
+                    for end in ("value", "low", "high")))
+
+
+def _window_loss(cite: _Citing) -> str:
+    rows = window_rows(cite.book)
+    if rows is None:
+        return ""
+    perplexity, kl = rows
+    return (f"perplexity {figure(perplexity).told('+.2f')} %{cite.first([perplexity])}, "
+            f"KL {figure(kl).told('.2g')} nats{cite.first([kl])}, "
+            f"of {kl['params']['tokens']:,} tokens")  # fmt: skip
 
 
 def _speed(choice: Choice, name: str, cite: _Citing) -> str:

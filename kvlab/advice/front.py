@@ -12,7 +12,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvlab.advice.decision import CONTEXT, HEADS, SHORT, Line, decisions
+from kvlab.advice.decision import (
+    CONTEXT,
+    HEADS,
+    SHORT,
+    Line,
+    decisions,
+    figure,
+    window_rows,
+)
 from kvlab.advice.table import losses, measured
 from kvlab.advice.transfer import elsewhere
 from kvlab.core import BadInput
@@ -46,7 +54,7 @@ def write_front(words: Sequence[str], configs: dict) -> Path:
     draw_all(shown, figures)
     digests = json.dumps({p.stem: p.digest for p in shown}, indent=1)
     (figures / DIGESTS).write_text(digests + "\n", encoding="utf-8")
-    parts = [_opening()]
+    parts = [_opening(book)]
     for name, lines in tables.items():
         parts += [heads[name], _table(lines, HEADS)]
     for p in shown:
@@ -91,7 +99,7 @@ def _table(lines: list[Line], heads: tuple[str, ...]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def _opening() -> str:
+def _opening(book: Book) -> str:
     bounds = {bits: max(row.perplexity.high for row in losses() if row.options == (bits,))
               for bits in ("format=int8", "format=int4")}  # fmt: skip
     return (
@@ -100,9 +108,18 @@ def _opening() -> str:
         f"by at most {bounds['format=int8']:.2f} % at the upper end of the interval, and 4 bits "
         f"(`format=int4`) by {bounds['format=int4']:.2f} %. Where even these do not fit, blocks "
         "go to host memory: nothing is forgotten, and decoding slows to a few tokens a second; a "
-        "window is fast and forgets, and what that costs on a real model was not measured.\n\n"
+        f"window is fast and forgets, and {_window(book)}.\n\n"
         f"One request of {CONTEXT:,} tokens. For your own model, memory and length:\n\n"
         f"    python -m kvlab advise model=... device.memory_gb=16 context={CONTEXT}")
+
+
+def _window(book: Book) -> str:
+    rows = window_rows(book)
+    if rows is None:
+        return "what that costs on a real model was not measured"
+    tokens = rows[0]["params"]["tokens"]
+    return (f"with the newest 4,092 of {tokens:,} tokens the model that loses more changes by "
+            f"{figure(rows[0]).told('+.2f')} % of perplexity")
 
 
 def _rows() -> str:

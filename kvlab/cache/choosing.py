@@ -1,10 +1,11 @@
 """A layer group whose heads choose tokens: what leaves in a chunk is never stored.
 
-A chunk that exceeds the budget is chosen from within the step. Layer after layer, the tokens held
-before and the chunk's own are scored right after the layer's attention, and those that stay are
-sealed into fresh blocks. So beside old and new kept tokens there is one layer's chunk, unquantized;
-a token of the chunk is rounded once; and since the old blocks live until `commit`, a step can be
-undone. Decoded tokens are stored as ever, and chosen among between steps (`cache/repack.py`).
+A chunk that exceeds the budget is chosen from within the step. Some layers at a time
+(`cache/together.py`), the tokens held before and the chunk's own are scored once the layers have
+attended, and those that stay are sealed into fresh blocks. So beside old and new kept tokens there
+are those layers' chunks, unquantized; a token of the chunk is rounded once; and since the old
+blocks live until `commit`, a step can be undone. Decoded tokens are stored as ever, and chosen
+among between steps (`cache/repack.py`).
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from kvlab.blocks import Holding, slide
 from kvlab.cache.bytes import GroupBytes
 from kvlab.cache.group import LayerGroup
 from kvlab.cache.lazy import window_share
+from kvlab.cache.together import Together, seal_layers
 from kvlab.core import BadInput, SeqId
-from kvlab.source import Ask
+from kvlab.source import Ask, over_all
 
 
 class ChoosingHolding(Holding):
@@ -95,13 +97,10 @@ class ChoosingGroup(LayerGroup):
 
     def attend(self, ask: Ask) -> Tensor:
         e = ask.extent
-        out, lse = self.over_sources(ask).result()
-        repeated = self.watch.scorer.span is not None  # by queries that are no prompt's
-        if self.chooser.budget.looks and not e.single and not repeated:
-            self._look_around(ask, lse)
         if e.chosen is not None:
-            self._choose(ask, lse)
-            return out
+            return self._attend_to_choose(ask)
+        out, lse = self.over_sources(ask).result()
+        self._look_around(ask, lse)
         if not e.single or self.watch.looking:
             tokens = (e.past + e.count) // self.block_size * self.block_size
             k, v, there = self._all(ask)
@@ -112,8 +111,31 @@ class ChoosingGroup(LayerGroup):
         self.store(ask)
         return out
 
-    def _look_around(self, ask: Ask, lse: Tensor) -> None:
-        k, _, _ = self._all(ask)
+    def _attend_to_choose(self, ask: Ask) -> Tensor:
+        """A layer of a chunk that is chosen from; the last of some that wait chooses for them."""
+        some = self._waiting(ask)
+        k, v = some.add(ask)
+        if self.pool.by_head or self.sources.readers != [self.sources.sealed, self.sources.tail]:
+            out, lse = self.over_sources(ask).result()
+        else:
+            out, lse = over_all(ask, k, v, self.pool.fused)
+        self._look_around(ask, lse, k)
+        some.note(ask, lse, self._present(ask, len(k)))
+        if some.full:
+            self._choose(ask, some)
+        return out
+
+    def _waiting(self, ask: Ask) -> Together:
+        e = ask.extent
+        if e.waiting is None:
+            e.waiting = Together(self.pool, ask, self.watch.scorer.reads)
+        return e.waiting
+
+    def _look_around(self, ask: Ask, lse: Tensor, k: Tensor | None = None) -> None:
+        repeats = self.watch.scorer.span is not None  # queries that are no prompt's
+        if not self.chooser.budget.looks or ask.extent.single or repeats:
+            return
+        k = self._all(ask)[0] if k is None else k
         how = {"scale": ask.scale, "softcap": ask.softcap}
         self.watch.notice(ask.extent.seq, window_share(ask.q, k, lse, self.chooser.window, **how))
 
@@ -127,39 +149,46 @@ class ChoosingGroup(LayerGroup):
     def _all(self, ask: Ask) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keys and values [n, H, D] of all tokens that this layer has, the step's own the last, and
         which of them each head has, bool [n, H] (None: all)."""
-        layer, e = ask.layer, ask.extent
-        k, v = self.sources.tail.joined(layer, e, ask.k, ask.v)
+        e = ask.extent
+        k, v = self.sources.tail.joined(ask.layer, e, ask.k, ask.v)
         held = self.tables[e.seq].ids[: e.past // self.block_size]
         if not held:
             return k, v, None
         ids = self.pool.ids(held) if e.held_ids is None else e.held_ids
-        there = self.pool.present(layer, held)
-        if there is not None:
-            there = torch.cat((there, there.new_ones(len(k), there.shape[1])))
-        return *map(torch.cat, zip(self.pool.read(layer, held, ids), (k, v))), there
+        k, v = map(torch.cat, zip(self.pool.read(ask.layer, held, ids), (k, v)))
+        return k, v, self._present(ask, len(k))
 
-    def _choose(self, ask: Ask, lse: Tensor | None) -> None:
-        """Score all tokens that this layer has, and store those that stay."""
-        layer, e = ask.layer, ask.extent
-        k, v, there = self._all(ask)
-        tokens = len(k) - e.rest_count
+    def _present(self, ask: Ask, tokens: int) -> Tensor | None:
+        held = self.tables[ask.extent.seq].ids[: ask.extent.past // self.block_size]
+        there = self.pool.present(ask.layer, held) if self.pool.by_head and held else None
+        if there is None:
+            return None
+        return torch.cat((there, there.new_ones(tokens - len(there), there.shape[1])))
+
+    def _choose(self, ask: Ask, some: Together) -> None:
+        """Score all tokens that some layers have, and store those that stay."""
+        e, layers, e.waiting = ask.extent, slice(some.first, some.stop), None
+        tokens, seen = some.n - e.rest_count, self.held.seen[e.seq]
         new = None
-        if lse is not None:
-            scored, seen = len(k) if self.watch.all else tokens, self.held.seen[e.seq]
-            new = self.watch.scores(ask, lse, k, v, scored, seen, there)
-        row = self.watch.row(e.seq, layer, new, tokens, e.count, e.rest_count)
+        if some.queries:
+            new = self.watch.scores_of(some, some.n if self.watch.all else tokens, seen)
+        row = self.watch.row(e.seq, layers, new, tokens, e.count, e.rest_count)
         kept = self.chooser.stay(e, row, e.keep)
         if e.chosen:
-            self.chooser.seal(layer, e.old, e.chosen, (k, v), kept, e.sealing_ids)
+            seal_layers(self.pool, some.first, e.old, e.chosen, some.k, some.v, kept,
+                        e.sealing_ids)  # fmt: skip
         if e.rest is not None:
-            self.pool.write(layer, e.rest, 0, k[tokens:], v[tokens:])
+            self.pool.write(layers, e.rest, 0, some.k[:, tokens:], some.v[:, tokens:])
 
     def store(self, ask: Ask) -> None:
         """Tokens that came without queries: the newest stay, as nothing is known of them."""
         if ask.extent.chosen is None:
             super().store(ask)
-        else:
-            self._choose(ask, None)
+            return
+        some = self._waiting(ask)
+        some.add(ask)
+        if some.full:
+            self._choose(ask, some)
 
     @property
     def sealed_blocks(self):

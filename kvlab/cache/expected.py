@@ -7,7 +7,7 @@ import sys
 import torch
 from torch import Tensor
 
-from kvlab.cache.scores import OBSERVED_QUERIES, Scorer, in_blocks
+from kvlab.cache.scores import OBSERVED_QUERIES, Scorer, in_blocks, over_layers
 
 
 class ExpectedAttention(Scorer):
@@ -27,31 +27,38 @@ class ExpectedAttention(Scorer):
     future = 512  # positions to come
 
     def part(self, q, k, v, *, scale, block_size, seen=None):
+        return in_blocks(self._both(q, k, v, scale).flatten(1, 2), block_size).logsumexp(-1)
+
+    @over_layers()
+    def of_tokens(self, q, k, v, lse, *, scale, shares):
+        valued, plain = self._both(q, k, v, scale)
+        return torch.exp(valued - plain.logsumexp(-1, keepdim=True)).mean(-2)
+
+    def _both(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Logits to expect with the norm of values in them, and without: fp32 [2, ..., H, G, n]."""
         mean, spread = self._to_come(q)
-        keys = k.float()
-        shape = (k.shape[1], -1)
-        x = torch.einsum("hgd,nhd->hgn", mean.unflatten(0, shape), keys) * scale
-        x += torch.einsum("hgde,nhd,nhe->hgn", spread.unflatten(0, shape), keys, keys) * (
-            scale * scale / 2)
-        x = x.flatten(0, 1)  # queries to come see every key
-        norms = v.float().norm(dim=-1).clamp_min(1e-20).log().T  # [H, n]
-        both = torch.stack([x + norms.repeat_interleave(q.shape[0] // k.shape[1], 0), x])
-        return in_blocks(both, block_size).logsumexp(-1)
+        keys, shape = k.float(), (k.shape[-2], -1)
+        x = torch.einsum("...hgd,...nhd->...hgn", mean.unflatten(-2, shape), keys) * scale
+        x += torch.einsum("...hgde,...nhd,...nhe->...hgn", spread.unflatten(-3, shape), keys,
+                          keys) * (scale * scale / 2)  # fmt: skip
+        norms = v.float().norm(dim=-1).clamp_min(1e-20).log()  # [..., n, H]
+        return torch.stack([x + norms.transpose(-1, -2)[..., None, :], x])  # they see every key
 
     def _to_come(self, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean [Hq, D] and covariance [Hq, D, D] of the queries to expect after q [Hq, T, D]."""
+        """Mean [..., Hq, D] and covariance [..., Hq, D, D] of the queries to expect after q [...,
+        Hq, T, D]."""
         drawn = self._turned(q.float())
-        mean = drawn.mean(1)
-        off = drawn - mean[:, None]
-        return mean, off.transpose(1, 2) @ off / drawn.shape[1]
+        mean = drawn.mean(-2)
+        off = drawn - mean[..., None, :]
+        return mean, off.transpose(-1, -2) @ off / drawn.shape[-2]
 
     def _turned(self, q: Tensor) -> Tensor:
         """Each query as it would be at the mean of the positions to come."""
         if self.rotary is None or 2 * len(self.rotary) != q.shape[-1]:
-            return q[:, -OBSERVED_QUERIES:]
-        q = q[:, 4:] if q.shape[1] > 64 else q
+            return q[..., -OBSERVED_QUERIES:, :]
+        q = q[..., 4:, :] if q.shape[-2] > 64 else q
         steps = torch.arange(1, self.future + 1, device=q.device)
-        back = torch.arange(q.shape[1] - 1, -1, -1, device=q.device)
+        back = torch.arange(q.shape[-2] - 1, -1, -1, device=q.device)
         turn = self.rotary.to(q.device, torch.float32)
         to_come = torch.polar(torch.ones(1, device=q.device), steps[:, None] * turn).mean(0)
         turns = to_come * torch.polar(torch.ones(1, device=q.device), back[:, None] * turn)

@@ -32,6 +32,10 @@ def check(spec) -> None:
         raise BadInput("format.sinks", spec.format.sinks, f"keeps first tokens apart for all heads "
                        f"of a block, and budget={spec.budget.name} gives each head blocks of its "
                        "own; format.sinks=0")
+    if spec.budget.across and not policy.waits:
+        raise BadInput("budget", spec.budget.name, "has heads of all layers compete, and layers "
+                       "choose one after another where no policy waits for the end of a context; "
+                       "policy=kvzip, or budget=adakv")
     if spec.budget.looks:
         _check_lazy(spec)
     if spec.by_token:
@@ -75,6 +79,8 @@ def told(spec) -> str:
     policy, size = spec.member, spec.block_size
     published = spec.by_token and spec.groups == "per_head"
     if published and policy.waits:  # where heads of all layers compete
+        if spec.budget.across:
+            return ""
         return "(within each layer)" if spec.budget.adapts else "(each head alike)"
     if not policy.scored or policy.by_token is None or published:
         return ""

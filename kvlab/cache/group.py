@@ -7,9 +7,10 @@ from torch import Tensor
 from kvlab.blocks import SEALED, Holding, check_reach
 from kvlab.cache.bytes import GroupBytes
 from kvlab.core import SeqId
+from kvlab.kernel.attend_sdpa import ONE_CALL
 from kvlab.kernel.step_ref import Past
 from kvlab.pool import away
-from kvlab.source import Ask, Extent, Part, Sum, Token, merged
+from kvlab.source import Ask, Extent, Part, Sum, Token, merged, over_all
 
 
 class LayerGroup:
@@ -27,11 +28,46 @@ class LayerGroup:
     def attend(self, ask: Ask) -> Tensor:
         """Attention of the step's queries over all sources, fp32 [Hq, T, Dv]; stores k and v."""
         check_reach(self.held, ask.extent.seq, ask.extent.past, ask.window)
+        if self._side_by_side(ask):
+            return self._attend_once(ask)
         total = self.over_sources(ask)
         self.store(ask)
         out, lse = total.result()
         self.watch.layer(lse)
         self.sources.observe(ask, lse)
+        return out
+
+    def _side_by_side(self, ask: Ask) -> bool:
+        """Whether all that a short chunk sees may lie side by side in the workspace, to be attended
+        to at once and sealed from there: the host takes longer than the device for each launch."""
+        e, sealed = ask.extent, self.sources.sealed
+        if self.pool.fused is None or not self.sources.plain:
+            return False
+        if self.watch.active or ask.window is not None:
+            return False
+        if e.single or e.count > ONE_CALL or sealed.window.rerotate:
+            return False
+        blocks = sum(len(piece.blocks) for piece in sealed.pieces(e))
+        return blocks + -(-(e.fill + e.count) // self.block_size) <= sealed.segment_blocks
+
+    def _attend_once(self, ask: Ask) -> Tensor:
+        layer, e, pool = ask.layer, ask.extent, self.pool
+        pieces = self.sources.sealed.pieces(e)
+        held = sum(len(piece.blocks) for piece in pieces) * self.block_size
+        tokens = held + e.fill + e.count
+        k, v = pool.workspace.take(tokens, pool.shape, pool.dtype, pool.device)
+        if held:
+            pool.read_layers(layer, pieces[0].blocks, pieces[0].ids, k[None, :held], v[None, :held])
+        tail = pool.read_open(layer, e.tail, e.fill) if e.fill else ()
+        for x, new, before in zip((k, v), (ask.k, ask.v), tail or (None, None)):
+            x[held + e.fill :] = new
+            if e.fill:
+                x[held : held + e.fill] = before
+        out, _ = over_all(ask, k, v, pool.fused)
+        if e.sealing:
+            self._seal(layer, e, k[held:], v[held:])
+        else:
+            self.store(ask)
         return out
 
     def over_sources(self, ask: Ask) -> Sum:
@@ -86,6 +122,15 @@ class LayerGroup:
         """Whether a step of single tokens reads blocks and tails alone, and nobody listens."""
         return self.sources.plain and not (self.watch.active and self.watch.scorer.decodes)
 
+    @property
+    def packs(self) -> bool:
+        """Whether prompts that begin together may be attended to in one call: nobody listens, and
+        what is stored is blocks and tails."""
+        pool, heard = self.pool, self.watch.active or self.sources.hears
+        odd = pool.by_head or pool.apart.tokens or pool.shape.softcap or pool.shape.window
+        unlike = pool.shape.k_width != pool.shape.v_width
+        return not (heard or odd or unlike)
+
     def past(self, scale: float) -> Past | None:
         """What a kernel over all layers reads of a step of single tokens, after `prepare`; None
         where attention reads more than blocks and tails, or somebody listens to it."""
@@ -134,6 +179,12 @@ class LayerGroup:
         self.held.room.evictions += over
 
     # ---- accounts
+
+    def forget_counts(self) -> None:
+        """See `PagedCache.renew`."""
+        self.held.room.evictions = 0
+        if self.watch.active:
+            self.watch.scorer.renew()
 
     @property
     def open_tokens(self) -> int:

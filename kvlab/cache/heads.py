@@ -21,6 +21,11 @@ class Kept(NamedTuple):
     def of(self, layer: int) -> tuple[Tensor, list[int] | None]:
         return self.index[layer], None if self.counts is None else self.counts[layer]
 
+    def layers(self, first: int, count: int) -> Kept:
+        """Of some layers."""
+        mine = slice(first, first + count)
+        return Kept(self.index[mine], None if self.counts is None else self.counts[mine])
+
 
 def best_of_each(score: Tensor, counts: list[list[int]], size: int) -> Kept:
     """Of score [L, H, n] the best tokens of each head, counts[l][h] blocks of `size` of them."""
@@ -31,12 +36,19 @@ def best_of_each(score: Tensor, counts: list[list[int]], size: int) -> Kept:
     return Kept(best.sort(-1).values.clamp_max(max(0, n - 1)), counts)
 
 
-def adaptive(score: Tensor, keep: int, size: int, floor: float) -> list[list[int]]:
+def adaptive(
+    score: Tensor, keep: int, size: int, floor: float, across: bool = False
+) -> list[list[int]]:
     """Blocks for each head of each layer, H * keep in all of a layer: see `kvlab.budget.AdaKV`.
 
     score: fp32 [L, H, n], infinite for what stays anyway and -inf for what a head does not have.
     A head's blocks are its tokens by score, `size` at a time, each worth their mean.
+    across: heads of all layers compete, for L * H * keep blocks: `kvlab.budget.AllHeads`.
     """
+    if across:
+        heads = score.shape[1]
+        [found] = adaptive(score.flatten(0, 1)[None], keep, size, floor)
+        return [found[at : at + heads] for at in range(0, len(found), heads)]
     ranked = score.sort(-1, descending=True).values.unflatten(-1, (-1, size))
     value = ranked.mean(-1)
     have = (ranked[..., -1] > -torch.inf).sum(-1, keepdim=True)  # of whole blocks

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kvlab.cache.scores import Scorer, in_blocks
+from kvlab.cache.scores import Scorer, in_blocks, over_layers
 from kvlab.core import BadInput
 
 
@@ -29,6 +29,10 @@ class KeyNorm(Scorer):
 
     def scores(self, parts, lse):
         return 1.0 / torch.cat(parts, -1).mean(0).clamp_min(1e-20)
+
+    @over_layers(lambda scorer: 0)
+    def of_tokens(self, q, k, v, lse, *, scale, shares):
+        return 1.0 / k.float().norm(dim=-1).transpose(-1, -2).clamp_min(1e-20)
 
 
 class KeyDiff(Scorer):
@@ -66,7 +70,11 @@ class RandomScore(Scorer):
     queries = 1
 
     def __init__(self, seed: int = 0):
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator, self._seed = torch.Generator(), seed
+        self.renew()
+
+    def renew(self):
+        self._generator.manual_seed(self._seed)
 
     def part(self, q, k, v, *, scale, block_size, seen=None):
         drawn = torch.rand(k.shape[1], k.shape[0] // block_size, generator=self._generator)
@@ -74,6 +82,11 @@ class RandomScore(Scorer):
 
     def by_head(self, parts, lse):
         return torch.cat(parts, -1)
+
+    @over_layers(lambda scorer: 0)
+    def of_tokens(self, q, k, v, lse, *, scale, shares):
+        drawn = torch.rand(*k.shape[:-3], k.shape[-2], k.shape[-3], generator=self._generator)
+        return drawn.to(k.device, non_blocking=True)
 
     def weight(self, steps, queries):
         """Once drawn, a number stays: else what is old would have had to win many times."""

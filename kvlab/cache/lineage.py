@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from kvlab.blocks import Prefixes, Sequences
 from kvlab.cache.facts import ModelFacts
@@ -23,6 +24,7 @@ class Lineage:
     def __init__(self, sequences: Sequences, prefixes: Prefixes, facts: ModelFacts, spec, dtype):
         self.sequences, self.prefixes, self.facts = sequences, prefixes, facts
         self._made_of, self.renewals = (spec, dtype), 0
+        self._trusted = False
 
     @property
     def identity(self) -> str:
@@ -41,12 +43,27 @@ class Lineage:
         handles are released, known blocks freed, and what running sequences compute stays theirs.
         here: under the circumstances of the caller, see `ModelFacts.read`.
         """
+        if self._trusted and not self.facts.moved():
+            return False
         identity = named(self.facts.read(here), *self._made_of)
         if identity == self.identity:
             return False
         self.renewals += 1
         self.prefixes.renew(identity)
         return True
+
+    @contextmanager
+    def trusting(self) -> Iterator[None]:
+        """Within it a driver answers for the model, which it alone runs: its contents are read when
+        this begins and ends, and in between only what a glance shows. Reading them takes some
+        milliseconds, for which the device has to be waited for, twice a request."""
+        self.recheck()
+        self._trusted = True
+        try:
+            yield
+        finally:
+            self._trusted = False
+            self.recheck(here=False)
 
     def keep_apart(self, seq: SeqId) -> None:
         """The next tokens of `seq` are none that token ids stand for (embeddings, other

@@ -7,7 +7,7 @@ import sys
 import torch
 
 from kvlab.cache.keys import Whole
-from kvlab.cache.scores import by_kv_head, logits
+from kvlab.cache.scores import by_kv_head, logits, over_layers
 from kvlab.core import BadInput
 
 ROWS = 256  # queries whose capped logits are made at a time
@@ -32,9 +32,14 @@ class Observed(Whole):
             raise BadInput("half_life", half_life, "must be a positive number of tokens, or null")
         self.half_life = half_life
 
+    @property
+    def layered(self):
+        return self.softcap is None and super().layered
+
+    @over_layers()
     def of_tokens(self, q, k, v, lse, *, scale, shares):
         """Sums over the queries, the mean over the heads of a group: `joined` divides them."""
-        n, tokens = len(k), q.shape[1]
+        n, tokens = len(k), q.shape[-2]
         if self.softcap is None:
             return shares(q, k, lse, scale=scale) * tokens
         at, total = torch.arange(n, device=k.device), 0.0

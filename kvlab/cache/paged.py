@@ -67,9 +67,13 @@ class PagedCache(Copies, Reach):
 
     # ---- one step
 
-    def begin(self, seqs: list[SeqId], counts: list[int]) -> Running:
+    def begin(
+        self, seqs: list[SeqId], counts: list[int], rows: int | None = None
+    ) -> Running:
         """Find room for `counts[i]` new tokens of `seqs[i]`, evicting where the policy may.
 
+        rows: of the tensors that will come, where they are more than the sequences: what the rest
+        of them compute is of nobody, and a captured step serves any number of sequences.
         Raises `OutOfBlocks`; lengths and contents are then as before, but for evicted blocks.
         """
         if self.spec.by_token:
@@ -84,7 +88,7 @@ class PagedCache(Copies, Reach):
         decodes = self.can_decode(counts) and not looks
         if decodes:
             for number, group in enumerate(self.groups):
-                group.sources.prepare([extents[number] for extents in step])
+                group.sources.prepare([extents[number] for extents in step], rows or len(seqs))
         self._running = Running(self.groups, self.layers.place, step, decodes)
         return self._running
 
@@ -180,6 +184,16 @@ class PagedCache(Copies, Reach):
         metered, allocated = self.layers.meter.now, self.layers.allocated_bytes
         if metered != allocated:
             raise KvlabError(f"{metered} bytes metered, {allocated} allocated")
+
+    def renew(self) -> None:
+        """A cache without sequences becomes what it was when it was made: counts and draws begin
+        anew. What stays in place does (tables, buffers), and so do captured steps over it.
+
+        For policies that keep nothing of blocks that are gone: those that choose tokens, and none.
+        """
+        for group in self.groups:
+            group.forget_counts()
+        self.reset_peak()
 
     def reset_peak(self) -> None:
         """Let `stats().peak_allocated_bytes` begin anew with what is held now."""

@@ -23,6 +23,7 @@ from kvlab.cache.heads import (
 )
 from kvlab.cache.scores import scorer_of
 from kvlab.cache.standing import Standing
+from kvlab.cache.together import seal_layers
 from kvlab.cache.tokens import TokenWatch
 from kvlab.cache.watch import Watch
 from kvlab.core import BadInput, BlockId, KvlabError, SeqId
@@ -188,7 +189,8 @@ class Repack:
         if self.budget.by_head:
             protect(score, self.window, fill)
             if counts is None:
-                counts = adaptive(score, keep, self.size, self.budget.floor)
+                budget = self.budget
+                counts = adaptive(score, keep, self.size, budget.floor, budget.across)
             return best_of_each(score, counts, self.size)
         for begin, end in self.window.protected(score.shape[-1] + fill):
             score[..., begin:end] = torch.inf
@@ -206,11 +208,11 @@ class Repack:
             return None
         return min(sealed, keep * self.pool.places[1]) if self.budget.adapts else sealed
 
-    def stay(self, e: Extent, row: Standing, keep: int) -> tuple[Tensor, list[int] | None]:
-        """Which of a layer's tokens stay, int64 [H, m], `keep` blocks of a head on average, and how
-        many blocks of them each head keeps (see `Kept`); those of the open tail all do.
+    def stay(self, e: Extent, row: Standing, keep: int) -> Kept:
+        """Which tokens of some layers stay, `keep` blocks of a head on average; those of the open
+        tail all do.
 
-        row: how they stand. Once for each layer in order; `chose` or `undo` ends the step.
+        row: how they stand. Once for all layers in order; `chose` or `undo` ends the step.
         """
         rows = self._coming.setdefault(e.seq, [])
         counts = None
@@ -219,10 +221,11 @@ class Repack:
                 old = self.pool.held(e.old)
                 new = row.tokens // self.size - len(e.old)
                 self._plan[e.seq] = self._planned(old + new, keep, e.rest_count)
-            counts = self._plan[e.seq][len(rows) : len(rows) + 1]
+            done = sum(len(r.score) for r in rows)
+            counts = self._plan[e.seq][done : done + len(row.score)]
         kept = self._best(row.score, keep, e.rest_count, counts)
         rows.append(row.chosen(kept, self.size))
-        return kept.of(0)
+        return kept
 
     def used(self, e: Extent) -> int:
         """All layers have chosen: how many of `e.chosen` some head holds."""
@@ -248,18 +251,8 @@ class Repack:
             pool.commit(new, first=old[0] in pool.apart.rows)
         read, written = pool.ids(old), pool.ids(new)
         for layer in range(pool.geometry.layers):
-            pair = pool.read(layer, old, read)
-            self.seal(layer, old, new, pair, kept.of(layer), written)
-
-    def seal(self, layer: int, held: list[BlockId], blocks: list[BlockId], pair, kept, ids) -> None:
-        """Of keys and values [n, H, D], those of `held` first, what `stay` gave, into `blocks`."""
-        index, counts = kept
-        pair = (by_head(x, index) for x in pair)
-        if counts is not None:
-            self.pool.seal(layer, blocks, *pair, counts=counts)
-        else:
-            apart = still_apart(self.pool, layer, held, index)
-            self.pool.seal(layer, blocks, *pair, ids, apart)
+            pair = (x[None] for x in pool.read(layer, old, read))
+            seal_layers(pool, layer, old, new, *pair, kept.layers(layer, 1), written)
 
 
 def choosing(
@@ -277,18 +270,3 @@ def choosing(
             raise BadInput("policy", ledger.policy.name, "scores by logits without the soft cap of "
                            f"{pool.shape.softcap:g} that this model puts on them; policy=snapkv")
     return watch, chooser
-
-
-def still_apart(pool: BlockPool, layer: int, held: list[BlockId], index: Tensor) -> Tensor | None:
-    """How many of the tokens `index` [H, m] of the blocks `held`, or of those that a sequence
-    begins with, were kept apart, int32 [H]; they come first. None where no tokens are."""
-    apart = pool.apart
-    if held and held[0] not in apart.rows or not apart.tokens:
-        return None
-    count = apart.row(layer, held[0])["count"] if held else apart.all
-    return (index < count[:, None]).sum(-1, dtype=torch.int32)
-
-
-def by_head(x: Tensor, index: Tensor) -> Tensor:
-    """Of x [n, H, D] the tokens `index` [H, m] of each head, [m, H, D]."""
-    return x.gather(0, index.T[..., None].expand(-1, -1, x.shape[-1]))

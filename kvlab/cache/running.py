@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from kvlab.cache.beginnings import Beginnings, beginnings
 from kvlab.cache.group import LayerGroup
 from kvlab.source import Ask, Extent
 
@@ -13,7 +15,8 @@ class Running:
 
     rows: what the step does to each sequence, by row, then by layer group. place: number of its
     group, and place in there, of each layer. decodes: whether the sources are prepared for the
-    kernels of a step of one token in every row.
+    kernels of a step of one token in every row. packed: the tokens of all sequences come in one
+    row of the tensors, one behind the other, without padding. Those without a past come last.
     layers: by layer, its group, its place there, what the step does to the group's sequences, and
     the kernel that reads all there is, where one does.
     """
@@ -22,11 +25,12 @@ class Running:
         self, groups: list[LayerGroup], place: list[tuple[int, int]], rows: list[list[Extent]],
         decodes: bool,
     ):
-        self.rows, self.decodes = rows, decodes
+        self.rows, self.decodes, self.packed = rows, decodes, False
+        self._begun: dict[int, Beginnings | None] = {}  # by group, of a packed step
         self.longest = max([row[0].past for row in rows], default=0)
         none, by_group = [None] * len(place), []
         for number, group in enumerate(groups):
-            kernels = group.sources.sealed.kernels if decodes and group.plain else none
+            kernels = (group.sources.sealed.kernels if decodes and group.plain else None) or none
             by_group.append((group, [row[number] for row in rows], kernels))
         self.layers = []
         for number, local in place:
@@ -42,6 +46,9 @@ class Running:
         group, local, extents, kernel = self.layers[layer]
         if window is not None:
             group.check_window(window)
+        if self.packed:
+            how = {"scale": scale, "window": window, "sinks": sinks}
+            return self._in_one_row(group, local, extents, q, k, v, how)
         if not self.decodes or (window is not None and self.longest >= abs(window)):
             how = {"scale": scale, "window": window, "sinks": sinks}
             return self._by_row(group, local, extents, q, k, v, how)
@@ -52,15 +59,40 @@ class Running:
 
     def _by_row(self, group, local: int, extents: list[Extent], q: Tensor, k: Tensor, v: Tensor,
                 how: dict) -> Tensor:  # fmt: skip
+        def attended(row: int, e: Extent, new: slice) -> Tensor:
+            keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
+            ask = Ask(local, e, q[row, :, new], keys, values, **how)
+            ask.softcap = group.pool.shape.softcap
+            return group.attend(ask).transpose(0, 1)
+
+        if len(extents) == len(q) == 1 and extents[0].count == q.shape[2]:  # no padding
+            part = attended(0, extents[0], slice(None))
+            return part.to(q.dtype, memory_format=torch.contiguous_format)[None]
         out = q.new_zeros(q.shape[0], q.shape[2], q.shape[1], v.shape[3])
         for row, e in enumerate(extents):
             if e.count:
                 new = slice(q.shape[2] - e.count, None)
-                keys, values = (x[row, :, new].transpose(0, 1) for x in (k, v))
-                ask = Ask(local, e, q[row, :, new], keys, values, **how)
-                ask.softcap = group.pool.shape.softcap
-                part = group.attend(ask)
-                out[row, new] = part.transpose(0, 1).to(out.dtype)
+                out[row, new] = attended(row, e, new)
+        return out
+
+    def _in_one_row(self, group, local: int, extents: list[Extent], q: Tensor, k: Tensor, v: Tensor,
+                    how: dict) -> Tensor:  # fmt: skip
+        """q, k, v [1, heads, N, D] of the sequences' tokens -> [1, N, Hq, Dv]."""
+        out = q.new_empty(1, q.shape[2], q.shape[1], v.shape[3])
+        keys, values, end = k[0].transpose(0, 1), v[0].transpose(0, 1), 0
+        if id(group) not in self._begun:
+            self._begun[id(group)] = beginnings(group, extents)
+        many = self._begun[id(group)] if how["sinks"] is None else None
+        if many is not None:
+            last = slice(out.shape[1] - many.bounds[-1], None)
+            three = q[0].transpose(0, 1)[last], keys[last], values[last]
+            out[0, last] = many.attend(local, *three, how["scale"])
+            extents = extents[: -len(many.extents)]
+        for e in extents:
+            new = slice(end, end := end + e.count)
+            ask = Ask(local, e, q[0, :, new], keys[new], values[new], **how)
+            ask.softcap = group.pool.shape.softcap
+            out[0, new] = group.attend(ask).transpose(0, 1)
         return out
 
     def look(

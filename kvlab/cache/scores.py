@@ -8,6 +8,7 @@ a block, higher meaning stay; `weight` says how much a step's number counts agai
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -31,6 +32,19 @@ class Place(NamedTuple):
     head: int | None = None
 
 
+def over_layers(reads: Callable[[Scorer], int | None] = lambda scorer: None):
+    """Marks an `of_tokens` that takes several layers at once: with L in front of all shapes.
+
+    reads: of a step's last queries, those that it looks at; None: all. Both are said of this very
+    function: a subclass that writes its own gets one layer with all queries, or says so anew.
+    """
+    def marked(of_tokens):
+        of_tokens.layered, of_tokens.reads = True, reads
+        return of_tokens
+
+    return marked
+
+
 class Scorer:
     """The interface. `queries`: how many of a step's last queries it looks at."""
 
@@ -49,6 +63,17 @@ class Scorer:
     def fit(self, layers: int, query_heads: int, width: int) -> None:
         """Raises `BadInput` where it cannot score a model of so many layers and query heads, whose
         keys have this width; asked when a cache that chooses tokens is made."""
+
+    @property
+    def layered(self) -> bool:
+        """Whether its `of_tokens` takes several layers at once."""
+        return getattr(type(self).of_tokens, "layered", False)
+
+    @property
+    def reads(self) -> int | None:
+        """Of a step's last queries, those that its `of_tokens` looks at; None: all."""
+        found = getattr(type(self).of_tokens, "reads", None)
+        return None if found is None else found(self)
 
     def part(
         self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, block_size: int,
@@ -84,6 +109,9 @@ class Scorer:
         seen = visible(last, len(k), len(k) - last, 0, True, None, k.device)
         part = self.part(q[:, -last:], k, v, scale=scale, block_size=1, seen=seen)
         return by_kv_head(self.by_head([part], lse), k.shape[1])
+
+    def renew(self) -> None:
+        """As it was made: what it draws comes again from the start."""
 
     def weight(self, steps: int, queries: int) -> float:
         """Share of a step of `queries` tokens in the score of a block scored `steps` times before.
@@ -126,11 +154,16 @@ class Mass(Scorer):
         total = lse[:, -joined.shape[1] :, None]
         return torch.exp(joined - total).mean(1)
 
+    @property
+    def layered(self):
+        return self.softcap is None and super().layered
+
+    @over_layers(lambda scorer: scorer.queries)
     def of_tokens(self, q, k, v, lse, *, scale, shares):
         if self.softcap is not None:
             return Scorer.of_tokens(self, q, k, v, lse, scale=scale, shares=shares)
-        last = min(self.queries, q.shape[1])
-        return shares(q[:, -last:], k, lse[:, -last:], scale=scale)
+        last = min(self.queries, q.shape[-2])
+        return shares(q[..., -last:, :], k, lse[..., -last:], scale=scale)
 
     def weight(self, steps, queries):
         least = 1 - 0.5 ** (queries / self.half_life) if self.half_life else 0.0
@@ -171,6 +204,11 @@ class SnapKV(Mass):
         sums = F.avg_pool1d(torch.exp(x - top), self.kernel, 1, self.kernel // 2)
         return torch.log(sums) + top
 
+    @property
+    def layered(self):
+        return self.pool == "mean" and super().layered
+
+    @over_layers(lambda scorer: scorer.queries)
     def of_tokens(self, q, k, v, lse, *, scale, shares):
         if self.pool == "max" or self.softcap is not None:  # of each query, before the mean
             return Scorer.of_tokens(self, q, k, v, lse, scale=scale, shares=shares)
@@ -192,9 +230,10 @@ class TOVA(Mass):
     queries = 1
     weight = Scorer.weight
 
+    @over_layers(lambda scorer: scorer.queries)
     def of_tokens(self, q, k, v, lse, *, scale, shares):
         found = super().of_tokens(q, k, v, lse, scale=scale, shares=shares)
-        return found.mean(0, keepdim=True)
+        return found.mean(-2, keepdim=True)
 
 
 by_name = partial(axes.by_name, "observes")

@@ -79,10 +79,9 @@ class Standing:
         there = self.score > -torch.inf
         return Standing(torch.where(there, score, self.score), torch.where(there, count, 0))
 
-    def layer(self, layer: int) -> Standing:
-        """Of one layer, [1, H, n]."""
-        at = slice(layer, layer + 1)
-        return Standing(self.score[at], self.steps[at], self.most)
+    def of_layers(self, layers: slice) -> Standing:
+        """Of some layers."""
+        return Standing(self.score[layers], self.steps[layers], self.most)
 
     def chosen(self, kept: Kept, size: int) -> Standing:
         """Of the tokens that each head keeps, in blocks of `size`."""
@@ -149,11 +148,11 @@ class Standings:
         self.of[seq] = standing
         self._tell()
 
-    def whole(self, seq: SeqId, tokens: int = 0, layer: int | None = None) -> Standing:
-        """Of at least `tokens` tokens, sealed or not; see `Standing.grown`. Of a layer, or all."""
+    def whole(self, seq: SeqId, tokens: int = 0, layers: slice = slice(None)) -> Standing:
+        """Of at least `tokens` tokens, sealed or not; see `Standing.grown`. Of some layers, or all.
+        """
         of, tail = self[seq], self.tails.get(seq)
-        if layer is not None:
-            of, tail = of.layer(layer), tail and tail.layer(layer)
+        of, tail = of.of_layers(layers), tail and tail.of_layers(layers)
         return of.followed(tail).grown(tokens)
 
     def part(self, seq: SeqId, whole: Standing, sealed: int) -> None:

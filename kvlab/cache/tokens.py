@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kvlab.cache.scores import Place, Scorer
 from kvlab.cache.standing import Heard, Standing, Standings
+from kvlab.cache.together import Together
 from kvlab.core import BlockId, CacheGeometry, SeqId
 from kvlab.kernel import shares_ref
 from kvlab.pool import BlockPool
@@ -36,7 +37,7 @@ class TokenWatch:
         self._step: dict[SeqId, list[Tensor]] = {}  # scores of each layer so far
         self._heard: dict[SeqId, tuple[Heard, int]] = {}  # and the tokens seen then
         self._lazy: dict[SeqId, Tensor] = {}
-        self._tails: dict[SeqId, list[Standing]] = {}  # of each layer that has chosen so far
+        self._tails: dict[SeqId, list[Standing]] = {}  # of the layers that have chosen so far
 
     def of_layers(self, layers: Sequence[int], g: CacheGeometry) -> None:
         """Their numbers in a model of the shapes `g`. Raises `BadInput`, see `Scorer.fit`."""
@@ -54,19 +55,37 @@ class TokenWatch:
         the sequence, by the end of the step. there: bool [n, H], which of them each head has, -inf
         for the others; None: all."""
         how = {"scale": ask.scale, "shares": self._shares}
-        place = self.scorer.place = Place(self.layers[ask.layer], seen)
+        return self._of_layer(ask.layer, ask.q, k, v, lse, there, seen, how)[:, :tokens]
+
+    def _of_layer(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, lse: Tensor, there: Tensor | None,
+        seen: int, how: dict,
+    ) -> Tensor:
+        place = self.scorer.place = Place(self.layers[layer], seen)
         if there is None:
-            found = self.scorer.of_tokens(ask.q, k, v, lse, **how)
-            return found[:, :tokens].expand(self.heads, -1)
+            return self.scorer.of_tokens(q, k, v, lse, **how).expand(self.heads, -1)
         found = k.new_full((self.heads, len(k)), -torch.inf, dtype=torch.float32)
-        group = ask.q.shape[0] // self.heads
+        group = q.shape[0] // self.heads
         for head in range(self.heads):
             at = there[:, head].nonzero()[:, 0]
             mine, own = slice(head * group, (head + 1) * group), slice(head, head + 1)
             self.scorer.place = place._replace(head=head)
             found[head, at] = self.scorer.of_tokens(
-                ask.q[mine], k[at, own], v[at, own], lse[mine], **how)[0]
-        return found[:, :tokens]
+                q[mine], k[at, own], v[at, own], lse[mine], **how)[0]
+        return found
+
+    def scores_of(self, some: Together, tokens: int, seen: int) -> Tensor:
+        """The same of layers that attended one after another: fp32 [L, H, tokens]."""
+        alike = len(set(some.scales)) == 1
+        if self.scorer.layered and alike and some.there[0] is None:
+            how = {"scale": some.scales[0], "shares": self._shares}
+            asked = torch.stack(some.queries), some.k, some.v, torch.stack(some.lse)
+            found = self.scorer.of_tokens(*asked, **how)[..., :tokens]
+            return found.expand(-1, self.heads, -1)
+        asked = zip(some.queries, some.k, some.v, some.lse, some.there)
+        hows = ({"scale": scale, "shares": self._shares} for scale in some.scales)
+        return torch.stack([self._of_layer(layer, *one, seen, how)[:, :tokens]
+                            for layer, (one, how) in enumerate(zip(asked, hows), some.first)])
 
     def note(self, seq: SeqId, scores: Tensor, queries: int, behind: int, seen: int) -> None:
         """Hear of one layer of a step, in order; `stand` takes all of them over. behind: tokens
@@ -115,16 +134,16 @@ class TokenWatch:
             self.standings.seen[seq] = seen
 
     def row(
-        self, seq: SeqId, layer: int, new: Tensor | None, tokens: int, queries: int, behind: int
+        self, seq: SeqId, layers: slice, new: Tensor | None, tokens: int, queries: int, behind: int
     ) -> Standing:
-        """How `tokens` tokens, with others `behind` them, stand in a layer, within a step that
-        gives them the scores `new` [H, n], or none: [1, H, tokens]. Where all are scored, `chose`
-        says later how those behind them stand."""
+        """How `tokens` tokens, with others `behind` them, stand in some layers, within a step that
+        gives them the scores `new` [L, H, n], or none: [L, H, tokens]. Where all are scored,
+        `chose` says later how those behind them stand."""
         all = tokens + behind * self.all
-        now = self.standings.whole(seq, all, layer)
+        now = self.standings.whole(seq, all, layers)
         if new is not None:
             step = Heard(queries, queries, behind - (all - tokens))
-            now = now.moved(self.scorer, new[None], step)
+            now = now.moved(self.scorer, new, step)
         self._tails.setdefault(seq, []).append(now.cut(tokens, all))
         return now.cut(tokens)
 

@@ -16,6 +16,7 @@ from kvlab.eval.recall import Needles
 from kvlab.eval.roofline import KernelRoofline
 from kvlab.eval.sensitivity import Sensitivity
 from kvlab.eval.serving import PrefixHitRate
+from kvlab.eval.serving_speed import ServingSpeed
 from kvlab.eval.speed import DecodeSpeed
 from kvlab.eval.task import Item, Question, StepTask, Task, TimedTask
 from kvlab.eval.text_loss import BudgetLoss, TextLoss
@@ -25,5 +26,6 @@ __all__ = [
     "TASKS", "Asking", "Bench", "BudgetLoss", "Calibrate", "Cost", "DecodeSpeed", "Endless",
     "Evaluate", "Forced", "Item", "KernelRoofline", "LmEval", "Load", "Needles", "Paired", "Pareto",
     "Parity", "PrefillSpeed", "PrefixHitRate", "PrefixTTFT", "Question", "Recall",
-    "Sensitivity", "StepTask", "Study", "Task", "TextCost", "TextLoss", "TimedTask", "Tune",
+    "Sensitivity", "ServingSpeed", "StepTask", "Study", "Task", "TextCost", "TextLoss", "TimedTask",
+    "Tune",
 ]  # fmt: skip

@@ -89,9 +89,13 @@ class Asking(Task):
     def said(self, runner: Runner, logits: Tensor) -> list[int]:
         """Tokens of an answer that begins with the likeliest of `logits` [V]. The last one was not
         read by the cache."""
+        ends = end_ids(runner.loaded)
+
         def ended(tokens: list[int]) -> bool:
+            if tokens[-1] in ends or not self.stop:
+                return tokens[-1] in ends
             told = text_of(runner.loaded, tokens)
-            return tokens[-1] in end_ids(runner.loaded) or cut(told, self.stop) != told
+            return cut(told, self.stop) != told
 
         return runner.generate(logits, self.new_tokens, ended)
 

@@ -11,7 +11,7 @@ from kvlab.eval.round import Round
 from kvlab.eval.rows import awaited_last
 from kvlab.eval.runner import Runner, alive, done
 from kvlab.eval.setting import Setting
-from kvlab.eval.task import Item, Task
+from kvlab.eval.task import Item, StepTask, Task
 from kvlab.eval.tasks import TASKS as GENERATED
 from kvlab.model import LoadedModel
 from kvlab.progress import Open, Work, total
@@ -93,6 +93,8 @@ class Bench:
         items = list(task.items(loaded, self.data, self.seed))
         if not items:
             raise BadInput("task", task.name, "has no items; its settings or the data leave none")
+        if isinstance(task, StepTask):
+            task.check(items, self.setting.chunk_tokens)
         return Round(folder, task, runners, items, self.seed)
 
     def timing(self, folder, task: Task, runners: list[Runner], loaded: LoadedModel) -> Timing:

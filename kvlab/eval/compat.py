@@ -53,7 +53,8 @@ COMPLETIONS = {
         "policy": "lru", "limit": "blocks", "groups": "per_layer"},
     "a budget in blocks and groups": {"limit": "blocks", "groups": "per_layer"},
 }
-BY_HEAD = ("adakv", "duo, with gates", "simlayer")  # budgets of those that choose tokens
+# Budgets of those that choose tokens.
+BY_HEAD = ("adakv", "all_heads", "duo, with gates", "simlayer")
 OF_TOKENS = {  # what else is tried where heads choose tokens
     "evict=token": {"evict": "token"},
     "a policy that scores and a budget": {"policy": "snapkv", "limit": "percent"},
@@ -63,6 +64,7 @@ OF_TOKENS = {  # what else is tried where heads choose tokens
         "policy": "snapkv", "limit": "percent", "groups": "per_layer"},
     "a policy that scores, a budget and a window": {
         "policy": "snapkv", "limit": "percent", "window": "sink"},
+    "policy=kvzip and a budget": {"policy": "kvzip", "limit": "percent"},
     "a budget and a window": {"limit": "percent", "window": "sink"},
     "a policy that scores and a window": {"policy": "snapkv", "window": "sink"},
 }

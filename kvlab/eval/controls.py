@@ -24,6 +24,7 @@ from dataclasses import replace
 
 from kvlab import policy as policies
 from kvlab.axes import alike
+from kvlab.budget import Equal, by_name
 from kvlab.cache import CacheSpec
 from kvlab.core import Variant
 from kvlab.policy import FIFO, EvictionPolicy, Random
@@ -96,14 +97,16 @@ def _of_retrieval(variant: Variant) -> Iterator[Variant]:
 
 def _of_policy(variant: Variant, member: EvictionPolicy) -> Iterator[Variant]:
     spec = variant.spec
-    yield _control(variant, "random", "random eviction", replace(spec, policy=Random))
+    chance = replace(spec, policy=Random, budget="equal" if spec.budget.across else spec.budget)
+    yield _control(variant, "random", "random eviction", chance)
     if member.scored and not spec.by_token:  # of tokens, dealt scores are drawn ones
         shuffled = replace(spec, policy=_shuffle(spec.policy))
         word = f"shuffled {member.name}"
         yield _control(variant, word, f"scores of {member.name} dealt to other blocks", shuffled)
     own = spec.window if _keeps_head(spec.window) else SinkWindow(SINKS, spec.block_size)
-    groups = "per_layer" if spec.budget.divides else "all"  # the newest are so for every head
     budget = spec.budget.layers if spec.budget.by_head else spec.budget
+    budget = by_name("equal") if budget.looks else budget  # at attention, of which none is heard
+    groups = "per_layer" if budget.divides else "all"  # the newest are so for every head
     spec = replace(spec, policy=FIFO, window=own, evict="block", groups=groups, budget=budget)
     yield _control(variant, "window", "the newest tokens, in as many bytes", spec)
 
@@ -128,6 +131,7 @@ def _control(variant: Variant, word: str, told: str, spec: CacheSpec) -> Variant
     """Named after its variant, `word` in place of the policy; its params mark it as a control."""
     axes = _REPLACED[word.partition(" ")[0]]
     own = variant.spec
+    axes = (*axes, *("budget",) * (own.budget.name != spec.budget.name))
     members = {axis: own.member if axis == "policy" else getattr(own, axis)
                for axis in axes}  # fmt: skip
     gone = {form for axis in axes for form in (members[axis].name, f"{axis}={members[axis].name}")}
@@ -150,15 +154,19 @@ def _peak_blocks(spec: CacheSpec, chunk_tokens: int) -> int:
 
 def _key(spec: CacheSpec) -> tuple:
     """What makes two specs the same cache."""
-    others = tuple(
-        (type(x).__name__, str(sorted((k, v) for k, v in vars(x).items() if k[0] != "_")))
-        for x in (getattr(spec, axis) for axis in alike())
-    )
+    others = tuple(_settings(getattr(spec, axis)) for axis in alike())
     budget = (spec.budget_blocks, spec.budget_bytes, spec.budget_percent)
     return (
         spec.format.identity, _made(spec.member), others, spec.block_size, budget, spec.groups,
         spec.evict,
     )
+
+
+def _settings(member) -> str:
+    """Class and settings of a member, and of members that it is made of."""
+    held = {k: v for k, v in vars(member).items() if k[0] != "_"}
+    inner = {k: _settings(v) for k, v in held.items() if isinstance(v, Equal)}
+    return f"{type(member).__name__} {sorted((held | inner).items())}"
 
 
 def _made(member: EvictionPolicy) -> tuple:

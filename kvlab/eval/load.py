@@ -27,7 +27,8 @@ class Load(Sweep):
     model, requests, spec: a loader, a source of requests, a cache with prefix=hash and a budget.
     rates: requests a second. running, waiting, chunk_tokens, reserve: see `kvlab.serve.Limits`.
     cancel: share of users who leave at a random point. failures: share of steps in which the
-        allocator fails, injected. sample: served requests per rate that are computed again, cold.
+        allocator fails, injected; in a captured step only where blocks are taken.
+    sample: served requests per rate that are computed again, cold.
     step_ms: null measures the wall's time; else each step takes so long, and the run repeats.
     tolerance: logits by which a token may miss the cold run's best; above, it is wrong.
     """
@@ -121,7 +122,7 @@ def failing(cache: PagedCache, share: float, seed: int) -> Iterator[Counter]:
     def faulty(call, share):
         def act(*arguments, **named):
             late = draw.random() < 0.5
-            fails = draw.random() < share
+            fails = draw.random() < share and not _capturing()
             if fails and not late:
                 out_of_memory()
             result = call(*arguments, **named)
@@ -150,6 +151,11 @@ def failing(cache: PagedCache, share: float, seed: int) -> Iterator[Counter]:
         del core.begin
         for group in cache.groups:
             del group.storage.take
+
+
+def _capturing() -> bool:
+    """Whether what runs is recorded: an error there would be one of the recording."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def device_bytes(loaded: LoadedModel) -> int:

@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import numpy as np
+import torch
 
 from kvlab.core import Measurement
 from kvlab.eval.controls import companions
 from kvlab.eval.rows import awaited_last, memory
 from kvlab.eval.runner import Runner, alive, done, failing
 from kvlab.eval.scores import Scores
-from kvlab.eval.task import Item, Task, kind_of
+from kvlab.eval.task import Item, Task
 from kvlab.progress import Open
 
 
@@ -78,6 +79,8 @@ class Round:
             if todo or number not in self.full.raws:
                 with failing(self.folder, self.task.awaited, self.full, *todo):
                     self._step_through(number, todo)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()  # of the captured steps of caches that are gone
             self._note(number)
 
     def _step_through(self, number: int, todo: list[Runner]) -> None:
@@ -93,19 +96,19 @@ class Round:
             with full.leading(item.name):
                 logits, scores = task.step(full, item, span)
                 found[id(full)].append(scores)
-                self._stepped(full, span)
+                self._stepped(full, item, span)
             for runner in alive(todo):
                 with runner.surviving(item.name):
                     found[id(runner)].append(task.step(runner, item, span, logits)[1])
-                self._stepped(runner, span)
+                self._stepped(runner, item, span)
         with full.leading(item.name):
             self._end(full, number, found)
         for runner in alive(todo):
             with runner.surviving(item.name):
                 self._end(runner, number, found)
 
-    def _stepped(self, runner: Runner, span: tuple[int, int]) -> None:
-        name, kind, work = runner.name, kind_of(*span), self.bar.work
+    def _stepped(self, runner: Runner, item: Item, span: tuple[int, int]) -> None:
+        name, kind, work = runner.name, self.task.kind(item, span), self.bar.work
         work.spend(self.part, name, kind)
         work.done(self.part, name, {kind: span[1] - span[0]})
         if runner.failure is not None:
@@ -115,7 +118,7 @@ class Round:
     def _end(self, runner: Runner, number: int, found: dict[int, list[dict]]) -> None:
         runner.finish()
         steps = [step for step in found[id(runner)] if step]
-        runner.raws[number] = {k: np.concatenate([step[k] for step in steps]) for k in steps[0]}
+        runner.raws[number] = {k: joined([step[k] for step in steps]) for k in steps[0]}
         self.scores.keep(runner, number, self.tokens[number])
 
     def _note(self, number: int) -> None:
@@ -140,6 +143,7 @@ class Round:
                 for number in (n for r, n in missing if r is runner):
                     self._measure(runner, number, guard)
                     self._through(runner, number)
+            runner.leave()
             self._write(self.runners[: self.runners.index(runner) + 1])
 
     def _through(self, runner: Runner, number: int) -> None:
@@ -197,6 +201,13 @@ class Round:
                 yield from self.task.against(runner, kind, other, self.seed)
         for other in everyone:
             yield from self.task.versus(runner, other, self.seed)
+
+
+def joined(parts: list) -> np.ndarray:
+    """Arrays in a row; tensors come from their device here, all at once."""
+    if torch.is_tensor(parts[0]):
+        return torch.cat(parts).cpu().numpy()
+    return np.concatenate(parts)
 
 
 def with_companions(runners: list[Runner]) -> list[Runner]:

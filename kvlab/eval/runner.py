@@ -44,6 +44,7 @@ class Runner:
     told: Callable[[str], None] = lambda kind: None
     place: str = ""  # where in the item it is, for messages
     _decoder: Decoder | None = None
+    _held: tuple[np.ndarray, Tensor] | None = None
 
     def column(self, name: str) -> list[np.ndarray]:
         """What was measured under `name`, an array for each item; empty where it never is."""
@@ -53,13 +54,27 @@ class Runner:
     def is_control(self) -> bool:
         return bool(self.params.get("control"))
 
+    @property
+    def lasting(self) -> bool:
+        """Whether its cache may be used again when it is empty, see `PagedCache.renew`."""
+        spec = self.spec
+        stays = spec.prefix.shares or spec.summary.makes or spec.retrieval.selects
+        return not stays and not spec.offload.keeps and (spec.by_token or not spec.member.evicts)
+
     # -- tokens
 
     def start(self) -> None:
-        """An empty cache; one that was held is given back."""
+        """An empty cache; one that was held is given back.
+
+        It is the same object where a decode step over it was captured and nothing else outlives its
+        sequences: to capture takes as long as tens of decoded tokens.
+        """
         if self.cache is not None:
             self.release()
         self.place = "at its start"
+        if self._decoder is not None:
+            self.cache.renew()
+            return
         self.cache = PagedCache.for_model(
             self.loaded.model, self.spec, tokenizer=self.loaded.tokenizer
         )
@@ -136,6 +151,13 @@ class Runner:
             return False
         return True
 
+    def held(self, ids: np.ndarray) -> Tensor:
+        """As `on_device`, of an item's whole context, which is copied there once: each copy waits
+        for all that the device still has to do."""
+        if self._held is None or self._held[0] is not ids:
+            self._held = ids, self.on_device(ids)
+        return self._held[1]
+
     def on_device(self, ids) -> Tensor:
         return torch.as_tensor(np.asarray(ids) if not torch.is_tensor(ids) else ids).to(
             self.loaded.model.device, torch.long)
@@ -156,7 +178,12 @@ class Runner:
         self.peak_bytes = max(self.peak_bytes, self.cache.stats().peak_allocated_bytes)
         self.cache.check()
         self.cache.reset()
-        self._decoder = None
+        if not (self.lasting and self._decoder is not None and self._decoder.steady):
+            self._decoder = None
+
+    def leave(self) -> None:
+        """The end of its turn: cache and captured step are given up."""
+        self.cache = self._decoder = None
 
     # -- failure
 

@@ -13,13 +13,13 @@ whose runners go in step, `TimedTask` one that is measured for each cache alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
-from kvlab.core import Measurement
+from kvlab.core import BadInput, Measurement
 from kvlab.eval import rows
 from kvlab.eval.runner import Runner
 from kvlab.model import LoadedModel
@@ -180,25 +180,33 @@ class StepTask(Task):
 
     lockstep = True
 
+    def check(self, items: Sequence[Item], chunk_tokens: int) -> None:
+        """Raises `BadInput` where no item has a second step: what one step reads it has computed
+        itself, so every cache would lose nothing."""
+        if all(len(list(self.steps(item, chunk_tokens))) < 2 for item in items):
+            raise BadInput("prefill.chunk_tokens", chunk_tokens, "reads each document in one chunk,"
+                           " in which no token sees what a cache has made of those before; give "
+                           "fewer, or eval.decode_tokens")
+
     def amounts(self, item: Item, chunk_tokens: int) -> dict[str, float]:
         found = {"read": 0.0, "decode": 0.0}
         for start, stop in self.steps(item, chunk_tokens):
-            found[kind_of(start, stop)] += stop - start
+            found[self.kind(item, (start, stop))] += stop - start
         return found
+
+    def kind(self, item: Item, span: tuple[int, int]) -> str:
+        """Of work: a chunk is read, a single token decoded."""
+        return "decode" if span[1] - span[0] == 1 else "read"
 
     def steps(self, item: Item, chunk_tokens: int) -> Iterable[tuple[int, int]]:
         """From and to which token of the context each step goes."""
         raise NotImplementedError
 
     def step(self, runner: Runner, item: Item, span: tuple[int, int], full=None):
-        """Logits of a step, and its scores (name -> [T]), against `full`, the full cache's logits
-        (None: this is the full cache)."""
+        """Logits of a step, and its scores (name -> [T], arrays, or tensors that stay on the device
+        until the item ends), against `full`, the full cache's logits (None: this is the full
+        cache)."""
         raise NotImplementedError
-
-
-def kind_of(start: int, stop: int) -> str:
-    """Of work: a chunk is read, a single token decoded."""
-    return "decode" if stop - start == 1 else "read"
 
 
 class TimedTask(Task):

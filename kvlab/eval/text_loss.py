@@ -22,6 +22,7 @@ from kvlab.eval.task import Item, StepTask
 from kvlab.model import Driver, check_driver
 
 DECODED_BLOCK = 32  # tokens resampled together
+DECODED_STEP = 32  # tokens decoded, one at a time, before the next cache has its turn
 
 
 class TextLoss(StepTask):
@@ -67,12 +68,15 @@ class TextLoss(StepTask):
     def steps(self, item: Item, chunk_tokens: int) -> Iterator[tuple[int, int]]:
         return windows(len(item.context), chunk_tokens, self.decode_tokens)
 
+    def kind(self, item: Item, span: tuple[int, int]) -> str:
+        return "read" if span[0] < len(item.context) - self.decode_tokens else "decode"
+
     def step(self, runner: Runner, item: Item, span: tuple[int, int], full=None):
-        ids, (start, stop) = item.context, span
-        prefilled = start < len(ids) - self.decode_tokens
+        start, stop = span
+        ids = runner.held(item.context)
         runner.driver = self.decode_driver
-        logits = (runner.read if prefilled else runner.decode)(ids[start:stop])
-        targets = runner.on_device(ids[start + 1 : stop + 1])
+        read = runner.read if self.kind(item, span) == "read" else runner.decode
+        logits, targets = read(ids[start:stop]), ids[start + 1 : stop + 1]
         if not len(targets):
             return logits, {}
         own = logits[: len(targets)]
@@ -163,7 +167,8 @@ def decoded(mine: Runner, full: Runner, seed: int) -> Iterator[Measurement]:
 
 def kl_minus(mine: Runner, name: str, other: Runner, seed: int) -> Measurement:
     """KL to the full cache minus that of another runner, token by token."""
-    gaps = [a - b for a, b in zip(mine.column("kl"), other.column("kl"))]
+    gaps = [np.subtract(a, b, dtype=np.float64)
+            for a, b in zip(mine.column("kl"), other.column("kl"))]
     found = stats.mean_interval(gaps, seed=seed)
     return interval(f"kl_minus_{name}_nats", found, "nats", "lower", size(gaps))
 
@@ -179,12 +184,12 @@ def budget(spec: CacheSpec) -> tuple:
 
 
 def windows(tokens: int, chunk_tokens: int, decode_tokens: int) -> Iterator[tuple[int, int]]:
-    """Prefill chunks up to the last `decode_tokens` tokens, then those one at a time."""
+    """Prefill chunks up to the last `decode_tokens` tokens, then those, `DECODED_STEP` a span."""
     stop = tokens - decode_tokens
     for start in range(0, stop, chunk_tokens):
         yield start, min(start + chunk_tokens, stop)
-    for start in range(stop, tokens):
-        yield start, start + 1
+    for start in range(stop, tokens, DECODED_STEP):
+        yield start, min(start + DECODED_STEP, tokens)
 
 
 def with_decode_tokens(task, model):

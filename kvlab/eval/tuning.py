@@ -17,7 +17,7 @@ from kvlab.core import BadInput, Measurement
 from kvlab.eval.clock import replayed
 from kvlab.eval.kernels import Decode, Shape, decode_case
 from kvlab.eval.sweep import Batch, Point, Sweep, needs_cuda
-from kvlab.format import Grouped, KVFormat, by_name
+from kvlab.format import Grouped, KVFormat, Rotated, by_name
 from kvlab.kernel import tune
 
 WARPS = {32: (1, 2), 64: (1, 2, 4), 128: (1, 2, 4)}
@@ -61,10 +61,14 @@ def measure(
 
 
 def _most(format: KVFormat, slots: int) -> int:
-    """Tokens that may share a tile: those of a block, or of a group of a channel's tokens."""
-    groups = [codec.group for codec in (format.key, format.value)
-              if isinstance(codec, Grouped) and codec.axis_of(slots) == "channel"]
-    return min([slots, *groups])
+    """Tokens that may share a tile: those of a block; where groups of tokens are made numbers in
+    registers, those of a group. Groups of both sides that fold need not (`decode_triton.folds`)."""
+    value = format.value.codec if isinstance(format.value, Rotated) else format.value
+    sides = [codec for codec in (format.key, value) if isinstance(codec, Grouped)]
+    axes = [codec.axis_of(slots) for codec in sides]
+    if axes == ["channel", "token"]:
+        return slots
+    return min([slots, *(c.group for c, axis in zip(sides, axes) if axis == "channel")])
 
 
 def _time(case: Decode, paged_decode: Callable, setting, clock: Callable) -> float:

@@ -24,9 +24,10 @@ FEW = 16  # queries: cuDNN makes a new plan for each length, which single tokens
 TILE = 128    # queries of a head that one multiprocessor takes
 PARTS = 8     # of a past, at most
 MOST_LOGITS = 1 << 26  # that are made at a time where no library kernel serves
+ONE_CALL = 1024  # queries, at most, that see past and own tokens in one call: it saves launches
 GAIN = 0.85   # of the time: parts have to be merged, so they must be worth it
 
-__all__ = ["attend", "attend_parts", "merge"]
+__all__ = ["attend", "attend_each", "attend_last", "attend_parts", "merge"]
 
 
 def attend(
@@ -75,6 +76,45 @@ def attend_parts(
             return _in_parts(q, k.to(q.dtype), v.to(q.dtype), scale, count)
     return attend(q, k, v, scale=scale, window=window, q_start=q_start, k_start=k_start,
                   softcap=softcap)
+
+
+def attend_last(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float, softcap: float | None = None
+) -> list[Partial]:
+    """Queries [Hq, T, D] that are the last T of the tokens k, v [n, H, D]; each sees those up to
+    its own. Results over disjoint keys, as `attend_parts` gives them.
+
+    FlashAttention's causal mask ends at the last query and key, so few queries ask it once.
+    """
+    tokens, (n, _, dim) = q.shape[1], k.shape
+    plain = q.is_cuda and q.dtype.itemsize == 2 and softcap is None and v.shape[-1] == dim
+    if plain and FEW <= tokens <= ONE_CALL and tokens < n and dim % 8 == 0 and dim <= 256:
+        args = (q[None], *(x.to(q.dtype).transpose(0, 1)[None] for x in (k, v)))
+        out, lse = _flash(args, scale, causal=True)
+        return [(out[0], lse.reshape(q.shape[0], -1))]
+    past, how = n - tokens, {"scale": scale, "softcap": softcap}
+    before = [attend_parts(q, k[:past], v[:past], **how, q_start=past)] if past else []
+    return [*before, attend(q, k[past:], v[past:], causal=True, **how)]
+
+
+def attend_each(
+    q: Tensor, k: Tensor, v: Tensor, bounds: list[int], bounds_there: Tensor, *, scale: float
+) -> Tensor:
+    """q [N, Hq, D], k and v [N, H, D] of sequences one behind the other -> [N, Hq, D]: each attends
+    causally to itself. bounds: where each begins, and the end; bounds_there: the same on the
+    device, int32. No mask, no padding: FlashAttention takes them in one call."""
+    plain = q.is_cuda and q.dtype.itemsize == 2 and k.dtype == v.dtype == q.dtype
+    if plain and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256:
+        longest = max(end - begin for begin, end in zip(bounds, bounds[1:]))
+        return torch.ops.aten._flash_attention_forward(
+            q, k, v, bounds_there, bounds_there, longest, longest, 0.0, True, False, scale=scale
+        )[0]
+    out = torch.empty_like(q)
+    for begin, end in zip(bounds, bounds[1:]):
+        own = slice(begin, end)
+        part, _ = attend(q[own].transpose(0, 1), k[own], v[own], scale=scale, causal=True)
+        out[own] = part.transpose(0, 1)
+    return out
 
 
 def leveled(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -159,16 +199,24 @@ def _on_cuda(q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool) -> Par
 
 
 def _library(args: tuple[Tensor, Tensor, Tensor], scale: float, causal: bool) -> Partial:
-    """out [B, Hq, T, D] and its log-sum-exps, of queries, keys and values [B, heads, n, D]."""
+    """out [B, Hq, T, D] and its log-sum-exps, of queries, keys and values [B, heads, n, D].
+
+    cuDNN makes a plan for each shape that it meets, which takes longer than a prompt's attention,
+    so only whole tiles ask it: requests have prompts and prefixes of all lengths.
+    """
+    q, k, _ = args
+    whole = q.shape[-2] % TILE == 0 and k.shape[-2] % TILE == 0 and q.shape[-1] <= WIDEST
     try:
-        result = _cudnn(args, scale, causal) if args[0].shape[-1] <= WIDEST else None
+        result = _cudnn(args, scale, causal) if whole else None
     except RuntimeError:
         result = None
-    if result is None:
-        result = torch.ops.aten._scaled_dot_product_flash_attention(
-            *args, 0.0, causal, False, scale=scale
-        )
-    return result[0], result[1]
+    return _flash(args, scale, causal) if result is None else result[:2]
+
+
+def _flash(args: tuple[Tensor, Tensor, Tensor], scale: float, causal: bool) -> Partial:
+    return torch.ops.aten._scaled_dot_product_flash_attention(
+        *args, 0.0, causal, False, scale=scale
+    )[:2]
 
 
 def _cudnn(args: tuple[Tensor, Tensor, Tensor], scale: float, causal: bool):

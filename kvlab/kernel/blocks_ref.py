@@ -57,6 +57,19 @@ def seal_open(open, sealed, format, rows: Tensor, blocks: Tensor, layers: int) -
                 view.copy_(stored[name][0])
 
 
+def seal_kept(k: Tensor, v: Tensor, index: Tensor, format, planes, block_ids: Tensor) -> None:
+    """Of keys and values [L, n, H, D] the tokens `index` int64 [L, H, m * S] of each head,
+    quantized into the m sealed blocks `block_ids` of L consecutive layers; `planes`: of the first.
+    """
+    for layer, places in enumerate(index):
+        at = places.T[..., None]
+        kept = (x[layer].gather(0, at.expand(-1, -1, x.shape[-1])) for x in (k, v))
+        stored = format.quantize(*(x.unflatten(0, (len(block_ids), -1)) for x in kept))
+        for i, block in enumerate(block_ids.tolist()):
+            for name, view in block_views(planes, block, layer).items():
+                view.copy_(stored[name][i])
+
+
 def paged_decode(
     q: Tensor, sealed, format, table: Tensor, n_blocks: Tensor, open, open_slot: Tensor,
     open_len: Tensor, *, scale: float, mass: Tensor | None = None, setting=None,

@@ -15,7 +15,6 @@ import triton.language as tl
 from kvlab.kernel import interpret
 
 NATIVE = tl.constexpr(not interpret.ACTIVE)  # inline PTX exists only where there is a GPU
-
 DENSE, FP8, INT = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 GROUPED = tl.constexpr(3)  # integers whose scales belong to small groups
 
@@ -43,17 +42,20 @@ def take_bits(x, SHIFT: tl.constexpr, MASK: tl.constexpr):
     return y
 
 
+@triton.constexpr_function
+def third_asm():
+    return "{ .reg .b32 t; shr.b32 t, $2, 1; lop3.b32 $0, $1, t, 0x55555555, 0xa8; }"
+
+
 @triton.jit
-def even_bits(y, first):
-    """Bytes of third bits, 2 i for the first half of the dims of part i, 2 i + 1 for the others ->
-    bit 2 i for all. first: bytes of all ones in the first half, zeros in the other."""
+def third_bits(lower, upper):
+    """Bytes of third bits of the lower and of the upper half of the dims of all parts, zero
+    elsewhere -> the bit of part i at 2 i."""
     if NATIVE:
-        y = tl.inline_asm_elementwise(
-            "{ .reg .b32 t; shr.u32 t, $1, 1; lop3.b32 $0, $1, t, $2, 0xe4; }",
-            "=r,r,r", [y, first], dtype=tl.int8, is_pure=True, pack=4,
-        )
+        y = tl.inline_asm_elementwise(third_asm(), "=r,r,r", [lower, upper], dtype=tl.int8,
+                                      is_pure=True, pack=4)
     else:
-        y = tl.where(first != 0, y, y >> 1).to(tl.int8)
+        y = ((lower | (upper >> 1)) & 0x55).to(tl.int8)
     return y
 
 
@@ -83,7 +85,7 @@ def third_bit(x, y, LOW: tl.constexpr, ABOVE: tl.constexpr):
 
 @triton.jit
 def narrow_code(x, y, PART: tl.constexpr, C: tl.constexpr):
-    """Part PART of packed bytes `x`; with 3 bits the third comes from `even_bits` `y`."""
+    """Part PART of packed bytes `x`; with 3 bits the third comes from `third_bits` `y`."""
     BITS: tl.constexpr = 2 if C.bits == 3 else C.bits
     if C.bits == 3:
         z = third_bit(x, y, PART * 2, PART * 2)
@@ -236,8 +238,10 @@ def tile_pointer(addr, rows, cols, DT: tl.constexpr, DOWN: tl.constexpr, ALONG: 
 def load_tile(
     addr, t, w, mask, W: tl.constexpr, DT: tl.constexpr, RUN: tl.constexpr,
     SLOTS_LAST: tl.constexpr, S: tl.constexpr, MULTI: tl.constexpr, TOKEN_DIM: tl.constexpr,
+    columns=None,
 ):
-    """Stored elements of tokens `t` and columns `w`, [T, W] or, with TOKEN_DIM 1, [W, T].
+    """Stored elements of tokens `t` and columns `w`, [T, W] or, with TOKEN_DIM 1, [W, T]; zeros
+    where `mask` (of tokens) or `columns` is not set.
 
     addr: int64 byte address of the head's tile, one, or with MULTI one per token; RUN: elements
     that lie together and aligned along the axis of unit stride.
@@ -255,7 +259,10 @@ def load_tile(
     else:
         p = addr.to(tl.pointer_type(DT))  # a hint on a call's result would be lost with the call
         p = tl.multiple_of(p, RUN * size) + off
-    return tl.load(p, mask=lane(mask, TOKEN_DIM), other=0 if DT.is_int() else 0.0)
+    wanted = lane(mask, TOKEN_DIM)
+    if columns is not None:
+        wanted = wanted & lane(columns, 1 - TOKEN_DIM)
+    return tl.load(p, mask=wanted, other=0 if DT.is_int() else 0.0)
 
 
 @triton.jit
@@ -263,7 +270,7 @@ def load_bytes(
     addr, high, t, w, mask, F: tl.constexpr, TOKEN_DIM: tl.constexpr, C: tl.constexpr
 ):
     """Bytes `w` of packed codes of tokens `t`, [T, W] (TOKEN_DIM 1: [W, T]); for 3 bits also the
-    `even_bits` of the bytes that hold the third bits.
+    `third_bits` of the bytes that hold them.
 
     addr, high: addresses of the head's tile in the `data` and the `high` plane.
     """
@@ -275,11 +282,12 @@ def load_bytes(
     if C.bits == 3:  # bit n of byte j is dim n * D / 8 + j: each byte serves two of x
         V: tl.constexpr = F.D // 8
         RUN: tl.constexpr = C.run if C.slots_last else min(C.run, V)
-        y = load_tile(
-            high, t, w % V, mask, V, C.dtype, RUN, C.slots_last, F.S, F.multi, TOKEN_DIM
-        )
-        first = tl.broadcast_to(lane(tl.where(w < V, -1, 0).to(tl.int8), 1 - TOKEN_DIM), y.shape)
-        y = even_bits(y, first)
+        lower, upper = w // V % 2 == 0, w // V % 2 == 1
+        y = third_bits(
+            load_tile(high, t, w % V, mask, V, C.dtype, RUN, C.slots_last, F.S, F.multi, TOKEN_DIM,
+                      lower),
+            load_tile(high, t, w % V, mask, V, C.dtype, RUN, C.slots_last, F.S, F.multi, TOKEN_DIM,
+                      upper))
     return x, y
 
 

@@ -41,7 +41,7 @@ def halves_asm(bits, part):
 
 @triton.jit
 def halves(x, y, s, z, PART: tl.constexpr, BITS: tl.constexpr):
-    """Part PART of packed bytes `x` (3 bits: and `even_bits` `y`) -> fp16 code * s + zero, where
+    """Part PART of packed bytes `x` (3 bits: and `third_bits` `y`) -> fp16 code * s + zero, where
     `z` is the zero less `magic` scales."""
     s, z = tl.broadcast_to(s, x.shape), tl.broadcast_to(z, x.shape)
     if NATIVE:

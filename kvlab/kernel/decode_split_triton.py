@@ -21,6 +21,7 @@ from kvlab.kernel.codes_triton import (
     fast_log2,
     reach,
 )
+from kvlab.kernel.decode_fold_triton import fold_part
 from kvlab.kernel.decode_groups_triton import add_means, group_scales, group_unit
 from kvlab.kernel.decode_join_triton import merge_parts
 from kvlab.kernel.decode_open_triton import apart_count, open_part
@@ -183,7 +184,7 @@ def sealed_part(
     return m, tl.sum(lsum, 0), turned_back(out, V.parts) if V.rotated else out
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_blocks", "splits"])  # they change from call to call
 def decode_split_kernel(
     q_ptr, k_new, v_new, part_out, part_lse, cell_lse, out_ptr, lse_ptr, arrivals, base, table,
     n_blocks, open_base, open_slot, open_len, max_blocks, splits, scale,
@@ -229,6 +230,12 @@ def decode_split_kernel(
         m, l, out = open_part(
             query, k_new, v_new, open_base, open_slot, open_len, ok, ov, part, b, h, scale,
             apart_base, row, hidden, apart_lse, ak, av, F, V,
+        )
+    elif F.fold:
+        lo = (part - F.tails) * per
+        m, l, out = fold_part(
+            query, cell_lse, base, table, max_blocks, blocks, lo, tl.minimum(lo + per, tiles), b, h,
+            scale, hidden, kd, kh, ks, kz, ku, km, vd, vh, vs, vz, vu, F, K, V,
         )
     else:
         lo = (part - F.tails) * per

@@ -31,6 +31,9 @@ def _tile(k: Side, v: Side, slots: int, wanted: int) -> dict[str, int | bool]:
     Scales per channel belong to one block, so there a tile does too. 32 tokens is the least depth
     of a product of bytes; a smaller block leaves the rest of its tile empty.
     """
+    if folds(k, v):  # tiles of whole groups within one block
+        tile = max(k.group, min(wanted, slots & -slots))
+        return {"tile": tile, "per_block": slots // tile, "multi": False, "fold": True}
     grouped = bool(k.group or v.group)
     if grouped:  # a tile has one group of tokens, where the block has whole ones
         wanted = max(32, min([wanted] + [c.group for c in (k, v) if c.group and c.channel]))
@@ -38,6 +41,13 @@ def _tile(k: Side, v: Side, slots: int, wanted: int) -> dict[str, int | bool]:
     if not whole or ((grouped or k.channel or v.channel) and slots < wanted):
         return {"tile": max(32, next_power(slots)), "per_block": 1, "multi": False}
     return {"tile": wanted, "per_block": max(1, slots // wanted), "multi": slots < wanted}
+
+
+def folds(k: Side, v: Side) -> bool:
+    """Whether scales go to the query and to the probabilities: groups of a channel's tokens in the
+    keys, of a token's channels in the values, whose parts are wide enough for a product."""
+    grouped = k.kind == v.kind == 3 and k.channel and not v.channel
+    return grouped and not k.wide and not v.wide and min(k.group, v.group) >= 16
 
 
 def _splits(rows: int, kv_heads: int, resident: int) -> int:
@@ -75,7 +85,7 @@ def _setting(format: KVFormat, k: Side, v: Side, slots: int, key: str, device: s
     bits = max(16 if c.kind == 0 else 8 if c.kind == 1 else c.bits for c in (k, v))
     fp8 = 1 in (k.kind, v.kind)
     kind = "dense" if bits == 16 else "fp8" if fp8 else "low" if bits < 4 else f"int{bits}"
-    kind = "grouped" if k.group or v.group else kind
+    kind = "fold" if folds(k, v) else "grouped" if k.group or v.group else kind
     span = slots if k.channel or v.channel or slots == 64 else 256
     return tune.choose(device, key, kind, max(slots, span))
 
@@ -182,7 +192,8 @@ def _frame(q: Tensor, sealed, open, gpu: tune.Device, **choices) -> Frame:
     return Frame(
         H=kv_heads, G=group, GP=next_power(group), D=dim, S=slots, P=sealed.slab_blocks,
         open_P=open.slab_blocks, digits=2, chained=gpu.chained,
-        tails=_tails(rows * kv_heads, slots, gpu), open_dtype=TYPES[tail.dtype], **choices,
+        tails=_tails(rows * kv_heads, slots, gpu), open_dtype=TYPES[tail.dtype],
+        query_digits=1 if q.itemsize == 2 else 2, **choices,
     )
 
 

@@ -74,32 +74,38 @@ def gather_side(
 
 @triton.jit
 def gather_kernel(
-    out_k, out_v, base, ids, kd, kh, ks, kz, ku, km, vd, vh, vs, vz, vu, vm,
+    out_k, out_v, base, ids, between, kd, kh, ks, kz, ku, km, vd, vh, vs, vz, vu, vm,
     P: tl.constexpr, H: tl.constexpr, D: tl.constexpr, S: tl.constexpr, SP: tl.constexpr,
     K: tl.constexpr, V: tl.constexpr,
 ):
-    """Program (block of the list, head, side)."""
-    i, h = tl.program_id(0), tl.program_id(1)
-    block = tl.load(ids + i)
-    slab, slot = tl.load(base + block // P), (block % P).to(tl.int64)
-    if tl.program_id(2) == 0:
-        gather_side(out_k, i, h, slab, slot, kd, kh, ks, kz, ku, km, H, D, S, SP, K)
+    """Program (block of the list, head, side of a layer: 2 * layer + 0 for keys, 1 for values).
+
+    between: elements from one layer to the next, in `out`. In a slab the layers of a plane follow
+    one another.
+    """
+    i, h, layer = tl.program_id(0), tl.program_id(1), (tl.program_id(2) // 2).to(tl.int64)
+    block, at = tl.load(ids + i), layer * between
+    slab, slot = tl.load(base + block // P), (block % P).to(tl.int64) + layer * P
+    if tl.program_id(2) % 2 == 0:
+        gather_side(out_k + at, i, h, slab, slot, kd, kh, ks, kz, ku, km, H, D, S, SP, K)
     else:
-        gather_side(out_v, i, h, slab, slot, vd, vh, vs, vz, vu, vm, H, D, S, SP, V)
+        gather_side(out_v + at, i, h, slab, slot, vd, vh, vs, vz, vu, vm, H, D, S, SP, V)
 
 
 def gather(planes, format: KVFormat, block_ids: Tensor, out_k: Tensor, out_v: Tensor) -> None:
     """Sealed blocks -> keys and values in `out_k`, `out_v` [n * S, H, D] (contiguous).
 
     planes: `LayerPlanes` of one layer; block_ids: int64 [n] on the device, in the wanted order.
+    Of the L layers from `planes` on where the outputs are [L, n * S, H, D], each layer contiguous.
     Bit-equal to `format.dequantize`: products and sums are not fused.
     """
     if not len(block_ids):
         return
-    slots, (_, heads, dim) = out_k.shape[0] // len(block_ids), out_k.shape
+    layers, (tokens, heads, dim) = out_k.shape[0] if out_k.dim() == 4 else 1, out_k.shape[-3:]
+    slots = tokens // len(block_ids)
     k, v = sides(format, planes.planes, slots, dim)
-    gather_kernel[(len(block_ids), heads, 2)](
-        out_k, out_v, planes.base, block_ids, *offsets(planes.planes), P=planes.slab_blocks,
-        H=heads, D=dim, S=slots, SP=next_power(slots), K=k, V=v,
+    gather_kernel[(len(block_ids), heads, 2 * layers)](
+        out_k, out_v, planes.base, block_ids, out_k.stride(0), *offsets(planes.planes),
+        P=planes.slab_blocks, H=heads, D=dim, S=slots, SP=next_power(slots), K=k, V=v,
         num_warps=4 if slots * dim <= 8192 else 8, enable_fp_fusion=False,
     )

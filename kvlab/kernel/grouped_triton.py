@@ -30,9 +30,16 @@ def power_below(x):
 @triton.jit
 def centre_of(x, seen, S: tl.constexpr):
     """`grouped_ref.centre_of` of fp32 [T, D], of which `seen` [T, 1] are the block's S tokens."""
-    mean = tl.div_rn(tl.sum(tl.where(seen, x, 0.0), 0), tl.full([x.shape[1]], S, tl.float32))
+    total = tl.sum(tl.where(seen, x, 0.0), 0)
     high = tl.max(tl.where(seen, x, -float("inf")), 0)
     low = tl.min(tl.where(seen, x, float("inf")), 0)
+    return centre_from(total, low, high, S)
+
+
+@triton.jit
+def centre_from(total, low, high, S: tl.constexpr):
+    """Centres (fp16) of channels whose S tokens have this sum and these extremes."""
+    mean = tl.div_rn(total, tl.full(total.shape, S, tl.float32))
     span = power_below(tl.maximum(high - low, LEAST)) * 0.25
     step = tl.maximum(span, power_below(tl.maximum(tl.abs(mean), LEAST)) * 0.0009765625)
     centre = (tl.div_rn(mean, step) + ROUND - ROUND) * step + 0.0
@@ -42,8 +49,13 @@ def centre_of(x, seen, S: tl.constexpr):
 @triton.jit
 def unit_of(x, seen):
     """`grouped_ref.unit_of` of fp32 [T, D]: a power of two, as fp32."""
-    peak = tl.max(tl.max(tl.where(seen, tl.abs(x), 0.0), 1), 0) * PER_PEAK
-    peak = tl.minimum(tl.maximum(peak, LEAST), MOST)
+    return unit_from(tl.max(tl.max(tl.where(seen, tl.abs(x), 0.0), 1), 0))
+
+
+@triton.jit
+def unit_from(top):
+    """The unit of a head's block whose largest magnitude is `top`."""
+    peak = tl.minimum(tl.maximum(top * PER_PEAK, LEAST), MOST)
     bits = (peak.to(tl.int32, bitcast=True) + 0x7FFFFF) & -0x800000
     return bits.to(tl.float32, bitcast=True)
 
@@ -69,6 +81,13 @@ def nearest_codes(x, s, z, AXIS: tl.constexpr, C: tl.constexpr):
     per = tl.div_rn(tl.full(s.shape, 1.0, tl.float32), s)
     code = (x - tl.expand_dims(z, AXIS)) * tl.expand_dims(per, AXIS)
     return tl.minimum(tl.maximum(code, 0.0), 2.0**C.bits - 1) + ROUND
+
+
+@triton.jit
+def nearest(x, per, z, C: tl.constexpr):
+    """int32 codes of fp32 numbers, with the zero and one over the scale of each."""
+    code = tl.minimum(tl.maximum((x - z) * per, 0.0), 2.0**C.bits - 1) + ROUND
+    return code.to(tl.int32, bitcast=True) & (2**C.bits - 1)
 
 
 @triton.jit

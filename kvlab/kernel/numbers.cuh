@@ -14,6 +14,7 @@ __device__ u16 narrow(float x) {
     asm("cvt.rn.f16.f32 %0, %1;" : "=h"(y) : "f"(x));
     return y;
 }
+__device__ float upper(u32 x) { return widen(x >> 16); }  // of two numbers in a word
 #define MMA_TYPE "f16"
 #else
 __device__ float widen(u16 x) { return __uint_as_float((u32)x << 16); }
@@ -22,13 +23,14 @@ __device__ u16 narrow(float x) {
     asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(y) : "f"(x));
     return y;
 }
+__device__ float upper(u32 x) { return __uint_as_float(x & 0xffff0000u); }
 #define MMA_TYPE "bf16"
 #endif
 
 __device__ u32 pack(float a, float b) { return (u32)narrow(b) << 16 | narrow(a); }
 
 __device__ void multiply(float* c, u32 a0, u32 a1, u32 a2, u32 a3, u32 b0, u32 b1) {
-    asm volatile(
+    asm(
         "mma.sync.aligned.m16n8k16.row.col.f32." MMA_TYPE "." MMA_TYPE ".f32 "
         "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])

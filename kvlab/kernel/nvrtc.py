@@ -78,10 +78,37 @@ def function(name: str, kernel: str, macros: dict[str, int], shared: int):
     return found
 
 
+def _clusters(blocks: int) -> list:
+    if blocks == 1:
+        return []
+    attribute, value = driver.CUlaunchAttribute(), driver.CUlaunchAttributeValue()
+    attribute.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION
+    value.clusterDim.x, value.clusterDim.y, value.clusterDim.z = blocks, 1, 1
+    attribute.value = value
+    return [attribute]
+
+
+def resident_clusters(kernel, blocks: int, threads: int, shared: int) -> int:
+    """How many clusters of so many blocks run at a time on the current device."""
+    if blocks == 1:
+        return torch.cuda.get_device_properties().multi_processor_count
+    config = driver.CUlaunchConfig()
+    config.gridDimX, config.gridDimY, config.gridDimZ = blocks, 1, 1
+    config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
+    config.sharedMemBytes = shared
+    config.attrs = _clusters(blocks)
+    config.numAttrs = len(config.attrs)
+    return _checked(driver.cuOccupancyMaxActiveClusters(kernel, config))
+
+
 def launch(
-    kernel, args: ctypes.Structure, *, grid: int, threads: int, shared: int, device: torch.device
+    kernel, args: ctypes.Structure, *, grid: int, threads: int, shared: int, device: torch.device,
+    cluster: int = 1,
 ) -> None:
-    """On torch's current stream; may begin while the kernel before it ends, where both allow it."""
+    """On torch's current stream; may begin while the kernel before it ends, where both allow it.
+
+    cluster: blocks that see each other's shared memory.
+    """
     config = driver.CUlaunchConfig()
     config.gridDimX, config.gridDimY, config.gridDimZ = grid, 1, 1
     config.blockDimX, config.blockDimY, config.blockDimZ = threads, 1, 1
@@ -91,6 +118,7 @@ def launch(
     early.id = driver.CUlaunchAttributeID.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
     value.programmaticStreamSerializationAllowed = 1
     early.value = value
-    config.attrs, config.numAttrs = [early], 1
+    config.attrs = [early, *_clusters(cluster)]
+    config.numAttrs = len(config.attrs)
     pointers = (ctypes.c_void_p * 1)(ctypes.addressof(args))
     _checked(driver.cuLaunchKernelEx(config, kernel, ctypes.addressof(pointers), 0))

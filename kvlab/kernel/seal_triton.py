@@ -1,7 +1,8 @@
 """Quantize, pack and scatter full blocks in one launch; append one token per row to open blocks.
 
-Full blocks come from new tokens of one layer (`seal`, prefill) or straight from the open store,
-all layers at once (`seal_open`, decode).
+Full blocks come from new tokens of one layer (`seal`, prefill), from those that were chosen in
+several layers (`seal_kept`), or straight from the open store, all layers at once (`seal_open`,
+decode).
 
 `seal` gives the very bits of `format.quantize`: division and rounding are IEEE, products and sums
 are not fused.
@@ -16,12 +17,13 @@ from triton.language.extra.cuda import gdc_launch_dependents
 
 from kvlab.format import KVFormat
 from kvlab.kernel.codes_triton import DENSE, GROUPED, INT, narrow, rotate, tile_pointer, typed
-from kvlab.kernel.grouped_triton import seal_groups
+from kvlab.kernel.grouped_triton import ROUND, seal_groups
 from kvlab.kernel.quantize_ref import FP8_MAX, FP16_MAX, SCALE_FLOOR
+from kvlab.kernel.seal_groups_triton import seal_keys, seal_values
 from kvlab.kernel.sides import TYPES, Side, next_power, offsets, sides
 from kvlab.kernel.tune import device_facts
 
-ROUND = tl.constexpr(12582912.0)  # 1.5 * 2^23: adding it rounds a small number to nearest even
+HELD = True  # a benchmark's switch
 FLOOR, TOP = tl.constexpr(SCALE_FLOOR), tl.constexpr(FP8_MAX)
 HALF_MAX = tl.constexpr(FP16_MAX)
 
@@ -93,14 +95,14 @@ def store_packed(
 
 @triton.jit
 def seal_side(
-    source, h, slab, slot, data, high, scale, zero, unit, mean, ROW: tl.constexpr,
+    source, rows, h, slab, slot, data, high, scale, zero, unit, mean,
     H: tl.constexpr, D: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, C: tl.constexpr,
 ):
-    """S tokens, ROW elements apart, from `source` on -> head `h` of one block; the inverse of
+    """S tokens, at `rows` [SP] elements from `source` on -> head `h` of one block; the inverse of
     `gather_side`."""
     t, d = tl.arange(0, SP), tl.arange(0, D)
     seen = t < S
-    x = tl.load(source + t[:, None] * ROW + d[None, :], mask=seen[:, None], other=0.0)
+    x = tl.load(source + rows[:, None] + d[None, :], mask=seen[:, None], other=0.0)
     x = rotate(x.to(tl.float32)) if C.rotated else x.to(tl.float32)
     at = slab + slot * (C.data * H) + data + h * C.data
     if C.kind == DENSE:
@@ -131,24 +133,49 @@ def seal_side(
 def seal_kernel(
     x_k, x_v, base, ids, kd, kh, ks, kz, ku, km, vd, vh, vs, vz, vu, vm, P: tl.constexpr,
     H: tl.constexpr, D: tl.constexpr, S: tl.constexpr, SP: tl.constexpr, K: tl.constexpr,
-    V: tl.constexpr,
+    V: tl.constexpr, OWN: tl.constexpr,
 ):
-    """Program (block of the list, head, side)."""
+    """Program (block of the list, head, side). OWN: a thread holds a group, see
+    `seal_groups_triton`."""
     i, h = tl.program_id(0), tl.program_id(1)
     block = tl.load(ids + i)
     slab, slot = tl.load(base + block // P), (block % P).to(tl.int64)
-    first = (i.to(tl.int64) * S * H + h) * D
-    if tl.program_id(2) == 0:
-        seal_side(x_k + first, h, slab, slot, kd, kh, ks, kz, ku, km, H * D, H, D, S, SP, K)
+    first, rows = (i.to(tl.int64) * S * H + h) * D, tl.arange(0, SP) * (H * D)
+    if OWN:
+        if tl.program_id(2) == 0:
+            seal_keys(x_k + first, slab, slot, h, (kd, kh, ks, kz, ku, km), H * D, H, D, S, K)
+        else:
+            seal_values(x_v + first, slab, slot, h, (vd, vh, vs, vz, vu, vm), H * D, H, D, S, V)
+    elif tl.program_id(2) == 0:
+        seal_side(x_k + first, rows, h, slab, slot, kd, kh, ks, kz, ku, km, H, D, S, SP, K)
     else:
-        seal_side(x_v + first, h, slab, slot, vd, vh, vs, vz, vu, vm, H * D, H, D, S, SP, V)
+        seal_side(x_v + first, rows, h, slab, slot, vd, vh, vs, vz, vu, vm, H, D, S, SP, V)
+
+
+@triton.jit
+def seal_kept_kernel(
+    x_k, x_v, index, base, ids, between, many, kd, kh, ks, kz, ku, km, vd, vh, vs, vz, vu, vm,
+    P: tl.constexpr, H: tl.constexpr, D: tl.constexpr, S: tl.constexpr, SP: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr,
+):
+    """Program (block of the list, head, side of a layer); between: elements of a layer in x;
+    many: tokens that a head keeps."""
+    i, h, layer = tl.program_id(0), tl.program_id(1), (tl.program_id(2) // 2).to(tl.int64)
+    block, t = tl.load(ids + i), tl.arange(0, SP)
+    slab, slot = tl.load(base + block // P), (block % P).to(tl.int64) + layer * P
+    place = tl.load(index + (layer * H + h) * many + i * S + t, mask=t < S, other=0)
+    first, rows = layer * between + h * D, place.to(tl.int64) * (H * D)
+    if tl.program_id(2) % 2 == 0:
+        seal_side(x_k + first, rows, h, slab, slot, kd, kh, ks, kz, ku, km, H, D, S, SP, K)
+    else:
+        seal_side(x_v + first, rows, h, slab, slot, vd, vh, vs, vz, vu, vm, H, D, S, SP, V)
 
 
 @triton.jit
 def seal_open_kernel(
     open_base, rows, ok, ov, base, ids, kd, kh, ks, kz, ku, km, vd, vh, vs, vz, vu, vm,
     DT: tl.constexpr, OP: tl.constexpr, P: tl.constexpr, H: tl.constexpr, D: tl.constexpr,
-    S: tl.constexpr, SP: tl.constexpr, K: tl.constexpr, V: tl.constexpr,
+    S: tl.constexpr, SP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, OWN: tl.constexpr,
 ):
     """Program (block of the list, head, side of a layer: 2 * layer + 0 for keys, 1 for values).
 
@@ -159,10 +186,11 @@ def seal_open_kernel(
     row, block = tl.load(rows + i), tl.load(ids + i)
     slab, slot = tl.load(base + block // P), (block % P).to(tl.int64) + layer * P
     at = tl.load(open_base + row // OP) + (((row % OP) + layer * OP) * H + h) * HEAD
+    rows = tl.arange(0, SP) * D
     if tl.program_id(2) % 2 == 0:
-        seal_side(typed(at + ok, DT), h, slab, slot, kd, kh, ks, kz, ku, km, D, H, D, S, SP, K)
+        seal_side(typed(at + ok, DT), rows, h, slab, slot, kd, kh, ks, kz, ku, km, H, D, S, SP, K)
     else:
-        seal_side(typed(at + ov, DT), h, slab, slot, vd, vh, vs, vz, vu, vm, D, H, D, S, SP, V)
+        seal_side(typed(at + ov, DT), rows, h, slab, slot, vd, vh, vs, vz, vu, vm, H, D, S, SP, V)
 
 
 @triton.jit
@@ -189,9 +217,22 @@ def append_kernel(
         tl.store(typed(at + ov, v.dtype.element_ty) + d, y, mask=inside)
 
 
+def _held(k: Side, v: Side, slots: int, dim: int) -> bool:
+    """Whether a thread has room for a group of keys, and for a token's values."""
+    grouped = k.kind == v.kind == 3 and k.channel and not v.channel and max(k.group, v.group) <= 32
+    return HELD and grouped and not slots & (slots - 1) and dim in (32, 64, 128)
+
+
 def _warps(k: Side, v: Side, elements: int) -> int:
     """Twice as many where groups have scales: a thread holds its elements beside their trials."""
     return (4 if elements <= 8192 else 8) * (2 if k.group or v.group else 1)
+
+
+def _choices(k: Side, v: Side, slots: int, dim: int) -> dict:
+    """Of a launch: whether a thread holds a group; then there is one for each token."""
+    own = _held(k, v, slots, dim)
+    warps = max(1, min(8, slots // 32)) if own else _warps(k, v, slots * dim)
+    return {"OWN": own, "num_warps": warps, "enable_fp_fusion": False}
 
 
 def seal(x_k: Tensor, x_v: Tensor, format: KVFormat, planes, block_ids: Tensor) -> None:
@@ -206,7 +247,24 @@ def seal(x_k: Tensor, x_v: Tensor, format: KVFormat, planes, block_ids: Tensor) 
     seal_kernel[(len(block_ids), heads, 2)](
         x_k, x_v, planes.base, block_ids, *offsets(planes.planes), P=planes.slab_blocks, H=heads,
         D=dim, S=slots, SP=next_power(slots), K=k, V=v,
-        num_warps=_warps(k, v, slots * dim), enable_fp_fusion=False,
+        **_choices(k, v, slots, dim),
+    )
+
+
+def seal_kept(
+    x_k: Tensor, x_v: Tensor, index: Tensor, format: KVFormat, planes, block_ids: Tensor
+) -> None:
+    """As `blocks_ref.seal_kept`; x_k, x_v and index contiguous."""
+    if not len(block_ids):
+        return
+    layers, _, heads, dim = x_k.shape
+    slots = index.shape[2] // len(block_ids)
+    k, v = sides(format, planes.planes, slots, dim)
+    seal_kept_kernel[(len(block_ids), heads, 2 * layers)](
+        x_k, x_v, index, planes.base, block_ids, x_k.stride(0), index.shape[2],
+        *offsets(planes.planes), P=planes.slab_blocks, H=heads, D=dim, S=slots,
+        SP=next_power(slots), K=k, V=v, num_warps=_warps(k, v, slots * dim),
+        enable_fp_fusion=False,
     )
 
 
@@ -221,7 +279,7 @@ def seal_open(open, sealed, format: KVFormat, rows: Tensor, blocks: Tensor, laye
         open.base, rows, plane.offset_bytes, open.planes["v_data"].offset_bytes, sealed.base,
         blocks, *offsets(sealed.planes), DT=TYPES[plane.dtype], OP=open.slab_blocks,
         P=sealed.slab_blocks, H=heads, D=dim, S=slots, SP=next_power(slots), K=k, V=v,
-        num_warps=_warps(k, v, slots * dim), enable_fp_fusion=False,
+        **_choices(k, v, slots, dim),
     )
 
 

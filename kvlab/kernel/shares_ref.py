@@ -14,8 +14,12 @@ def token_shares(q: Tensor, k: Tensor, lse: Tensor, *, scale: float) -> Tensor:
     """Share of attention of each key, the mean over queries and heads that read it, fp32 [H, n].
 
     q [Hq, T, D] are the last T of the tokens whose keys are k [n, H, D]; each sees those up to its
-    own. lse fp32 [Hq, T] is over everything that they saw, which may be more.
+    own. lse fp32 [Hq, T] is over everything that they saw, which may be more. Several layers at
+    once with a further dim in front of all of them, and of the result.
     """
+    if q.dim() == 4:
+        each = (token_shares(*layer, scale=scale) for layer in zip(q, k, lse))
+        return torch.stack(list(each))
     heads, tokens, dim = q.shape
     n, kv_heads = k.shape[:2]
     grouped = q.float().reshape(kv_heads, heads // kv_heads, tokens, dim)

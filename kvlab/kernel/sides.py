@@ -65,6 +65,8 @@ class Frame(NamedTuple):
     fresh: bool  # this step's token comes beside the open block, all else was there long before
     tails: int  # programs that read an open block, each its share of slots
     open_dtype: tl.dtype
+    fold: bool = False  # scales of small groups go to the query and the probabilities
+    query_digits: int = 1  # fp16 numbers that a query is the sum of, with `fold`
     apart: int = 0  # first tokens that a row of the store of those kept apart has room for
     apart_P: int = 1
 

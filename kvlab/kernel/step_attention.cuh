@@ -1,8 +1,10 @@
 // Attention of step.cu: a block reads a share of the tokens for one key/value head.
 
 constexpr int LANES = DIM / 8, TOKENS = 32 / LANES;      // of a token, of a warp at a time
-constexpr int DEPTH = 4, STRIDE = TOKENS * WARPS;        // tokens of a lane at a time; stride
-constexpr long HEAD_BYTES = 2L * BLOCK * DIM;
+constexpr int STRIDE = TOKENS * WARPS;                   // tokens between two of a lane
+constexpr int PIECE_TOKENS = 8 * PIECE / DIM, DEPTH = PIECE_TOKENS / STRIDE;  // of a slot; a lane
+constexpr int TOKEN_BYTES = 2 * DIM;
+constexpr long HEAD_BYTES = (long)BLOCK * TOKEN_BYTES;
 
 struct Eight {
     float v[8];
@@ -47,195 +49,225 @@ __device__ uint4 turned(uint4 raw, uint4 gain, uint4 cos, uint4 sin, double eps)
     return packed(y);
 }
 
-// A block's share of the row's tokens, the same in all layers.
+// A block's share of the tokens that are stored, the same in all layers. The step's own token is
+// with the last share.
 struct Tokens {
-    int sealed, count, own, lo, hi, first;  // first: of this lane; the last is the step's
-    bool owner;                             // of the step's token
-    u64 keys[DEPTH];                        // of the lane's first tokens in layer 0, 0: none
-    bool open[DEPTH];
+    int sealed, own, lo, hi;  // sealed tokens of the row; its open block
 };
 
-// Address in layer 0 of the key of token `i`.
-__device__ u64 place(const Args& a, const Tokens& t, int i) {
+__device__ Tokens tokens(const Args& a) {
+    int sealed = __ldg(a.n_blocks) * BLOCK, count = sealed + __ldg(a.open_now) - 1;
+    int per = (count + SHARES - 1) / SHARES, lo = min(blockIdx.x % SHARES * per, count);
+    return {sealed, __ldg(a.open_slot), lo, min(lo + per, count)};
+}
+
+// Address of the key or the value of token `i` in a layer.
+__device__ u64 place(const Args& a, const Tokens& t, int i, int layer, bool value) {
     bool open = i >= t.sealed;
     int block = open ? t.own : __ldg(a.table + i / BLOCK), slab = open ? OPEN_SLAB : SLAB;
     int slot = open ? i - t.sealed : i % BLOCK, head = blockIdx.x / SHARES;
-    u64 base = __ldg((open ? a.open_base : a.base) + block / slab) + (open ? a.open_k : a.k_at);
-    return base + (block % slab * KV + head) * HEAD_BYTES + 2L * slot * DIM;
+    u64 base = __ldg((open ? a.open_base : a.base) + block / slab);
+    base += open ? layer * a.open_step + (value ? a.open_v : a.open_k)
+                 : layer * a.step + (value ? a.v_at : a.k_at);
+    return base + (block % slab * KV + head) * HEAD_BYTES + slot * TOKEN_BYTES;
 }
 
-__device__ const u16* key_at(const Args& a, u64 first, bool open, int layer) {
-    return (const u16*)(first + layer * (open ? a.open_step : a.step)) + threadIdx.x % LANES * 8;
-}
-
-__device__ const u16* value_at(const Args& a, const u16* key, bool open) {
-    return key + (long)(open ? a.open_v - a.open_k : a.v_at - a.k_at) / 2;
-}
-
-__device__ Tokens tokens(const Args& a) {
-    Tokens t;
-    t.sealed = __ldg(a.n_blocks) * BLOCK, t.count = t.sealed + __ldg(a.open_now);
-    t.own = __ldg(a.open_slot);
-    int per = (t.count + SHARES - 1) / SHARES;
-    t.lo = blockIdx.x % SHARES * per, t.hi = min(t.lo + per, t.count);
-    t.owner = t.lo < t.hi && t.hi == t.count;
-    t.first = t.lo + threadIdx.x / LANES;  // TOKENS of a warp, then the next warp's
-#pragma unroll
-    for (int i = 0; i < DEPTH; ++i) {
-        int token = t.first + i * STRIDE;
-        t.open[i] = token >= t.sealed;
-        t.keys[i] = token < t.hi && token < t.count - 1 ? place(a, t, token) : 0;
-    }
-    return t;
-}
-
-__device__ void attend(Shared& s, const Args& a, const Layer& l, const Tokens& t, int layer,
-                       u64 turn, uint4 cos, uint4 sin) {
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, c = lane % LANES;
-    int head = blockIdx.x / SHARES, share = blockIdx.x % SHARES;
-    uint4 k[DEPTH], v[DEPTH];
-    auto fetch = [&](u64 first, bool open, uint4& k, uint4& v) {
-        const u16* key = key_at(a, first, open, layer);
-        k = from_global(key, first != 0), v = from_global(value_at(a, key, open), first != 0);
-    };
-#pragma unroll
-    for (int i = 0; i < DEPTH; ++i) fetch(t.keys[i], t.open[i], k[i], v[i]);
-    uint4 q_gain = constant(l.q_gain + c * 8, NORMED), k_gain = constant(l.k_gain + c * 8, NORMED);
-    const u32* qkv = a.qkv + turn * (HEADS + 2 * KV) * DIM / 2 + c * 4;
-    int line = threadIdx.x / LANES;  // one thread asks for each 16 bytes of queries, key and value
-    if (line < GROUP + 2 && (line < GROUP || t.owner)) {
-        line = line < GROUP ? head * GROUP + line : head + HEADS + (line - GROUP) * KV;
-        u64 spins = 0;
-        uint4 y = from_global((const u16*)(qkv + line * DIM / 2));
-        while (absent(y)) y = from_global((const u16*)(qkv + line * DIM / 2)), check(spins);
-        *(uint4*)(s.x + 16 * threadIdx.x) = y;
-    }
-    meet();
-    uint4 raw[GROUP + 2];
-#pragma unroll
-    for (int i = 0; i < GROUP + 2; ++i) raw[i] = from_shared(address(s.x) + 16 * (i * LANES + c));
-    Eight q[GROUP];
-#pragma unroll
-    for (int g = 0; g < GROUP; ++g) q[g] = eight(turned(raw[g], q_gain, cos, sin, a.head_eps));
-    uint4 k_new = raw[GROUP], v_new = raw[GROUP + 1];
-    if (t.owner) {
-        k_new = turned(k_new, k_gain, cos, sin, a.head_eps);
-        if (threadIdx.x < LANES) {
-            const u16* key = key_at(a, place(a, t, t.count - 1), true, layer);
-            *(uint4*)key = k_new, *(uint4*)value_at(a, key, true) = v_new;
+// Keys and values of the share, a slot of the ring each in turn. The lanes copy runs of tokens
+// that lie together.
+__device__ void stream_tokens(u32 ring, Shared& s, u32& at, const Args& a, const Tokens& t,
+                              int layer) {
+    for (int lo = t.lo; lo < t.hi; lo += PIECE_TOKENS) {
+        int hi = min(lo + PIECE_TOKENS, t.hi), first = lo / BLOCK, last = (hi - 1) / BLOCK;
+        for (int value = 0; value < 2; ++value) {
+            const u64& full = s.full[at % SLOTS];
+            u32 to = vacant(ring, s, at, (hi - lo) * TOKEN_BYTES);
+            for (int block = first + threadIdx.x % 32; block <= last; block += 32) {
+                int begin = max(lo, block * BLOCK), end = min(hi, (block + 1) * BLOCK);
+                copy(to + (begin - lo) * TOKEN_BYTES,
+                     (const void*)place(a, t, begin, layer, value),
+                     (end - begin) * TOKEN_BYTES, full);
+            }
         }
     }
+}
+
+// What the threads of a lane's channels know of the tokens so far.
+struct Sums {
     float top[GROUP], sum[GROUP];
     Eight out[GROUP];
+};
+
+// One more round of `COUNT` tokens a lane; `k`, `v`: 16 bytes of each.
+template <int COUNT>
+__device__ void add(Sums& y, const Eight* q, const uint4* k, const uint4* v, const bool* on,
+                    float scale) {
+    float logits[COUNT][GROUP];
 #pragma unroll
-    for (int g = 0; g < GROUP; ++g) {
-        top[g] = -1e30f, sum[g] = 0;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) out[g].v[i] = 0;
-    }
-    for (int done = 0; done < t.hi - t.lo; done += DEPTH * STRIDE) {
-        bool more = done + DEPTH * STRIDE < t.hi - t.lo;
-        uint4 k_next[DEPTH], v_next[DEPTH];
-        if (more)
-#pragma unroll
-            for (int i = 0; i < DEPTH; ++i) {
-                int token = t.first + done + (DEPTH + i) * STRIDE;
-                bool on = token < t.hi && token < t.count - 1;
-                fetch(on ? place(a, t, token) : 0, token >= t.sealed, k_next[i], v_next[i]);
-            }
-        float logits[DEPTH][GROUP];
-#pragma unroll
-        for (int i = 0; i < DEPTH; ++i) {
-            int token = t.first + done + i * STRIDE;
-            if (t.owner && token == t.count - 1) k[i] = k_new, v[i] = v_new;
-            Eight x = eight(k[i]);
-#pragma unroll
-            for (int g = 0; g < GROUP; ++g) {
-                float y = 0;
-#pragma unroll
-                for (int j = 0; j < 8; ++j) y += q[g].v[j] * x.v[j];
-#pragma unroll
-                for (int j = LANES / 2; j; j /= 2) y += __shfl_xor_sync(~0u, y, j);
-                logits[i][g] = token < t.hi ? y * (float)a.scale : -1e30f;
-            }
-        }
+    for (int i = 0; i < COUNT; ++i) {
+        Eight x = eight(k[i]);
 #pragma unroll
         for (int g = 0; g < GROUP; ++g) {
-            float high = top[g];
+            float z = 0;
 #pragma unroll
-            for (int i = 0; i < DEPTH; ++i) high = fmaxf(high, logits[i][g]);
-            float keep = exp2f(top[g] - high);
-            top[g] = high, sum[g] *= keep;
-#pragma unroll
-            for (int j = 0; j < 8; ++j) out[g].v[j] *= keep;
-#pragma unroll
-            for (int i = 0; i < DEPTH; ++i) {
-                float p = logits[i][g] > -1e29f ? exp2f(logits[i][g] - high) : 0;
-                Eight x = eight(v[i]);
-                sum[g] += p;
-#pragma unroll
-                for (int j = 0; j < 8; ++j) out[g].v[j] += p * x.v[j];
-            }
+            for (int j = 0; j < 8; ++j) z += q[g].v[j] * x.v[j];
+            logits[i][g] = z;
         }
-        if (more)
-#pragma unroll
-            for (int i = 0; i < DEPTH; ++i) k[i] = k_next[i], v[i] = v_next[i];
     }
-    constexpr int ROW = DIM + 2;  // numbers of a warp and head in shared memory
+#pragma unroll
+    for (int j = LANES / 2; j; j /= 2)
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i)
+#pragma unroll
+            for (int g = 0; g < GROUP; ++g)
+                logits[i][g] += __shfl_xor_sync(~0u, logits[i][g], j);
+#pragma unroll
+    for (int g = 0; g < GROUP; ++g) {
+        float high = y.top[g];
+#pragma unroll
+        for (int i = 0; i < COUNT; ++i) {
+            logits[i][g] = on[i] ? logits[i][g] * scale : -1e30f;
+            high = fmaxf(high, logits[i][g]);
+        }
+        float keep = exp2f(y.top[g] - high);
+        y.top[g] = high, y.sum[g] *= keep;
+#pragma unroll
+        for (int j = 0; j < 8; ++j) y.out[g].v[j] *= keep;
+    }
+#pragma unroll
+    for (int i = 0; i < COUNT; ++i) {
+        Eight x = eight(v[i]);
+#pragma unroll
+        for (int g = 0; g < GROUP; ++g) {
+            float p = on[i] ? exp2f(logits[i][g] - y.top[g]) : 0;
+            y.sum[g] += p;
+#pragma unroll
+            for (int j = 0; j < 8; ++j) y.out[g].v[j] += p * x.v[j];
+        }
+    }
+}
+
+// The heads of this block, and the step's key and value, as the cache stores them: eights of
+// numbers in `heads`, each asked for and turned by one thread.
+__device__ void receive_heads(Shared& s, const Args& a, const Layer& l, u64 turn, u32 tag,
+                              uint4 cos, uint4 sin) {
+    int c = threadIdx.x % LANES, head = blockIdx.x / SHARES, line = threadIdx.x / LANES;
+    static_assert((GROUP + 2) * LANES <= THREADS, "a thread for each eight");
+    if (threadIdx.x / 32 * 32 < (GROUP + 2) * LANES) {  // whole warps, for what they exchange
+        bool on = line < GROUP + 2, key = line == GROUP;
+        const u16* gain = key ? l.k_gain : l.q_gain;
+        uint4 y = make_uint4(0, 0, 0, 0);
+        uint4 gains = NORMED ? __ldg((const uint4*)gain + c) : y;
+        if (on) {
+            int own = line < GROUP ? head * GROUP + line : head + HEADS + (line - GROUP) * KV;
+            const u64* at = a.qkv + (turn * (HEADS + 2 * KV) + own) * DIM / 2 + c * 4;
+            u64 w0, w1, w2, w3, spins = 0;
+            do look(at, w0, w1), look(at + 2, w2, w3), check(spins);
+            while (!(is(w0, tag) && is(w1, tag) && is(w2, tag) && is(w3, tag)));
+            y = make_uint4((u32)w0, (u32)w1, (u32)w2, (u32)w3);
+        }
+        __syncwarp();
+        uint4 z = turned(y, gains, cos, sin, a.head_eps);
+        if (on) ((uint4*)s.heads)[threadIdx.x] = line > GROUP ? y : z;
+    }
+    meet();
+}
+
+__device__ void attend(const unsigned char* ring, Shared& s, u32& at, const Args& a,
+                       const Layer& l, const Tokens& t, int layer, u64 turn, u32 tag, uint4 cos,
+                       uint4 sin) {
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, c = lane % LANES;
+    int head = blockIdx.x / SHARES, share = blockIdx.x % SHARES;
+    receive_heads(s, a, l, turn, tag, cos, sin);
+    auto line = [&](int i) { return ((const uint4*)s.heads)[i * LANES + c]; };
+    Eight q[GROUP];
+#pragma unroll
+    for (int g = 0; g < GROUP; ++g) q[g] = eight(line(g));
+    Sums y;
+#pragma unroll
+    for (int g = 0; g < GROUP; ++g) y.top[g] = -1e30f, y.sum[g] = 0, y.out[g] = Eight{};
+    for (int lo = t.lo; lo < t.hi; lo += PIECE_TOKENS) {
+        await(s, at, 2);
+        const unsigned char* keys = ring + at % SLOTS * SLOT;
+        const unsigned char* values = ring + (at + 1) % SLOTS * SLOT;
+        constexpr int SOME = DEPTH < 2 ? DEPTH : 2;  // tokens of a lane at a time
+#pragma unroll
+        for (int start = 0; start < DEPTH; start += SOME) {
+            if (lo + start * STRIDE >= t.hi) break;
+            uint4 k[SOME], v[SOME];
+            bool on[SOME];
+#pragma unroll
+            for (int i = 0; i < SOME; ++i) {
+                int token = threadIdx.x / LANES + (start + i) * STRIDE;
+                int where = token * TOKEN_BYTES + 16 * c;
+                on[i] = lo + token < t.hi, k[i] = v[i] = make_uint4(0, 0, 0, 0);
+                if (on[i])
+                    k[i] = *(const uint4*)(keys + where), v[i] = *(const uint4*)(values + where);
+            }
+            add<SOME>(y, q, k, v, on, (float)a.scale);
+        }
+        leave(s, at, 2);
+    }
+    if (share == SHARES - 1 && warp == 0) {
+        bool first = lane < LANES;
+        uint4 k_new = line(GROUP), v_new = line(GROUP + 1);
+        add<1>(y, q, &k_new, &v_new, &first, (float)a.scale);
+        int i = t.hi;  // where the step's token belongs
+        if (first) {
+            *((uint4*)place(a, t, i, layer, false) + c) = k_new;
+            *((uint4*)place(a, t, i, layer, true) + c) = v_new;
+        }
+    }
 #pragma unroll
     for (int g = 0; g < GROUP; ++g) {
 #pragma unroll
         for (int j = LANES; j < 32; j *= 2) {
-            float other = __shfl_xor_sync(~0u, top[g], j), high = fmaxf(top[g], other);
-            float mine = exp2f(top[g] - high), theirs = exp2f(other - high);
-            sum[g] = sum[g] * mine + __shfl_xor_sync(~0u, sum[g], j) * theirs, top[g] = high;
+            float other = __shfl_xor_sync(~0u, y.top[g], j), high = fmaxf(y.top[g], other);
+            float mine = exp2f(y.top[g] - high), theirs = exp2f(other - high);
+            y.sum[g] = y.sum[g] * mine + __shfl_xor_sync(~0u, y.sum[g], j) * theirs;
+            y.top[g] = high;
 #pragma unroll
             for (int i = 0; i < 8; ++i)
-                out[g].v[i] = out[g].v[i] * mine + __shfl_xor_sync(~0u, out[g].v[i], j) * theirs;
+                y.out[g].v[i] = y.out[g].v[i] * mine
+                              + __shfl_xor_sync(~0u, y.out[g].v[i], j) * theirs;
         }
         float* to = s.part + (warp * GROUP + g) * ROW;
         if (lane < LANES)
 #pragma unroll
-            for (int i = 0; i < 8; ++i) to[c * 8 + i] = out[g].v[i];
-        if (lane == 0) to[DIM] = top[g], to[DIM + 1] = sum[g];
+            for (int i = 0; i < 8; ++i) to[c * 8 + i] = y.out[g].v[i];
+        if (lane == 0) to[DIM] = y.top[g], to[DIM + 1] = y.sum[g];
     }
     meet();
     for (int i = threadIdx.x; i < GROUP * DIM; i += THREADS) {
         int g = i / DIM, d = i % DIM;
-        float high = -1e30f, all = 0, y = 0;
+        float high = -1e30f, all = 0, x = 0;
 #pragma unroll
         for (int w = 0; w < WARPS; ++w) high = fmaxf(high, s.part[(w * GROUP + g) * ROW + DIM]);
 #pragma unroll
         for (int w = 0; w < WARPS; ++w) {
             const float* from = s.part + (w * GROUP + g) * ROW;
             float f = exp2f(from[DIM] - high);
-            all += f * from[DIM + 1], y += f * from[d];
+            all += f * from[DIM + 1], x += f * from[d];
         }
-        long line = (head * GROUP + g) * SHARES + share;
-        long other = (long)HEADS * SHARES * (1 - 2 * (long)turn);
-        u32 *to = a.parts + (turn * HEADS * SHARES + line) * DIM + d;
-        send(to, to + other * DIM, __float_as_uint(all > 0 ? y / all : 0.0f));
-        if (d == 0) {
-            to = a.lse + turn * HEADS * SHARES + line;
-            send(to, to + other, __float_as_uint(all > 0 ? high + log2f(all) : -1e30f));
-        }
+        long line = turn * HEADS * SHARES + (head * GROUP + g) * SHARES + share;
+        send(a.parts + line * DIM + d, __float_as_uint(all > 0 ? x / all : 0.0f), tag);
+        if (d == 0)
+            send(a.lse + line, __float_as_uint(all > 0 ? high + log2f(all) : -1e30f), tag);
     }
     meet();
 }
 
 // Merge of what the blocks of a head left, for some of its dims.
-__device__ void merge(Shared& s, const Args& a, u64 turn) {
+__device__ void merge(Shared& s, const Args& a, u64 turn, u32 tag) {
     constexpr int OWN = HEADS * DIM / GRID, AT = THREADS / SHARES;  // dims of a block; at a time
     int share = threadIdx.x / AT, warp = threadIdx.x / 32;
     for (int start = 0; start < OWN; start += AT) {
         int d = blockIdx.x * OWN + start + threadIdx.x % AT;
         long line = turn * HEADS * SHARES + d / DIM * SHARES + share;
-        const u32 *parts = a.parts + line * DIM + d % DIM, *lse = a.lse + line;
-        u32 part = word(parts), weight = word(lse);
-        u64 spins = 0;
-        while (part == ABSENT || weight == ABSENT)
-            part = word(parts), weight = word(lse), check(spins);
-        float top = __uint_as_float(weight), x = __uint_as_float(part), sum = top > -1e29f;
+        u64 part, weight, spins = 0;
+        do part = look(a.parts + line * DIM + d % DIM), weight = look(a.lse + line), check(spins);
+        while (!(is(part, tag) && is(weight, tag)));
+        float top = __uint_as_float((u32)weight), x = __uint_as_float((u32)part);
+        float sum = top > -1e29f;
 #pragma unroll
         for (int j = AT; j < 32; j *= 2) {
             float other = __shfl_xor_sync(~0u, top, j), high = fmaxf(top, other);
@@ -258,8 +290,8 @@ __device__ void merge(Shared& s, const Args& a, u64 turn) {
             }
             y /= all;
             float beside = __shfl_down_sync((1ull << AT) - 1, y, 1);
-            if (d % 2 == 0) send_all(a.mixed, turn, MIXED / 2, d / 2, pack(y, beside));
+            if (d % 2 == 0) send(a.mixed + (turn * MIXED + d) / 2, pack(y, beside), tag);
         }
-        meet();
+        if (start + AT < OWN) meet();
     }
 }

@@ -24,11 +24,11 @@ from kvlab.kernel.layer_cuda import tiles
 from kvlab.kernel.layer_ref import Finish, Start
 from kvlab.kernel.step_ref import Past
 
-GRID, THREADS, SLOTS = 128, 288, 11
-COPIES, BACKOFF = 1, 0  # of words that all blocks wait for; ns between two looks
+GRID, THREADS = 128, 288
+CLUSTER, AHEAD = 2, 2  # see step.cu; all chips of the kind have pairs of multiprocessors
+SHARED_BYTES = 227 << 10  # of a block, on Hopper
 MOST_TOKENS = 8192  # of a row's table: beyond, the kernels that only attend read faster
 WORDS = ("qkv", "parts", "lse", "mixed", "mid", "inner", "next")
-ABSENT = -1  # bits of a word that has not come
 
 
 class Sizes(NamedTuple):
@@ -51,7 +51,7 @@ class Sizes(NamedTuple):
 
 LAYER = ("o", "mid_gain", "gate", "up", "down", "gain", "q", "k", "v", "q_bias", "k_bias",
          "v_bias", "q_gain", "k_gain")
-POINTERS = ("x", "cos", "sin", "out", *WORDS, "base", "open_base", "table", "n_blocks",
+POINTERS = ("x", "cos", "sin", "out", "epoch", *WORDS, "base", "open_base", "table", "n_blocks",
             "open_slot", "open_now")
 NUMBERS = ("k_at", "v_at", "step", "open_k", "open_v", "open_step")
 
@@ -109,33 +109,39 @@ def _fits(device: torch.device, of: Sizes) -> bool:
     whole = of.LAYERS % 2 == 0 and of.HIDDEN in (1024, 2048) and of.DIM in (64, 128)
     whole = whole and of.KV in (4, 8, 16) and of.HEADS % of.KV == 0 and of.HEADS // of.KV <= 4
     return (whole and of.MIXED % 512 == 0 and of.INNER % 512 == 0
-            and of.MIXED // GRID % (256 // (GRID // of.KV)) == 0)
+            and of.MIXED // GRID % (256 // (GRID // of.KV)) == 0
+            and _kernel(device, of).resident)
 
 
 def _macros(of: Sizes) -> dict[str, int]:
     wide = all(w % 1024 == 0 for w in (of.HIDDEN, of.MIXED, of.INNER))
     heads = (of.HEADS + 2 * of.KV) * of.DIM // 16
     few = tuple(n for n in (1, 2) if of.DIM // 16 % n == 0)
-    return of._asdict() | {
-        "PIECE": 1024 if wide else 512, "SLOTS": SLOTS if wide else 2 * SLOTS, "GRID": GRID,
-        "COPIES": COPIES, "BACKOFF": BACKOFF,
-        "OUT_HALVES": of.HIDDEN // 1024, "GATE_TILES": tiles(of.INNER // 8, GRID, (1, 2, 3, 4)),
+    macros = of._asdict() | {
+        "PIECE": 1024 if wide else 512, "GRID": GRID, "CLUSTER": CLUSTER,
+        "AHEAD": AHEAD * (1 if wide else 2), "OUT_HALVES": of.HIDDEN // 1024,
+        "GATE_TILES": tiles(of.INNER // 8, GRID, (1, 2, 3, 4)),
         "QKV_TILES": tiles(heads, GRID, few),
     }
+    slot = 16 * macros["PIECE"] + 8 * 64 + 16  # with its barriers
+    return macros | {"SLOTS": (SHARED_BYTES - shared_bytes(macros | {"SLOTS": 0})) // slot}
 
 
 def shared_bytes(m: dict[str, int]) -> int:
     """Shared memory of a block: the ring, then struct `Shared`."""
-    pitch, most = 2 * m["PIECE"] + 64, max(m["GATE_TILES"], m["QKV_TILES"])
-    part = 8 * max(128 * most, m["HEADS"] // m["KV"] * (m["DIM"] + 2))
-    return m["SLOTS"] * (8 * pitch + 16) + 4 * pitch + 4 * (part + 8)
+    tiles = max(m["GATE_TILES"], m["QKV_TILES"])
+    group = m["HEADS"] // m["KV"]
+    part = 8 * max(16 * tiles, group * (m["DIM"] + 2))
+    x = 2 * m["HIDDEN"] + max(m["HIDDEN"], m["MIXED"], m["INNER"]) + (group + 2) * m["DIM"]
+    return m["SLOTS"] * (8 * (2 * m["PIECE"] + 64) + 16) + 2 * x + 4 * (part + 8) + 16
 
 
 class Kernel(NamedTuple):
-    """A loaded kernel and the words that its blocks send each other."""
+    """A loaded kernel, the words that its blocks send each other and the layers it has computed."""
 
     function: object
     shared: int
+    resident: bool  # whether all its blocks run at a time here
     words: dict[str, Tensor]
 
 
@@ -143,13 +149,16 @@ class Kernel(NamedTuple):
 def _kernel(device: torch.device, of: Sizes) -> Kernel:
     m = _macros(of)
     shared = shared_bytes(m)
+    function = nvrtc.function("step.cu", "step", m, shared)
+    found = nvrtc.resident_clusters(function, CLUSTER, THREADS, shared)
     shares = of.HEADS * GRID // of.KV
     counts = ((of.HEADS + 2 * of.KV) * of.DIM // 2, shares * of.DIM, shares,
-              *(COPIES * n // 2 for n in (of.MIXED, of.HIDDEN, of.INNER, of.HIDDEN)))
+              *(n // 2 for n in (of.MIXED, of.HIDDEN, of.INNER, of.HIDDEN)))
     with torch.inference_mode(False):
-        words = {name: torch.full((2, n), ABSENT, dtype=torch.int32, device=device)
+        words = {name: torch.zeros(2, n, dtype=torch.int64, device=device)
                  for name, n in zip(WORDS, counts)}
-    return Kernel(nvrtc.function("step.cu", "step", m, shared), shared, words)
+        words["epoch"] = torch.zeros(1, dtype=torch.int32, device=device)
+    return Kernel(function, shared, found * CLUSTER >= GRID, words)
 
 
 def decode_layers(
@@ -178,5 +187,5 @@ def decode_layers(
         for name, tensor in zip(LAYER, tensors):
             setattr(a.layers[i], name, 0 if tensor is None else tensor.data_ptr())
     nvrtc.launch(kernel.function, a, grid=GRID, threads=THREADS, shared=kernel.shared,
-                 device=x.device)
+                 device=x.device, cluster=CLUSTER)
     return out

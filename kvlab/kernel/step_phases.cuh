@@ -8,14 +8,22 @@ __device__ const u16* head_rows(const Layer& l, int tile, int half) {
     return w + ((long)head * DIM + d) * HIDDEN;
 }
 
+// All that the ring brings, in the order of use. Weights do not wait for the kernel before.
 __device__ void load_all(u32 ring, Shared& s, const Args& a) {
     u32 at = 0;
+    Tokens own;
     for (int layer = 0; layer < LAYERS; ++layer) {
         const Layer& l = a.layers[layer];
         for (int unit = blockIdx.x; unit < QKV_UNITS; unit += GRID)
             stream(ring, s, at, HIDDEN, 2 * QKV_TILES, [&](int i) {
                 return head_rows(l, unit * QKV_TILES + i / 2, i % 2);
             });
+        if (layer == 0) {
+            asm volatile("griddepcontrol.wait;" ::: "memory");
+            asm volatile("fence.proxy.async;" ::: "memory");
+            own = tokens(a);
+        }
+        stream_tokens(ring, s, at, a, own, layer);
         stream(ring, s, at, MIXED, OUT_HALVES, [&](int i) {
             return l.o + (long)(blockIdx.x * OUT_ROWS + i * 8) * MIXED;
         });
@@ -29,94 +37,93 @@ __device__ void load_all(u32 ring, Shared& s, const Args& a) {
     }
 }
 
-__device__ void send_heads(const Shared& s, const Args& a, const Layer& l, int unit, u64 turn) {
-    int j = threadIdx.x;
-    if (j >= QKV_WIDTH) return;
-    int head = unit * QKV_TILES / PER_HEAD, d = unit * QKV_TILES % PER_HEAD * 8 + j;
-    float f = factor(s, a.eps);
-    float lo = f * total(s, j / 8, j % 8), hi = f * total(s, j / 8, j % 8 + 8);
-    if (BIASED) {
+__device__ void send_heads(const Shared& s, const Args& a, const Layer& l, int unit, u64 turn,
+                           u32 tag) {
+    constexpr int N = 2 * QKV_TILES;  // eights of rows, of a head's first half and of its second
+    int j = threadIdx.x, tile = unit * QKV_TILES + j / 16;
+    if (j >= 32) return;
+    int head = tile / PER_HEAD, d = tile % PER_HEAD * 8 + j % 8 + (j & 8 ? DIM / 2 : 0);
+    float y = j < 8 * N ? factor(s, a.eps) * total<N>(s, j) : 0;
+    if (BIASED && j < 8 * N) {
         const u16* bias = head < HEADS ? l.q_bias : head < HEADS + KV ? l.k_bias : l.v_bias;
         int own = head - (head >= HEADS ? HEADS : 0) - (head >= HEADS + KV ? KV : 0);
-        lo += widen(bias[own * DIM + d]), hi += widen(bias[own * DIM + d + DIM / 2]);
+        y += widen(bias[own * DIM + d]);
     }
-    u32 mask = QKV_WIDTH == 32 ? ~0u : (1u << QKV_WIDTH % 32) - 1;
-    float low = __shfl_down_sync(mask, lo, 1), high = __shfl_down_sync(mask, hi, 1);
-    constexpr int WORDS = (HEADS + 2 * KV) * DIM / 2;
-    u32* to = a.qkv + turn * WORDS + (head * DIM + d) / 2;
-    long other = (1 - 2 * (long)turn) * WORDS;
-    if (j % 2 == 0) {
-        send(to, to + other, pack(lo, low));
-        send(to + DIM / 4, to + DIM / 4 + other, pack(hi, high));
-    }
+    float beside = __shfl_down_sync(~0u, y, 1);
+    u64* to = a.qkv + (turn * (HEADS + 2 * KV) * DIM + head * DIM + d) / 2;
+    if (j < 8 * N && j % 2 == 0) send(to, pack(y, beside), tag);
 }
 
 // Adds to the block's part of the residual stream, which lives in a register, and sends it.
-__device__ void send_sum(const Shared& s, u32* words, u64 turn, float& residual, u16* out) {
+__device__ void send_sum(const Shared& s, u64* words, u64 turn, u32 tag, float& residual,
+                         u16* out) {
     int j = threadIdx.x, place = blockIdx.x * OUT_ROWS + j;
     if (j >= OUT_ROWS) return;
-    residual = widen(narrow(residual + total(s, 0, j)));
+    residual = widen(narrow(residual + total<OUT_HALVES>(s, j)));
     float beside = __shfl_down_sync((1u << OUT_ROWS) - 1, residual, 1);
-    if (j % 2 == 0) send_all(words, turn, HIDDEN / 2, place / 2, pack(residual, beside));
+    if (j % 2 == 0) send(words + (turn * HIDDEN + place) / 2, pack(residual, beside), tag);
     if (out) out[place] = narrow(residual);
 }
 
-__device__ void send_gate(const Shared& s, const Args& a, int unit, u64 turn) {
-    int j = threadIdx.x;
-    if (j >= 32) return;
-    float f = factor(s, a.mid_eps), y = 0;
-    if (j < GATE_WIDTH) {
-        y = f * total(s, j / 8, j % 8);
-        y = y / (1 + __expf(-y)) * f * total(s, j / 8, j % 8 + 8);
-    }
+__device__ void send_gate(const Shared& s, const Args& a, int unit, u64 turn, u32 tag) {
+    constexpr int N = 2 * GATE_TILES;  // eights of rows, of the gate and of what it opens
+    int j = threadIdx.x, row = unit * GATE_WIDTH + j / 16 * 8 + j % 8;
+    if (j >= 64) return;
+    float y = j < 8 * N ? factor(s, a.mid_eps) * total<N>(s, j) : 0;
+    float up = __shfl_xor_sync(~0u, y, 8);
+    y = y / (1 + __expf(-y)) * up;
     float beside = __shfl_down_sync(~0u, y, 1);
-    if (j < GATE_WIDTH && j % 2 == 0)
-        send_all(a.inner, turn, INNER / 2, (unit * GATE_WIDTH + j) / 2, pack(y, beside));
+    if (j < 8 * N && j % 16 < 8 && j % 2 == 0)
+        send(a.inner + (turn * INNER + row) / 2, pack(y, beside), tag);
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS + 32, 1) step(const __grid_constant__ Args a) {
     extern __shared__ __align__(128) unsigned char memory[];
     Shared& s = *(Shared*)(memory + SLOTS * SLOT);
-    u32 ring = address(memory), at = 0;
-    if (threadIdx.x < SLOTS) {
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address(&s.full[threadIdx.x])));
-        asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(
-            address(&s.empty[threadIdx.x])), "n"(WARPS));
-        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-    }
-    __syncthreads();
+    u32 ring = address(memory), at = 0, times = 0;
+    auto barrier = [](u64& at, u32 count) {
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address(&at)), "r"(count));
+    };
+    if (threadIdx.x < SLOTS) barrier(s.full[threadIdx.x], 1), barrier(s.empty[threadIdx.x], WARPS);
+    if (threadIdx.x < 2) barrier(s.arrived[threadIdx.x], 1);
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    asm volatile("barrier.cluster.arrive.aligned; barrier.cluster.wait.aligned;" ::: "memory");
     if (threadIdx.x >= THREADS) return load_all(ring, s, a);
     asm volatile("griddepcontrol.wait;" ::: "memory");
-    int mine = blockIdx.x * OUT_ROWS + threadIdx.x, c = threadIdx.x % LANES * 8;
+    int mine = blockIdx.x * OUT_ROWS + threadIdx.x, c = threadIdx.x % LANES;
     float residual = threadIdx.x < OUT_ROWS ? widen(a.x[mine]) : 0;
-    uint4 cos = constant(a.cos + c, true), sin = constant(a.sin + c, true);
+    uint4 cos = __ldg((const uint4*)a.cos + c), sin = __ldg((const uint4*)a.sin + c);
     Tokens own = tokens(a);
+    u32 tag = *(volatile u32*)a.epoch;
     for (int layer = 0; layer < LAYERS; ++layer) {
         const Layer& l = a.layers[layer];
         u64 turn = layer & 1;
-        for (int phase = QKV; phase <= DOWN; ++phase) {
-            int units = phase == QKV ? QKV_UNITS : phase == GATE ? GATE_UNITS : GRID;
-            if (phase == OUTPUT) {
-                attend(s, a, l, own, layer, turn, cos, sin);
-                merge(s, a, turn);
-            }
-            for (int unit = blockIdx.x; unit < units; unit += GRID) {
-                auto from = [&](const u32* words, int n) { return copy_of(words, turn, n / 2); };
-                const void* x = layer ? copy_of(a.next, 1 - turn, HIDDEN / 2) : (const u32*)a.x;
-                Product p = phase == QKV ? Product{HIDDEN, QKV_TILES, 2, x, l.gain, layer > 0}
-                    : phase == OUTPUT
-                    ? Product{MIXED, 1, OUT_HALVES, from(a.mixed, MIXED), nullptr, true}
-                    : phase == GATE
-                    ? Product{HIDDEN, GATE_TILES, 2, from(a.mid, HIDDEN), l.mid_gain, true}
-                    : Product{INNER, 1, OUT_HALVES, from(a.inner, INNER), nullptr, true};
-                multiply_all(ring, s, at, p);
-                if (phase == QKV) send_heads(s, a, l, unit, turn);
-                else if (phase == GATE) send_gate(s, a, unit, turn);
-                else send_sum(s, phase == OUTPUT ? a.mid : a.next, turn, residual,
-                              phase == DOWN && layer == LAYERS - 1 ? a.out : nullptr);
-                meet();
-            }
+        ++tag;
+        Gains gain = gains(l.gain);  // asked for before what it scales has come
+        if (layer) receive<HIDDEN>(s, s.stream, a.next + (1 - turn) * HIDDEN / 2, tag - 1, times);
+        norm(s, layer ? nullptr : a.x, gain);
+        for (int unit = blockIdx.x; unit < QKV_UNITS; unit += GRID) {
+            multiply_all<HIDDEN, 2 * QKV_TILES>(memory, s, at, s.x);
+            send_heads(s, a, l, unit, turn, tag);
+            if (unit + GRID < QKV_UNITS) meet();
         }
-        __threadfence();  // forgotten is forgotten before anything of the next layer is sent
+        attend(memory, s, at, a, l, own, layer, turn, tag, cos, sin);
+        merge(s, a, turn, tag);
+        receive<MIXED>(s, s.wide, a.mixed + turn * MIXED / 2, tag, times);
+        multiply_all<MIXED, OUT_HALVES>(memory, s, at, s.wide);
+        send_sum(s, a.mid, turn, tag, residual, nullptr);
+        gain = gains(l.mid_gain);
+        receive<HIDDEN>(s, s.stream, a.mid + turn * HIDDEN / 2, tag, times);
+        norm(s, nullptr, gain);
+        for (int unit = blockIdx.x; unit < GATE_UNITS; unit += GRID) {
+            multiply_all<HIDDEN, 2 * GATE_TILES>(memory, s, at, s.x);
+            send_gate(s, a, unit, turn, tag);
+            if (unit + GRID < GATE_UNITS) meet();
+        }
+        receive<INNER>(s, s.wide, a.inner + turn * INNER / 2, tag, times);
+        multiply_all<INNER, OUT_HALVES>(memory, s, at, s.wide);
+        send_sum(s, a.next, turn, tag, residual, layer == LAYERS - 1 ? a.out : nullptr);
     }
+    if (blockIdx.x == 0 && threadIdx.x == 0) *(volatile u32*)a.epoch = tag;
 }

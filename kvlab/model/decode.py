@@ -62,6 +62,12 @@ class Decoder:
         """Whether steps are replays of a graph."""
         return self._step is not None and self._step.graph is not None
 
+    @property
+    def steady(self) -> bool:
+        """Whether its step serves other sequences of the same cache as well: it is fixed already.
+        """
+        return self._step is not None and self.why_eager is None
+
     def timed(self, clock: Callable[[Callable[[], None]], float]) -> float:
         """`clock` of replays of the captured step that leave the cache as it is."""
         cache = self.cache
@@ -110,7 +116,10 @@ class Decoder:
         return forward_chunk(self.model, tokens, self.cache, last=True)[:, -1]
 
     def _run(self, tokens: Tensor, positions: list[int]) -> Tensor | None:
-        """Logits of one step between `begin` and `commit`; None where it cannot be captured."""
+        """Logits of one step between `begin` and `commit`; None where it cannot be captured, or is
+        none of the captured kind: one that a policy looks at is read piece by piece."""
+        if self.driver != "static" and not self.cache.core.running.decodes:
+            return None
         if self._step is None or len(self._step.ids) != len(tokens):
             self._step = Step(self.model, StepCache(self.cache), len(tokens))
         step = self._step

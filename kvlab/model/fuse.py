@@ -5,7 +5,8 @@ to start than to run. `fused(model)` replaces, while it is open, the layer's own
 `kernel/layer_*`: from one attention to the next, in one launch or a few. Cache and attention
 function are called as the library calls them, so DynamicCache, StaticCache and PagedCache run
 through the same code; one row over plain blocks goes through all layers in one launch
-(`kernel/step_cuda`). Longer inputs only get their RMSNorms fused.
+(`kernel/step_cuda`). Short chunks of a prompt wait for the host as well and go the same way; of
+longer inputs only the RMSNorms are fused.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ except ImportError:  # no Triton on this platform
     angles_triton = layer_blas_triton = layer_triton = None
 
 
+MOST_ROWS = 1024  # of a chunk: more keep the device busy for longer than the host takes to launch
 STATIC_ROPE = ("default", "linear", "llama3", "yarn")  # frequencies that no length changes
 
 
@@ -39,7 +41,8 @@ def fused(model: nn.Module) -> AbstractContextManager[int]:
     """Within it `model` decodes through fused layers; gives the number of layers replaced.
 
     Layers that compute anything else than the Llama family (see `alike`) stay as they are.
-    Weights are neither copied nor changed, and prefill runs as before but for the RMSNorms.
+    Weights are neither copied nor changed, and chunks of more than `MOST_ROWS` tokens run as before
+    but for the RMSNorms.
     """
     return Fusing(model).on()
 
@@ -162,7 +165,7 @@ class Ahead:
 
 
 class FusedLayer:
-    """The forward of decoder layer `number`, [B, 1, K] -> [B, 1, K]; longer inputs go as usual.
+    """The forward of decoder layer `number`, [B, T, K] -> [B, T, K]; long inputs go as usual.
 
     Behind its attention it goes on to the next layer's: q, k, v wait in `ahead` until that layer is
     called with the very tensors. The first one computes all of them where one launch can.
@@ -177,10 +180,10 @@ class FusedLayer:
 
     def __call__(self, hidden_states: Tensor, *args, **given) -> Tensor:
         """Raises `KvlabError` where a cache should come and does not."""
-        layer = self.layer
+        layer, (batch, tokens, _) = self.layer, hidden_states.shape
         if self.ahead.finished(hidden_states):
             return hidden_states
-        if hidden_states.shape[1] != 1 or args:
+        if args or (tokens > 1 and batch * tokens > MOST_ROWS):
             return type(layer).forward(layer, hidden_states, *args, **given)
         cache, due = given.pop(self.parameter, None), given.pop("use_cache", None)
         stray = [name for name, value in given.items() if isinstance(value, Cache)]
@@ -188,17 +191,19 @@ class FusedLayer:
             raise KvlabError(
                 f"{type(layer).__name__} should get its cache as {self.parameter!r} and got "
                 f"{f'one as {stray[0]!r}' if stray else 'none'}")
-        x, angles = hidden_states[:, 0].contiguous(), given.pop("position_embeddings")
-        cos, sin = (t[:, 0].expand(len(x), -1) for t in angles)
-        if self.number == 0 and (out := self._all(x, cos, sin, cache)) is not None:
+        x, angles = hidden_states.flatten(0, 1).contiguous(), given.pop("position_embeddings")
+        cos, sin = (t.expand(batch, -1, -1).flatten(0, 1) for t in angles)
+        first = self.number == 0 and tokens == 1
+        if first and (out := self._all(x, cos, sin, cache)) is not None:
             self.ahead.finish(out)
             return out
         chain, heads = chain_for(x, self.finish, self.start), self.ahead.take(hidden_states, angles)
         if heads is None:
             _, heads = chain(x, None, None, self.start, cos, sin)
+        heads = [t.unflatten(0, (batch, tokens)).transpose(1, 2) for t in heads]
         mixed = _attention(layer, heads, cache, given.pop("attention_mask", None), given)
         x, heads = chain(x, mixed, self.finish, self.next, cos, sin)
-        out = x[:, None]
+        out = x.unflatten(0, (batch, tokens))
         self.ahead.put(out, angles, heads)
         return out
 
@@ -238,13 +243,12 @@ def _finish(layer: nn.Module) -> layer_ref.Finish:
 
 
 def _attention(layer: nn.Module, heads, cache, mask, kwargs) -> Tensor:
-    """q [B, Hq, D], k and v [B, H, D] -> what the output projection takes, [B, Hq * D]."""
-    a = layer.self_attn
-    q, k, v = (t[:, :, None] for t in heads)
+    """q [B, Hq, T, D], k and v [B, H, T, D] -> what the output projection takes [B * T, Hq * D]."""
+    a, (q, k, v) = layer.self_attn, heads
     if cache is not None:
         k, v = cache.update(k, v, a.layer_idx)
     plain = sys.modules[type(a).__module__].eager_attention_forward
     attend = ALL_ATTENTION_FUNCTIONS.get_interface(a.config._attn_implementation, plain)
     out, _ = attend(a, q, k, v, mask, dropout=0.0, scaling=a.scaling,
                     sliding_window=sliding_window(a), **kwargs)
-    return out.reshape(len(q), -1)
+    return out.flatten(2).flatten(0, 1)

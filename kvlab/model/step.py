@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
@@ -14,6 +18,34 @@ from kvlab.model.doors import PagedLayer
 from kvlab.model.fuse import Fusing
 from kvlab.model.library import cache_parameter
 from kvlab.model.refusals import refuse_other_depth
+
+ROOMY = 8 << 30  # bytes that nobody has taken of a device
+
+
+@contextmanager
+def recording(graph: torch.cuda.CUDAGraph, device: torch.device, pool=None) -> Iterator[None]:
+    """Within it `graph` records, on a stream beside, over memory of `pool`.
+
+    `torch.cuda.graph` gives all cached memory back first, and whoever computes next waits for it to
+    be taken again: each cache of a study, for each document. Where much is free it stays.
+    """
+    capped = torch.cuda.get_per_process_memory_fraction(device) < 1
+    if capped or torch.cuda.mem_get_info(device)[0] < ROOMY:
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            yield
+        return
+    torch.cuda.synchronize(device)
+    with torch.cuda.stream(_beside(device)):
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            yield
+        finally:
+            graph.capture_end()
+
+
+@lru_cache
+def _beside(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 class StepForward:
@@ -66,7 +98,8 @@ class StepCache(Cache):
         self.forward.step = self.core.running
 
     def abort(self) -> None:
-        """The driver undoes a step that failed."""
+        """The driver undoes a step that failed; no layer of it counts for the next one."""
+        self.forward.served, self.forward.step = 0, None
 
     def check_served(self) -> None:
         """Raises `KvlabError` unless every layer attended over this cache once."""
@@ -82,11 +115,17 @@ class Step:
     cache: a `StepCache`, or a cache of the library that keeps its tensors in place. `run` computes,
     `capture` records one run, and `replay` repeats it. Positions advance by themselves, so that the
     host uploads nothing.
+    inputs: ids and positions that lie somewhere already. greedy: the likeliest token of each row
+    takes the place of its id, for the next run.
     """
 
-    def __init__(self, model, cache: Cache, rows: int):
-        self.model, self.cache, self.fusing = model, cache, Fusing(model)
-        self.ids, self.positions = (
+    def __init__(
+        self, model, cache: Cache, rows: int, inputs: tuple[Tensor, Tensor] | None = None,
+        greedy: bool = False, fusing: Fusing | None = None,
+    ):
+        self.model, self.cache, self.greedy = model, cache, greedy
+        self.fusing = fusing or Fusing(model)
+        self.ids, self.positions = inputs or (
             torch.zeros(rows, 1, dtype=torch.long, device=model.device) for _ in range(2)
         )
         self.logits: Tensor | None = None
@@ -115,6 +154,8 @@ class Step:
             **given,
         ).logits[:, -1]
         self.positions.add_(1)
+        if self.greedy:
+            self.ids.copy_(self.logits.argmax(-1, keepdim=True))
         if isinstance(self.cache, StepCache):
             self.cache.check_served()
 
@@ -126,15 +167,18 @@ class Step:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
+            ids = self.ids.clone()
             self.run()
             self.positions.sub_(1)
+            self.ids.copy_(ids)
         torch.cuda.current_stream().wait_stream(side)
 
-    def capture(self) -> None:
-        """Record one run; nothing is computed."""
+    def capture(self, pool=None) -> None:
+        """Record one run; nothing is computed. pool: of memory, shared with graphs that never run
+        at the same time."""
         self.graph = None  # its memory first
         graph = torch.cuda.CUDAGraph()
-        with self.fusing.on(), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with self.fusing.on(), recording(graph, self.ids.device, pool):
             self._forward()
         self.graph = graph
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import weakref
 from collections import defaultdict
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -37,6 +38,7 @@ class HostMemory:
         self._spare: dict[tuple, list[Tensor]] = defaultdict(list)
         self._coming: dict[tuple, list[Future]] = defaultdict(list)
         self._thread: ThreadPoolExecutor | None = None
+        self._reading: list[Callable[[], None]] = []  # copies that may still read what was given
         # not at exit: the driver is about to take everything back anyway
         weakref.finalize(self, _close, self._spare, self._coming).atexit = False
 
@@ -57,6 +59,9 @@ class HostMemory:
     def take(self, nbytes: int, device: torch.device) -> Tensor:
         """One slab, uint8 [nbytes], with whatever it held before."""
         self.require(1, nbytes, device)
+        for finish in self._reading:
+            finish()
+        self._reading.clear()
         kind = nbytes, device
         coming = self._coming[kind]
         if self._spare[kind]:
@@ -69,6 +74,10 @@ class HostMemory:
         if device.type == "cuda":
             self._prepare(nbytes, device)
         return slab
+
+    def read_until(self, finish: Callable[[], None]) -> None:
+        """Slabs that are given from now on are read until `finish` returns."""
+        self._reading.append(finish)
 
     def give(self, slab: Tensor, device: torch.device) -> None:
         """Take `slab` back, for the next `take` of its size."""

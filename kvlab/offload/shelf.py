@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from heapq import heappop, heappush, nsmallest
 
@@ -24,7 +24,7 @@ from kvlab.offload.memory import HostMemory
 from kvlab.offload.slabs import HostSlabs, rows_of
 from kvlab.offload.stage import Seat, Stage, ids_on
 from kvlab.policy import asked, by_name
-from kvlab.pool import BlockPool, LayerPlanes, away
+from kvlab.pool import BlockPool, Coming, LayerPlanes, away, lane_for
 
 
 class HostStore(NoOffload):
@@ -36,6 +36,8 @@ class HostStore(NoOffload):
     policy: which known prefix leaves host memory first when it is full, one of axis policy.
     mode: which of them are copied, and when: exclusive, write_back or write_through, see
         `blocks/tiers.py`; the last two need prefix=hash with hold=true.
+    layerwise: whether a known prefix comes back layer by layer on a stream of its own, so that the
+        first layers compute while the others come; else all of it comes before.
     """
 
     name = "host"
@@ -43,7 +45,7 @@ class HostStore(NoOffload):
 
     def __init__(
         self, cap_gb: float | None = None, slab_tokens: int = 4096, policy: str = "lru",
-        mode: str = "exclusive",
+        mode: str = "exclusive", layerwise: bool = False,
     ):
         if cap_gb is not None and not cap_gb > 0:
             raise BadInput("offload.cap_gb", cap_gb, "must be positive, or null for no limit")
@@ -51,6 +53,7 @@ class HostStore(NoOffload):
             raise BadInput("offload.slab_tokens", slab_tokens, "must be a whole number, at least 1")
         self.cap_gb, self.slab_tokens = cap_gb, slab_tokens
         self.policy, self.mode, self._kind = policy, mode, mode_by_name(mode)
+        self.layerwise = layerwise
         chosen = asked(policy)
         if not chosen.evicts or chosen.scored or chosen.foresees or chosen.asks:
             raise BadInput("offload.policy", policy, "must go by what it is told of blocks alone, "
@@ -63,7 +66,10 @@ class HostStore(NoOffload):
         name = f"stage {pool.shape.stored}"
         stage = pool.workspace.shared(name, partial(Stage, pool.device, move))
         rows = max(1, self.slab_tokens // pool.geometry.block_size)
-        return Shelf(pool, rows, self.memory, stage)
+        coming = Coming(self.lane(pool.device)) if self.layerwise else None
+        return Shelf(pool, rows, self.memory, stage, coming)
+
+    lane = staticmethod(lane_for)  # where copies of `layerwise` run
 
     def tier(self, storage: NoStorage) -> NoTier:
         return self._kind(BlockLedger(None, by_name(self.policy)), storage)
@@ -73,14 +79,21 @@ class Shelf:
     """Host rows of one layer group. A key names a block; it lives until its last holder drops it.
 
     `spill` and `fetch` run on the stream that computes, so a device block is never reused before
-    its copy is done; `prefetch` runs on a stream of its own.
+    its copy is done; `prefetch` runs on a stream of its own, and so does `fetch` with `coming`, for
+    which the pool's sealed store waits layer by layer.
     """
 
     keeps = True
 
-    def __init__(self, pool: BlockPool, slab_rows: int, memory: HostMemory, stage: Stage):
+    def __init__(
+        self, pool: BlockPool, slab_rows: int, memory: HostMemory, stage: Stage,
+        coming: Coming | None = None,
+    ):
         self.pool, self.memory, self.stage, sealed = pool, memory, stage, pool.sealed
         self.store = HostSlabs(sealed.planes, sealed.layers, slab_rows, pool.device, memory)
+        self.coming = coming
+        if coming is not None:
+            sealed.expect(coming)
         self._holders: dict[int, int] = {}
         self._free: list[int] = []  # heap of keys below len(_holders) + len(_free)
         self._return_slabs_when_gone()
@@ -131,7 +144,10 @@ class Shelf:
     def fetch(self, keys: list[int], blocks: list[int]) -> None:
         """Copy `keys` back into sealed `blocks`, every bit as it was; the keys stay."""
         self.pool.sealed.commit(blocks)
-        self._move(self.store, self.pool.sealed, keys, blocks)
+        if self.coming is None:
+            self._move(self.store, self.pool.sealed, keys, blocks)
+        else:
+            self.memory.read_until(self.coming.start(self._by_layer(keys, blocks)))
         self.pool.apart.share(zip(map(away, keys), blocks))
 
     def share(self, keys: list[int]) -> None:
@@ -219,6 +235,17 @@ class Shelf:
         ids = (ids_on(x, self.pool.device) for x in (rows, places))
         layers = ([s.layer(n) for n in range(s.layers)] for s in (source, target))
         self.pool.fused.move(*layers, *ids)
+
+    def _by_layer(self, keys: list[int], blocks: list[int]) -> list[Callable[[], None]]:
+        """A copy for each layer. The keys may be dropped while these are under way: addresses of
+        slabs are those of now."""
+        source, target, layers = self.store, self.pool.sealed, range(self.store.layers)
+        if self.pool.fused is None:
+            return [partial(target.write, n, blocks, source.read(n, keys)) for n in layers]
+        base = source.base.clone()
+        ids = [ids_on(x, self.pool.device) for x in (keys, blocks)]
+        places = [([source.layer(n)._replace(base=base)], [target.layer(n)]) for n in layers]
+        return [partial(self.pool.fused.move, *pair, *ids) for pair in places]
 
     def _dequantize(self, seat: Seat, rows: Tensor) -> tuple[Tensor, Tensor]:
         pool = self.pool

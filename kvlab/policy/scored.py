@@ -106,9 +106,9 @@ class KVzip(ScoredTokens):
     whole context is held until it is over and was repeated (`kvlab.prefill` does that), so there is
     one context a cache, and a budget in percent of it; what comes later stays.
     piece: tokens of the context that are repeated at a time.
-    Differs: equally many tokens for each head, or with budget=adakv unlike numbers in a layer,
-    where the paper has all heads of all layers compete; the sinks are the window's business; a chat
-    template's first words count as context.
+    With budget=all_heads heads of all layers compete, as published; otherwise each head keeps
+    equally many. Differs: the sinks are the window's business; a chat template's first words count
+    as context.
     """
 
     name = "kvzip"

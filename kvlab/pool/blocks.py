@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from copy import deepcopy
+from collections.abc import Iterable
 from functools import cache
-from math import prod
 from types import ModuleType
 
 import torch
@@ -13,9 +11,9 @@ from torch import Tensor
 
 from kvlab.core import BadInput, CacheGeometry, LayerShape
 from kvlab.format import Dense, KVFormat
-from kvlab.kernel.scratch import Scratch
 from kvlab.pool.apart import Apart, behind
 from kvlab.pool.slabs import LayerPlanes, Meter, SlabStore
+from kvlab.pool.workspace import Workspace
 
 SLAB_TOKENS = 1024
 FINE_SLAB_TOKENS = 16  # where blocks are dense anyway: larger slabs would only hold more unused
@@ -56,49 +54,6 @@ def no_kernels(format: KVFormat, shape: LayerShape) -> str | None:
     if not 32 <= width <= 256 or width & (width - 1):
         return f"a head width of {width} is no power of two from 32 to 256"
     return None
-
-
-class Workspace:
-    """What the pools of one cache share while they read: nothing in it outlives a read.
-
-    Two buffers in the compute dtype that dequantized pieces of the past pass through, the scratch
-    memory of kernels, and what others keep here so that its bytes count once (`shared`).
-    """
-
-    def __init__(self):
-        self._buffers: tuple[Tensor, Tensor] | None = None
-        self.scratch = Scratch()
-        self._shared: dict[str, object] = {}
-
-    def take(self, tokens: int, shape: LayerShape, dtype, device) -> tuple[Tensor, Tensor]:
-        """[tokens, H, Dk] and [tokens, H, Dv], overwritten by the next call; grown where too small.
-        """
-        shapes = [(tokens, shape.kv_heads, width) for width in (shape.k_width, shape.v_width)]
-        sizes = [prod(wanted) for wanted in shapes]
-        held = [b.numel() for b in self._buffers or ()] or [0, 0]
-        if any(size > there for size, there in zip(sizes, held)):
-            self._buffers = None  # the old ones first: both would not fit under a tight cap
-            self._buffers = tuple(torch.empty(max(pair), dtype=dtype, device=device)
-                                  for pair in zip(sizes, held))  # fmt: skip
-        return tuple(b[:size].view(wanted)
-                     for b, size, wanted in zip(self._buffers, sizes, shapes))  # fmt: skip
-
-    def shared(self, name: str, make: Callable[[], object]):
-        """The object of this name, which has `nbytes`; `make` gives it where there is none."""
-        if name not in self._shared:
-            self._shared[name] = make()
-        return self._shared[name]
-
-    def __deepcopy__(self, memo: dict) -> Workspace:
-        """Without the buffers; what others keep here copies itself."""
-        other = memo[id(self)] = Workspace()
-        other._shared = deepcopy(self._shared, memo)
-        return other
-
-    @property
-    def nbytes(self) -> int:
-        held = (*(self._buffers or ()), self.scratch, *self._shared.values())
-        return sum(x.nbytes for x in held)
 
 
 class BlockPool:
@@ -169,16 +124,22 @@ class BlockPool:
         """Row of the open store in which `block` collects its tokens."""
         return self._open_row[block]
 
-    def write(self, layer: int, block: int, slot: int, k: Tensor, v: Tensor) -> None:
-        """Store `k`, `v` [n, H, D] in the open `block` from `slot` on."""
+    def write(
+        self, layer: int | slice, block: int, slot: int, k: Tensor, v: Tensor
+    ) -> None:
+        """Store `k`, `v` [n, H, D] in the open `block` from `slot` on; of several layers, with
+        these in front."""
         row = self.open.row(layer, self._open_row[block])
         for name, x in (("k_data", k), ("v_data", v)):
-            row[name][:, slot : slot + x.shape[0]] = x.transpose(0, 1)
+            row[name][..., slot : slot + x.shape[-3], :] = x.transpose(-3, -2)
 
-    def read_open(self, layer: int, block: int, count: int) -> tuple[Tensor, Tensor]:
-        """The first `count` tokens of an open block, [count, H, D] views."""
+    def read_open(
+        self, layer: int | slice, block: int, count: int
+    ) -> tuple[Tensor, Tensor]:
+        """The first `count` tokens of an open block, views [count, H, D]; of several layers, with
+        these in front."""
         row = self.open.row(layer, self._open_row[block])
-        return tuple(row[name][:, :count].transpose(0, 1) for name in ("k_data", "v_data"))
+        return tuple(row[name][..., :count, :].transpose(-3, -2) for name in ("k_data", "v_data"))
 
     # ---- sealed blocks
 
@@ -252,6 +213,21 @@ class BlockPool:
             k, v = (x.flatten(0, 1) for x in pair)
         self.apart.patch(layer, blocks, k, v)
         return k, v
+
+    def read_layers(
+        self, layer: int, blocks: list[int], ids: Tensor | None, k: Tensor, v: Tensor
+    ) -> None:
+        """The same of several layers, from `layer` on, into k and v [L, n*S, H, D], of which each
+        layer is contiguous."""
+        if self.fused is None or self.by_head:
+            for number, out in enumerate(zip(k, v), layer):
+                for x, found in zip(out, self.read(number, blocks, ids)):
+                    x.copy_(found)
+            return
+        self.sealed.coming.need(layer + len(k) - 1)
+        self.fused.gather(self.sealed.layer(layer), self.format, ids, k, v)
+        for number, out in enumerate(zip(k, v), layer) if self.apart else ():
+            self.apart.patch(number, blocks, *out)
 
     def gather(self, planes: LayerPlanes, ids: Tensor) -> tuple[Tensor, Tensor]:
         """Blocks `ids` of any planes in this format, dequantized into the workspace."""

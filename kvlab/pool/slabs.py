@@ -6,11 +6,13 @@ from copy import deepcopy
 from math import prod
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kvlab.core import KvlabError
 from kvlab.format import Plane
+from kvlab.pool.coming import NothingComing
 
 ALIGNMENT = 256  # bytes; what a vector load and the bulk copy engine want
 MAX_SLABS = 8192  # entries of the device address table: 64 KiB, committed with the first kernel
@@ -78,8 +80,10 @@ class SlabStore:
         self._views: dict[int, dict[str, Tensor]] = {}
         self._live: dict[int, set[int]] = {}
         self._base: Tensor | None = None
+        self._addresses: np.ndarray | None = None  # the same on the host
         self._offsets: dict[str, int] = {}
         self._layers: dict[int, LayerPlanes] = {}  # made once: decode asks at every step
+        self.coming = NothingComing()
         end = 0
         for name, plane in planes.items():
             self._offsets[name] = end
@@ -88,10 +92,12 @@ class SlabStore:
 
     def __deepcopy__(self, memo: dict) -> SlabStore:
         """The same rows in slabs of their own, at addresses of their own."""
+        self.coming.settle()
         other = object.__new__(type(self))
         vars(other).update(
-            vars(self), meter=deepcopy(self.meter, memo), slabs={}, _views={}, _live={}, _base=None,
-            _layers={},
+            vars(self), meter=deepcopy(self.meter, memo), coming=deepcopy(self.coming, memo),
+            slabs={}, _views={}, _live={}, _base=None,
+            _addresses=None, _layers={},
         )
         other._take_over(self)
         return other
@@ -99,10 +105,11 @@ class SlabStore:
     def _take_over(self, source: SlabStore) -> None:
         """Rows of a store of the same shape; all or none."""
         try:
-            for slab, buffer in source.slabs.items():
-                self._grow(slab)
-                self.slabs[slab].copy_(buffer)
-                self._live[slab] |= source._live[slab]
+            with torch.inference_mode(False):
+                for slab, buffer in source.slabs.items():
+                    self._grow(slab)
+                    self.slabs[slab].copy_(buffer)
+                    self._live[slab] |= source._live[slab]
         except BaseException:
             for slab in list(self.slabs):
                 self._shrink(slab)
@@ -110,14 +117,21 @@ class SlabStore:
 
     def commit(self, rows: list[int]) -> None:
         """Make `rows` writable; allocates the slabs they lie in."""
+        grown = dict.fromkeys(row // self.slab_rows for row in rows).keys() - self.slabs.keys()
+        if grown:
+            try:
+                with torch.inference_mode(False):  # who writes later may be in another mode
+                    for slab in sorted(grown):
+                        self._grow(slab)
+            finally:
+                self._tell(list(grown))
         for row in rows:
-            slab = row // self.slab_rows
-            if slab not in self.slabs:
-                self._grow(slab)
-            self._live[slab].add(row)
+            self._live[row // self.slab_rows].add(row)
 
     def drop(self, rows: list[int]) -> None:
         """Give `rows` back; a slab without live rows returns to the allocator."""
+        gone = []
+        self.coming.settle()
         for row in rows:
             slab = row // self.slab_rows
             live = self._live.get(slab)
@@ -126,30 +140,39 @@ class SlabStore:
             live.discard(row)
             if not live:
                 self._shrink(slab)
+                gone.append(slab)
+        self._tell(gone)
 
     def write(self, layer: int, rows: list[int], values: dict[str, Tensor]) -> None:
         """`values`: plane name -> [N, *shape] for the N `rows`."""
         for slab, where, local in self._by_slab(rows):
-            for name, view in self._views[slab].items():
+            for name, view in self.views_of(slab).items():
                 view[layer, local] = values[name][where].to(view.device)  # host blocks come back
 
     def read(self, layer: int, rows: list[int]) -> dict[str, Tensor]:
         """Plane name -> [N, *shape], a copy, in the order of `rows` (grouped by ascending runs)."""
+        self.coming.need(layer)
         parts = [
-            {name: view[layer, local] for name, view in self._views[slab].items()}
+            {name: view[layer, local] for name, view in self.views_of(slab).items()}
             for slab, _, local in self._by_slab(rows)
         ]
         if len(parts) == 1:
             return parts[0]
         return {name: torch.cat([part[name] for part in parts]) for name in self.planes}
 
-    def row(self, layer: int, row: int) -> dict[str, Tensor]:
-        """Plane name -> the live [*shape] of one row, a view."""
+    def row(self, layer: int | slice, row: int) -> dict[str, Tensor]:
+        """Plane name -> the live [*shape] of one row, a view; of several layers [L, *shape]."""
         slab, local = divmod(row, self.slab_rows)
-        return {name: view[layer, local] for name, view in self._views[slab].items()}
+        return {name: view[layer, local] for name, view in self.views_of(slab).items()}
+
+    def expect(self, coming: NothingComing) -> None:
+        """From now on rows come by `coming`, and whoever touches them waits for it."""
+        self.coming = coming
 
     def layer(self, layer: int) -> LayerPlanes:
-        """Addresses and strides of one layer, for the kernels."""
+        """Addresses and strides of one layer, for the kernels; those who keep them settle what is
+        `coming` before they launch one."""
+        self.coming.need(layer)
         if layer not in self._layers:
             views = {
                 name: PlaneView(
@@ -167,10 +190,22 @@ class SlabStore:
         if self._base is None:
             with torch.inference_mode(False):  # else nobody may write to it outside of that mode
                 self._base = torch.zeros(MAX_SLABS, dtype=torch.int64, device=self.device)
+            self._addresses = np.zeros(MAX_SLABS, dtype=np.int64)
             self.meter.add(self._base.nbytes)
-            for slab, buffer in self.slabs.items():
-                self._base[slab] = buffer.data_ptr()
+            self._tell(list(self.slabs))
         return self._base
+
+    def _tell(self, slabs: list[int]) -> None:
+        """Write the addresses of slabs that came or went to the device, all of them in one copy."""
+        slabs = [slab for slab in slabs if slab < MAX_SLABS]  # beyond it `commit` refuses
+        if self._base is None or not slabs:
+            return
+        for slab in slabs:
+            buffer = self.slabs.get(slab)
+            self._addresses[slab] = 0 if buffer is None else buffer.data_ptr()
+        some = slice(min(slabs), max(slabs) + 1)
+        new = torch.from_numpy(self._addresses[some])
+        self._base[some].copy_(new, non_blocking=True)  # pageable: staged before the call returns
 
     @property
     def nbytes(self) -> int:
@@ -189,13 +224,17 @@ class SlabStore:
     def _grow(self, slab: int) -> None:
         if slab >= MAX_SLABS:
             raise KvlabError(self._too_many())
-        with torch.inference_mode(False):  # who writes later may be in another mode
-            buffer = self._allocate()
-            self._views[slab] = {n: self._view(buffer, n, p) for n, p in self.planes.items()}
-        self.slabs[slab], self._live[slab] = buffer, set()
+        self.slabs[slab], self._live[slab] = self._allocate(), set()
         self.meter.add(self.slab_bytes)
-        if self._base is not None:
-            self._base[slab] = buffer.data_ptr()
+
+    def views_of(self, slab: int) -> dict[str, Tensor]:
+        """Plane name -> [L, P, *shape] of a slab; made when they are asked for, since kernels go by
+        addresses."""
+        if slab not in self._views:
+            with torch.inference_mode(False):
+                buffer = self.slabs[slab]
+                self._views[slab] = {n: self._view(buffer, n, p) for n, p in self.planes.items()}
+        return self._views[slab]
 
     def _allocate(self) -> Tensor:
         return torch.empty(self.slab_bytes, dtype=torch.uint8, device=self.device)
@@ -210,10 +249,9 @@ class SlabStore:
         return buffer[start : start + size].view(plane.dtype).view(shape)
 
     def _shrink(self, slab: int) -> None:
-        del self.slabs[slab], self._views[slab], self._live[slab]
+        del self.slabs[slab], self._live[slab]
+        self._views.pop(slab, None)
         self.meter.add(-self.slab_bytes)
-        if self._base is not None:
-            self._base[slab] = 0
 
     def _by_slab(self, rows: list[int]):
         """(slab, slice of the input, index within the slab) per run of rows in one slab."""

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable
-from hashlib import sha256
-from typing import NamedTuple
-
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from kvlab.report import canvas
+from kvlab.report import canvas, real
 from kvlab.report.book import Book, objects
+from kvlab.report.sketch import RUNS, Line, Overview, across, picture, series, tick
 
-Line = dict[str, list[tuple[float, dict]]]  # name -> (x, row), by x
-RUNS = {"smollm2-135m": "SmolLM2-135M", "qwen2.5-coder-0.5b": "Qwen2.5-Coder-0.5B"}
 EVICTING = {
     "sink window.recent=64 snapkv": "evict: SnapKV",
     "sink window.recent=64 attention_mass": "evict: attention mass",
@@ -31,20 +24,14 @@ ARMS = {"fp8_device": "exact, fp8, all on the device", "fp8_host": "exact, fp8, 
         "exact": "exact, fp8, past on the host", "window": "window of 8,192"}  # fmt: skip
 
 
-class Overview(NamedTuple):
-    """A figure still to be drawn; `digest` changes with the data that it shows."""
-
-    stem: str
-    title: str
-    caption: str
-    draw: Callable[[], Figure]
-    digest: str
-
-
 def pictures(book: Book) -> list[Overview]:
-    """Those whose reports are there."""
-    made = (_formats, _eviction, _windows, _hits, _speed, _memory)
-    return [picture for make in made if (picture := make(book))]
+    """Those whose reports are there; of eviction and windows on real models, and only where these
+    were not measured on the stand-in."""
+    made = (
+        _formats(book), real.eviction(book) or _eviction(book),
+        real.windows(book) or _windows(book), _hits(book), _speed(book), _memory(book),
+    )
+    return [one for one in made if one]
 
 
 def _formats(book: Book) -> Overview | None:
@@ -61,7 +48,7 @@ def _formats(book: Book) -> Overview | None:
         rows = sorted(bits, key=bits.get, reverse=True)
         for index, (name, points) in enumerate(lines.items()):
             at = [(rows.index(row["variant"]) + 0.24 * index - 0.12, row) for _, row in points]
-            _across(axes, at, index, name)
+            across(axes, at, index, name)
         told = [f"{v.replace(' format.sinks=4', ' + 4 sinks')}: {bits[v]:.1f} bits" for v in rows]
         axes.set_yticks(range(len(rows)), told)
         axes.set(xscale="log", xlabel="KL mean, nats ↓")
@@ -72,7 +59,7 @@ def _formats(book: Book) -> Overview | None:
 
     caption = ("Loss of storage formats on two real models, six held-out books x 4,096 tokens; "
                "bars are 95 % intervals (real_formats, H200).")
-    return _picture("formats", "Formats: what fewer bits cost", caption, lines, draw)
+    return picture("formats", "Formats: what fewer bits cost", caption, lines, draw)
 
 
 def _eviction(book: Book) -> Overview | None:
@@ -94,7 +81,7 @@ def _eviction(book: Book) -> Overview | None:
         made, panels = canvas.figure(2, width=8.8, height=7.4, stacked=True)
         order = [*EVICTING.values(), FORMATS]
         for axes, (name, found) in zip(panels, lines.items()):
-            ends = [_points(axes, found[m], order.index(m)) + (m, canvas.COLOURS[order.index(m)])
+            ends = [series(axes, found[m], order.index(m)) + (m, canvas.COLOURS[order.index(m)])
                     for m in order if m in found]  # fmt: skip
             axes.set_xscale("log")
             axes.set_xticks([5, 10, 20, 50], ["5", "10", "20", "50"])
@@ -109,7 +96,7 @@ def _eviction(book: Book) -> Overview | None:
 
     caption = ("Reference model, four held-out books x 16,384 tokens and 20 questions a point; "
                "bars are 95 % intervals (axes_quality, H200).")
-    return _picture("eviction", "Eviction and retrieval: what 2 to 20 times fewer bytes cost",
+    return picture("eviction", "Eviction and retrieval: what 2 to 20 times fewer bytes cost",
                     caption, lines, draw)  # fmt: skip
 
 
@@ -141,18 +128,18 @@ def _windows(book: Book) -> Overview | None:
 
     def draw() -> Figure:
         made, [axes] = canvas.figure(width=8.8, height=4.4)
-        ends = [_points(axes, sorted(ps, key=lambda p: p[0]), i) + (name, canvas.COLOURS[i])
+        ends = [series(axes, sorted(ps, key=lambda p: p[0]), i) + (name, canvas.COLOURS[i])
                 for i, (name, ps) in enumerate(lines.items())]  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel="recent tokens kept, of 4,096",
                  ylabel="KL mean, nats ↓")  # fmt: skip
         canvas.plain(axes, "y")
-        _tick(axes, sorted({x for ps in lines.values() for x, _ in ps}))
+        tick(axes, sorted({x for ps in lines.values() for x, _ in ps}))
         canvas.name_ends(axes, ends)
         return made
 
     caption = ("Reference model, two held-out books x 4,096 tokens; bars are 95 % intervals of two "
                "books, too few to be sure of (window_quality, CPU).")
-    return _picture("windows", "Windows: how much of the past has to stay", caption, lines, draw)
+    return picture("windows", "Windows: how much of the past has to stay", caption, lines, draw)
 
 
 def _hits(book: Book) -> Overview | None:
@@ -171,16 +158,16 @@ def _hits(book: Book) -> Overview | None:
     def draw() -> Figure:
         made, [axes, times] = canvas.figure(2, width=8.8, height=7.0, stacked=True)
         order = [p for p in POLICIES if p in lines]
-        ends = [_points(axes, sorted(lines[p], key=lambda q: q[0]), i) + (
+        ends = [series(axes, sorted(lines[p], key=lambda q: q[0]), i) + (
             POLICIES[p], canvas.COLOURS[i]) for i, p in enumerate(order)]  # fmt: skip
         axes.set(xscale="log", xlabel="capacity, blocks of 512 tokens",
                  ylabel="block hits, % of accesses ↑")  # fmt: skip
         axes.set_title("Mooncake's conversation trace, by policy", loc="left")
         ticks = [500, 1000, 2000, 5000, 10_000, 20_000, 50_000]
-        _tick(axes, ticks)
+        tick(axes, ticks)
         canvas.name_ends(axes, ends)
         names = list(waits)
-        _across(times, [(i, waits[n][0][1]) for i, n in enumerate(names)], 0)
+        across(times, [(i, waits[n][0][1]) for i, n in enumerate(names)], 0)
         for i, n in enumerate(names):
             times.annotate(f"{waits[n][0][1]['value']:,.0f} ms", (waits[n][0][1]["value"], i),
                            xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8)
@@ -195,7 +182,7 @@ def _hits(book: Book) -> Overview | None:
                "requests with 95 % intervals; computing in fp8 includes compilation (hit_rate, "
                "prefix_ttft).")
     told = {"hits": lines, "waits": waits} if lines and waits else {}
-    return _picture("prefixes", "Prefixes and hit rates", caption, told, draw)
+    return picture("prefixes", "Prefixes and hit rates", caption, told, draw)
 
 
 def _speed(book: Book) -> Overview | None:
@@ -206,11 +193,11 @@ def _speed(book: Book) -> Overview | None:
 
     def draw() -> Figure:
         made, [axes] = canvas.figure(width=8.8, height=4.8)
-        ends = [_points(axes, ps, i) + (name, canvas.COLOURS[i])
+        ends = [series(axes, ps, i) + (name, canvas.COLOURS[i])
                 for i, (name, ps) in enumerate(lines.items())]  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel="context, tokens",
                  ylabel="decode, tokens/s ↑")  # fmt: skip
-        _tick(axes, sorted({x for ps in lines.values() for x, _ in ps}))
+        tick(axes, sorted({x for ps in lines.values() for x, _ in ps}))
         axes.set_yticks([20, 50, 100, 200, 500, 1000], ["20", "50", "100", "200", "500", "1,000"])
         axes.set_yticks([], minor=True)
         canvas.name_ends(axes, ends)
@@ -218,7 +205,7 @@ def _speed(book: Book) -> Overview | None:
 
     caption = ("One request, Qwen3-0.6B's shapes with random weights, captured decode; static and "
                "dynamic are the library's own caches (decode_speed, H200).")
-    return _picture("speed", "Speed: decode by format and context", caption, lines, draw)
+    return picture("speed", "Speed: decode by format and context", caption, lines, draw)
 
 
 def _memory(book: Book) -> Overview | None:
@@ -244,54 +231,10 @@ def _memory(book: Book) -> Overview | None:
         axes.set(xscale="log", xlabel="tokens done", ylabel="peak on the device, GB ↓")
         axes.set_ylim(bottom=0)
         ticks = [8192, 32_768, 131_072, 500_000, 1_000_000]
-        _tick(axes, ticks)
+        tick(axes, ticks)
         canvas.name_ends(axes, ends)
         return made
 
     caption = ("Weights, cache, workspace and activations together; Qwen3-0.6B's shapes, random "
                "weights (memory_200k, ultra_long, H200).")
-    return _picture("memory", "Memory at length", caption, lines, draw)
-
-
-def _picture(
-    stem: str, title: str, caption: str, lines: dict, draw: Callable[[], Figure]
-) -> Overview | None:
-    """None where the reports hold nothing of it."""
-    if not any(lines.values()):
-        return None
-    digest = sha256(json.dumps(lines, sort_keys=True, default=repr).encode()).hexdigest()[:16]
-    return Overview(stem, title, caption, draw, digest)
-
-
-def _tick(axes: Axes, at: list[float]) -> None:
-    """Tick a logarithmic axis in full numbers and nowhere else."""
-    axes.set_xticks(at, [f"{x:,}" for x in at])
-    axes.set_xticks([], minor=True)
-
-
-def _points(
-    axes: Axes, points: Iterable[tuple[float, dict]], index: int
-) -> tuple[float, float]:
-    """One series with its intervals; its last point."""
-    x, rows = zip(*points)
-    y = [row["value"] for row in rows]
-    axes.errorbar(x, y, yerr=_bars(rows), capsize=2, markersize=5, **canvas.look(index))
-    return x[-1], y[-1]
-
-
-def _across(
-    axes: Axes, points: Iterable[tuple[float, dict]], index: int, name: str | None = None
-) -> None:
-    """Values along the horizontal axis, with their intervals, at the heights given."""
-    y, rows = zip(*points)
-    style = canvas.look(index) | {"linestyle": "none", "label": name}
-    axes.errorbar([r["value"] for r in rows], y, xerr=_bars(rows), capsize=2, markersize=5, **style)
-
-
-def _bars(rows: Iterable[dict]) -> list[list[float]] | None:
-    """Distances to low and high, [2, rows]; None where no row has an interval."""
-    if all(row["low"] is None for row in rows):
-        return None
-    ends = [(r["value"], r["value"]) if r["low"] is None else (r["low"], r["high"]) for r in rows]
-    return [[max(0, r["value"] - low) for r, (low, _) in zip(rows, ends)],
-            [max(0, high - r["value"]) for r, (_, high) in zip(rows, ends)]]  # fmt: skip
+    return picture("memory", "Memory at length", caption, lines, draw)

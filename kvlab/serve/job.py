@@ -14,10 +14,16 @@ from kvlab.serve.requests import Request
 class Limits:
     """running: sequences at a time. waiting: requests that may wait; more are refused (None: any).
 
-    chunk_tokens: of a prompt, computed in one step. tokens: of prompt and output together; longer
-    requests are refused (None: any). reserve: take all blocks a request can need when it is
-    admitted; False takes them as they come and preempts when they run out. failures: times that
-    memory may run out under one request before it is refused.
+    chunk_tokens: of prompts, computed in one step; several prompts share it where the cache takes
+    them packed. tokens: of prompt and output together; longer requests are refused (None: any).
+    reserve: take all blocks a request can need when it is admitted; False takes them as they come
+    and preempts when they run out. failures: times that memory may run out under one request
+    before it is refused.
+    seconds: of a run after which nobody is admitted: who waits or comes is refused (None: none).
+    decode_steps: between two such chunks. 1, the default, bounds both waits: a running request
+    waits for one chunk, one that came for its turn among chunks. 0: none while a prompt waits,
+    which gives first tokens soonest and fills the batch soonest, and lets running requests wait; 4,
+    say, evens out the time between tokens, and first tokens come later.
     """
 
     running: int = 8
@@ -26,11 +32,15 @@ class Limits:
     tokens: int | None = None
     reserve: bool = True
     failures: int = 20
+    decode_steps: int = 1
+    seconds: float | None = None
 
     def __post_init__(self):
         for name in ("running", "chunk_tokens"):
             if getattr(self, name) < 1:
                 raise BadInput(f"limits.{name}", getattr(self, name), "must be at least 1")
+        if self.decode_steps < 0:
+            raise BadInput("limits.decode_steps", self.decode_steps, "must be 0 or more")
 
     def refusal(self, request: Request, waiting: int) -> str:
         """Why a request cannot even wait; empty if it can."""
@@ -47,8 +57,9 @@ class Limits:
 class Served(NamedTuple):
     """state: "done", "cancelled" or "refused" with a `reason`; times in ms of the run's clock.
 
-    output: tokens generated. hit_tokens: of the prompt, found at the first admission; codes: of its
-    blocks (`kvlab.cache.audit.REASONS`). first_ms, admitted_ms are None if it never came to that.
+    output: tokens generated; token_ms: when each of them was known. hit_tokens: of the prompt,
+    found at the first admission; codes: of its blocks
+    (`kvlab.cache.audit.REASONS`). first_ms, admitted_ms are None if it never came to that.
     """
 
     number: int
@@ -63,6 +74,7 @@ class Served(NamedTuple):
     admitted_ms: float | None
     first_ms: float | None
     end_ms: float
+    token_ms: tuple[float, ...] = ()
 
     @property
     def ttft_ms(self) -> float | None:
@@ -76,17 +88,19 @@ class Served(NamedTuple):
 
 
 class Job:
-    """A request with its sequence. tokens: prompt and output; `computed` of them are cached."""
+    """A request with its sequence. tokens: prompt and output, as far as the host knows them;
+    `coming` more are chosen and on their way. computed: of all of them, those that are cached."""
 
     def __init__(self, request: Request):
         self.request = request
         self.tokens: list[int] = request.prompt.tolist()
         self.seq: int | None = None
         self.ready = False  # one token is chosen and not computed yet: decode goes on from there
-        self.computed = self.preemptions = self.failures = 0
+        self.computed = self.coming = self.preemptions = self.failures = 0
         self.hit_tokens, self.codes = 0, ""
         self.admitted_ms: float | None = None
         self.first_ms: float | None = None
+        self.token_ms: list[float] = []
 
     @property
     def output(self) -> list[int]:
@@ -99,8 +113,9 @@ class Job:
 
     @property
     def wanted(self) -> int:
-        """Output tokens still to come."""
-        return len(self.request.prompt) + self.request.output_tokens - len(self.tokens)
+        """Output tokens still to be chosen."""
+        total = len(self.request.prompt) + self.request.output_tokens
+        return total - len(self.tokens) - self.coming
 
     @property
     def prefilling(self) -> bool:
@@ -110,9 +125,9 @@ class Job:
 
     @property
     def left(self) -> bool:
-        """Whether the user has gone."""
+        """Whether the user has gone, or will when the tokens arrive that are on their way."""
         after = self.request.cancel_after
-        if after is None or len(self.output) < after:
+        if after is None or len(self.output) + self.coming < after:
             return False
         return after < 0 or self.admitted_ms is not None
 
@@ -129,14 +144,26 @@ class Job:
         cache.close(self.seq)
         self.seq, self.computed = None, 0
 
-    def take(self, token: int) -> None:
-        """The model chose the next token; all before it are cached."""
-        self.tokens.append(token)
+    def ends_with(self, count: int) -> bool:
+        """Whether so many more tokens are all there is to compute before one is chosen."""
+        return self.computed + count == len(self.tokens)
+
+    def choose(self, computed: int) -> None:
+        """The model computes so many more tokens and chooses the next one."""
+        self.computed += computed
+        self.coming += 1
         self.ready = True
+
+    def take(self, token: int, now_ms: float) -> None:
+        """A token that was chosen is known."""
+        self.tokens.append(token)
+        self.token_ms.append(now_ms)
+        self.coming -= 1
 
     def served(self, state: str, reason: str, now_ms: float) -> Served:
         r = self.request
         return Served(
             r.number, state, reason, self.output, len(r.prompt), self.hit_tokens, self.codes,
             self.preemptions, r.arrival_ms, self.admitted_ms, self.first_ms, now_ms,
+            tuple(self.token_ms),
         )

@@ -1,5 +1,7 @@
 """Many sequences over one cache: admit, prefill in chunks, decode as a ragged batch, preempt.
 
+The host runs ahead: it launches a step before it has seen the tokens of the one before.
+
 A workload driver for measurements, not a server: it takes a list of requests and returns what
 became of each.
 """
@@ -12,11 +14,11 @@ from collections.abc import Callable, Sequence
 import torch
 
 from kvlab.core import KvlabError, OutOfBlocks
-from kvlab.model import LoadedModel, PagedCache
+from kvlab.model import Driver, LoadedModel, PagedCache
 from kvlab.serve.clock import WallClock
+from kvlab.serve.engine import engine
 from kvlab.serve.job import Job, Limits, Served
 from kvlab.serve.requests import Request
-from kvlab.serve.rows import forward_rows
 
 MEMORY_ERRORS = (torch.OutOfMemoryError, MemoryError)
 
@@ -25,20 +27,23 @@ class Loop:
     """Runs requests through `cache`, several at a time.
 
     clock: `WallClock()`, or `StepClock(ms)` for runs that repeat exactly.
+    driver: how steps run, see `engine`; `why_eager` says why they are not captured.
     note: called with (event, request number) at "admit", "first", "preempt" and "end".
 
     Each step: take in who has arrived, let go who has left, admit while there is room, compute
-    one chunk of one prompt, then one token of every sequence whose prompt is computed. When
+    one chunk of prompts where it is time for one (`Limits.decode_steps`), then one token of every
+    sequence whose prompt is computed, then look at the tokens of the step before. When
     blocks or memory run out, the sequence admitted last gives its blocks back and waits to be
     resumed; nobody is admitted again until another sequence has ended.
     """
 
     def __init__(
         self, loaded: LoadedModel, cache: PagedCache, limits: Limits | None = None, clock=None,
-        note: Callable[[str, int], None] = lambda event, number: None,
+        note: Callable[[str, int], None] = lambda event, number: None, driver: Driver = "auto",
     ):
-        self.model, self.cache, self.note = loaded.model, cache, note
+        self.cache, self.note = cache, note
         self.limits = limits or Limits()
+        self.engine = engine(loaded, cache, self.limits.running, driver)
         self.clock = clock or WallClock()
         self.coming: deque[Request] = deque()
         self.waiting: deque[Job] = deque()
@@ -46,32 +51,64 @@ class Loop:
         self.served: list[Served] = []
         self.crowded = False  # somebody was preempted and nobody has ended since
         self.most_running = 0
+        self.flights: deque[tuple] = deque()  # step, jobs, tokens on their way
+        self.steps, self.since_chunk = 0, self.limits.decode_steps  # decode steps since then
+
+    @property
+    def why_eager(self) -> str | None:
+        return self.engine.why_eager
 
     def run(self, requests: Sequence[Request]) -> list[Served]:
         """Serve all of them; the results are in the order of `requests`."""
         self.coming = deque(sorted(requests, key=lambda r: r.arrival_ms))
+        self._warm_up(requests)
         self.clock.start()
         self.cache.moments.clock = self.clock
-        try:
-            while self.coming or self.waiting or self.running:
-                self._step()
-        finally:
-            self.cache.abort()
-            for job in self.running:
-                self.cache.close(job.seq)
-            self.cache.rows, self.running = [], []
+        with self.cache.lineage.trusting():
+            try:
+                while self.coming or self.waiting or self.running:
+                    self._step()
+            finally:
+                self.cache.abort()
+                for job in self.running:
+                    job.close(self.cache)
+                self.cache.rows, self.running = [], []
+                self.flights.clear()
         found = {s.number: s for s in self.served}
         return [found[r.number] for r in requests]
+
+    def _warm_up(self, requests: Sequence[Request]) -> None:
+        """What can be made before the clock starts; what memory is short for is made when needed.
+        """
+        try:
+            self.engine.warm_up(max((Job(r).most_tokens for r in requests), default=0))
+        except MEMORY_ERRORS:
+            self.cache.abort()
 
     # ---- one step
 
     def _step(self) -> None:
+        if self.limits.seconds is not None and self.clock.now_ms > 1e3 * self.limits.seconds:
+            self._turn_away()
         self._arrive()
         self._let_go()
         self._admit()
         self.clock.step()
-        self._prefill()
-        self._decode()
+        self.steps += 1
+        due = self.since_chunk >= self.limits.decode_steps
+        chunk = due and self._prefill()
+        if not chunk or self.limits.decode_steps:
+            self._decode()
+        self.since_chunk = min(1, self.limits.decode_steps) if chunk else self.since_chunk + 1
+        self._collect(self.steps - self.engine.lag)
+
+    def _turn_away(self) -> None:
+        """Time is over: only who is running is served."""
+        reason = f"{self.limits.seconds:g} seconds are over, the limit is that"
+        for job in [*self.waiting, *map(Job, self.coming)]:
+            self._end(job, "refused", f"request {job.request.number}: {reason}")
+        self.waiting.clear()
+        self.coming.clear()
 
     def _arrive(self) -> None:
         if not self.waiting and not self.running and self.coming:
@@ -98,7 +135,7 @@ class Loop:
         for job in [j for j in self.waiting if j.left]:
             self.waiting.remove(job)
             self._end(job, "cancelled")
-        for job in [j for j in self.running if j.left]:
+        for job in [j for j in self.running if j.left and not j.coming]:
             self._stop(job)
             self._end(job, "cancelled")
 
@@ -118,36 +155,71 @@ class Loop:
             self.most_running = max(self.most_running, len(self.running))
             self.note("admit", job.request.number)
 
-    def _prefill(self) -> None:
-        job = next((j for j in self.running if j.prefilling), None)
-        if job is None:
-            return
-        ids = job.tokens[job.computed : job.computed + self.limits.chunk_tokens]
-        logits = self._forward([job], [ids])
-        if logits is not None:
-            job.computed += len(ids)
-            if not job.prefilling:
-                self._take_token(job, int(logits[0].argmax()))
+    def _prefill(self) -> bool:
+        """One chunk of prompts; whether there was any."""
+        jobs, parts = self._next_chunk()
+        if not jobs:
+            return False
+        arriving = self._launch(self.engine.prefill, jobs, parts)
+        if arriving is not None:
+            ends = [job.ends_with(len(new)) for job, new in zip(jobs, parts)]
+            for job, new, ended in zip(jobs, parts, ends):
+                if ended:
+                    job.choose(len(new))
+                else:
+                    job.computed += len(new)
+            self._send([job if ended else None for job, ended in zip(jobs, ends)], arriving)
+        return True
+
+    def _next_chunk(self) -> tuple[list[Job], list[list[int]]]:
+        """Whose tokens are computed next, and which: of the first prompt as many as fit, and behind
+        it whole prompts that still do. What is cut is read again by its second half."""
+        jobs, parts, room = [], [], self.limits.chunk_tokens
+        for job in self.running:
+            left = len(job.tokens) - job.computed
+            if not job.prefilling or job.left or (jobs and left > room):
+                continue
+            jobs.append(job)
+            parts.append(job.tokens[job.computed : job.computed + room])
+            room -= len(parts[-1])
+            if not room or not self.engine.packs:
+                break
+        return jobs, parts
 
     def _decode(self) -> None:
-        rows = [j for j in self.running if not j.prefilling and not self._finish_if_done(j)]
-        logits = self._forward(rows, [j.tokens[-1:] for j in rows]) if rows else None
-        if logits is not None:
-            for job, token in zip(rows, logits.argmax(-1).tolist()):
-                job.computed += 1
-                self._take_token(job, token)
-                self._finish_if_done(job)
+        jobs = [j for j in self.running if j.ready and j.wanted and not j.left]
+        arriving = self._launch(self.engine.decode, jobs) if jobs else None
+        if arriving is not None:
+            for job in jobs:
+                job.choose(1)
+            self._send(jobs, arriving)
 
-    def _forward(self, jobs: list[Job], ids: list[list[int]]) -> torch.Tensor | None:
-        """Logits [B, V] of the last tokens; None if there was no room, which has been made."""
-        for job, new in zip(jobs, ids):
-            self.cache.tell(job.seq, new)
+    def _launch(self, forward: Callable, jobs: list[Job], *more):
+        """What `forward` gives; None if there was no room, which has been made."""
         try:
-            return forward_rows(self.model, self.cache, [j.seq for j in jobs], ids)
+            return forward(jobs, *more)
         except (OutOfBlocks, *MEMORY_ERRORS) as error:
             self.cache.abort()
             self._make_way(error)
             return None
+
+    # ---- tokens arrive
+
+    def _send(self, jobs: Sequence[Job | None], arriving) -> None:
+        self.flights.append((self.steps, jobs, arriving))
+        if not self.engine.lag:
+            self._collect(self.steps)
+
+    def _collect(self, steps: int) -> None:
+        """Take what is there, and wait for what was launched in the first `steps` steps."""
+        while self.flights and (self.flights[0][0] <= steps or self._there()):
+            _, jobs, arriving = self.flights.popleft()
+            for job, token in zip(jobs, arriving.tokens()):
+                if job is not None:
+                    self._take_token(job, token)
+
+    def _there(self) -> bool:
+        return self.engine.lag and self.flights[0][2].there
 
     # ---- what becomes of a sequence
 
@@ -155,17 +227,19 @@ class Loop:
         if job.first_ms is None:
             job.first_ms = self.clock.now_ms
             self.note("first", job.request.number)
-        job.take(token)
-
-    def _finish_if_done(self, job: Job) -> bool:
-        if job.wanted:
-            return False
-        self._stop(job)
-        self._end(job, "done")
-        return True
+        job.take(token, self.clock.now_ms)
+        if self.engine.lag:  # else it is told with the step that computes it
+            self.cache.tell(job.seq, [token], len(job.tokens) - 1)
+        if not job.wanted and not job.coming:
+            self._stop(job)
+            self._end(job, "done")
 
     def _make_way(self, error: Exception) -> None:
         """Blocks or memory ran out: the sequence admitted last makes way, or cannot be served."""
+        running = len(self.running)
+        self._collect(self.steps)  # what was chosen is computed again, so it has to be known
+        if len(self.running) < running:  # there is room now
+            return
         job = self.running[-1]
         self._stop(job)
         job.failures += isinstance(error, MEMORY_ERRORS)
@@ -184,6 +258,7 @@ class Loop:
 
     def _stop(self, job: Job) -> None:
         self.running.remove(job)
+        self.engine.leave(job)
         job.close(self.cache)
         self.crowded = False
 

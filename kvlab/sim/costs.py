@@ -70,6 +70,7 @@ class CostModel:
     running: requests at a time (null: as many as there is room for).
     chunk_tokens: one device computes a chunk of so many tokens of one prompt, then a token of each
     answer, and so on: prompts and answers slow each other down (null: they do not).
+    packed: a chunk takes whole prompts behind the first one as long as there is room in it.
     dollars_per_hour, watts: of the device, for money and joules a million tokens (null: not told).
     """
 
@@ -79,6 +80,7 @@ class CostModel:
     prefills: int | None = None
     running: int | None = None
     chunk_tokens: int | None = None
+    packed: bool = False
     dollars_per_hour: float | None = None
     watts: float | None = None
 
@@ -94,6 +96,8 @@ class CostModel:
         if self.chunk_tokens is not None and self.prefills not in (None, 1):
             remedy = "with service.chunk_tokens one prompt is computed at a time; leave it null"
             raise BadInput("service.prefills", self.prefills, remedy)
+        if self.packed and self.chunk_tokens is None:
+            raise BadInput("service.packed", True, "packs chunks; give service.chunk_tokens")
         if self.calibration is not None:
             self.measures  # noqa: B018 -- a file that is none is refused now
 
@@ -116,12 +120,12 @@ class CostModel:
             raise BadInput("service", path, f"the run has no measurement {' or '.join(missing)}")
         return cls(*(float(np.mean(found[name])) for name in names))
 
-    def prefill_ms(self, tokens: int, behind: int = 0) -> float:
-        """Of `tokens` computed on top of `behind` tokens that are there."""
+    def prefill_ms(self, tokens: int, behind: int = 0, first: bool = True) -> float:
+        """Of `tokens` computed on top of `behind` tokens that are there. first: of their chunk."""
         if self.measures is None:
             return 1e3 * tokens / self.prefill_tokens_per_second
         fixed, each, pair = self.measures.prefill
-        return fixed + each * tokens + pair * ((behind + tokens) ** 2 - behind**2)
+        return fixed * first + each * tokens + pair * ((behind + tokens) ** 2 - behind**2)
 
     @property
     def step_costs(self) -> tuple[float, float, float]:

@@ -85,8 +85,9 @@ class Lanes:
 
 class Steps:
     """One device, step by step as engines with chunked prefill run it, and `serve.Loop`: a chunk of
-    one prompt, first come first served, then a token of every request whose prompt is computed. So
-    a prompt holds up all answers, and the more answers, the slower a prompt.
+    one prompt (of several, with `packed`), first come first served, then a token of every request
+    whose prompt is computed. So a prompt holds up all answers, and the more answers, the slower a
+    prompt.
 
     Requests enter between two steps. Answers alone are run many steps at once.
     """
@@ -115,7 +116,7 @@ class Steps:
             elif self.now >= limit:
                 return None
             elif prompt is not None:
-                self._chunk(prompt)
+                self._chunk()
                 self._decode(1)
             else:
                 copied = min((self._ready(p) for p in self._prompts), default=inf)
@@ -130,17 +131,32 @@ class Steps:
         """The first prompt whose blocks are there."""
         return next((p for p in self._prompts if self._ready(p) <= self.now), None)
 
-    def _chunk(self, prompt: list) -> None:
-        work, left, there, turn = prompt
-        if turn is None:
-            prompt[3] = self.now
-        count = min(left, self.cost.chunk_tokens)
-        self.now += self.cost.prefill_ms(count, there)
-        prompt[1], prompt[2] = left - count, there + count
-        if prompt[1]:
-            return
+    def _chunk(self) -> None:
+        """Tokens of the first prompt, and whole ones behind it that fit in and may share it."""
+        room, began, done = self.cost.chunk_tokens, self.now, []
+        for prompt in [p for p in self._prompts if self._ready(p) <= began]:
+            work, left, there, turn = prompt
+            first = room == self.cost.chunk_tokens
+            if not first and left > room:
+                continue
+            if turn is None:
+                prompt[3] = began
+            count = min(left, room)
+            room -= count
+            self.now += self.cost.prefill_ms(count, there, first)
+            prompt[1], prompt[2] = left - count, there + count
+            if not prompt[1]:
+                done.append(prompt)
+            if not (room and self.cost.packed):
+                break
+        for prompt in done:
+            self._computed(prompt)
+
+    def _computed(self, prompt: list) -> None:
+        """All of a prompt is there, and its first token."""
+        work, turn = prompt[0], prompt[3]
         self._prompts.remove(prompt)
-        self._events.append(Event(self.now, work, False, prompt[3] - self._ready(prompt)))
+        self._events.append(Event(self.now, work, False, turn - self._ready(prompt)))
         if work.output <= 1:  # the first token came with the prompt
             self._events.append(Event(self.now, work, True))
             return

@@ -178,8 +178,15 @@ class Source:
 
     # ---- one token in every row, through the kernels
 
-    def prepare(self, extents: list[Extent]) -> None:
-        """Between steps: write in place what `decode` will read on the device."""
+    def widen(self, rows: int, blocks: int) -> None:
+        """Make room ahead for steps of so many rows, and blocks of a row: what `prepare` writes to
+        stays where it is until a step is larger."""
+
+    def prepare(self, extents: list[Extent], rows: int) -> None:
+        """Between steps: write in place what `decode` will read on the device.
+
+        rows: of the step's tensors; those behind the extents are of no sequence.
+        """
 
     def in_place(self) -> list:
         """What `prepare` writes to; a captured step ends with any of these objects."""

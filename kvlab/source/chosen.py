@@ -113,7 +113,7 @@ class Choice(Source):
 
     # ---- kernels, one token in every row of a batch
 
-    def prepare(self, extents: list[Extent]) -> None:
+    def prepare(self, extents: list[Extent], rows: int) -> None:
         count, longest = len(extents), max(e.past // self.block_size for e in extents)
         if self.candidates is None or not self.candidates.fits(count, longest):
             self.candidates = Candidates(count, room_for(longest), self.pool.device)

@@ -41,6 +41,9 @@ class HeadTables(DecodeTables):
     def nbytes(self):
         return super().nbytes + self.n_blocks.nbytes
 
+    def of(self, rows):
+        return self
+
     def fits(self, rows, max_blocks):
         return len(self._seen) == rows and max_blocks <= self.max_blocks
 
@@ -81,13 +84,19 @@ class HeadSealed(Sealed):
             bias = None if there is None else (~there).float() * NOTHING
             yield Part(*self.pool.read(ask.layer, blocks), piece.start, bias=bias, blocks=blocks)
 
-    def prepare(self, extents):
-        rows = len(extents)
+    def widen(self, rows, blocks):
+        """Tables are made for the very rows of a step."""
+
+    def prepare(self, extents, rows):
         longest = max((e.past // self.block_size for e in extents), default=0)
         if self.decoding is None or not self.decoding.fits(rows, longest):
             self.decoding = HeadTables(rows, room_for(longest), self.pool)
         open_rows = [self.pool.open_row(e.writing) for e in extents]
         self.decoding.refresh(extents, self.tables, open_rows)
+
+    @property
+    def workspace_nbytes(self):
+        return 0 if self.decoding is None else self.decoding.nbytes
 
     def decode(self, ask: Token) -> list[Read]:
         pool, t, layer = self.pool, ask.tables, ask.layer

@@ -16,7 +16,7 @@ from kvlab.source.entries import Summaries
 from kvlab.source.host_tables import HostTables, held
 from kvlab.source.sealed import Sealed
 from kvlab.source.step import Extent, Piece
-from kvlab.source.tables import DecodeTables, room_for
+from kvlab.source.tables import DecodeTables, wide_enough
 
 
 class Host(Source):
@@ -31,7 +31,8 @@ class Host(Source):
         self.shelf, self.pool, self.size = shelf, pool, pool.geometry.block_size
         self.sealed, self.summaries = sealed, summaries
         self.tables = HostTables(shelf, self.size)
-        self.decoding: DecodeTables | None = None
+        self.decoding: DecodeTables | None = None  # the rows of the step, of all those below
+        self._tables: DecodeTables | None = None
         self._no_tail: Tensor | None = None
 
     # ---- the life of a sequence
@@ -92,15 +93,24 @@ class Host(Source):
 
     # ---- one token in every row
 
-    def prepare(self, extents: list[Extent]) -> None:
-        rows = len(extents)
-        longest = max((len(self.tables.of[e.seq]) for e in extents), default=0)
-        if self.decoding is None or not self.decoding.fits(rows, longest):
-            self.decoding = DecodeTables(rows, room_for(longest), self.pool.device)
-            self._no_tail = torch.zeros(rows, dtype=torch.int32, device=self.pool.device)
-        rows_of = self.pool.apart.rows
-        tables = self.tables.of
-        self.decoding.refresh(extents, tables, [0] * rows, lambda key: rows_of.get(away(key)))
+    def __getstate__(self) -> dict:
+        """A copy reads a shelf of its own."""
+        return vars(self) | {"decoding": None, "_tables": None}
+
+    def widen(self, rows: int, blocks: int) -> None:
+        tables = wide_enough(self._tables, rows, blocks, self.pool.device)
+        if tables is not self._tables:
+            self._tables = tables
+            self._no_tail = torch.zeros(len(tables.table), dtype=torch.int32,
+                                        device=self.pool.device)  # fmt: skip
+
+    def prepare(self, extents: list[Extent], rows: int) -> None:
+        tables, rows_of = self.tables.of, self.pool.apart.rows
+        self.widen(rows, max((len(tables[e.seq]) for e in extents), default=0))
+        self.decoding = self._tables.of(rows)
+        self._tables.refresh(
+            extents, tables, [0] * len(extents), lambda key: rows_of.get(away(key))
+        )
 
     def in_place(self) -> list:
         return [self.decoding]
@@ -113,7 +123,8 @@ class Host(Source):
         pool, t = self.pool, self.decoding
         return Read(*pool.fused.paged_decode(
             ask.q, self.shelf.planes(ask.layer), pool.format, table, n_blocks,
-            pool.open.layer(ask.layer), t.open_slot, self._no_tail, scale=ask.scale,
+            pool.open.layer(ask.layer), t.open_slot, self._no_tail[: len(t.table)],
+            scale=ask.scale,
             scratch=pool.workspace.scratch,
             apart=pool.apart.first(ask.layer, t.first_row, t.first),
         ))
@@ -127,4 +138,4 @@ class Host(Source):
     @property
     def workspace_nbytes(self) -> int:
         """Tables of keys and of slab addresses."""
-        return self.shelf.device_nbytes + (0 if self.decoding is None else self.decoding.nbytes)
+        return self.shelf.device_nbytes + (0 if self._tables is None else self._tables.nbytes)

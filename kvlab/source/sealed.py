@@ -13,7 +13,7 @@ from kvlab.core import SeqId, first_seen
 from kvlab.pool import BlockPool
 from kvlab.source.base import Ask, Part, Read, Source, Token
 from kvlab.source.step import Extent, Piece
-from kvlab.source.tables import DecodeTables, room_for
+from kvlab.source.tables import DecodeTables, wide_enough
 from kvlab.window import NoWindow
 
 
@@ -33,12 +33,14 @@ class Sealed(Source):
         self.pool, self.tables, self.window = pool, tables, window
         self.segment_blocks, self.inv_freq = segment_blocks, inv_freq
         self.block_size = pool.geometry.block_size
-        self.decoding: DecodeTables | None = None
+        self.decoding: DecodeTables | None = None  # the rows of the step, of all those below
+        self._tables: DecodeTables | None = None
         self.kernels: list[Callable] | None = None  # by layer: `paged_decode` over these tables
+        self._bound: dict[int, list[Callable]] = {}  # the same by rows of a step
 
     def __getstate__(self) -> dict:
         """A copy reads a pool of its own."""
-        return vars(self) | {"kernels": None}
+        return vars(self) | {"decoding": None, "_tables": None, "kernels": None, "_bound": {}}
 
     # ---- a chunk
 
@@ -96,18 +98,21 @@ class Sealed(Source):
 
     # ---- one token in every row
 
-    def prepare(self, extents: list[Extent]) -> None:
-        rows = len(extents)
-        longest = max([e.past for e in extents], default=0) // self.block_size
-        if self.decoding is None or not self.decoding.fits(rows, longest):
-            self.decoding = DecodeTables(rows, room_for(longest), self.pool.device)
-            self.kernels = None
-        if self.kernels is None:
-            t = self.decoding
-            self.kernels = [self._kernel(layer, t.table, t.n_blocks)
-                            for layer in range(self.pool.geometry.layers)]
+    def widen(self, rows: int, blocks: int) -> None:
+        tables = wide_enough(self._tables, rows, blocks, self.pool.device)
+        if tables is not self._tables:
+            self._tables, self._bound = tables, {}
+
+    def prepare(self, extents: list[Extent], rows: int) -> None:
+        self.widen(rows, max([e.past for e in extents], default=0) // self.block_size)
+        self.decoding = t = self._tables.of(rows)
+        if rows not in self._bound:
+            self._bound[rows] = [self._kernel(layer, t.table, t.n_blocks)
+                                 for layer in range(self.pool.geometry.layers)]
+        self.kernels = self._bound[rows]
+        self.pool.sealed.coming.settle()  # a step may be a graph, which waits for nothing
         open_rows = [self.pool.open_row(e.writing) for e in extents]
-        self.decoding.refresh(extents, self.tables, open_rows, self.pool.apart.rows.get)
+        self._tables.refresh(extents, self.tables, open_rows, self.pool.apart.rows.get)
 
     def in_place(self) -> list:
         return [self.decoding]
@@ -140,7 +145,7 @@ class Sealed(Source):
 
     @property
     def workspace_nbytes(self) -> int:
-        return 0 if self.decoding is None else self.decoding.nbytes
+        return 0 if self._tables is None else self._tables.nbytes
 
     def reads(self, table: BlockTable) -> int:
         """Tokens that a head reads here and in the open tail for the next token."""

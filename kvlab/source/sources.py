@@ -17,7 +17,7 @@ from kvlab.source.sealed import Sealed
 from kvlab.source.tail import Tail
 
 LIFE = ("open", "fork", "crop", "close", "begin", "sealing", "commit", "abort", "tell")
-READING = ("observe", "prepare")
+READING = ("observe", "prepare", "widen")
 
 
 class Sources(Source):
@@ -25,7 +25,8 @@ class Sources(Source):
 
     tables: the group's block tables. readers: what attention goes over, those that can be empty
     for good left out. past: what stands for the sealed past, with retrieval the choice. observed:
-    whether any source wants to know what a layer's queries found in all. plain: whether a step of
+    whether any source wants to know what a layer's queries found in all; hears: that, or the keys
+    of blocks that a chunk fills. plain: whether a step of
     single tokens reads sealed blocks and open tails alone.
     """
 
@@ -57,6 +58,7 @@ class Sources(Source):
         self._doing = {verb: overriding(self._all, verb) for verb in LIFE}
         self._doing |= {verb: overriding(self._read, verb) for verb in READING}
         self.observed = bool(self._doing["observe"])
+        self.hears = self.observed or bool(self._doing["sealing"])
         self.plain = self.decoders == [self.sealed] and not self.observed
 
     def add(self, source: Source) -> None:
@@ -112,9 +114,13 @@ class Sources(Source):
         for source in self._doing["observe"]:
             source.observe(ask, lse)
 
-    def prepare(self, extents):
+    def widen(self, rows, blocks):
+        for source in self._doing["widen"]:
+            source.widen(rows, blocks)
+
+    def prepare(self, extents, rows):
         for source in self._doing["prepare"]:
-            source.prepare(extents)
+            source.prepare(extents, rows)
 
     def in_place(self):
         return [x for source in self._read for x in source.in_place()]

@@ -35,6 +35,7 @@ class Extent(Step):
         alone   whether no other sequence is read in between, from layer to layer
         chosen  blocks for the tokens that stay, each head's own; None where all of them do
         keep    of them for a head, on average; old: the sealed blocks before such a step
+        waiting layers of such a step that attended, and are chosen among together
     """
 
     sealing_ids: Tensor | None = None
@@ -45,6 +46,7 @@ class Extent(Step):
     keep: int = 0
     old: list[BlockId] = field(default_factory=list)
     held_ids: Tensor | None = None
+    waiting: object = None
 
     def without_adopted(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Of the tokens [n*S, H, D] of `sealing`, those of `stored`."""

@@ -41,6 +41,18 @@ class Sum:
         return with_sinks(attend_sdpa.merge(self._parts), self.sinks)
 
 
+def over_all(ask, k: Tensor, v: Tensor, fused: ModuleType | None) -> Partial:
+    """Attention of `ask` over all tokens that its layer has, k, v [n, H, D], its own the last."""
+    how = {"scale": ask.scale, "softcap": ask.softcap}
+    parts = attend_sdpa.attend_last(ask.q, k, v, **how)
+    if len(parts) == 1:
+        return with_sinks(parts[0], ask.sinks)
+    total = Sum(fused, ask.sinks)
+    for part in parts:
+        total.add(part)
+    return total.result()
+
+
 def merged(
     reads: Sequence, wants_lse: bool = False, sinks: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:

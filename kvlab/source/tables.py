@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 
 import numpy as np
 import torch
@@ -23,7 +24,8 @@ class DecodeTables:
     blocks     the same ids on the host, a list for each row
 
     `refresh` overwrites them between steps. A row grown too long makes new tensors (`max_blocks`
-    tells): whoever captured the old ones captures again.
+    tells): whoever captured the old ones captures again. A step may have fewer sequences than rows:
+    the rows behind them hold nothing, 0 blocks and 0 tokens, and the kernels write nothing there.
     """
 
     def __init__(self, rows: int, max_blocks: int, device):
@@ -35,6 +37,18 @@ class DecodeTables:
         self.first, self.first_row = self._numbers[4:]
         self.blocks: list[list[BlockId]] = [[] for _ in range(rows)]
         self._seen: list[tuple | None] = [None] * rows
+        self._firsts: dict[int, DecodeTables] = {}
+
+    def of(self, rows: int) -> DecodeTables:
+        """The first `rows` rows, the same object each time: what a step of so many rows reads."""
+        if rows == len(self.table):
+            return self
+        if rows not in self._firsts:
+            self._firsts[rows] = view = copy(self)
+            view.table = self.table[:rows]
+            for name in ("n_blocks", "open_slot", "open_len", "open_now", "first", "first_row"):
+                setattr(view, name, getattr(self, name)[:rows])
+        return self._firsts[rows]
 
     @property
     def max_blocks(self) -> int:
@@ -45,7 +59,7 @@ class DecodeTables:
         return self.table.nbytes + self._numbers.nbytes
 
     def fits(self, rows: int, max_blocks: int) -> bool:
-        return self.table.shape[0] == rows and max_blocks <= self.table.shape[1]
+        return rows <= self.table.shape[0] and max_blocks <= self.table.shape[1]
 
     def refresh(
         self, extents: list[Extent], tables: dict[int, BlockTable], open_rows: list[int],
@@ -61,10 +75,14 @@ class DecodeTables:
             if self._seen[row] != state:
                 self._rewrite(row, table, e.past)
                 self._seen[row] = state
-        numbers = np.array(
-            [[len(b) for b in self.blocks], open_rows, [e.fill for e in extents],
-             [e.fill + 1 for e in extents], *self._first(extents, tables, first_row)],
-            dtype=np.int32,
+        count = len(extents)
+        for row in range(count, len(self._seen)):
+            self.blocks[row], self._seen[row] = [], None
+        numbers = np.zeros(self._numbers.shape, dtype=np.int32)
+        numbers[4] = -1
+        numbers[:, :count] = (
+            [len(b) for b in self.blocks[:count]], open_rows, [e.fill for e in extents],
+            [e.fill + 1 for e in extents], *self._first(extents, tables, first_row),
         )
         upload(numbers, self._numbers)
 
@@ -86,9 +104,26 @@ class DecodeTables:
         self.blocks[row] = held
 
 
+def wide_enough(
+    tables: DecodeTables | None, rows: int, blocks: int, device
+) -> DecodeTables:
+    """`tables`, or larger ones where they have not so many rows and columns."""
+    if tables is not None and tables.fits(rows, blocks):
+        return tables
+    held = (0, 0) if tables is None else tables.table.shape
+    return DecodeTables(max(rows, held[0]), max(room_for(blocks), held[1]), device)
+
+
 def upload(host: np.ndarray, device: torch.Tensor) -> None:
     """Without waiting: pageable memory is staged before the call returns, so it may be reused."""
     device.copy_(torch.from_numpy(host), non_blocking=True)
+
+
+def sent(host: np.ndarray, device: torch.device) -> torch.Tensor:
+    """On the device, without waiting whatever the size: large pageable memory would be waited for.
+    """
+    x = torch.from_numpy(host)
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def room_for(blocks: int) -> int:

@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from driver import SCALE, Driver, held_bytes, make, oracle
+from late import LateStore
 
 from kvlab.blocks import HashSharing
 from kvlab.core import KvlabError, OutOfBlocks
@@ -25,6 +26,9 @@ LIVES = {
                    "offload": partial(HostStore, mode="write_back", policy="fifo")},
     "write through": {"policy": "lru", "budget_blocks": 24, "groups": "per_layer",
                       "offload": partial(HostStore, mode="write_through")},
+    "layer by layer": {"policy": "fifo", "budget_blocks": 24, "offload": LateStore},
+    "layer by layer, write through": {"policy": "lru", "budget_blocks": 24,
+                                      "offload": partial(LateStore, mode="write_through")},
     "per layer": {"policy": "fifo", "budget_blocks": 24, "groups": "per_layer"},
     "per layer, two tiers": {"policy": "lru", "budget_blocks": 24, "groups": "per_layer",
                              "offload": "host"},
@@ -41,7 +45,8 @@ class World:
     """Keys and values follow from the tokens up to their own, as a model's do."""
 
     def __init__(self, seed: int, **axes):
-        axes = {name: axis() if isinstance(axis, partial) else axis for name, axis in axes.items()}
+        made = partial, type
+        axes = {name: axis() if isinstance(axis, made) else axis for name, axis in axes.items()}
         self.cache = make(**{"prefix": "hash", "block_size": 3, "head_dim": 4} | axes)
         self.random, self.tokens, self.handles = random.Random(seed), {}, []
         self.made: dict[tuple, torch.Tensor] = {}

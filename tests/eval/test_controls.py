@@ -39,6 +39,20 @@ def test_tokens_are_compared_with_tokens():
     unlike = variant("snapkv adakv 10%", policy="snapkv", budget_percent=10, budget="adakv")
     random, window = controls([unlike], 128)
     assert random.spec.budget.by_head and window.spec.budget.name == "equal"
+    assert window.name == "window 10% (control)"
+    other = variant("tova adakv 10%", policy="tova", budget_percent=10, budget="adakv")
+    assert names(unlike, other) == ["random adakv 10% (control)", "window 10% (control)"]
+
+
+def test_a_control_has_no_budget_that_it_could_not_follow():
+    """It looks at no attention, and waits for no context's end."""
+    lazy = variant("snapkv simlayer 10%", policy="snapkv", budget_percent=10, budget="simlayer",
+                   window=SinkWindow(4, 64))  # fmt: skip
+    random, window = controls([lazy], 128)
+    assert random.spec.budget.looks and window.spec.budget.name == "equal"
+    across = variant("kvzip all_heads 10%", policy="kvzip", budget_percent=10, budget="all_heads")
+    random, window = controls([across], 128)
+    assert random.name == "random 10% (control)" and random.spec.budget.name == "equal"
 
 
 def test_each_ledger_gets_a_shuffled_policy_of_its_own():

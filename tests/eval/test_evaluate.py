@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from kvlab.cache import CacheSpec
-from kvlab.core import Variant
+from kvlab.core import BadInput, Variant
 from kvlab.eval import Bench, Evaluate, Study, TextLoss
 from kvlab.eval.data import Books
 from kvlab.eval.runner import Runner
+from kvlab.eval.task import Item
 from kvlab.eval.text_loss import decoded
 from kvlab.model.load import ReferenceModel
 from kvlab.track import RunFolder
@@ -99,3 +100,13 @@ def test_null_decodes_what_the_device_can_afford():
     loaded = ReferenceModel().load("cpu")
     assert [TextLoss(tokens=n).parts(loaded)[0].decode_tokens for n in (4096, 40)] == [32, 20]
     assert TextLoss(tokens=40, decode_tokens=7).parts(loaded)[0].decode_tokens == 7
+
+
+def test_documents_of_one_chunk_are_refused():
+    """What one chunk reads it has computed itself: eviction behind it would seem to cost nothing,
+    as in the first `experiment=head_budgets` (4,096 tokens in chunks of 4,096)."""
+    task, item = TextLoss(1, 80, 0), Item("a", np.arange(80))
+    with pytest.raises(BadInput, match="in one chunk"):
+        task.check([item], 80)
+    task.check([item], 79)
+    TextLoss(1, 80, 8).check([item], 80)

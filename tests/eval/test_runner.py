@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+import torch
 
 from kvlab.cache import CacheSpec, CacheStats
 from kvlab.core import Measurement, RunFailed
 from kvlab.eval.rows import awaited_last
 from kvlab.eval.runner import Runner, alive
+from kvlab.window import SinkWindow
 
 
 class Cache:
@@ -55,3 +59,47 @@ def test_what_a_runner_raises_is_kept_as_text_and_its_cache_is_given_up():
 def test_what_says_that_a_batch_is_whole_is_written_last():
     rows = [Measurement(name, 0.0, "") for name in ("perplexity", "a", "b")]
     assert [r.name for r in awaited_last(rows, "perplexity")] == ["a", "b", "perplexity"]
+
+
+@pytest.mark.parametrize("axes", [
+    {"policy": "random", "budget_percent": 30, "evict": "token"},
+    {"policy": "snapkv", "budget_percent": 30},
+    {"policy": "tova", "budget_percent": 30}, {"format": "int8"},
+    {"policy": "snapkv", "budget_percent": 30, "budget": "adakv"},
+    {"policy": "attention_mass", "budget_percent": 30, "budget": "pyramid"},
+])
+def test_an_item_behind_another_is_as_it_would_be_alone(axes, tiny_model):
+    """Though cache and step stay; a cache that may not stay is a new one."""
+    window = SinkWindow(2, 4) if "policy" in axes else "none"
+    spec = CacheSpec(block_size=4, window=window, **axes)
+    items = [torch.randint(1, 128, (n,)) for n in (50, 33, 50)]
+
+    def said(runner, ids):
+        runner.start()
+        runner.fill(ids)
+        return runner.generate(runner.read(ids[:5])[-1], 20)
+
+    loaded = SimpleNamespace(model=tiny_model(), tokenizer=None)
+    runners = [Runner("", {}, spec, loaded=loaded, chunk_tokens=16, driver="static")
+               for _ in range(1 + len(items))]  # fmt: skip
+    together = [said(runners[0], ids) for ids in items]
+    cache = runners[0].cache
+    assert [said(runner, ids) for runner, ids in zip(runners[1:], items)] == together
+    assert cache.stats() == runners[3].cache.stats()._replace(
+        peak_allocated_bytes=cache.stats().peak_allocated_bytes)
+    runners[0].start()
+    assert runners[0].cache is cache and not cache.rows
+    runners[0].leave()
+    assert runners[0].cache is None
+
+
+def test_a_cache_that_keeps_anything_is_made_anew(tiny_model):
+    loaded = SimpleNamespace(model=tiny_model(), tokenizer=None)
+    for axes in ({"policy": "lru", "budget_percent": 50}, {"prefix": "hash"}):
+        runner = Runner("", {}, CacheSpec(block_size=4, **axes), loaded=loaded, driver="static")
+        runner.start()
+        runner.fill(torch.ones(9, dtype=torch.long))
+        runner.decode(torch.ones(1, dtype=torch.long))
+        cache = runner.cache
+        runner.start()
+        assert runner.cache is not cache

@@ -45,3 +45,33 @@ def test_parts_merge_to_the_whole(tokens):
     torch.testing.assert_close(lse, expected_lse.float(), atol=2e-3, rtol=0)
     # bf16 results of parts: relative rounding 2^-9 of values around 1/90
     torch.testing.assert_close(out, expected.float(), atol=1e-3, rtol=1e-2)
+
+
+@pytest.mark.parametrize("tokens, n", [(1, 1), (5, 5), (1, 9), (7, 30)])
+@pytest.mark.parametrize("softcap", [None, 3.0])
+def test_the_last_tokens_see_those_up_to_their_own(tokens, n, softcap):
+    q, k, v = torch.randn(4, tokens, 8), torch.randn(n, 2, 8), torch.randn(n, 2, 8)
+    parts = attend_sdpa.attend_last(q, k, v, scale=0.3, softcap=softcap)
+    out, lse = attend_sdpa.merge(parts)
+    expected = attend_ref.attend(q, k, v, scale=0.3, causal=True, q_start=n - tokens,
+                                 softcap=softcap)  # fmt: skip
+    torch.testing.assert_close(out, expected[0])
+    torch.testing.assert_close(lse, expected[1])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("heads, kv_heads, dim", [(9, 3, 64), (14, 2, 64), (16, 8, 128)])
+@pytest.mark.parametrize("tokens, n", [
+    (512, 512), (512, 1331), (100, 4001), (16, 50), (1024, 8192)])
+def test_one_call_sees_past_and_own(tokens, n, heads, kv_heads, dim):
+    random = torch.Generator("cuda").manual_seed(3)
+    how = {"device": "cuda", "dtype": torch.bfloat16, "generator": random}
+    q = torch.randn(heads, tokens, dim, **how)
+    k, v = (torch.randn(n, kv_heads, dim, **how) for _ in range(2))
+    parts = attend_sdpa.attend_last(q, k, v, scale=dim**-0.5)
+    assert len(parts) == 1
+    expected, expected_lse = attend_ref.attend(*(x.double() for x in (q, k, v)), scale=dim**-0.5,
+                                               causal=True, q_start=n - tokens)  # fmt: skip
+    out, lse = parts[0]
+    torch.testing.assert_close(lse, expected_lse.float(), atol=2e-3, rtol=0)
+    torch.testing.assert_close(out.float(), expected.float(), atol=1e-2, rtol=2e-2)

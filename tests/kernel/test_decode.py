@@ -136,6 +136,15 @@ def test_groups(name, slots, dim, device):
     check(p, torch.float16, device, floor=HALVES)
 
 
+@pytest.mark.parametrize("name, slots, setting, dtype", [
+    ("int4g", 128, (128, 1, 2, 4), torch.float16), ("int2g", 128, (64, 1, 2, 4), torch.bfloat16),
+    ("int3g", 64, (64, 1, 2, 4), torch.float32), ("k4v2g", 16, None, torch.float16)])
+def test_folds(name, slots, setting, dtype, device):
+    """Several groups of tokens in a tile, and one; a query of one number and of two."""
+    p = past(by_name(name), [slots * 2 + 5, slots], S=slots, dtype=dtype, device=device)
+    check(p, dtype, device, setting, floor=HALVES)
+
+
 @pytest.mark.parametrize("name, heads, group, dim", [
     ("fp16", 1, 1, 128), ("fp16", 3, 4, 32), ("int8", 2, 3, 64), ("int8", 1, 8, 128),
     ("int4", 1, 8, 128), ("int4", 3, 4, 32), ("int4", 1, 1, 128)])

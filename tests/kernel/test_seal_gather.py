@@ -56,6 +56,20 @@ def test_seal_writes_the_reference_bits(name, slots, dim, dtype, device):
         assert torch.equal(after.view(torch.uint8), before.view(torch.uint8))
 
 
+@pytest.mark.parametrize("held", [True, False])
+@pytest.mark.parametrize("name, slots, dim, dtype", [
+    ("int4g", 128, 64, torch.bfloat16), ("int3g", 32, 128, torch.float16),
+    ("k3v2g", 64, 32, torch.float32)])
+def test_threads_that_hold_groups(name, slots, dim, dtype, held, device, monkeypatch):
+    """Several groups of tokens, slices of channels and parts of bytes, by either kernel."""
+    monkeypatch.setattr(seal_triton, "HELD", held)
+    sealed, k, v, ids = make(FORMATS[name], slots, dim, dtype, device)
+    seal_triton.seal(k, v, FORMATS[name], sealed.layer(1), ids)
+    want = FORMATS[name].quantize(split(k, slots), split(v, slots))
+    for plane, got in sealed.read(1, BLOCKS).items():
+        assert torch.equal(got.view(torch.uint8), want[plane].view(torch.uint8)), plane
+
+
 @pytest.mark.parametrize("name", [n for n, f in FORMATS.items() if f.key.bits <= 8])
 def test_seal_saturates_where_fp16_ends(name, device):
     """Scales and zeros beyond 65504: the reference's bits again, and no inf among them."""
@@ -147,3 +161,28 @@ def test_append_writes_one_slot_per_row(dtype, device):
     for r in range(4):
         for name, x in store.block(1, r).items():
             assert torch.equal(x.view(torch.uint8), want[r][name].view(torch.uint8)), (r, name)
+
+
+@pytest.mark.parametrize("name", ["bf16", "int8", "int4", "int3g", "k4v2", "fp8c"])
+def test_layers_together(name, device):
+    """What each head keeps of two layers at once: sealed as the reference does, read as one."""
+    format, slots, dim = FORMATS[name], 16, 64
+    sealed, *_, ids = make(format, slots, dim, torch.float16, device)
+    want, _ = stores(format, CacheGeometry(2, 4, 2, dim, slots), 6, 1, torch.float16, device)
+    for slab, buffer in want.slabs.items():
+        buffer.copy_(sealed.slabs[slab])
+    k, v = (torch.randn(2, 70, 2, dim, device=device).to(torch.float16) for _ in range(2))
+    index = torch.stack([torch.randperm(70)[: 3 * slots].sort().values for _ in range(4)])
+    index = index.view(2, 2, -1).to(device)
+    seal_triton.seal_kept(k, v, index, format, sealed.layer(0), ids)
+    blocks_ref.seal_kept(k, v, index, format, want.layer(0), ids)
+    for slab, buffer in want.slabs.items():
+        assert torch.equal(buffer, sealed.slabs[slab])
+    out_k, out_v = (torch.full((2, 80, 2, dim), 7.0, device=device).half() for _ in range(2))
+    mine = (x[:, : 3 * slots] for x in (out_k, out_v))
+    gather(sealed.layer(0), format, ids, *mine)
+    for layer in range(2):
+        read = format.dequantize(sealed.read(layer, BLOCKS), torch.float16)
+        for out, x in zip((out_k, out_v), read):
+            assert torch.equal(out[layer, : 3 * slots], x.flatten(0, 1))
+            assert (out[layer, 3 * slots :] == 7).all()  # what lies behind is left alone

@@ -34,3 +34,14 @@ def test_takes_strided_halves(device):
     want = shares_ref.token_shares(q[:, -8:], k, lse[:, -8:], scale=0.2)
     got = shares_triton.token_shares(q[:, -8:], k, lse[:, -8:], scale=0.2)
     torch.testing.assert_close(got, want, atol=1e-5, rtol=2e-2)
+
+
+@pytest.mark.parametrize("op", ["ref", "triton"])
+def test_layers_at_once(op, device):
+    token_shares = (shares_ref if op == "ref" else shares_triton).token_shares
+    layers = [drawn(4, 2, 40, n, 32, torch.float32, device)[:3] for n in (90, 90, 90)]
+    q, k, lse = (torch.stack(x) for x in zip(*layers))
+    got = token_shares(q[:, :, -8:], k, lse[:, :, -8:], scale=0.2)
+    for one, (q, k, lse) in zip(got, layers):
+        want = shares_ref.token_shares(q[:, -8:], k, lse[:, -8:], scale=0.2)
+        torch.testing.assert_close(one, want, atol=2e-6, rtol=1e-4)

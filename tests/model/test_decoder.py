@@ -64,6 +64,7 @@ def test_tokens_of_generate(architecture, driver, tiny_model):
     {"policy": "fifo", "budget_percent": 50, "offload": "host"},
     {"retrieval": Quest(48, recent=8)},
     {"retrieval": Quest(48, recent=8), "policy": "fifo", "budget_percent": 50, "offload": "host"},
+    {"policy": "snapkv", "budget_percent": 50, "budget": "adakv", "block_size": 8},
 ])
 def test_the_static_step_through_the_kernels(axes, tiny_model):
     """Tables, appended tokens and sealed blocks, in Triton's interpreter or on the GPU."""
@@ -80,6 +81,22 @@ def test_the_static_step_through_the_kernels(axes, tiny_model):
     torch.testing.assert_close(*logits, atol=5e-4, rtol=2e-3)
     assert caches[0].stats().evictions == caches[1].stats().evictions
     assert ("policy" in axes) == bool(caches[0].stats().evictions)
+
+
+def test_a_step_that_is_looked_at_is_never_replayed(tiny_model, monkeypatch):
+    """TOVA looks before each choice; a graph reads tables that nobody wrote for such a step."""
+    model, ids = tiny_model(), torch.randint(1, 128, (1, 40))
+    axes = {"policy": "tova", "budget_percent": 50, "block_size": 1}
+    got, want = paged(model, **axes), paged(model, **axes)
+    for cache in (got, want):
+        prefill(model, ids, cache)
+    decoder = Decoder(model, got, driver="static")
+    decoder.driver = "graph"
+    monkeypatch.setattr(decoder, "_capture", None)
+    for i in range(12):
+        token = ids[:, i]
+        torch.testing.assert_close(decoder.step(token), forward_chunk(model, token[None], want)[0])
+    assert got.stats() == want.stats()
 
 
 def test_says_why_it_runs_eagerly(tiny_model, caplog):

@@ -85,6 +85,29 @@ def test_what_a_repetition_looks_at_stays(tiny_model, chunk):
             torch.testing.assert_close(kept[:, head], keys[stay, head])
 
 
+def test_heads_of_all_layers_compete(tiny_model):
+    model, ids = tiny_model(), ids_of(TOTAL)
+    cache = filled(model, ids, budget="all_heads")
+    plain = PagedCache.for_model(model, format="fp32", block_size=1)
+    prefill(model, ids, plain)
+    cache.check()
+    score = torch.stack(wanted(model, ids))
+    score[..., :4] = score[..., -2:] = 9
+    best = torch.zeros(score.numel(), dtype=torch.bool)
+    best[score.flatten().topk(4 * 24).indices] = True  # 2 layers of 2 heads
+    (group,), (whole,) = cache.core.groups, plain.core.groups
+    table = group.tables[cache.rows[0]].ids
+    for layer, stays in enumerate(best.view_as(score)):
+        keys = whole.pool.read(layer, whole.tables[plain.rows[0]].ids)[0]
+        kept = group.pool.read(layer, table)[0]
+        for head, stay in enumerate(stays):
+            there = torch.from_numpy(group.pool.rows(table)[:, layer, head] >= 0)
+            torch.testing.assert_close(kept[there, head], keys[stay, head])
+    assert len(set(best.view(4, -1).sum(1).tolist())) > 1
+    with pytest.raises(BadInput, match="policy=kvzip, or budget=adakv"):
+        CacheSpec(policy="snapkv", budget_percent=10, budget="all_heads")
+
+
 def test_a_context_that_was_stopped_and_cut_goes_on(tiny_model):
     model, ids = tiny_model(), ids_of(TOTAL)
     cache = PagedCache.for_model(model, CacheSpec(**SPEC | {"policy": KVzip(PIECE)}),
@@ -166,7 +189,7 @@ def test_nobody_runs_the_full_cache_for_it_in_silence(tiny_model):
 
 @pytest.mark.parametrize("axes, told", [
     ({}, "(each head alike)"), ({"budget": "adakv"}, "(within each layer)"),
-    ({"groups": "per_layer"}, "(tokens, each layer)"),
+    ({"budget": "all_heads"}, ""), ({"groups": "per_layer"}, "(tokens, each layer)"),
 ])  # fmt: skip
 def test_equal_budgets_are_said_in_its_name(axes, told):
     assert CacheSpec(policy="kvzip", budget_percent=10, **axes).granularity == told

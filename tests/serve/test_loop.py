@@ -140,6 +140,14 @@ def test_what_cannot_be_served_is_refused_with_a_reason(loaded, requests):
     assert served[0].reason == "request 0: the prompt is empty"
 
 
+def test_time_is_over(loaded, requests, cold):
+    served, _ = serve(loaded, requests, Limits(running=2, seconds=0.03))
+    states = [s.state for s in served]
+    assert 2 < states.count("done") < len(requests) - 2
+    assert all("seconds are over" in s.reason for s in served if s.state == "refused")
+    assert all(s.output == cold[s.number] for s in served if s.state == "done")
+
+
 def test_times_follow_the_clock(loaded, requests):
     slow, _ = serve(loaded, with_rate(requests, 10), Limits(running=4), ms=50)
     quick, _ = serve(loaded, with_rate(requests, 0.1), Limits(running=4), ms=50)

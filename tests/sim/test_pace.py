@@ -68,3 +68,17 @@ def test_compiled_times_are_those_of_a_run_in_which_nobody_meets(chunk):
     plain = simulate(t, "lru", 3000, service=cost).service
     quick = simulate(t, "lru", 3000, service=cost, compiled=True).service
     assert quick == pytest.approx({name: plain[name] for name in quick})
+
+
+def test_chunks_take_whole_prompts_behind_the_first():
+    """8 tokens a chunk, 2 s: prompts of 4 and 4 share one, one of 6 waits, 1 fits behind the 4."""
+    works = (4, 1, 0.0), (6, 1, 0.0), (4, 1, 0.0), (10, 1, 0.0), (1, 1, 0.0)
+    cost = CostModel(**SLOW, chunk_tokens=8, packed=True)
+    found = [(ms, of) for ms, of, done in events(Steps(cost), *works) if done]
+    assert found == [(2000, 0), (2000, 2), (3750, 1), (3750, 4), (6250, 3)]
+    with pytest.raises(BadInput, match="service.packed"):
+        CostModel(packed=True)
+    fitted = Calibration((100.0, 1.0, 0.0), (10.0, 0.0, 0.0), (0.0, 0.0), (0.0, 0.0), 1.0, {})
+    fixed = CostModel.__new__(CostModel)
+    fixed.__dict__.update(cost.__dict__, measures=fitted)
+    assert fixed.prefill_ms(5) == 105 and fixed.prefill_ms(5, first=False) == 5

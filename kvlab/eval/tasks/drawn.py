@@ -139,8 +139,9 @@ class Drawn(Asking):
             [lengths(x) for x in runner.column("answers")] for runner in (mine, full)
         )
         gaps = [a - b for a, b in zip(said, theirs)]
-        for name, column in (("task_answer_tokens", said), ("task_answer_longer_tokens", gaps)):
-            found = stats.mean_interval([np.concatenate(column)], block=1, seed=seed)
+        counted = ("task_answer_tokens", said, 0.0), ("task_answer_longer_tokens", gaps, None)
+        for name, column, least in counted:
+            found = stats.mean_interval([np.concatenate(column)], block=1, seed=seed, least=least)
             yield rows.interval(name, found, "tokens", None, rows.size(column))
 
     def against(self, mine: Runner, kind: str, other: Runner, seed: int) -> Iterator[Measurement]:

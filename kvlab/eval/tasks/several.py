@@ -52,7 +52,7 @@ class Several(Drawn):
         yield rows.share("task_same_answers_percent", same, seed)
         if not self.turns:
             own, theirs = ([x[1:] for x in runner.column("ttft")] for runner in (mine, full))
-            found = stats.mean_interval([1e3 * x for x in own], block=1, seed=seed)
+            found = stats.mean_interval([1e3 * x for x in own], block=1, seed=seed, least=0.0)
             yield rows.interval("task_ttft_ms", found, "ms", "lower", rows.size(own))
             saved = [100 * (1 - a / b) for a, b in zip(own, theirs)]
             found = stats.mean_interval(saved, block=1, seed=seed)

@@ -1,0 +1,89 @@
+"""The study of field tasks: which tasks and jobs follow from what the full cache can do, and what
+its tables say."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "field_tasks"
+
+
+def loaded(name):
+    spec = importlib.util.spec_from_file_location(f"field_tasks_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+plan, table = loaded("plan"), loaded("table")
+MODELS = {"large": [4096, 8192], "small": [4096]}
+
+
+def test_tasks_are_those_that_the_full_cache_can_do_and_that_are_not_guessed():
+    told = {"niah_single_1": (100.0, 0.0), "vt": (70.0, 50.0), "cwe": (30.0, 0.0),
+            "niah_single_2": (60.0, 0.0), "math_find": (95.0, 10.0)}  # fmt: skip
+    assert plan.possible(told) == ["niah_single_2", "niah_single_1", "math_find"]
+    assert plan.possible(told, 1) == ["niah_single_2"]
+
+
+def test_jobs_have_names_of_their_own_and_arms_that_can_be_made():
+    tasks = {(m, n): ["niah_single_2", "vt"] for m, lengths in MODELS.items() for n in lengths}
+    jobs = plan.jobs(MODELS, tasks, 8)
+    assert len({job.name for job in jobs}) == len(jobs)
+    assert jobs[0].name == "outside-large-4096-niah_single_2-25"
+    kinds = {}
+    for job in jobs:
+        kinds.setdefault((job.kind, job.methods, job.budget), job)
+    gates = [[0.5]]
+    for job in kinds.values():
+        made = plan.variants(job, {"gates": gates} if job.kind == "evict" else {})
+        left_out = "triattention" in job.methods
+        assert len(made) == len(job.methods) - left_out
+        assert len({v.name for v in made}) == len(made)
+        assert job.prompt_tokens and job.decoded_tokens
+
+
+def written(folder, job, rows):
+    path = folder / "runs" / job / "items.jsonl"
+    path.parent.mkdir(parents=True)
+    base = {"model": "large", "tokens": 4096, "inside": False, "task": "vt", "control": False}
+    path.write_text("".join(json.dumps(base | row) + "\n" for row in rows))
+
+
+def arm(name, scores, budget=25.0, kind="evict", **more):
+    told = {str(n): x for n, x in enumerate(scores)}
+    return {"arm": name, "kind": kind, "budget": budget, "score": told, **more}
+
+
+def test_tables_pair_by_item_with_the_control_of_the_same_budget(tmp_path):
+    written(tmp_path, "full", [arm("full", [1, 1, 1, 0], 0.0, "probe"),
+                               arm("no context", [0, 0, 0, 0], 0.0, "probe")])  # fmt: skip
+    written(tmp_path, "evict", [
+        arm("full", [1] * 12), arm("snapkv 25%", [1, 0] * 6, copied={"0": 0.5}, miscopied={"0": 1}),
+        arm("snapkv adakv 25%", [1] * 12), arm("random 25% (control)", [0] * 12),
+        arm("random adakv 25% (control)", [1] * 12), arm("window 25% (control)", [0] * 12),
+    ])  # fmt: skip
+    rows, arms = table.load(tmp_path)
+    assert "| `vt` | 75 [" in table.possible(rows) and "; 0 |" in table.possible(rows)
+    [(setting, _, budget)] = arms
+    lines = {line.split(" | ")[0]: line
+             for line in table.by_task(arms, setting, budget).splitlines()}
+    assert "50 (**+50 [" in lines["| `snapkv`"] and "100 (+0 [" in lines["| `snapkv adakv`"]
+    assert "| full | 100 |" in lines["| full"] + " |"
+    assert "1 of 1 pairs" in table.by_head(arms) and "**+50 [" in table.by_head(arms)
+    assert "| `snapkv` | 50 | 50 | 100 |" in table.copied(arms, setting, budget)
+    page = "\n".join(table.sections(tmp_path))
+    assert "question outside the compressed text" in page
+
+
+@pytest.mark.parametrize("arm, name", [
+    ("snapkv adakv 12.5% (each head)", "snapkv adakv"), ("random 25% (control)", "random"),
+])
+def test_an_arm_without_its_budget(arm, name):
+    assert table.short(arm) == name
