@@ -26,10 +26,10 @@ from kvlab.advice.choices import spec_of
 from kvlab.advice.speed import decoding, prefilling
 from kvlab.advice.table import BLOCK_SIZE, speeds
 from kvlab.config import built, conf_dir
-from kvlab.core import CacheGeometry, Variant
+from kvlab.core import BadInput, CacheGeometry, Variant
 from kvlab.eval import DecodeSpeed, PrefillSpeed
 from kvlab.model import outline
-from kvlab.track import RunFolder
+from kvlab.track import RunFolder, read_objects
 
 HERE = Path(__file__).resolve().parent
 MARKS = ("<!-- live: python experiments/advice/live.py table -->", "<!-- end of live -->")
@@ -207,7 +207,10 @@ def main() -> None:
             sys.exit("run: needs a CUDA device; --tiny tries the script without")
         run(args.path, args.seconds, args.tiny)
         return
-    made = table([json.loads(line) for line in args.path.read_text().splitlines()])
+    try:
+        made = table(read_objects(args.path))
+    except (OSError, BadInput) as problem:
+        sys.exit(f"table: {problem}")
     print(made)
     readme = HERE / "README.md"
     text = readme.read_text(encoding="utf-8")

@@ -10,7 +10,6 @@ over all their items. **Bold**: outside the interval.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -20,7 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from kvlab import stats
+from kvlab.core import BadInput
 from kvlab.eval.rows import paired
+from kvlab.track import read_objects
 
 RANDOM = {  # which random control stands beside a method: the one with its budget
     "adakv": "adakv", "pyramid": "pyramid", "duo": "duo", "simlayer": "simlayer",
@@ -55,8 +56,7 @@ def load(folder: Path) -> tuple[list[dict], Arms]:
     """All rows, and those of eviction and formats by where they were measured."""
     rows, arms = [], defaultdict(dict)
     for file in sorted(folder.glob("runs/*/items.jsonl")):
-        for line in file.read_text().splitlines():
-            row = json.loads(line)
+        for row in read_objects(file):
             rows.append(row)
             if row["kind"] in ("evict", "formats") and row.get("score"):
                 place = Setting(row["model"], row["tokens"], row["inside"]), row["task"]
@@ -234,8 +234,7 @@ def requests(folder: Path) -> str:
     lines = []
     for file in sorted(folder.glob("runs/requests-*/measurements.jsonl")):
         arms: dict[str, dict[str, str]] = defaultdict(dict)
-        for line in file.read_text().splitlines():
-            row = json.loads(line)
+        for row in read_objects(file):
             if row["name"] in wanted:
                 ends = "" if row["low"] is None else f" [{row['low']:.1f}, {row['high']:.1f}]"
                 arms[row["variant"]][row["name"]] = f"{row['value']:.1f}{ends}"
@@ -248,6 +247,9 @@ def requests(folder: Path) -> str:
 
 def sections(folder: Path) -> Iterator[str]:
     rows, arms = load(folder)
+    if not rows:
+        raise BadInput("FOLDER", str(folder), "has no runs/*/items.jsonl with rows; unpack there "
+                       "what run.py packed")
     yield ("### What the full cache can do\n\nScore in percent with its interval; behind the "
            f"semicolon, without the context.\n\n{possible(rows)}")
     if any(not budget for *_, budget in arms):
@@ -267,4 +269,11 @@ def sections(folder: Path) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    print("\n\n".join(sections(Path(sys.argv[1]))))
+    if len(sys.argv) != 2:
+        sys.exit("usage: python experiments/field_tasks/table.py FOLDER")
+    try:
+        print("\n\n".join(sections(Path(sys.argv[1]))))
+    except (OSError, BadInput) as problem:
+        sys.exit(f"table.py: {problem}")
+    except KeyError as problem:
+        sys.exit(f"table.py: a row under {sys.argv[1]} has no {problem}: worker.py wrote no such")

@@ -1,23 +1,24 @@
 """Publish results of memory_200k or ultra_long: a table, the memory account, memory over length.
 
     python experiments/memory_200k/report.py RUN reports/memory_200k --text README.md
-        [--device RUN]
+        [--arms NAME,...] [--device RUN]
 
-RUN: a run folder or a results.jsonl. --device: the run of the same prefill with everything on the
-device, whose time and last logits those of RUN's variants are compared with.
+RUN: a run folder or a report's folder. --arms: what RUN's variants are called, in their order.
+--device: the run of the same prefill with everything on the device, arm `fp8_device`, whose time
+and last logits those of RUN's variants are compared with.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from kvlab.report import canvas, study, write_page
+from kvlab.report import canvas, study, write_page, write_results
+from kvlab.report.source import Run, load
 from kvlab.track.rows import read_rows
 
 LINES = {"weights_bytes": "weights", "standing_bytes": "ids and libraries",
@@ -100,16 +101,43 @@ def account(arms: Arms):
     return made
 
 
-def curves(path: Path) -> Curves:
-    """Arm -> what was held after each chunk of its longest prompt; empty without a curve file."""
-    longest: Curves = {}
-    for row in map(json.loads, path.read_text().splitlines() if path.is_file() else ()):
-        known = longest.setdefault(row["variant"], [row])
-        if row["tokens"] > known[0]["tokens"]:
-            longest[row["variant"]] = [row]
-        elif row["tokens"] == known[0]["tokens"] and row is not known[0]:
-            known.append(row)
-    return longest
+def curve(folder: Path) -> list[dict]:
+    """What was held after each chunk, of a run's folder or a report's; [] where none was kept."""
+    for name in ("measurements.curve.jsonl", "results.curve.jsonl"):
+        if (folder / name).is_file():
+            return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    return []
+
+
+def longest(lines: list[dict]) -> Curves:
+    """Arm -> the lines of its longest prompt."""
+    most: dict[str, int] = {}
+    for line in lines:
+        most[line["variant"]] = max(line["tokens"], most.get(line["variant"], 0))
+    return {arm: [x for x in lines if (x["variant"], x["tokens"]) == (arm, tokens)]
+            for arm, tokens in most.items()}  # fmt: skip
+
+
+def named(lines: list[dict], names: dict[str, str]) -> list[dict]:
+    return [line | {"variant": names.get(line["variant"], line["variant"])} for line in lines]
+
+
+def gathered(options: argparse.Namespace) -> tuple[list[Run], list[dict]]:
+    """Runs and curves with the names of arms, and rows of how far each is from the device's run."""
+    [run], lines = load([options.run]), curve(options.run)
+    found = dict.fromkeys(row["variant"] for row in run.rows)
+    names = dict(zip(found, options.arms.split(","), strict=True)) if options.arms else {}
+    if not options.device:
+        run.rows = named(run.rows, names)
+        return [run], named(lines, names)
+    for place, values in agreement(options.run, options.device).items():
+        own = next(r for r in run.rows if (r["variant"], r["params"]["tokens"]) == place)
+        run.rows += [own | {"name": name, "value": value, "unit": "", "better": "lower"}
+                     for name, value in values.items()]  # fmt: skip
+    [device] = load([options.device])
+    twin = {row["variant"]: "fp8_device" for row in device.rows}
+    run.rows, device.rows = named(run.rows, names), named(device.rows, twin)
+    return [device, run], named(curve(options.device), twin) + named(lines, names)
 
 
 def over_length(found: Curves):
@@ -155,19 +183,14 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--text", type=Path, help="Markdown that goes above the tables")
+    parser.add_argument("--arms", default="", help="names of the variants, in their order")
     parser.add_argument("--device", type=Path, help="run with everything on the device")
     args = parser.parse_args()
     (args.out / "figures").mkdir(parents=True, exist_ok=True)
-    results = args.run / "measurements.jsonl" if args.run.is_dir() else args.run
-    arms = collect(read_rows(results)[0])
-    if args.device:
-        for key, numbers in agreement(args.run, args.device).items():
-            arms[key] |= numbers
-    parts = []
-    curve = results.with_suffix(".curve.jsonl")
-    found = curves(curve)
+    runs, lines = gathered(args)
+    arms = collect([row for run in runs for row in run.rows])
+    parts, found = ["## All arms", table(arms)], longest(lines)
     pictures = {"account": ("The account beside the measured peak", partial(account, arms))}
-    parts += ["## All arms", table(arms)]
     if found:
         parts += ["## Over the length", milestones(found)]
         pictures["length"] = ("Memory and time over the length", partial(over_length, found))
@@ -177,10 +200,10 @@ def main() -> None:
             parts.append(f"## {title}\n\n![{title}](figures/{stem}.svg)")
     text = args.text.read_text() if args.text else f"# {args.out.name}"
     write_page(study(text, parts), args.out)
-    if results.resolve() != (args.out / "results.jsonl").resolve():
-        shutil.copy(results, args.out / "results.jsonl")
-        if found:
-            shutil.copy(curve, args.out / "results.curve.jsonl")
+    if args.run.resolve() != args.out.resolve():
+        write_results(runs, args.out)
+        told = "".join(json.dumps(line) + "\n" for line in lines)
+        (args.out / "results.curve.jsonl").write_text(told)
 
 
 if __name__ == "__main__":

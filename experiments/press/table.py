@@ -9,7 +9,7 @@ Differences are paired: by item for scores, by token of the same text for losses
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,7 +18,9 @@ import numpy as np
 from methods import GRAINS
 
 from kvlab import stats
+from kvlab.core import BadInput
 from kvlab.report.names import interval
+from kvlab.track import read_objects
 
 BLOCK = 32  # neighbouring tokens of a text, whose losses are alike
 MARGIN = 5  # percent of kvpress's loss by which ours may be larger
@@ -162,8 +164,14 @@ def main() -> None:
     parser.add_argument("rows", type=Path, nargs="+")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    rows = [json.loads(line) for path in given.rows for line in path.read_text().splitlines()]
-    text = "\n".join(pages(rows)) + "\n"
+    try:
+        text = "\n".join(pages([row for path in given.rows for row in read_objects(path)])) + "\n"
+    except (OSError, BadInput) as error:
+        sys.exit(f"table.py: {error}")
+    except KeyError as error:
+        sys.exit(f"table.py: a row of {given.rows[0]} has no {error}: not of losses.py, beside.py")
+    if not text.strip():
+        sys.exit(f"table.py: {given.rows[0]} has no rows of losses.py or beside.py")
     if given.out:
         given.out.write_text(text)
     else:

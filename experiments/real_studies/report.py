@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import lzma
 import re
 import shutil
+import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -57,14 +59,20 @@ def main() -> None:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tars", type=Path)
     parser.add_argument("--out", type=Path, default=ROOT / "reports")
-    parser.add_argument("--only", action="append")
+    parser.add_argument("--only", action="append", choices=[s.report for s in STUDIES])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         packed, runs = Path(place) / "packed", Path(place) / "runs"
         for model in MODELS:
             if (args.tars / f"{model}.tar.xz").is_file():
-                with tarfile.open(args.tars / f"{model}.tar.xz") as tar:
-                    tar.extractall(packed, filter="data")
+                try:
+                    with tarfile.open(args.tars / f"{model}.tar.xz") as tar:
+                        tar.extractall(packed, filter="data")
+                except (tarfile.TarError, OSError, EOFError, lzma.LZMAError) as problem:
+                    sys.exit(f"report.py: {args.tars / model}.tar.xz is damaged, pack it again: "
+                             f"{type(problem).__name__}")
+        if not packed.is_dir():
+            sys.exit(f"report.py: {args.tars} has none of {', '.join(MODELS)} as .tar.xz")
         for study in STUDIES:
             if args.only and study.report not in args.only:
                 continue

@@ -130,12 +130,16 @@ def arguments():
     parser.add_argument("--minutes", type=float, default=8.5, help="until it packs")
     parser.add_argument("--gpus", type=int, help="default: all there are")
     parser.add_argument("--each", type=int, default=8, help="processes a GPU")
-    parser.add_argument("--only", action="append", help="a report's name; may come again")
+    parser.add_argument("--only", action="append", choices=[s.report for s in STUDIES],
+                        help="a report's name; may come again")  # fmt: skip
     parser.add_argument("--model", action="append", choices=MODELS, help="default: both")
     parser.add_argument("--smoke", action="store_true", help="one variant of each part")
     parser.add_argument("words", nargs="*", help="further words for every run: eval.documents=1")
     args = parser.parse_args()
     args.model = args.model or list(MODELS)
+    for _, _, file in map(MODELS.get, args.model):
+        if not (args.models / file).is_file() and not any("model" in w for w in args.words):
+            parser.error(f"{args.models / file}: no such file")
     return args
 
 

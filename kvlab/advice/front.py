@@ -21,12 +21,14 @@ from kvlab.advice.decision import (
     figure,
     window_rows,
 )
-from kvlab.advice.table import losses
+from kvlab.advice.table import losses, measured
+from kvlab.advice.transfer import elsewhere
 from kvlab.core import BadInput
 from kvlab.model import outline
 from kvlab.report import Book, draw_all, markdown_table, pictures, write_page
 
 COMMAND = "python -m kvlab pages reports"
+AGAIN = "python experiments/front_page/rebuild.py"
 MARKS = (f"<!-- decision table: {COMMAND} -->", "<!-- end of the decision table -->")
 DIGESTS = "drawn.json"  # what each figure was drawn from: bytes of a figure vary by version
 
@@ -56,7 +58,8 @@ def write_front(words: Sequence[str], configs: dict) -> Path:
     for name, lines in tables.items():
         parts += [heads[name], _table(lines, HEADS)]
     for p in shown:
-        parts += [f"## {p.title}", f"![{p.title}](figures/{p.stem}.svg)", p.caption]
+        parts += [f"## {p.title}", f"![{p.title}](figures/{p.stem}.svg)",
+                  f"{p.caption} Measured again: `{AGAIN} {p.stem}`."]  # fmt: skip
     parts += [_method(), _reports(book), f"## {book.table().title}", _rows(),
               markdown_table(book.table())]  # fmt: skip
     page = write_page("\n\n".join(parts) + "\n", folder)
@@ -136,6 +139,7 @@ def _method() -> str:
         "over documents. The table tells those of the format alone, on the model that loses more "
         "by KL, measured on models that are smaller than these:", "",
         *sources, "",
+        _other_models(), "",
         "Bytes are those of the pool's planes and slabs: the same account gives the allocated "
         "bytes of the rows cited to the byte. `in all` adds weights in 16 bits, the workspace, a "
         "chunk of prefill, and an eighth that stays free. A GB is 10^9 bytes. Formats whose "
@@ -145,6 +149,15 @@ def _method() -> str:
         "Made by this command from the results in this folder, and tested to be current:", "",
         f"    {COMMAND}",
     ])  # fmt: skip
+
+
+def _other_models() -> str:
+    """How far these losses carry."""
+    told = [f"{bits} {there.told()}" for bits in ("int8", "int4") if (
+        there := elsewhere(measured((f"format={bits}",))))]  # fmt: skip
+    return ("Intervals over documents say nothing of other models. By how much these models differ "
+            f"over all formats, a model that was not measured loses (95 %): {'; '.join(told)}. "
+            "`advise` tells it of each format.")  # fmt: skip
 
 
 def _reports(book: Book) -> str:

@@ -20,6 +20,7 @@ from kvlab.advice.table import (
     models,
     nearest_speed,
 )
+from kvlab.advice.transfer import elsewhere
 from kvlab.core import CacheGeometry
 from kvlab.model import Outline, outline
 from kvlab.pool import no_kernels
@@ -82,14 +83,20 @@ def _head(ask: Ask, model: Outline, width: int) -> str:
 
 def _table(found: list[Choice]) -> str:
     head = ["goal", "composition", "fits", "now", "end", "host, end", "needed in all",
-            *(f"ppl %, {name}" for name in models())]  # fmt: skip
+            *(f"ppl %, {name}" for name in models()), "another model"]  # fmt: skip
     rows = [[c.goal, c.name, _fits(c), _gb(c.now.device), _gb(c.end.device),
              _gb(c.end.host) if c.end.host else "", _gb(c.needed),
-             *(row.perplexity.told(".2f") if c.known else "not measured" for row in c.losses)]
-            for c in found]  # fmt: skip
+             *(row.perplexity.told(".2f") if c.known else "not measured" for row in c.losses),
+             _another(c)] for c in found]  # fmt: skip
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip()
                      for row in [head, *rows])  # fmt: skip
+
+
+def _another(choice: Choice) -> str:
+    """Change in perplexity on a model that was not measured."""
+    there = elsewhere(choice.losses) if choice.known else None
+    return f"{there.perplexity.low:+.1f} to {there.perplexity.high:+.1f}" if there else ""
 
 
 def _fits(choice: Choice) -> str:
@@ -102,7 +109,8 @@ def _sources(width: int) -> str:
     rows = losses()
     told = ["ppl %: change in perplexity of the format alone, mean and 95 % interval, measured on "
             "models that may not be yours; what a window or a choice of blocks loses on top is in "
-            "no row of the table."]
+            "no row of the table. Another model: the 95 % interval of a model that was not "
+            "measured, by how much these differ from each other over all formats."]
     told.append("speed: of the nearest row that was measured; a model with more weights or a wider "
                 "cache than the shapes that are named is slower.")
     told.append(f"loses: it fits, and is not advised, for the interval reaches {TOO_MUCH:g} %.")
@@ -155,6 +163,8 @@ def _loss(choice: Choice) -> str:
     told = [_figures(row) for row in choice.losses if row.kl]
     own = {"window": "what the window loses", "quest": "what it loses by not reading all"}
     base = "; ".join(told) or "none: it is what the others are compared with"
+    if there := elsewhere(choice.losses):
+        base += f"; on another model {there.told()}"
     if choice.known:
         return base
     return f"not measured: {own[choice.deed]} is not in the table. Of the format alone: {base}"

@@ -27,7 +27,8 @@ class Load(Sweep):
     model, requests, spec: a loader, a source of requests, a cache with prefix=hash and a budget.
     rates: requests a second. running, waiting, chunk_tokens, reserve: see `kvlab.serve.Limits`.
     cancel: share of users who leave at a random point. failures: share of steps in which the
-        allocator fails, injected. sample: served requests per rate that are computed again, cold.
+        allocator fails, injected; in a captured step only where blocks are taken.
+    sample: served requests per rate that are computed again, cold.
     step_ms: null measures the wall's time; else each step takes so long, and the run repeats.
     tolerance: logits by which a token may miss the cold run's best; above, it is wrong.
     """

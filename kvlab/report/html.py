@@ -13,7 +13,8 @@ from pathlib import Path
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-LETTER, PADDING = 7.0, 17.0  # px of a letter and around a cell, at the stylesheet's size of tables
+LETTER, PADDING = 7.5, 17.0  # px of a letter and around a cell, at the stylesheet's size of tables
+CODE, FRAME = 8.0, 10.0  # px of a letter of code and around it
 WORDS, LONGEST = 16, 28  # letters that a column of words gets at least, and at most
 STYLESHEET = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1a1a1a;background:#fff;max-width:1240px;
@@ -28,6 +29,8 @@ figure{margin:1.2em 0}figure svg{max-width:100%;height:auto}
 figure+p,.wide+p{color:#555;font-size:.92em}
 blockquote{background:#fff3cd;border-left:5px solid #d39e00;margin:1em 0;padding:.3em 1em}
 code{background:#f4f4f4;padding:.1em .3em;overflow-wrap:anywhere}
+td>div{min-width:var(--least,0)}
+td>.long{--least:200px;overflow-wrap:anywhere}
 pre{background:#f4f4f4;padding:.6em 1em;white-space:pre-wrap}pre code{padding:0}
 """
 CARDS = """@container (max-width:{0}px){{
@@ -36,7 +39,7 @@ CARDS = """@container (max-width:{0}px){{
 .w{0} td{{display:grid;grid-template-columns:minmax(0,2fr) minmax(0,3fr);gap:.8em;border:0;
 padding:.15em 0;text-align:left!important}}
 .w{0} td::before{{content:attr(data-label);color:#555}}
-.w{0} td>div{{overflow-wrap:anywhere}}.w{0} td.none{{display:none}}}}
+.w{0} td>div{{overflow-wrap:anywhere;min-width:0}}.w{0} td.none{{display:none}}}}
 """
 
 
@@ -77,6 +80,12 @@ def _anchors(tokens: list[Token]) -> None:
 def _cell_open(_reader, tokens: list[Token], index: int, *_) -> str:
     attributes = "".join(f' {k}="{escape(str(v), quote=True)}"'
                          for k, v in tokens[index].attrs.items())  # fmt: skip
+    inside = tokens[index + 1]
+    longest = max(map(len, re.split(r"[ \n]", _said(inside))), default=0)
+    if longest > LONGEST and "right" not in str(tokens[index].attrs.get("style", "")):
+        return f'<td{attributes}><div class="long">'
+    if _code(inside):
+        return f'<td{attributes}><div style="--least:{CODE * longest + FRAME:.0f}px">'
     return f"<td{attributes}><div>"
 
 
@@ -94,7 +103,7 @@ def _tables(tokens: list[Token]) -> list[int]:
         for count, i in enumerate(cells):
             column = count % len(heads)
             _mend(tokens[i + 1])
-            needs[column] = max(needs[column], _need(tokens[i], _said(tokens[i + 1])))
+            needs[column] = max(needs[column], _need(tokens[i], tokens[i + 1]))
             if tokens[i].type == "td_open":
                 tokens[i].attrSet("data-label", heads[column])
                 if not tokens[i + 1].content.strip():
@@ -114,10 +123,18 @@ def _mend(cell: Token) -> None:
             child.content = re.sub(r"(?<=[\de[])-(?=\d)", "-\u2060", whole)
 
 
-def _need(cell: Token, text: str) -> float:
-    """Letters of a line that a cell cannot do without: numbers and intervals stay whole, columns
-    of words get some more."""
+def _code(inside: Token) -> bool:
+    return any(child.type == "code_inline" for child in inside.children or ())
+
+
+def _need(cell: Token, inside: Token) -> float:
+    """Letters of a line that a cell cannot do without: numbers, intervals and short words of code
+    stay whole, columns of words get some more."""
+    text = _said(inside)
     longest = max(map(len, re.split(r"[ \n]", text)), default=0)
+    if _code(inside):
+        longest = (CODE * min(longest, LONGEST) + FRAME) / LETTER
+        return max(longest, min(len(text), WORDS))
     if "right" in str(cell.attrs.get("style", "")):
         return longest
     return max(min(longest, LONGEST), min(len(text), WORDS))

@@ -7,7 +7,17 @@ from kvlab.track.folder import RunFolder, save_whole
 from kvlab.track.online import WandbTracker
 from kvlab.track.owner import Busy, Owner, own
 from kvlab.track.place import Place
-from kvlab.track.rows import FAILED, canonical, decode, encode, identity, plain, read_rows, standing
+from kvlab.track.rows import (
+    FAILED,
+    canonical,
+    decode,
+    encode,
+    identity,
+    plain,
+    read_objects,
+    read_rows,
+    standing,
+)
 from kvlab.track.shown import summary_keys
 
 __all__ = [
@@ -27,6 +37,7 @@ __all__ = [
     "identity",
     "own",
     "plain",
+    "read_objects",
     "read_rows",
     "save_whole",
     "standing",

@@ -113,6 +113,27 @@ def read_rows(path: Path) -> tuple[list[dict], int]:
     return rows, size
 
 
+def read_objects(path: Path) -> list[dict]:
+    """The JSON objects of a file, one a line; one that a kill tore off at the end is left out.
+    Raises BadInput naming file and line for any other that is none."""
+    *whole, tail = Path(path).read_bytes().split(b"\n")
+    found = [_object(line, f"{path}:{n}") for n, line in enumerate(whole, 1) if line.strip()]
+    try:
+        return [*found, _object(tail, "tail")]
+    except BadInput:
+        return found
+
+
+def _object(line: bytes, where: str) -> dict:
+    try:
+        row = json.loads(text(line))
+    except ValueError:
+        row = None
+    if not isinstance(row, dict):
+        raise BadInput("line", where, "is no JSON object; remove it or measure again")
+    return row
+
+
 def torn_batch(rows: list[dict], tail: bytes) -> tuple | None:
     """Variant and params of the last rows where `tail`, what a kill left of a line, goes on with
     them: their batch is not whole. None where it begins another, or is empty."""

@@ -48,7 +48,7 @@ def measured(folder, tokens=2500, chunk=128, **axes):
         return {row["name"]: row["value"] for row in run.rows()}
 
 
-def test_host_memory_changes_no_logit(tmp_path):
+def test_host_memory_changes_no_logit(tmp_path, monkeypatch):
     device = measured(tmp_path / "device", format="fp8")
     host = measured(tmp_path / "host", format="fp8", **HOST)
     assert host["cache_host_bytes"] > 0 == device["cache_host_bytes"]
@@ -59,6 +59,15 @@ def test_host_memory_changes_no_logit(tmp_path):
     [(place, found)] = script.agreement(tmp_path / "host", tmp_path / "device").items()
     assert place == ("mine", 2500)
     assert found["kl_to_device_nats"] < 1e-6 and found["prefill_ratio_to_device"] > 0
+    monkeypatch.setattr(sys, "argv", ["report", str(tmp_path / "host"), str(tmp_path / "out"),
+                                      "--arms", "fp8_host", "--device", str(tmp_path / "device")])
+    script.main()
+    rows = list(map(json.loads, (tmp_path / "out/results.jsonl").read_text().splitlines()))
+    assert {row["variant"] for row in rows} == {"fp8_host", "fp8_device"}
+    assert all({"run", "commit", "device"} <= row["params"].keys() for row in rows)
+    assert "kl_to_device_nats" in {row["name"] for row in rows}
+    curve = (tmp_path / "out/results.curve.jsonl").read_text()
+    assert '"fp8_host"' in curve and '"fp8_device"' in curve and '"mine"' not in curve
 
 
 def report():
