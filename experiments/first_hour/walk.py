@@ -59,7 +59,6 @@ def filled(command: str, latest: dict[str, Path], scratch: Path) -> str:
     for given, own in (("/path/to/checkpoint", scratch / "checkpoint"),
                        ("/path/to/book.txt", scratch / "book.txt"),
                        ("my_trace.jsonl.xz", scratch / "traces" / "my_trace.jsonl.xz"),
-                       ("trace.path=my_traces", f"trace.path={scratch / 'traces'}"),
                        ("outputs/DATE/TIME", latest.get("outputs")),
                        ("multirun/DATE/TIME", latest.get("multirun"))):  # fmt: skip
         command = command.replace(given, str(own))
