@@ -70,8 +70,9 @@ def activation_bytes(config) -> int:
     Counted from the code that runs. All along there are the embedded prompt, which the model keeps,
     the layer's input and the same normed; the position, cos and sin. Attention is widest where a
     piece is folded into the running sum (`source/sum.py`): queries, keys, values, the place of the
-    result, the piece's result, the sum in fp32, and the lse of both. The MLP is widest where its
-    two inner products are multiplied, with a residual of its own.
+    result (rows with padding have one; a single row does without), the piece's result, the sum in
+    fp32, and the lse of both. The MLP is widest where its two inner products are multiplied, with a
+    residual of its own. Chunks of at most `fuse.MOST_ROWS` rows go another way and are short.
     Rotating the queries takes less than attention. What does not grow with the chunk is not in
     here: see `standing_bytes`.
     """
