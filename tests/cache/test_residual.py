@@ -125,7 +125,18 @@ def test_a_cut_within_the_residual_is_exact():
 
 @pytest.mark.parametrize("name, size, blocks", [("int8", 16, 1), ("int2g", 8, 2)])
 def test_kernels_read_what_torch_reads(name, size, blocks):
-    driver = Computed(cache_of(name, blocks, size, kernels="triton", head_dim=32, layers=1))
+    ragged(cache_of(name, blocks, size, kernels="triton", head_dim=32, layers=1))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name, size, blocks", [("int8", 64, 2), ("int2g", 32, 1), ("int4", 16, 3)])
+def test_kernels_on_a_gpu(name, size, blocks):
+    ragged(cache_of(name, blocks, size, head_dim=64, device="cuda", dtype=torch.bfloat16))
+
+
+def ragged(cache):
+    """Two rows of unlike lengths, of which one fills blocks while the other does not."""
+    driver, size = Computed(cache), cache.geometry.block_size
     seqs = [driver.open(), driver.open()]
     driver.step(seqs, [3 * size + 3, size - 1])
     for _ in range(3):
