@@ -194,8 +194,8 @@ def _frame(q: Tensor, sealed, open, gpu: tune.Device, opened: int, **choices) ->
     return Frame(
         H=kv_heads, G=group, GP=next_power(group), D=dim, S=slots, P=sealed.slab_blocks,
         open_P=open.slab_blocks, digits=2, chained=gpu.chained,
-        tails=_tails(rows * kv_heads, slots, opened, gpu), opened=opened, open_dtype=TYPES[tail.dtype],
-        query_digits=1 if q.itemsize == 2 else 2, **choices,
+        tails=_tails(rows * kv_heads, slots, opened, gpu), opened=opened,
+        open_dtype=TYPES[tail.dtype], query_digits=1 if q.itemsize == 2 else 2, **choices,
     )
 
 
