@@ -67,8 +67,8 @@ class Past(NamedTuple):
 class Repack:
     """The choice of tokens for the sequences of one layer group, and its execution.
 
-    watch: the scores; window, recent: what is always kept. choice: "head" chooses for each layer and
-    key/value head, "layer" for each layer, "all" once for all.
+    watch: the scores; window, recent: what is always kept. choice: "head" chooses for each layer
+    and key/value head, "layer" for each layer, "all" once for all.
     """
 
     def __init__(

@@ -136,8 +136,9 @@ def paged_decode(
     memory; table: int32 [B, max_blocks] of block ids, the first n_blocks[b] of row b in use, or
     [B, H, max_blocks] with n_blocks [B, H] where each key/value head reads blocks of its own
     (retrieval); open_slot, open_len: int32 [B], the row of the open store and its number of tokens
-    (0: none); open_slot [B, n] where tokens lie in up to n rows, one behind the other. scale: of the logits. mass: fp32 [B, Hq, max_blocks], receives each sealed block's
-    share of attention. setting: launch settings, see `tune`.
+    (0: none); open_slot [B, n] where tokens lie in up to n rows, one behind the other. scale: of
+    the logits. mass: fp32 [B, Hq, max_blocks], receives each sealed block's share of attention.
+    setting: launch settings, see `tune`.
     new: k and v [B, H, D] (contiguous) of this step's token, which open_len counts already and the
         open blocks lack: they are put there, as by `append`, and attended to. Then tables, lengths
         and stored tokens must not come from the kernel launched before this one: they are looked
@@ -160,7 +161,8 @@ def paged_decode(
     )
     frame = _frame(
         q, sealed, open, gpu, warps=warps, mass=mass is not None, per_head=table.ndim == 3,
-        fresh=new is not None, opened=open_slot.numel() // rows, **_tile(k, v, slots, wanted), **_apart_frame(apart),
+        fresh=new is not None, opened=open_slot.numel() // rows, **_tile(k, v, slots, wanted),
+        **_apart_frame(apart),
     )
     splits = min(_splits(rows, kv_heads, gpu.processors * fill), _most(frame, width))
     chain = {"launch_pdl": True} if gpu.chained else {}
