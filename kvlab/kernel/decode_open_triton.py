@@ -75,7 +75,7 @@ def dense_address(base, slot, off, h, SLOTS: tl.constexpr, P: tl.constexpr, F: t
 
 @triton.jit
 def open_tile(base, rows, ok, ov, start, stored, h, F: tl.constexpr, V: tl.constexpr):
-    """Tokens [start, start + 32) of head `h` in the open blocks `rows`, which have `stored` ones."""
+    """Tokens [start, start + 32) of head `h` in the open blocks `rows`, `stored` in all."""
     t = start + tl.arange(0, 32)
     known = t < stored
     if F.S % 32 == 0:  # they lie in one of the blocks
