@@ -86,8 +86,7 @@ def _head(ask: Ask, model: Outline, width: int) -> str:
 def _table(found: list[Choice], width: int) -> str:
     """Bytes in full where there is room; they stand beneath, too."""
     wide = width >= _ROOMY
-    names = [f"ppl %, {name.removesuffix('-Instruct')}" for name in models()]
-    names = names if wide else [name.replace("-", " ") for name in names]
+    names = [f"ppl %, {n.removesuffix('-Instruct')}".replace("-", "- "[not wide]) for n in models()]
     head = ["goal", "composition", "fits", *["now", "end", "host, end"] * wide, "needed in all",
             *names, "another model"]  # fmt: skip
     rows = [[c.goal, c.name, _fits(c),
@@ -137,8 +136,8 @@ def _one(choice: Choice, ask: Ask, model: Outline, width: int) -> str:
     vllm, transformers = nearest(from_format, choice.deed)
     lines = [f"{choice.name}  ({choice.goal}: {GOALS[choice.goal]})"]
     host = f" and {_gb(choice.end.host)} in host memory" if choice.end.host else ""
-    lines += _labelled("bytes", f"{_gb(choice.now.device)} at {ask.now:,} tokens, "
-                       f"{_gb(choice.end.device)}{host} at the end", width)  # fmt: skip
+    ends = f"{_gb(choice.end.device)}{host} at the end"
+    lines += _labelled("bytes", f"{_gb(choice.now.device)} at {ask.now:,} tokens, {ends}", width)
     lines += _labelled("loss", _loss(choice), width)
     lines += _labelled("forgets", choice.forgets, width)
     lines += _labelled("speed", _speed(choice, ask, model), width)
