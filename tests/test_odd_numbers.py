@@ -86,3 +86,19 @@ def test_requests():
     for key, value in (("output_tokens", 0), ("rate", 0), ("rate", nan), ("turns", 0)):
         with pytest.raises(BadInput, match=f"requests.{key}"):
             BookChats(None, **{key: value})
+
+
+WORKLOADS = {
+    "system_prompts": ("prompts", "system_tokens", "user_tokens", "output_tokens", "skew"),
+    "chats": ("open_chats", "turns", "system_tokens"), "agents": ("agents", "steps", "tool_tokens"),
+    "scans": ("documents", "hot", "document_tokens"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_generated_traces(name):
+    """A rate of 0 divided by it, blocks of no tokens went on without end, others were negative."""
+    for key in ("requests", "block_size", "rate", *WORKLOADS[name]):
+        for value in (-1, nan) if key in WORKLOADS[name] else (0, -1, nan):
+            with pytest.raises(BadInput, match=key):
+                getattr(workloads, name)(**{key: value})
