@@ -4,8 +4,9 @@
 
 Random weights in the models' shapes, fused layers, batch 1, chunks of 512, blocks of 16; a tenth of
 the tokens stays but for `none`. `eager` and `fresh` fill a new cache each time (fresh: captured
-chunks, recording included), `kept` the same cache again. Arms alternate, rows are medians. Rows go to
-OUT/captured.jsonl as they come. Runs on the CPU, too (static chunks), for a look at whether it runs.
+chunks, recording included), `kept` the same cache again. Arms alternate, rows are medians. Rows go
+to OUT/captured.jsonl as they come. Runs on the CPU, too (static chunks), for a look at whether it
+runs.
 """
 
 from __future__ import annotations

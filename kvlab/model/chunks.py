@@ -37,8 +37,8 @@ class Chunks:
         it can and where it pays, and says in the log why not; "static" is the chunk that would be
         captured, run as it is (on the CPU too).
 
-    `why_eager` is the sentence that "auto" logged, None while there was none. steps: chunks that went this
-    way; replayed: those of them that were one launch.
+    `why_eager` is the sentence that "auto" logged, None while there was none. steps: chunks that
+    went this way; replayed: those of them that were one launch.
     """
 
     def __init__(self, model, cache: PagedCache, rows: int, tokens: int, driver: Driver = "auto"):

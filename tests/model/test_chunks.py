@@ -97,13 +97,14 @@ def test_static_chunks_are_the_eager_ones_to_the_bit(model, rows, steps, axes):
     a, b = cache.stats(), other.stats()
     assert (a.tokens, a.logical_bytes, a.evictions) == (b.tokens, b.logical_bytes, b.evictions)
     assert cache.chunks.steps == steps and other.chunks is None
-    tokens = [Decoder(model, c, driver="eager").step(want.logits.argmax(-1)) for c in (cache, other)]
-    torch.testing.assert_close(*tokens)
+    told = want.logits.argmax(-1)
+    after = [Decoder(model, c, driver="eager").step(told) for c in (cache, other)]
+    torch.testing.assert_close(*after)
 
 
 @pytest.mark.parametrize("axes, reason", [
     ({"format": "int4g"}, "first tokens are kept beside"),
-    ({"format": "fp32", "policy": "attention_mass", "evict": "block", "budget_blocks": 9}, "scored"),
+    ({"format": "fp32", "policy": "attention_mass", "evict": "block", "budget_blocks": 9}, "score"),
     ({"format": "fp32", "retrieval": "quest"}, "more than blocks"),
     ({"format": "fp32", "block_size": 5}, "no whole number of blocks of 5"),
     ({"format": "fp32", "kernels": "torch"}, "Triton"),
