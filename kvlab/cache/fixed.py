@@ -38,6 +38,21 @@ class Chosen(NamedTuple):
     there: list[None]
 
 
+class Parts:
+    """Who attends to fixed chunks of a cache, for the account of its workspace."""
+
+    def __init__(self):
+        self.parts: list[FixedChunk] = []
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    def __deepcopy__(self, memo: dict) -> Parts:
+        """A copied cache makes its own."""
+        return Parts()
+
+
 class FixedChunk:
     """How the layers of `group` attend to a chunk of `tokens` tokens in each of `rows` sequences.
 

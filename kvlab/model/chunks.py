@@ -15,13 +15,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kvlab.cache import fixed_chunk
+from kvlab.cache import Parts, fixed_chunk
 from kvlab.cache import obstacle as layer_obstacle
 from kvlab.core import BadInput
 from kvlab.model.adapter import PagedCache
 from kvlab.model.columns import Plan
 from kvlab.model.forward import admitted, take
 from kvlab.model.packed import Packing
+from kvlab.model.room import captured_bytes, free_bytes
 from kvlab.model.shape import rope_types
 from kvlab.model.step import DRIVERS, Driver, Step
 
@@ -45,7 +46,7 @@ class Chunks:
         self.shape, self.driver, self.model = (rows, tokens), driver, model
         self.steps = self.replayed = 0
         self._warm, self._captured = False, None
-        self.why_eager = obstacle(model, cache, tokens, driver)
+        self.why_eager = obstacle(model, cache, rows, tokens, driver)
         if self.why_eager is not None:
             self._give_up(self.why_eager)
             return
@@ -55,8 +56,7 @@ class Chunks:
                            for _ in range(2))
         self._step = Step(model, Packing(cache), rows, inputs)
         self._addresses = addresses(model)
-        for part in self.parts:
-            cache.workspace.shared(f"chunks of {tokens}, {id(part)}", lambda part=part: part)
+        cache.workspace.shared("chunks", Parts).parts = self.parts
 
     def __deepcopy__(self, memo: dict) -> None:
         """A copied cache lies elsewhere, and captures anew."""
@@ -176,7 +176,9 @@ def check_driver(driver: str) -> None:
         raise BadInput("prefill.driver", driver, f"must be one of {', '.join(DRIVERS)}")
 
 
-def obstacle(model, cache: PagedCache, tokens: int, driver: Driver = "auto") -> str | None:
+def obstacle(
+    model, cache: PagedCache, rows: int, tokens: int, driver: Driver = "auto"
+) -> str | None:
     """Why chunks of so many tokens of `model` over `cache` cannot be captured, or None."""
     if driver != "static" and cache.device.type != "cuda":
         return f"CUDA graphs need a CUDA device, and the cache lives on {cache.device}"
@@ -184,6 +186,9 @@ def obstacle(model, cache: PagedCache, tokens: int, driver: Driver = "auto") -> 
         return f"policy={cache.spec.member.name} or summary={cache.spec.summary.name} hears tokens"
     if not 1 < tokens <= MOST_TOKENS:
         return f"chunks of {tokens} tokens take the device longer than the host"
+    needs = captured_bytes(model.config, rows, tokens)
+    if driver != "static" and needs > free_bytes(cache.device) // 2:
+        return f"a captured chunk holds {needs} bytes, which is more than half of what is free"
     moving = rope_types(model) & {"dynamic", "longrope"}
     if moving:
         return f"rotary positions of type {moving.pop()} look at lengths on the host"
