@@ -28,8 +28,8 @@ from kvlab.model import PagedCache, prefill
 from kvlab.model.fuse import fused
 from kvlab.window import SinkWindow
 
-TOKENS = {"smollm2": 8192, "qwen": 16384}
-POLICIES = ("none", "snapkv", "tova", "window")
+TOKENS = {"smollm2": 8192, "qwen": 8192}
+POLICIES = ("none", "snapkv", "window", "tova")
 
 
 def spec_of(policy: str, tokens: int, given) -> CacheSpec:
