@@ -130,6 +130,7 @@ def main() -> None:
     asked.add_argument("--layers", type=int)
     asked.add_argument("--tokens", type=int)
     asked.add_argument("--chunk", type=int, default=512)
+    asked.add_argument("--distances", action="store_true", help="to fp32, of a short prompt")
     asked.add_argument("--rounds", type=int, default=3)
     asked.add_argument("--seconds", type=float, default=60, help="no arm begins after these")
     asked.add_argument("--format", default="bf16")
@@ -142,7 +143,8 @@ def main() -> None:
         with device:
             of = model(name, given.layers or LAYERS[name]).to(torch.bfloat16)
         ids = torch.randint(512, (1, given.tokens or TOKENS[name]), device=device)
-        jobs = [(distances, (of, name, ids[:, : 4 * given.chunk], given, out))]
+        short = ids[:, : 4 * given.chunk]
+        jobs = [(distances, (of, name, short, given, out))] * given.distances
         jobs[:0] = [(arm, (of, name, p, ids, given, out)) for p in given.policies]
         for job, of_it in jobs:
             if time.perf_counter() - started > given.seconds:

@@ -19,7 +19,7 @@ from kvlab.cache.group import LayerGroup
 from kvlab.kernel import attend_sdpa
 from kvlab.source import Ask, Extent, folded
 
-ROOM = 1 << 29  # bytes of keys and values of all layers that may wait to be chosen among
+ROOM = 1 << 28  # bytes of keys and values of all layers that may wait to be chosen among
 LEAST = 64  # columns of a table
 
 
@@ -245,6 +245,11 @@ class FixedChoice(FixedChunk):
             some = Chosen(0, layers, held + self.tokens, k, v, self.queries[row], self.scales,
                           self.lse[row], [None] * layers)  # fmt: skip
             self.group.choose(Ask(0, e, None, None, None, 1.0), some)
+
+
+def standing_bytes(group: LayerGroup) -> int:
+    """Bytes at most that its fixed chunks hold beside what eager ones do, tables not counted."""
+    return ROOM if isinstance(group, ChoosingGroup) else 0
 
 
 def fixed_chunk(group: LayerGroup, rows: int, tokens: int) -> FixedChunk:

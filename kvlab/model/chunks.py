@@ -15,7 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kvlab.cache import Parts, fixed_chunk
+from kvlab.cache import Parts, fixed_chunk, standing_bytes
 from kvlab.cache import obstacle as layer_obstacle
 from kvlab.core import BadInput
 from kvlab.model.adapter import PagedCache
@@ -186,7 +186,7 @@ def obstacle(
         return f"policy={cache.spec.member.name} or summary={cache.spec.summary.name} hears tokens"
     if not 1 < tokens <= MOST_TOKENS:
         return f"chunks of {tokens} tokens take the device longer than the host"
-    needs = captured_bytes(model.config, rows, tokens)
+    needs = captured_bytes(model.config, rows, tokens) + sum(map(standing_bytes, cache.groups))
     if driver != "static" and needs > free_bytes(cache.device) // 2:
         return f"a captured chunk holds {needs} bytes, which is more than half of what is free"
     moving = rope_types(model) & {"dynamic", "longrope"}

@@ -225,7 +225,7 @@ class Columns:
 
     def positions(self, new: Tensor | None, tokens: int, device) -> Tensor:
         """Position of each new column, [rows, tokens]; padding gets that of the token before."""
-        first = torch.tensor(self.next_positions(), device=device)[:, None]
+        first = torch.tensor(self.next_positions()).to(device, non_blocking=True)[:, None]
         if new is None:
             self._following = first + torch.arange(tokens, device=device)
             return self._following

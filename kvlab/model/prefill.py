@@ -103,12 +103,13 @@ class Fast:
         self.cache, self.tokens, self.total = cache, tokens, ids.shape[1]
         self.chunks: Chunks | None = None
         check_driver(driver)
-        if mask is None and isinstance(tokens, int) and tokens <= self.total:
+        least = tokens if driver != "auto" or cache.chunks is not None else 2 * tokens
+        if mask is None and isinstance(tokens, int) and least <= self.total:
             self.chunks = chunks_for(model, cache, len(ids), tokens, driver)
         self._before = self.chunks.replayed if self.chunks else 0
         self._told = ids.cpu() if self.chunks and cache.spec.prefix.shares else None
         if self.chunks is not None:
-            self.chunks.reserve(self.total)
+            self.chunks.reserve(cache.seen + self.total)
 
     @property
     def replayed(self) -> int:
