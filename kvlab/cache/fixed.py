@@ -271,6 +271,8 @@ def obstacle(group: LayerGroup, tokens: int) -> str | None:
         return "heads hold unlike numbers of tokens"
     if pool.apart.tokens:
         return "first tokens are kept beside their blocks"
+    if group.recent.most:
+        return "the newest tokens are read as computed, beside their blocks"
     if group.sources.sealed.window.rerotate:
         return "queries are turned piece by piece where positions move up"
     if shape.window is not None:

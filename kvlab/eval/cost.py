@@ -23,8 +23,8 @@ class TextCost(TimedTask):
         decode driver (null: 256 on a GPU, 32 elsewhere); the first of them, which compiles and
         captures, is not timed if there is another. Wall time with the device synchronized.
     driver: see `model.decode.Decoder`.
-    prefill_driver: of the chunks, see `model.prefill.prefill`; with another than eager, a row says
-        how many of them were replays of a captured one.
+    prefill_driver: of the chunks, see `model.prefill.prefill`; a row says how many of them
+        were replays of a captured one, where any was.
     account: also rows of the cache's bytes, which tasks of quality have already.
     """
 
@@ -33,7 +33,7 @@ class TextCost(TimedTask):
 
     def __init__(
         self, tokens: int = 4096, decode_tokens: int | None = None, driver: Driver = "auto",
-        account: bool = True, prefill_driver: Driver = "eager",
+        account: bool = True, prefill_driver: Driver = "auto",
     ):
         check_lengths(tokens, decode_tokens)
         check_driver(driver)
@@ -64,7 +64,7 @@ class TextCost(TimedTask):
         done = prefill(runner.loaded.model, ids[None, :split], runner.cache,
                        chunk_tokens=runner.chunk_tokens, driver=self.prefill_driver)
         took = done.seconds
-        if self.prefill_driver != "eager":
+        if done.replayed:
             yield Measurement("prefill_replayed_chunks", done.replayed, "chunks", "higher")
         yield Measurement("prefill_seconds", took, "s", "lower", count=split)
         yield Measurement("prefill_tokens_per_second", split / took, "tokens/s", "higher",

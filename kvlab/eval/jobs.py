@@ -47,7 +47,7 @@ class Cost(Bench):
     def __init__(
         self, model, data, tokens: int = 4096, decode_tokens: int | None = None,
         chunk_tokens: int | str = 512, progress: bool = True, device: str = "auto",
-        cap_gb: float | None = None, driver: Driver = "auto", prefill_driver: Driver = "eager",
+        cap_gb: float | None = None, driver: Driver = "auto", prefill_driver: Driver = "auto",
     ):
         cost = TextCost(tokens, decode_tokens, driver, prefill_driver=prefill_driver)
         super().__init__(model, cost, data, chunk_tokens, progress=progress, device=device,

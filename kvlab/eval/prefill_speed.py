@@ -42,8 +42,8 @@ class PrefillSpeed(Sweep):
     activations (`activation_bytes`). What was held after each chunk is appended to
     `measurements.curve.jsonl` in the run folder, the last logits to `logits/`: what must be exact
     can be compared with another run.
-    driver: of the chunks, see `model.prefill.prefill`; where it is not eager, rows say so, and how
-        many chunks were replays of a captured one.
+    driver: of the chunks, see `model.prefill.prefill`; a row says how many were replays of a
+        captured one, where any was.
     """
 
     model: object
@@ -54,7 +54,7 @@ class PrefillSpeed(Sweep):
     device: str = "auto"
     cap_gb: float | None = None
     seed: int = 0
-    driver: Driver = "eager"
+    driver: Driver = "auto"
 
     wants_specs = True
     may_not_fit = True
@@ -87,7 +87,6 @@ class PrefillSpeed(Sweep):
         with fused(loaded.model):
             for name, params, spec in variants:
                 about = shared | loaded.about(spec) | params | {"block_size": spec.block_size}
-                about |= {} if self.driver == "eager" else {"prefill_driver": self.driver}
                 yield from Arm(self, loaded.model, name, ids, spec).points(about)
             for name in self.peers:
                 arm = PeerArm(self, loaded.model, name, ids)
@@ -163,7 +162,7 @@ class Arm(PeerArm):
         peak = Peak(cache, self.model.config, self.job.folder, self.name, tokens)
         yield from self.prefilled(lambda: self._fill(cache, ids, peak), tokens)
         self._keep(tokens)
-        if self.job.driver != "eager":
+        if self.replayed:
             yield Measurement("prefill_replayed_chunks", self.replayed, "chunks", "higher")
         yield from account(self.model, peak, standing)
         if self.job.decode_tokens:

@@ -18,6 +18,7 @@ from torch import Tensor
 from kvlab.cache import Parts, fixed_chunk, standing_bytes
 from kvlab.cache import obstacle as layer_obstacle
 from kvlab.core import BadInput
+from kvlab.kernel.attend_sdpa import ONE_CALL
 from kvlab.model.adapter import PagedCache
 from kvlab.model.columns import Plan
 from kvlab.model.forward import admitted, take
@@ -27,6 +28,9 @@ from kvlab.model.shape import rope_types
 from kvlab.model.step import DRIVERS, Driver, Step
 
 MOST_TOKENS = 2048  # of a chunk: more keep the device busy for longer than the host takes
+# Up to `ONE_CALL` queries eager attention is the same kernel; beyond it cuDNN's is faster (a fifth
+# of a chunk's device time on an H200), which counts where products keep the device busy, too.
+WORK = 1 << 40  # parameters times tokens of a longer chunk
 WORTH = 3  # chunks of a prompt, at least: to run one and record another takes as long as two
 log = logging.getLogger(__name__)
 
@@ -184,7 +188,8 @@ def obstacle(
         return f"CUDA graphs need a CUDA device, and the cache lives on {cache.device}"
     if cache.teller is not None:
         return f"policy={cache.spec.member.name} or summary={cache.spec.summary.name} hears tokens"
-    if not 1 < tokens <= MOST_TOKENS:
+    work = rows * tokens * sum(p.numel() for p in model.parameters())
+    if not 1 < tokens <= MOST_TOKENS or (tokens > ONE_CALL and work > WORK):
         return f"chunks of {tokens} tokens take the device longer than the host"
     needs = captured_bytes(model.config, rows, tokens) + sum(map(standing_bytes, cache.groups))
     if driver != "static" and needs > free_bytes(cache.device) // 2:

@@ -20,7 +20,7 @@ from kvlab.model.progress import shown
 from kvlab.model.room import adaptive_chunk
 from kvlab.model.step import Driver
 
-DRIVER: Driver = "eager"
+DRIVER: Driver = "auto"
 
 
 class PrefillResult(NamedTuple):

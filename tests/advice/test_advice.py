@@ -26,8 +26,8 @@ from kvlab.model.load import FolderModel, HubModel
 
 SHAPES = {"SmolLM2-135M-Instruct": (30, 9, 3, 64), "Qwen2.5-Coder-0.5B-Instruct": (24, 14, 2, 64)}
 LIVE = [*{row.options for row in losses() if row.options != ("format=bf16",)},
-        ("format=bf16", "retrieval=quest"), ("format=int8", "policy=fifo", "offload=host",
-                                             "cache.budget_blocks=5"),
+        ("format=bf16", "retrieval=quest"), ("format=int4", "format.residual=256"),
+        ("format=int8", "policy=fifo", "offload=host", "cache.budget_blocks=5"),
         ("format=bf16", "window=sink", "window.middle=false", "window.sinks=4",
          "window.recent=200")]  # fmt: skip
 

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvlab.cache import fixed
 from kvlab.core import BadInput
+from kvlab.format import Int, KVFormat
 from kvlab.kernel import all_triton, attend_ref, best_ref, blocks_ref, shares_ref
 from kvlab.model import PagedCache, prefill
 from kvlab.model.chunks import Chunks
@@ -110,6 +111,7 @@ def test_static_chunks_are_the_eager_ones_to_the_bit(model, rows, steps, axes):
 
 @pytest.mark.parametrize("axes, reason", [
     ({"format": "int4g"}, "first tokens are kept beside"),
+    ({"format": KVFormat(Int(4), Int(4), residual=8)}, "newest tokens"),
     ({"format": "fp32", "policy": "attention_mass", "evict": "block", "budget_blocks": 9}, "score"),
     ({"format": "fp32", "retrieval": "quest"}, "more than blocks"),
     ({"format": "fp32", "block_size": 5}, "no whole number of blocks of 5"),
