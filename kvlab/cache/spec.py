@@ -75,8 +75,7 @@ class CacheSpec:
         elif isinstance(given, str):
             given = axes.by_name(axis, given)
         elif given is None or isinstance(given, (int, float, list, tuple, dict, type)):
-            raise BadInput(axis, given, f"must be a member's name or an object of its class; "
-                           f"{axis}={axes.TABLE[axis].null} is none")
+            raise BadInput(axis, given, "must be a member's name, or an object of its class")
         object.__setattr__(self, axis, given)
 
     @cached_property
