@@ -100,6 +100,10 @@ class CacheSpec:
             if self.window.rerotate:
                 raise BadInput("window.rerotate", True, "retrieval scores keys at the positions "
                                "they were stored with; window.rerotate=false")
+            if self.format.residual:
+                raise BadInput("format.residual", self.format.residual, "is read by every head, and"
+                               f" retrieval={self.retrieval.name} has each choose among all whole "
+                               "blocks; format.residual=0")
 
     @cached_property
     def by_token(self) -> bool:
@@ -203,12 +207,9 @@ class CacheSpec:
         """Self, after every refusal that needs the model's shape."""
         for format, layers in zip(self.formats(g), self.layer_groups(g)):
             format.planes(g.part(layers))
-            if format.sinks > g.block_size:
-                raise BadInput("format.sinks", format.sinks, "first tokens must lie within a block,"
-                               f" and cache.block_size={g.block_size}; take larger blocks or "
-                               "format.sinks=0")
+            format.check_blocks(g.block_size)
         if self.budget_bytes != "adaptive":  # decided when the cache is made
-            self.capacities(g)
+            self._check_residual(g, self.capacities(g))
         self._check_effect()
         if self.budget.divides and len(self.layer_groups(g)) == 1:
             raise BadInput("budget", self.budget.name, "divides among layer groups and there "
@@ -218,6 +219,14 @@ class CacheSpec:
         check_summary(self, g)
         self._check_sliding(g)
         return self
+
+    def _check_residual(self, g: CacheGeometry, capacities: list[int | None]) -> None:
+        """Where blocks are evicted, the newest ones are never among them."""
+        for format, blocks in zip(self.formats(g), capacities):
+            most = None if blocks is None or self.by_token else blocks * g.block_size
+            if most is not None and most <= format.residual:
+                raise BadInput("format.residual", format.residual, f"tokens stay, and the budget "
+                               f"has {most} for all; a smaller residual or a larger budget")
 
     def _check_effect(self) -> None:
         """Refuse axes that would never act on a live cache; a simulator brings its own budget."""

@@ -207,3 +207,16 @@ def test_layers_together(name, device):
         for out, x in zip((out_k, out_v), read):
             assert torch.equal(out[layer, : 3 * slots], x.flatten(0, 1))
             assert (out[layer, 3 * slots :] == 7).all()  # what lies behind is left alone
+
+
+def test_gather_leaves_places_without_a_block_alone(device):
+    format = FORMATS["int8"]
+    sealed, k, v, ids = make(format, 16, 64, torch.bfloat16, device)
+    seal_triton.seal(k, v, format, sealed.layer(1), ids)
+    outs = [[torch.full((n * 16, 2, 64), 7.0, dtype=torch.bfloat16, device=device)
+             for _ in range(2)] for n in (3, 5)]
+    gather(sealed.layer(1), format, ids, *outs[0])
+    some = torch.tensor([-1, *BLOCKS, -1], device=device)
+    gather(sealed.layer(1), format, some, *outs[1])
+    for want, got in zip(*outs):
+        assert torch.equal(got[16:-16], want) and (got[:16] == 7).all() and (got[-16:] == 7).all()
