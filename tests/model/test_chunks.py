@@ -109,6 +109,40 @@ def test_static_chunks_are_the_eager_ones_to_the_bit(model, rows, steps, axes):
     assert cache.columns.next_positions() == other.columns.next_positions() == [PROMPT] * rows
 
 
+def test_known_prefixes_and_whole_blocks_alone(model):
+    """Further requests begin with what is known; behind a part of a block it goes eagerly."""
+    first = torch.randint(1, 128, (1, 72))
+    second = torch.cat([first[:, :40], torch.randint(1, 128, (1, 60))], 1)
+    found = []
+    for driver in ("eager", "static"):
+        cache = PagedCache.for_model(model, format="int8", block_size=8, kernels="triton",
+                                     prefix="hash")
+        with fused(model):
+            for ids, finish in ((first, True), (second, False), (first, True)):
+                result = prefill(model, ids, cache, chunk_tokens=CHUNK, driver=driver)
+                found.append((result.cached, result.logits))
+                cache.finish() if finish else cache.check()
+    assert [cached for cached, _ in found] == [0, 40, 0] * 2 and cache.chunks.steps == 4 + 3
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(found, found[3:]))
+
+
+@pytest.mark.parametrize("axes", [{}, {"policy": "snapkv"} | KEPT], ids=str)
+def test_a_stopped_prompt_goes_on_and_another_follows(model, axes):
+    ids, found = torch.randint(1, 128, (1, 72)), []
+    for driver in ("eager", "static"):
+        asked = iter([False, False, True])
+        cache = PagedCache.for_model(model, format="int4", block_size=8, kernels="triton", **axes)
+        with fused(model):
+            part = prefill(model, ids, cache, chunk_tokens=CHUNK, driver=driver,
+                           should_stop=lambda asked=asked: next(asked))
+            rest = prefill(model, ids[:, part.tokens :], cache, chunk_tokens=CHUNK, driver=driver)
+            cache.finish()
+            again = prefill(model, ids, cache, chunk_tokens=CHUNK, driver=driver)
+        assert part.stopped and torch.equal(rest.logits, again.logits)
+        found.append(again.logits)
+    assert torch.equal(*found) and cache.chunks.steps == 8
+
+
 @pytest.mark.parametrize("axes, reason", [
     ({"format": "int4g"}, "first tokens are kept beside"),
     ({"format": KVFormat(Int(4), Int(4), residual=8)}, "newest tokens"),
