@@ -29,11 +29,11 @@ def made(layers, heads, kv_heads, dim, slots, tokens, dtype, device, name=None):
         if codes is dense:
             for slab in store.slabs.values():
                 slab.view(dtype).normal_()
-        for layer in planes if codes is not dense else ():
+        for own in planes if codes is not dense else ():
             past = torch.randn(2, blocks, slots, kv_heads, dim, device=device) + 0.5
             stored = codes.quantize(*past.to(dtype))
             for block in range(blocks):
-                for plane, view in block_views(layer, block).items():
+                for plane, view in block_views(own, block).items():
                     view.copy_(stored[plane][block])
         stores.append(planes)
     table = torch.zeros(1, sealed + 2, dtype=torch.int32, device=device)
