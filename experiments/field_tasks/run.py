@@ -80,7 +80,7 @@ class Study:
     def start(self, number: str) -> None:
         own = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         if self.given.gpus:
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+            visible = [*filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","))]
             gpu = int(number) % self.given.gpus
             own["CUDA_VISIBLE_DEVICES"] = visible[gpu] if len(visible) > gpu else str(gpu)
         own["PYTHONPATH"] = os.pathsep.join(

@@ -1,13 +1,14 @@
 #!/bin/bash
 # study.sh WHEELS [SECONDS] [DRY]: kvpress beside kvlab. cwd: the repo; GGUF files in $M (/tmp/m); writes $OUT/press.tgz.
 # ONLY=REGEX: of job names (losses, ours, theirs, prefill, decode, coarse, budgets); default all.
+# G0, G1: the GPU of what is not timed and of what is.
 # WHEELS: folder of the wheels. SECONDS: all is over by then (default 540). DRY=1: tiny, for a try.
 W=$1; END=$(( $(date +%s) + ${2:-540} )); DRY=${3:-0}
 R=${R:-/tmp/press}; M=${M:-/tmp/m}; OUT=${OUT:-/tmp/out}; PY=${PY:-python3}
 mkdir -p $R/rows $R/log $R/fp32 $OUT
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH} OMP_NUM_THREADS=${OMP_NUM_THREADS:-2} HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=false PYTHONWARNINGS=ignore
 QWEN=$R/fp32/qwen2.5-coder-0.5b-instruct; SMOL=$R/fp32/smollm2-135m-instruct; ENV=$R/env; P=experiments/press
-GPUS=$($PY -c 'import torch; print(torch.cuda.device_count())'); G0=0; G1=$(( GPUS > 1 ? 1 : 0 ))
+GPUS=$($PY -c 'import torch; print(torch.cuda.device_count())'); G0=${G0:-0}; G1=${G1:-$(( GPUS > 1 ? 1 : 0 ))}
 LENGTH=4096; ITEMS=20; DTYPE=bfloat16; BOOKS=3; CONTEXT=1024; KEPT="0.75 0.5 0.25 0.125"; PERCENT="50 25 10"
 LM=""; HBT=4096; HBD=4; DECODE="--tokens 32768 --rows 1 8"; TASKS="niah_single_1 niah_multikey_1 passkey"
 [ $DRY = 1 ] && { LENGTH=300; ITEMS=1; DTYPE=float32; BOOKS=1; CONTEXT=256; KEPT=0.25; PERCENT=50; LM="snapkv window"; HBT=1024; HBD=1; DECODE="--small --tokens 512 --chunk 256 --rows 1"; TASKS=passkey; QWEN=$SMOL; }

@@ -57,7 +57,9 @@ class Job:
         path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
         env = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "2", "WANDB_MODE": "disabled"}
         if gpus:
-            env["CUDA_VISIBLE_DEVICES"] = str(slot % gpus)
+            visible = [*filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(","))]
+            gpu = slot % gpus
+            env["CUDA_VISIBLE_DEVICES"] = visible[gpu] if len(visible) > gpu else str(gpu)
         self.slot, self.began = slot, time.perf_counter()
         with (args.work / f"{self.name.replace('/', '_')}.log").open("ab") as log:
             self.process = subprocess.Popen(self.command(args, folder), cwd=ROOT, env=env,

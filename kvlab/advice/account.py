@@ -30,7 +30,7 @@ def account(
     """What a cache holds when each of `requests` sequences has seen `tokens` tokens, in bf16.
 
     As `CacheStats.allocated_bytes` and `host_bytes` count it: whole slabs, open blocks, first
-    tokens kept apart, digests, and the address tables of kernels where those run.
+    tokens kept apart, the residual, digests, and the address tables of kernels where those run.
     """
     device = host = 0
     for layers in spec.format.groups(g):
@@ -46,6 +46,7 @@ def account(
         device += -(-on_device // sealed.slab_rows) * sealed.slab_bytes
         device += opened * _store(DENSE, part, 1).slab_bytes
         device += requests * _apart(format, part, tokens)
+        device += requests * _residual(spec, format, part, tokens)
         if spec.by_token and spec.member.scored:
             device += there * g.block_size * part.layers * part.kv_heads * _STANDING
         if kernels and no_kernels(format, part.shape) is None:
@@ -80,6 +81,12 @@ def _apart(format: KVFormat, g: CacheGeometry, tokens: int) -> int:
         return 0
     kept = min(format.sinks, g.block_size)
     return Apart(kept, g.shape, g.layers, torch.bfloat16, "meta", Meter()).store.slab_bytes
+
+
+def _residual(spec: CacheSpec, format: KVFormat, g: CacheGeometry, tokens: int) -> int:
+    """Newest blocks as they were computed, beside what is stored of them."""
+    most = min(format.residual // g.block_size, held_blocks(spec, g, tokens))
+    return most * _store(DENSE, g, 1).slab_bytes
 
 
 def _digests(spec: CacheSpec, g: CacheGeometry, blocks: int) -> int:

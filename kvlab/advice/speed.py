@@ -1,7 +1,8 @@
 """How fast a composition is between the lengths and the batches that were measured.
 
 A decode step reads the weights, works for each sequence, and reads what is stored: for each format
-seconds = fixed + each x sequences + read x tokens, fitted to its rows by relative least squares.
+seconds = fixed + each x sequences + read x tokens, fitted to its rows by relative least squares;
+between two lengths of as many sequences, what lies between.
 What lies in host memory crosses the bus besides, at the rate of the row that was measured so.
 Prefill of one sequence: seconds = each x tokens + pair x tokens^2. Of the shapes whose speed was
 measured alone: nothing is carried over to others.
@@ -22,6 +23,7 @@ from kvlab.model import Outline
 
 SHAPES = (28, 16, 8, 128)  # layers, query heads, key/value heads, head width: Qwen3-0.6B's
 PARAMETERS = 596_049_920
+ONE_LAUNCH = 8192  # tokens of one sequence up to which one launch decodes all layers
 
 
 class Estimate(NamedTuple):
@@ -60,7 +62,7 @@ def decoding(
     if len(own) < 3:
         return None
     read = tokens if selects else _read(spec, g, tokens)
-    step = _step(own, requests, requests * read)
+    step = _step(own, requests, requests * read, options == own[0].options)
     if not spec.offload.keeps:
         return Estimate(requests / step, tuple(own))
     away = account(spec, g, tokens, requests).host
@@ -118,11 +120,27 @@ def _read(spec: CacheSpec, g: CacheGeometry, tokens: int) -> float:
     return held_blocks(spec, g, tokens) * g.block_size + tokens % g.block_size
 
 
-def _step(rows: list[Speed], requests: int, tokens: float) -> float:
-    """Seconds of a step over `tokens` tokens in all, by what the rows took."""
-    taken = [s.batch / s.value for s in rows]
-    found = _fitted([[1, s.batch, s.batch * s.tokens] for s in rows], taken)
+def _step(rows: list[Speed], requests: int, tokens: float, alone: bool = False) -> float:
+    """Seconds of a step over `tokens` tokens in all, by what the rows took: between two lengths of
+    as many sequences, else by all of them. alone: a kernel of its own may take all layers; then the
+    nearest row that was measured so, and what is read more or less."""
+    single = [s for s in rows if _one_launch(s.options, s.batch, s.tokens)]
+    several = [s for s in rows if s not in single]
+    several = several if len(several) > 2 else rows
+    found = _fitted([[1, s.batch, s.batch * s.tokens] for s in several],
+                    [s.batch / s.value for s in several])  # fmt: skip
+    if alone and single and _one_launch(single[0].options, requests, tokens):
+        near = min(single, key=lambda s: abs(s.tokens - tokens))
+        return 1 / near.value + float(found[2]) * (tokens - near.tokens)
+    like = {s.batch * s.tokens: s.batch / s.value for s in several if s.batch == requests}
+    if like and min(like) <= tokens <= max(like):
+        return float(np.interp(tokens, sorted(like), [like[n] for n in sorted(like)]))
     return float(np.dot(found, [1, requests, tokens]))
+
+
+def _one_launch(options: tuple[str, ...], sequences: int, tokens: float) -> bool:
+    """Whether a step is a kernel of its own (`kernel/step_cuda`)."""
+    return options == ("format=bf16",) and sequences == 1 and tokens <= ONE_LAUNCH
 
 
 def _fitted(terms: list[list[float]], seconds: list[float]) -> np.ndarray:

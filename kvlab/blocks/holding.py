@@ -23,19 +23,22 @@ class Holding:
     and made known; with it come the ground that all stand on, who makes room, and what is known.
     window: what stays pinned and what may be read. record: the kind of `Step` that the storage
     wants. reach: the model's own window, see `first_seen`, if it has one and nobody else begins
-    with what leaves it.
+    with what leaves it. residual: the newest tokens, in whole blocks before the open tail, that a
+    policy may not choose.
     """
 
     def __init__(
         self, sharing: Alone, window: NoWindow | None = None, record: type[Step] = Step,
-        reach: int | None = None,
+        reach: int | None = None, residual: int = 0,
     ):
         ground = sharing.ground
         self.sharing, self.room, self.known = sharing, sharing.room, sharing.known
         self.ground, self.ledger, self.storage = ground, ground.ledger, ground.storage
         self.tables, self.claims, self.block_size = ground.tables, ground.claims, ground.block_size
         self.window, self.record, self.reach = window or NoWindow(), record, reach
-        self._still = reach is None and type(self.window) is NoWindow  # nothing ever slides
+        self.residual = residual
+        no_window = reach is None and type(self.window) is NoWindow
+        self._still = no_window and not residual  # nothing ever slides
 
     # ---- a sequence comes
 

@@ -24,7 +24,7 @@ def slide(holding, seq: SeqId) -> None:
     """
     table, claim, window = holding.tables[seq], holding.claims[seq], holding.window
     first = max(0, first_seen(table.length, holding.reach) - SPARE)
-    protected = _from(first, window.protected(table.length))
+    protected = _from(first, [*window.protected(table.length), *_residual(holding, table.length)])
     readable = _from(first, window.readable(table.length))
     spans = table.spans(protected), table.spans(readable)
     if claim.slid == (table.changes, spans):
@@ -37,6 +37,13 @@ def slide(holding, seq: SeqId) -> None:
         claim.let_go = max(claim.let_go, blocks * holding.block_size)
         holding.storage.leave_behind(seq, blocks)
     claim.slid = table.changes, spans
+
+
+def _residual(holding, length: int) -> list[Range]:
+    """The tokens that are read as computed, as a window has them."""
+    if not holding.residual:
+        return []
+    return [(max(0, length // holding.block_size * holding.block_size - holding.residual), length)]
 
 
 def _from(first: int, ranges: list[Range]) -> list[Range]:

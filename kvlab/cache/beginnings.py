@@ -33,6 +33,9 @@ class Beginnings:
             self.places = sent(places, self.pool.device)
         self.rests = [(e.rest, end - e.rest_count, end)
                       for e, end in zip(extents, self.bounds[1:]) if e.rest is not None]
+        for e, (_, end) in zip(extents, whole):
+            newest = zip(reversed(group.recent.coming(e)), range(end, 0, -size))
+            self.rests += [(place, end - size, end) for place, end in newest]
         self.rest = self._rest() if self.rests and self.pool.fused is not None else None
 
     def _rest(self) -> Tensor:

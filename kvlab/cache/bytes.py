@@ -6,6 +6,7 @@ from torch import Tensor
 
 from kvlab.blocks import BlockLedger, NoStorage
 from kvlab.cache.origins import Origins
+from kvlab.cache.recent import Recent
 from kvlab.cache.repack import choosing
 from kvlab.pool import BlockPool
 from kvlab.source import Sources
@@ -21,7 +22,8 @@ class GroupBytes(NoStorage):
 
     def __init__(self, ledger: BlockLedger, pool: BlockPool, spec, inv_freq: Tensor | None):
         super().__init__()
-        self.pool, self.watch, self.chooser = pool, *choosing(ledger, pool, spec, inv_freq)
+        self.pool, self.recent = pool, Recent(pool)
+        self.watch, self.chooser = choosing(ledger, pool, spec, inv_freq, self.recent)
         self.sources = Sources(spec, pool, self.tables, inv_freq)
         self.host, self.entries = self.sources.host, self.sources.entries
         self.origins, self.fresh = Origins(pool), []
@@ -36,10 +38,12 @@ class GroupBytes(NoStorage):
         opened = step.writing if step.single else step.rest
         if opened is not None and opened != step.tail:
             self.pool.open_block(opened)
+        step.recent = self.recent.places(step.seq)
         if step.sealing:
             self.pool.commit(step.stored, self.begins(step))
             if not step.single:
                 step.sealing_ids = self.pool.ids(step.stored)
+                self.recent.begin(step, len(step.sealing))
         self.sources.begin(step)
 
     def begins(self, step) -> bool:
@@ -51,6 +55,7 @@ class GroupBytes(NoStorage):
         """The old tail was never overwritten below its fill."""
         self.watch.abort()
         self.sources.abort(step)
+        self.recent.abort(step)
         self.pool.drop(step.own)
         if step.tail is not None and step.sealing:
             self.pool.unseal([step.tail])
@@ -63,6 +68,7 @@ class GroupBytes(NoStorage):
             self.pool.seal_open(step.sealing)
         elif step.tail is not None:
             self.pool.close_block(step.tail)
+        self.recent.commit(step)
         self.fresh += step.stored
 
     # ---- sequences
@@ -70,15 +76,18 @@ class GroupBytes(NoStorage):
     def open(self, seq):
         self.sources.open(seq)
         self.origins.open(seq)
+        self.recent.open(seq)
 
     def close(self, seq):
         self.sources.close(seq)
         self.origins.close(seq)
+        self.recent.close(seq)
         self.chooser.close(seq)
 
     def fork(self, parent, child):
         self.sources.fork(parent, child)
         self.origins.fork(parent, child)
+        self.recent.fork(parent, child)
         self.chooser.fork(parent, child)
 
     def place(self, seq, length):
@@ -87,6 +96,7 @@ class GroupBytes(NoStorage):
     def crop(self, seq, whole, fill):
         length = whole * self.pool.block_size + fill
         self.origins.crop(seq, whole, fill)
+        self.recent.forget(seq, whole + bool(fill))
         self.chooser.crop(seq, length)
         self.sources.crop(seq, length)
 
@@ -95,7 +105,11 @@ class GroupBytes(NoStorage):
         self.pool.open_block(block, (self.pool.read_open(n, tail, fill) for n in layers))
 
     def lift(self, seq, index, block, fill):
-        """Exact for dense formats, within one rounding for others, which `Origins` keeps at one."""
+        """Exact for dense formats and in the residual, within one rounding for others, which
+        `Origins` keeps at one."""
+        computed = self.recent.lift(seq, index, fill)
+        if computed is not None:
+            return computed
         read, id = self.host.tables.source(seq, index) if block is None else (self.pool.read, block)
         contents = self.origins.contents(seq, index, fill, lambda layer: read(layer, [id]))
         if block is None:
@@ -133,6 +147,8 @@ class GroupBytes(NoStorage):
 
     def expire(self, seq, indices, blocks):
         self.entries.spill(seq, indices, blocks)
+        for index in indices:
+            self.recent.forget(seq, index, index + 1)
 
     def leave_behind(self, seq, blocks):
         self.host.tables.let_go(seq, blocks)

@@ -17,6 +17,7 @@ from kvlab.blocks import Holding, slide
 from kvlab.cache.bytes import GroupBytes
 from kvlab.cache.group import LayerGroup
 from kvlab.cache.lazy import window_share
+from kvlab.cache.recent import patch
 from kvlab.cache.together import Together, seal_layers
 from kvlab.core import BadInput, SeqId
 from kvlab.source import Ask, over_all
@@ -63,6 +64,7 @@ class ChoosingHolding(Holding):
         gone = length // size - len(step.old) + chooser.held(step.old) - step.keep
         self.room.evictions += gone
         chooser.chose(step, length - table.length, self.seen[step.seq])
+        self.storage.recent.chose(step, used)
         self.release(step.seq, old[::-1])
         slide(self, step.seq)
 
@@ -80,6 +82,8 @@ class ChoosingBytes(GroupBytes):
         first = old[0] in self.pool.apart.rows if old else self.chooser.whole(step.seq)
         if not self.pool.by_head:  # else rows come with the choice
             self.pool.commit(step.chosen, first)
+        step.recent = self.recent.places(step.seq)
+        self.recent.begin(step, len(step.chosen))
         step.sealing_ids = self.pool.ids(step.chosen)
         step.held_ids = self.pool.ids(old)
 
@@ -89,6 +93,7 @@ class ChoosingBytes(GroupBytes):
             return
         self.watch.abort()
         self.chooser.undo(step)
+        self.recent.abort(step)
         self.pool.drop(step.new)
 
 
@@ -122,7 +127,7 @@ class ChoosingGroup(LayerGroup):
         self._look_around(ask, lse, k)
         some.note(ask, lse, self._present(ask, len(k)))
         if some.full:
-            self._choose(ask, some)
+            self.choose(ask, some)
         return out
 
     def _waiting(self, ask: Ask) -> Together:
@@ -155,7 +160,9 @@ class ChoosingGroup(LayerGroup):
         if not held:
             return k, v, None
         ids = self.pool.ids(held) if e.held_ids is None else e.held_ids
-        k, v = map(torch.cat, zip(self.pool.read(ask.layer, held, ids), (k, v)))
+        stored = self.pool.read(ask.layer, held, ids)
+        patch(self.pool, ask.layer, e.recent, *stored)
+        k, v = map(torch.cat, zip(stored, (k, v)))
         return k, v, self._present(ask, len(k))
 
     def _present(self, ask: Ask, tokens: int) -> Tensor | None:
@@ -165,7 +172,7 @@ class ChoosingGroup(LayerGroup):
             return None
         return torch.cat((there, there.new_ones(tokens - len(there), there.shape[1])))
 
-    def _choose(self, ask: Ask, some: Together) -> None:
+    def choose(self, ask: Ask, some: Together) -> None:
         """Score all tokens that some layers have, and store those that stay."""
         e, layers, e.waiting = ask.extent, slice(some.first, some.stop), None
         tokens, seen = some.n - e.rest_count, self.held.seen[e.seq]
@@ -177,6 +184,8 @@ class ChoosingGroup(LayerGroup):
         if e.chosen:
             seal_layers(self.pool, some.first, e.old, e.chosen, some.k, some.v, kept,
                         e.sealing_ids)  # fmt: skip
+            pair = (x[:, :tokens] for x in (some.k, some.v))  # of which every head keeps the newest
+            self.recent.write(layers, e, *pair)
         if e.rest is not None:
             self.pool.write(layers, e.rest, 0, some.k[:, tokens:], some.v[:, tokens:])
 
@@ -188,7 +197,7 @@ class ChoosingGroup(LayerGroup):
         some = self._waiting(ask)
         some.add(ask)
         if some.full:
-            self._choose(ask, some)
+            self.choose(ask, some)
 
     @property
     def sealed_blocks(self):

@@ -32,6 +32,10 @@ def check(spec) -> None:
         raise BadInput("format.sinks", spec.format.sinks, f"keeps first tokens apart for all heads "
                        f"of a block, and budget={spec.budget.name} gives each head blocks of its "
                        "own; format.sinks=0")
+    if spec.budget.by_head and spec.format.residual:
+        raise BadInput("format.residual", spec.format.residual, f"keeps newest blocks of all heads,"
+                       f" and budget={spec.budget.name} gives each head blocks of its own; "
+                       "format.residual=0")
     if spec.budget.across and not policy.waits:
         raise BadInput("budget", spec.budget.name, "has heads of all layers compete, and layers "
                        "choose one after another where no policy waits for the end of a context; "

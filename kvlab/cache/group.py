@@ -21,6 +21,7 @@ class LayerGroup:
         self.ledger, self.tables, self.block_size = held.ledger, held.tables, held.block_size
         self.pool, self.sources, self.watch = storage.pool, storage.sources, storage.watch
         self.chooser, self.origins = storage.chooser, storage.origins
+        self.recent = storage.recent
         self.away, self.summaries = storage.host.tables, storage.entries
 
     # ---- one step
@@ -48,24 +49,26 @@ class LayerGroup:
         if e.single or e.count > ONE_CALL or sealed.window.rerotate:
             return False
         blocks = sum(len(piece.blocks) for piece in sealed.pieces(e))
-        return blocks + -(-(e.fill + e.count) // self.block_size) <= sealed.segment_blocks
+        opened = len(e.recent) + -(-(e.fill + e.count) // self.block_size)
+        return blocks + opened <= sealed.segment_blocks
 
     def _attend_once(self, ask: Ask) -> Tensor:
         layer, e, pool = ask.layer, ask.extent, self.pool
         pieces = self.sources.sealed.pieces(e)
         held = sum(len(piece.blocks) for piece in pieces) * self.block_size
-        tokens = held + e.fill + e.count
+        tail = self.sources.tail.before(layer, e)
+        own = held + (len(tail[0]) if tail else 0)
+        tokens = own + e.count
         k, v = pool.workspace.take(tokens, pool.shape, pool.dtype, pool.device)
         if held:
             pool.read_layers(layer, pieces[0].blocks, pieces[0].ids, k[None, :held], v[None, :held])
-        tail = pool.read_open(layer, e.tail, e.fill) if e.fill else ()
         for x, new, before in zip((k, v), (ask.k, ask.v), tail or (None, None)):
-            x[held + e.fill :] = new
-            if e.fill:
-                x[held : held + e.fill] = before
+            x[own:] = new
+            if before is not None:
+                x[held:own] = before
         out, _ = over_all(ask, k, v, pool.fused)
         if e.sealing:
-            self._seal(layer, e, k[held:], v[held:])
+            self._seal(layer, e, k[own - e.fill :], v[own - e.fill :])
         else:
             self.store(ask)
         return out
@@ -135,7 +138,7 @@ class LayerGroup:
         """What a kernel over all layers reads of a step of single tokens, after `prepare`; None
         where attention reads more than blocks and tails, or somebody listens to it."""
         pool = self.pool
-        if not self.plain or pool.apart.tokens or pool.by_head:
+        if not self.plain or pool.apart.tokens or pool.by_head or self.recent.most:
             return None
         planes = ([store.layer(i) for i in range(pool.geometry.layers)]
                   for store in (pool.sealed, pool.open))
@@ -160,6 +163,7 @@ class LayerGroup:
         if e.stored:
             new = e.without_adopted(k[:cut], v[:cut])
             self.pool.seal(layer, e.stored, *new, e.sealing_ids)
+        self.recent.write(layer, e, k[:cut], v[:cut])
         if e.rest is not None:
             self.pool.write(layer, e.rest, 0, k[cut:], v[cut:])
 
@@ -206,4 +210,5 @@ class LayerGroup:
         self.held.known.tier.check()
         self.summaries.check()
         self.away.check(self.held.known.tier.keys)
+        self.recent.check(self.tables)
         self.pool.apart.check({*self.pool.sealed.live, *map(away, self.away.shelf.keys)})

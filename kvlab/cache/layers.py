@@ -70,7 +70,9 @@ class Layers:
         storage = GroupBytes(*given)
         sharing, reach = self._sharing(ledger, storage), pool.shape.window
         reach = None if sharing.shares else reach  # others may begin with what leaves it
-        return LayerGroup(Holding(sharing, spec.window, Extent, reach), storage)
+        pins = spec.member.evicts and not sharing.hold  # who holds blocks has the residual, too
+        residual = format.residual if pins else 0
+        return LayerGroup(Holding(sharing, spec.window, Extent, reach, residual), storage)
 
     def _sharing(self, ledger: BlockLedger, storage: GroupBytes) -> Alone:
         """The member of axis prefix at work in a group."""

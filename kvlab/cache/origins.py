@@ -40,7 +40,6 @@ class Origins:
         self.pool, self.needed = pool, not pool.dense
         self.held: dict[SeqId, dict[int, Origin]] = {}
         self._users: Counter[int] = Counter()
-        self._last = 0  # id that was given; negative ones are no block's
 
     # ---- the life of a sequence
 
@@ -101,10 +100,10 @@ class Origins:
             held[index] = old  # the latest again
             return
         if self.needed:
-            self._last -= 1
-            self.pool.open_block(self._last, contents)
-            held[index] = Origin(self._last, tokens)
-            self._users[self._last] += 1
+            id = self.pool.new_place()
+            self.pool.open_block(id, contents)
+            held[index] = Origin(id, tokens)
+            self._users[id] += 1
         for gone in ([old] if old else []) + [held.pop(i) for i in list(held)[:-MOST]]:
             self._leave(gone)
 

@@ -21,6 +21,7 @@ from kvlab.cache.heads import (
     protect,
     protected_blocks,
 )
+from kvlab.cache.recent import Recent, patch
 from kvlab.cache.scores import scorer_of
 from kvlab.cache.standing import Standing
 from kvlab.cache.together import seal_layers
@@ -66,12 +67,15 @@ class Past(NamedTuple):
 class Repack:
     """The choice of tokens for the sequences of one layer group, and its execution.
 
-    watch: the scores; window: what is always kept. choice: "head" chooses for each layer and
-    key/value head, "layer" for each layer, "all" once for all.
+    watch: the scores; window, recent: what is always kept. choice: "head" chooses for each layer
+    and key/value head, "layer" for each layer, "all" once for all.
     """
 
-    def __init__(self, pool: BlockPool, ledger: BlockLedger, watch: TokenWatch, spec):
+    def __init__(
+        self, pool: BlockPool, ledger: BlockLedger, watch: TokenWatch, spec, recent: Recent
+    ):
         self.pool, self.ledger, self.watch, self.window = pool, ledger, watch, spec.window
+        self.recent = recent
         self.choice, self.size, self.budget = spec.choice, pool.block_size, spec.budget
         self.past: dict[SeqId, Past] = {}
         self._coming: dict[SeqId, list[Standing]] = {}  # of the layers of a step that have chosen
@@ -146,11 +150,12 @@ class Repack:
         kept = self._chosen(seq, old, self.held(old) - over, table.length % self.size)
         new = self.ledger.allocate(kept.index.shape[-1] // self.size, owner=seq)
         try:
-            self._gather(old, new, kept)
+            self._gather(seq, old, new, kept)
         except BaseException:
             self.ledger.free(new)
             self.pool.drop(new)
             raise
+        self.recent.repacked(seq, len(new))
         self.ledger.seal(new, depth=range(len(new)))
         table.ids[: len(old)] = new
         table.length -= (len(old) - len(new)) * self.size
@@ -192,8 +197,11 @@ class Repack:
                 budget = self.budget
                 counts = adaptive(score, keep, self.size, budget.floor, budget.across)
             return best_of_each(score, counts, self.size)
+        most = torch.finfo(score.dtype).max if self.recent.most else torch.inf
         for begin, end in self.window.protected(score.shape[-1] + fill):
-            score[..., begin:end] = torch.inf
+            score[..., begin:end] = most
+        newest = min(keep, self.recent.most) * self.size  # the residual comes before a window
+        score[..., score.shape[-1] - newest :] = torch.inf
         return Kept((self.pool.fused or best_ref).best_of(score, keep * self.size))
 
     # ---- within a step
@@ -242,26 +250,29 @@ class Repack:
         self._coming.pop(e.seq, None)
         self._plan.pop(e.seq, None)
 
-    def _gather(self, old: list[BlockId], new: list[BlockId], kept: Kept) -> None:
+    def _gather(
+        self, seq: SeqId, old: list[BlockId], new: list[BlockId], kept: Kept
+    ) -> None:
         """Seal the tokens `kept` of the blocks `old` into the blocks `new`, layer by layer."""
         if not new:
             return
         pool = self.pool
         if not pool.by_head:  # else rows come with the choice
             pool.commit(new, first=old[0] in pool.apart.rows)
-        read, written = pool.ids(old), pool.ids(new)
+        read, written, newest = pool.ids(old), pool.ids(new), self.recent.places(seq)
         for layer in range(pool.geometry.layers):
-            pair = (x[None] for x in pool.read(layer, old, read))
-            seal_layers(pool, layer, old, new, *pair, kept.layers(layer, 1), written)
+            k, v = pool.read(layer, old, read)
+            patch(pool, layer, newest, k, v)
+            seal_layers(pool, layer, old, new, k[None], v[None], kept.layers(layer, 1), written)
 
 
 def choosing(
-    ledger: BlockLedger, pool: BlockPool, spec, rotary: Tensor | None = None
+    ledger: BlockLedger, pool: BlockPool, spec, rotary: Tensor | None, recent: Recent
 ) -> tuple[Watch | TokenWatch, NoRepack]:
     """Who hears of attention in a layer group, and who chooses tokens by it."""
     if spec.by_token:
         watch = TokenWatch(scorer_of(ledger.policy.by_token), pool)
-        chooser = Repack(pool, ledger, watch, spec)
+        chooser = Repack(pool, ledger, watch, spec, recent)
     else:
         watch, chooser = Watch(ledger, pool.geometry.layers, pool.block_size), NoRepack()
     if watch.active:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from kvlab import axes
 from kvlab.budget import blocks_in, blocks_of, parts_of
 from kvlab.cache import granularity
 from kvlab.cache.making import Copied, made_anew, maker
-from kvlab.core import BadInput, CacheGeometry, LayerShape
+from kvlab.core import BadInput, CacheGeometry, LayerShape, check_number
 from kvlab.format import KVFormat
 from kvlab.policy import EvictionPolicy
 from kvlab.pool import fused_kernels, no_kernels
@@ -60,10 +61,8 @@ class CacheSpec:
     def __post_init__(self):
         for axis in axes.AXES:
             self._take(axis, getattr(self, axis))
-        if not 1 <= self.block_size <= 256:
-            raise BadInput("cache.block_size", self.block_size, "must be 1 to 256 tokens")
-        if self.workspace_tokens < 1:
-            raise BadInput("cache.workspace_tokens", self.workspace_tokens, "must be at least 1")
+        check_number("cache.block_size", self.block_size, 1, 256)
+        check_number("cache.workspace_tokens", self.workspace_tokens)
         for field, value in granularity.settled(self).items():
             object.__setattr__(self, field, value)
         self._check_budget()
@@ -75,6 +74,8 @@ class CacheSpec:
             given = maker(given)
         elif isinstance(given, str):
             given = axes.by_name(axis, given)
+        elif given is None or isinstance(given, (int, float, list, tuple, dict, type)):
+            raise BadInput(axis, given, "must be a member's name, or an object of its class")
         object.__setattr__(self, axis, given)
 
     @cached_property
@@ -100,6 +101,10 @@ class CacheSpec:
             if self.window.rerotate:
                 raise BadInput("window.rerotate", True, "retrieval scores keys at the positions "
                                "they were stored with; window.rerotate=false")
+            if self.format.residual:
+                raise BadInput("format.residual", self.format.residual, "is read by every head, and"
+                               f" retrieval={self.retrieval.name} has each choose among all whole "
+                               "blocks; format.residual=0")
 
     @cached_property
     def by_token(self) -> bool:
@@ -144,10 +149,9 @@ class CacheSpec:
         for name, value in given.items():
             if value == "adaptive" and name == "budget_bytes":
                 continue
-            if isinstance(value, str) or value <= 0:
-                raise BadInput(f"cache.{name}", value, "must be positive, or null for no budget")
-        if self.budget_percent is not None and self.budget_percent > 100:
-            raise BadInput("cache.budget_percent", self.budget_percent, "must be at most 100")
+            most = 100 if name == "budget_percent" else inf
+            whole = name == "budget_blocks"
+            check_number(f"cache.{name}", value, 0, most, whole=whole, above=True, null=True)
 
     def geometry(
         self, layers: int, query_heads: int, kv_heads: int, head_dim: int
@@ -203,12 +207,9 @@ class CacheSpec:
         """Self, after every refusal that needs the model's shape."""
         for format, layers in zip(self.formats(g), self.layer_groups(g)):
             format.planes(g.part(layers))
-            if format.sinks > g.block_size:
-                raise BadInput("format.sinks", format.sinks, "first tokens must lie within a block,"
-                               f" and cache.block_size={g.block_size}; take larger blocks or "
-                               "format.sinks=0")
+            format.check_blocks(g.block_size)
         if self.budget_bytes != "adaptive":  # decided when the cache is made
-            self.capacities(g)
+            self._check_residual(g, self.capacities(g))
         self._check_effect()
         if self.budget.divides and len(self.layer_groups(g)) == 1:
             raise BadInput("budget", self.budget.name, "divides among layer groups and there "
@@ -218,6 +219,14 @@ class CacheSpec:
         check_summary(self, g)
         self._check_sliding(g)
         return self
+
+    def _check_residual(self, g: CacheGeometry, capacities: list[int | None]) -> None:
+        """Where blocks are evicted, the newest ones are never among them."""
+        for format, blocks in zip(self.formats(g), capacities):
+            most = None if blocks is None or self.by_token else blocks * g.block_size
+            if most is not None and most <= format.residual:
+                raise BadInput("format.residual", format.residual, f"tokens stay, and the budget "
+                               f"has {most} for all; a smaller residual or a larger budget")
 
     def _check_effect(self) -> None:
         """Refuse axes that would never act on a live cache; a simulator brings its own budget."""

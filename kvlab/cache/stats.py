@@ -12,9 +12,10 @@ from kvlab.core import CacheGeometry
 class CacheStats(NamedTuple):
     """Counts are tokens and blocks; bytes are summed over layers.
 
-    nominal_bytes: the payload bits alone, for every token seen (what a paper's ratio promises).
+    nominal_bytes: the payload bits alone, for every token seen (what a paper's ratio promises);
+        those of the compute dtype for tokens of the residual.
     logical_bytes: blocks in use, with scales and zeros, open blocks counted by their tokens, what
-        stands for evicted tokens, origins, and first tokens that are kept apart.
+        stands for evicted tokens, origins, first tokens that are kept apart, and the residual.
     allocated_bytes: every tensor the cache holds: whole slabs, open blocks, tables.
     peak_allocated_bytes: the most that was at one time since the cache was made, or since
         `PagedCache.reset_peak`; in the middle of a step it is more than before and after.
@@ -25,6 +26,8 @@ class CacheStats(NamedTuple):
     prefix_tokens: tokens of blocks that further sequences may start with (prefix=hash).
     digest_bytes: of the allocated ones, what retrieval chooses by.
     origin_bytes: of the allocated ones, what the kept tokens of cut blocks read at first.
+    residual_bytes: of the allocated ones, newest blocks as they were computed, held beside what is
+        stored of them.
     read_tokens: tokens that a head reads for the next token of every sequence; without retrieval
         all that are resident.
     summary_fallbacks: KV heads of evicted pieces, summed over layers, that were merged because a
@@ -54,6 +57,7 @@ class CacheStats(NamedTuple):
     peak_allocated_bytes: int = 0
     origin_bytes: int = 0
     summary_fallbacks: int = 0
+    residual_bytes: int = 0
     effective_bits: float = 0.0
 
     @property
@@ -78,12 +82,17 @@ def counted(layers: Layers, lengths: Iterable[int], prefix_tokens: int) -> Cache
     origins = sum(group.origins.nbytes for group in groups)
     apart = sum(group.pool.apart.nbytes for group in groups)
     scores = sum(group.watch.nbytes for group in groups)
+    residual = sum(group.recent.nbytes for group in groups)
+    computed = 8 * layers.dtype.itemsize
+    newest = sum(group.recent.tokens * (part.elements_per_token * computed
+                                        - group.pool.format.token_bits(part))
+                 for group, part in zip(groups, parts))  # fmt: skip
     return CacheStats(
         tokens=tokens, resident_tokens=round(_layer_mean(held, parts)),
         blocks=sum(group.ledger.held_count for group in groups),
         evictions=sum(group.held.room.evictions for group in groups),
-        nominal_bytes=tokens * layers.spec.format.token_bits(g) // 8,
-        logical_bytes=blocks + tails + entries + origins + scores + apart,
+        nominal_bytes=(tokens * layers.spec.format.token_bits(g) + newest) // 8,
+        logical_bytes=blocks + tails + entries + origins + scores + apart + residual,
         allocated_bytes=allocated,
         host_bytes=sum(group.sources.host_nbytes for group in groups),
         bits_per_element=8 * (allocated - entries) / max(1, elements),
@@ -95,6 +104,7 @@ def counted(layers: Layers, lengths: Iterable[int], prefix_tokens: int) -> Cache
         read_tokens=round(_layer_mean([group.read_tokens for group in groups], parts)),
         peak_allocated_bytes=layers.meter.peak, origin_bytes=origins,
         summary_fallbacks=sum(group.summaries.fallbacks for group in groups),
+        residual_bytes=residual,
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from kvlab.cache.heads import Kept
+from kvlab.cache.recent import patch
 from kvlab.core import BlockId
 from kvlab.pool import BlockPool
 from kvlab.source import Ask
@@ -46,8 +47,9 @@ class Together:
             torch.empty(self.stop - self.first, self.n, g.kv_heads, width, dtype=pool.dtype,
                         device=pool.device) for width in (shape.k_width, shape.v_width))
         if self.held:
-            pair = (x[:, : self.held] for x in (self.k, self.v))
+            pair = [x[:, : self.held] for x in (self.k, self.v)]
             pool.read_layers(self.first, e.old, e.held_ids, *pair)
+            patch(pool, slice(self.first, self.stop), e.recent, *pair)
         if e.fill:
             tail = pool.read_open(slice(self.first, self.stop), e.tail, e.fill)
             for x, found in zip((self.k, self.v), tail):

@@ -63,17 +63,28 @@ class KVFormat:
 
     sinks: of each sequence so many first tokens, at most a block, stay as they were computed and
         set no scales; `pool.Apart` keeps them. None of a format without scales.
+    residual: a block is read as it was computed until so many newer tokens are there, whole blocks
+        of them (KIVI's residual length); `cache/recent.py` keeps it. 0, the null member, reads a
+        block as stored as soon as it is full.
     """
 
-    def __init__(self, key: Codec, value: Codec, name: str = "", sinks: int = 0):
+    def __init__(
+        self, key: Codec, value: Codec, name: str = "", sinks: int = 0, residual: int = 0
+    ):
         self.key, self.value = key, value
         self.name = name or f"k:{key!r} v:{value!r}"
-        self.sinks = sinks
+        self.sinks, self.residual = sinks, residual
         if sinks < 0:
             raise BadInput("format.sinks", sinks, "must be 0 or more tokens")
         if sinks and not (key.scaled or value.scaled):
             raise BadInput("format.sinks", sinks, f"keeps first tokens from setting scales, and "
                            f"{self.name} has none; format.sinks=0")
+        if residual < 0:
+            raise BadInput("format.residual", residual, "must be 0 or more tokens")
+        if residual and not (key.scaled or value.scaled):
+            raise BadInput("format.residual", residual, f"keeps newest tokens from being rounded, "
+                           f"and {self.name} stores them without scales as they are; "
+                           "format.residual=0")
 
     def planes(self, g: CacheGeometry) -> dict[str, Plane]:
         """Plane name -> shape after [L, N] and dtype; scales included. Layers have one shape."""
@@ -130,6 +141,15 @@ class KVFormat:
         """Bits of one element on average, without scales and zeros: what a name promises."""
         return (self.key.bits + self.value.bits) / 2
 
+    def check_blocks(self, slots: int) -> None:
+        """Raises `BadInput` where blocks of `slots` tokens cannot keep what stays as computed."""
+        if self.sinks > slots:
+            raise BadInput("format.sinks", self.sinks, "first tokens must lie within a block, and "
+                           f"cache.block_size={slots}; take larger blocks or format.sinks=0")
+        if self.residual % slots:
+            raise BadInput("format.residual", self.residual, "newest tokens stay in whole blocks, "
+                           f"and cache.block_size={slots}; take a multiple of it, or 0")
+
     def caution(self, slots: int) -> str:
         """What is known to go wrong in blocks of `slots` tokens, "" where nothing is."""
         if not (self.key.even and self.key.axis_of(slots) == "token"):
@@ -142,6 +162,11 @@ class KVFormat:
     @property
     def identity(self) -> str:
         """What a hash chain or a stored prefix must agree on."""
+        return self.stored + f" residual:{self.residual}" * bool(self.residual)
+
+    @property
+    def stored(self) -> str:
+        """What a kernel that reads or writes sealed blocks depends on."""
         return f"k:{self.key!r} v:{self.value!r}" + f" sinks:{self.sinks}" * bool(self.sinks)
 
     def __repr__(self) -> str:

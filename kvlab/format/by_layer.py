@@ -20,7 +20,8 @@ class ByLayer(KVFormat):
     layers: formats in the order of the layers: a name (`int8`), a pair of codecs `KEYS/VALUES`
         (`int4g/int2g`) or a `KVFormat`; `NAME*3` is three layers of it, and one `NAME*` is as many
         as the others leave. sinks: first tokens kept as computed in every layer that has scales,
-        see `KVFormat`; null: as each named format has it, and none in pairs.
+        see `KVFormat`; null: as each named format has it, and none in pairs. residual: newest
+        tokens read as computed in every layer that has scales.
 
     Layers of one shape and format are a layer group, with tables and a ledger of its own: a policy
     chooses for each group from its own scores.
@@ -28,14 +29,21 @@ class ByLayer(KVFormat):
 
     name = "by_layer"
 
-    def __init__(self, layers: Sequence = ("int8*2", "int4*"), sinks: int | None = None):
-        self.told, self.runs = list(layers), [_run(entry, sinks) for entry in layers]
+    def __init__(
+        self, layers: Sequence = ("int8*2", "int4*"), sinks: int | None = None, residual: int = 0
+    ):
+        self.told = list(layers)
+        self.runs = [_run(entry, sinks, residual) for entry in layers]
         if not self.runs:
             raise BadInput("format.layers", [], "names no format; write [int8*2,int4*]")
         if sum(count is None for _, count in self.runs) > 1:
             raise BadInput("format.layers", self.told, "says twice to take what is left; one NAME* "
                            "only")
         self.sinks = max(format.sinks for format, _ in self.runs)
+        self.residual = max(format.residual for format, _ in self.runs)
+        if residual and not self.residual:
+            raise BadInput("format.residual", residual, "keeps newest tokens from being rounded, "
+                           f"and no layer of {self.told} has scales; format.residual=0")
 
     def each(self, layers: int) -> list[KVFormat]:
         named = sum(count or 0 for _, count in self.runs)
@@ -77,22 +85,25 @@ class ByLayer(KVFormat):
         return "by layer " + " ".join(runs)
 
 
-def _run(entry: str | KVFormat, sinks: int | None) -> tuple[KVFormat, int | None]:
+def _run(
+    entry: str | KVFormat, sinks: int | None, residual: int
+) -> tuple[KVFormat, int | None]:
     """A format and the number of layers that have it; None: as many as are left."""
     if isinstance(entry, KVFormat):
         return entry, 1
     found = RUN.fullmatch(entry) if isinstance(entry, str) else None
     if found is None:
         raise BadInput("format.layers", entry, "is no format; write NAME, NAME*3 or NAME*")
-    format = _named(found["name"], sinks)
+    format = _named(found["name"], sinks, residual)
     return format, 1 if found["run"] is None else int(found["count"]) if found["count"] else None
 
 
-def _named(name: str, sinks: int | None) -> KVFormat:
+def _named(name: str, sinks: int | None, residual: int) -> KVFormat:
     if "/" in name:
-        return paired(name, sinks or 0)
+        return paired(name, sinks or 0, residual)
     format = by_name(name)
     if isinstance(format, ByLayer):
         raise BadInput("format.layers", name, "is a list of layers itself")
     scaled = format.key.scaled or format.value.scaled
-    return format if sinks is None or not scaled else by_name(name, sinks=sinks)
+    told = {"residual": residual} | ({} if sinks is None else {"sinks": sinks})
+    return by_name(name, **told) if scaled else format

@@ -22,12 +22,12 @@ def by_name(name: str, **settings) -> KVFormat:
     return axes.by_name("format", name, **settings)
 
 
-def shipped(name: str, key: str, value: str, sinks: int = 0) -> KVFormat:
+def shipped(name: str, key: str, value: str, sinks: int = 0, residual: int = 0) -> KVFormat:
     """One of our own formats from the names of its codecs, as the table of axes has them."""
-    return KVFormat(key_codec(key), value_codec(value), name=name, sinks=sinks)
+    return KVFormat(key_codec(key), value_codec(value), name, sinks, residual)
 
 
-def paired(text: str, sinks: int = 0) -> KVFormat:
+def paired(text: str, sinks: int = 0, residual: int = 0) -> KVFormat:
     """A format from `KEYS/VALUES`, the names of two codecs. Raises `BadInput` for unknown ones."""
     key, _, value = text.partition("/")
     for name in (key, value):
@@ -35,7 +35,8 @@ def paired(text: str, sinks: int = 0) -> KVFormat:
             raise BadInput("format.layers", text, f"has no codec {name!r}; a pair is KEYS/VALUES, "
                            f"of {', '.join(CODECS)}")
     made = key_codec(key), value_codec(value)
-    return KVFormat(*made, text, sinks if any(codec.scaled for codec in made) else 0)
+    scaled = any(codec.scaled for codec in made)
+    return KVFormat(*made, text, sinks * scaled, residual * scaled)
 
 
 def key_codec(name: str) -> Codec:

@@ -76,13 +76,14 @@ def paged_decode(
     new: tuple[Tensor, Tensor] | None = None, scratch=None, apart: First | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As `decode_triton.paged_decode`, in fp32; its launch settings have no meaning here."""
-    for b, count in enumerate(open_len.tolist() if new else ()):
-        tail = block_views(open, int(open_slot[b]))
-        for name, x in zip(("k_data", "v_data"), new):
-            if 0 < count <= tail[name].shape[1]:
-                tail[name][:, count - 1] = x[b]
     rows, heads, _ = q.shape
     kv_heads, slots, _ = open.planes["k_data"].shape
+    places = open_slot.view(rows, -1).tolist()
+    for b, count in enumerate(open_len.tolist() if new else ()):
+        if 0 < count <= len(places[b]) * slots:
+            tail = block_views(open, places[b][(count - 1) // slots])
+            for name, x in zip(("k_data", "v_data"), new):
+                tail[name][:, (count - 1) % slots] = x[b]
     group = heads // kv_heads
     out, lse = torch.zeros_like(q), q.new_full((rows, heads), -torch.inf, dtype=torch.float32)
     per_head = table.ndim == 3
@@ -90,7 +91,7 @@ def paged_decode(
         for h in range(kv_heads):
             line = (b, h) if per_head else b
             ids = table[line][: int(n_blocks[line])].tolist()
-            k, v = _past(sealed, format, ids, open, int(open_slot[b]), int(open_len[b]), h)
+            k, v = _past(sealed, format, ids, open, places[b], int(open_len[b]), h)
             if apart is not None and ids and ids[0] == int(apart.block[b]):
                 row = block_views(apart.planes, int(apart.row[b]))
                 for name, x in (("k_data", k), ("v_data", v)):
@@ -110,16 +111,18 @@ def paged_decode(
     return out, lse
 
 
-def _past(sealed, format, ids: list[int], open, row: int, count: int, head: int):
-    """Keys and values fp32 [n, 1, D] of one head: sealed blocks, then the open tail."""
+def _past(sealed, format, ids: list[int], open, rows: list[int], count: int, head: int):
+    """Keys and values fp32 [n, 1, D] of one head: sealed blocks, then `count` tokens of open ones.
+    """
     parts = []
     for block in ids:
         views = {name: x[None] for name, x in block_views(sealed, block).items()}
         k, v = format.dequantize(views, torch.float32)
         parts.append((k[0, :, head], v[0, :, head]))
-    if count:
-        tail = block_views(open, row)
-        parts.append(tuple(tail[n][head, :count].float() for n in ("k_data", "v_data")))
+    slots = open.planes["k_data"].shape[1]
+    for begin, row in zip(range(0, count, slots), rows):
+        tail, n = block_views(open, row), min(slots, count - begin)
+        parts.append(tuple(tail[name][head, :n].float() for name in ("k_data", "v_data")))
     if not parts:
         return (torch.zeros(0, 1, open.planes["k_data"].shape[2], device=sealed.base.device),) * 2
     return tuple(torch.cat(x)[:, None] for x in zip(*parts))

@@ -74,6 +74,32 @@ def dense_address(base, slot, off, h, SLOTS: tl.constexpr, P: tl.constexpr, F: t
 
 
 @triton.jit
+def open_tile(base, rows, ok, ov, start, stored, h, F: tl.constexpr, V: tl.constexpr):
+    """Tokens [start, start + 32) of head `h` in the open blocks `rows`, `stored` in all."""
+    t = start + tl.arange(0, 32)
+    known = t < stored
+    if F.S % 32 == 0:  # they lie in one of the blocks
+        place = tl.minimum(start // F.S, F.opened - 1)
+        row = tl.load(rows + place)
+        k = dense_address(base, row, ok, h, F.S, F.open_P, F)
+        v = dense_address(base, row, ov, h, F.S, F.open_P, F)
+        kt, parts = tail_tile(k, v, t - place * F.S, known, F, V)
+    else:
+        PARTS: tl.constexpr = V.parts
+        W: tl.constexpr = F.D // V.parts
+        w, d = tl.arange(0, W), tl.arange(0, F.D)
+        row = tl.load(rows + t // F.S, mask=known, other=0)
+        k = dense_address(base, row, ok, h, F.S, F.open_P, F) + t % F.S * F.D
+        v = dense_address(base, row, ov, h, F.S, F.open_P, F) + t % F.S * F.D
+        kt = tl.load(k[:, None] + d[None, :], mask=known[:, None], other=0.0)
+        parts = ()
+        for i in tl.static_range(PARTS):
+            at = v[None, :] + (i * W + w)[:, None]
+            parts = parts + (tl.load(at, mask=known[None, :], other=0.0),)
+    return kt, parts
+
+
+@triton.jit
 def apart_count(base, row, begins, off, h, F: tl.constexpr):
     """How many first tokens head `h` has in row `row` of those kept apart; 0 unless `begins`."""
     slab = tl.load(base + row // F.apart_P)
@@ -103,8 +129,8 @@ def open_part(
     query, k_new, v_new, open_base, open_slot, open_len, ok, ov, part, b, h, scale,
     apart_base, apart_row, apart_here, apart_lse, ak, av, F: tl.constexpr, V: tl.constexpr,
 ):
-    """Partial result over share `part` of a row's open block. With F.fresh its last token comes
-    from `k_new`, `v_new` [B, H, D] and is put into the block.
+    """Partial result over share `part` of a row's open blocks. With F.fresh the last token comes
+    from `k_new`, `v_new` [B, H, D] and is put into the last of them.
 
     With F.apart the first share has `apart_here` tokens kept apart, too; the log2 of their sum goes
     to `apart_lse` with F.mass.
@@ -113,15 +139,21 @@ def open_part(
     STRIDE: tl.constexpr = F.tails * 32
     GP: tl.constexpr = F.GP
     W: tl.constexpr = F.D // V.parts
-    count, own = tl.load(open_len + b), tl.load(open_slot + b)
+    MOST: tl.constexpr = F.S * F.opened
+    count, rows = tl.load(open_len + b), open_slot + b * F.opened
+    stored = count - 1 if F.fresh else count
+    last = tl.minimum(tl.maximum(stored, 0) // F.S, F.opened - 1)  # the block of the newest token
+    own = tl.load(rows + last)
     k = dense_address(open_base, own, ok, h, F.S, F.open_P, F)
     v = dense_address(open_base, own, ov, h, F.S, F.open_P, F)
-    stored = count - 1 if F.fresh else count
     at, d = (b * F.H + h) * F.D, tl.arange(0, F.D)
     m, l = tl.full([GP], -1e30, tl.float32), tl.zeros([GP], tl.float32)
     out = zero_parts(V.parts, W, GP)
     t = part * CHUNK + tl.arange(0, CHUNK)
-    kt, parts = tail_tile(k, v, t, t < stored, F, V)
+    if F.opened == 1:
+        kt, parts = tail_tile(k, v, t, t < stored, F, V)
+    else:
+        kt, parts = open_tile(open_base, rows, ok, ov, part * CHUNK, stored, h, F, V)
     if F.chained and F.fresh:
         gdc_wait()
     qc = query_columns(load_query(query, 1, F)[0], DENSE, F.open_dtype)
@@ -135,12 +167,15 @@ def open_part(
     for start in range(part * CHUNK, count, STRIDE):
         if start > part * CHUNK:
             t = start + tl.arange(0, CHUNK)
-            kt, parts = tail_tile(k, v, t, t < stored, F, V)
+            if F.opened == 1:
+                kt, parts = tail_tile(k, v, t, t < stored, F, V)
+            else:
+                kt, parts = open_tile(open_base, rows, ok, ov, start, stored, h, F, V)
         if F.fresh:
             kt, parts = with_newest(kt, parts, k_new + at, v_new + at, t == stored, V)
         m, l, out = tail_attention(qc, kt, parts, t < count, m, l, out, scale, F, V)
     if F.fresh:  # noqa: SIM102 - the outer one is known at compile time
-        if (part == stored // CHUNK % F.tails) & (stored >= 0) & (stored < F.S):
-            tl.store(k + stored * F.D + d, tl.load(k_new + at + d))
-            tl.store(v + stored * F.D + d, tl.load(v_new + at + d))
+        if (part == stored // CHUNK % F.tails) & (stored >= 0) & (stored < MOST):
+            tl.store(k + (stored - last * F.S) * F.D + d, tl.load(k_new + at + d))
+            tl.store(v + (stored - last * F.S) * F.D + d, tl.load(v_new + at + d))
     return m, l, out

@@ -70,14 +70,14 @@ def _most(frame: Frame, width: int) -> int:
     return -(-most // 2) if frame.fresh and width <= 64 else most
 
 
-def _tails(pairs: int, slots: int, gpu: tune.Device) -> int:
-    """Programs for an open block: of few rows, one for every 32 tokens, read at once."""
-    return -(-slots // 32) if pairs <= gpu.processors else 1
+def _tails(pairs: int, slots: int, opened: int, gpu: tune.Device) -> int:
+    """Programs for the open blocks: of few rows, one for every 32 tokens, read at once."""
+    return -(-slots * opened // 32) if pairs <= gpu.processors else opened
 
 
 def setting_key(format: KVFormat, slots: int, dim: int, group: int) -> str:
     """Name of a kernel and shape in the table of measured settings."""
-    return f"decode {format.identity} S{slots} D{dim} G{group}"
+    return f"decode {format.stored} S{slots} D{dim} G{group}"
 
 
 def _setting(format: KVFormat, k: Side, v: Side, slots: int, key: str, device: str):
@@ -99,6 +99,8 @@ def _check(
     if not q.is_contiguous() or not (table.is_contiguous() and n_blocks.is_contiguous()):
         raise BadInput("q, table", (q.stride(), table.stride()), "must be contiguous")
     lines = (rows, kv_heads) if table.ndim == 3 else (rows,)
+    if open_slot.shape[:1] != (rows,) or not open_slot.is_contiguous():
+        raise BadInput("open_slot", tuple(open_slot.shape), f"must be contiguous, {rows} rows")
     if table.shape[:-1] != lines or n_blocks.shape != lines or not table.shape[-1]:
         raise BadInput("table", tuple(table.shape), f"with n_blocks {tuple(n_blocks.shape)}: one "
                        "line per row or per row and key/value head, of at least one column")
@@ -134,8 +136,9 @@ def paged_decode(
     memory; table: int32 [B, max_blocks] of block ids, the first n_blocks[b] of row b in use, or
     [B, H, max_blocks] with n_blocks [B, H] where each key/value head reads blocks of its own
     (retrieval); open_slot, open_len: int32 [B], the row of the open store and its number of tokens
-    (0: none). scale: of the logits. mass: fp32 [B, Hq, max_blocks], receives each sealed block's
-    share of attention. setting: launch settings, see `tune`.
+    (0: none); open_slot [B, n] where tokens lie in up to n rows, one behind the other. scale: of
+    the logits. mass: fp32 [B, Hq, max_blocks], receives each sealed block's share of attention.
+    setting: launch settings, see `tune`.
     new: k and v [B, H, D] (contiguous) of this step's token, which open_len counts already and the
         open blocks lack: they are put there, as by `append`, and attended to. Then tables, lengths
         and stored tokens must not come from the kernel launched before this one: they are looked
@@ -158,7 +161,8 @@ def paged_decode(
     )
     frame = _frame(
         q, sealed, open, gpu, warps=warps, mass=mass is not None, per_head=table.ndim == 3,
-        fresh=new is not None, **_tile(k, v, slots, wanted), **_apart_frame(apart),
+        fresh=new is not None, opened=open_slot.numel() // rows, **_tile(k, v, slots, wanted),
+        **_apart_frame(apart),
     )
     splits = min(_splits(rows, kv_heads, gpu.processors * fill), _most(frame, width))
     chain = {"launch_pdl": True} if gpu.chained else {}
@@ -184,7 +188,7 @@ def paged_decode(
     return out, lse
 
 
-def _frame(q: Tensor, sealed, open, gpu: tune.Device, **choices) -> Frame:
+def _frame(q: Tensor, sealed, open, gpu: tune.Device, opened: int, **choices) -> Frame:
     """Sizes of a launch over these stores, and what was chosen for it."""
     (rows, heads, dim), tail = q.shape, open.planes["k_data"]
     kv_heads, slots, _ = tail.shape
@@ -192,8 +196,8 @@ def _frame(q: Tensor, sealed, open, gpu: tune.Device, **choices) -> Frame:
     return Frame(
         H=kv_heads, G=group, GP=next_power(group), D=dim, S=slots, P=sealed.slab_blocks,
         open_P=open.slab_blocks, digits=2, chained=gpu.chained,
-        tails=_tails(rows * kv_heads, slots, gpu), open_dtype=TYPES[tail.dtype],
-        query_digits=1 if q.itemsize == 2 else 2, **choices,
+        tails=_tails(rows * kv_heads, slots, opened, gpu), opened=opened,
+        open_dtype=TYPES[tail.dtype], query_digits=1 if q.itemsize == 2 else 2, **choices,
     )
 
 

@@ -87,6 +87,7 @@ class BlockPool:
         self.apart = Apart(format.sinks, self.shape, g.layers, dtype, device, self.meter)
         self._open_row: dict[int, int] = {}
         self._free_rows: list[int] = []
+        self._places = 0  # names given so far
 
     by_head = False  # whether heads may hold unlike blocks
 
@@ -113,6 +114,17 @@ class BlockPool:
         self.open.commit([row])
         for layer, pair in enumerate(contents):
             self.write(layer, block, 0, *pair)
+
+    def new_place(self) -> int:
+        """A name for an open place that is no block's: negative, as no block's id is."""
+        self._places += 1
+        return -self._places
+
+    def keep_place(self, block: int) -> int:
+        """Give the open place of `block`, which was sealed, a name of its own."""
+        name = self.new_place()
+        self._open_row[name] = self._open_row.pop(block)
+        return name
 
     def close_block(self, block: int) -> None:
         """Take the open place back: the block was sealed or abandoned."""
@@ -182,7 +194,7 @@ class BlockPool:
         """Which tokens of `read` each head has, bool [n*S, H]; None: all."""
 
     def seal_open(self, blocks: list[int]) -> None:
-        """Seal full open `blocks` in all layers; their open places are given back."""
+        """Seal full open `blocks` in all layers; their open places are still there."""
         self.sealed.commit(blocks)
         layers = self.geometry.layers
         plain = blocks if self.fused is None else [b for b in blocks if b in self.apart.rows]
@@ -195,8 +207,6 @@ class BlockPool:
                 self.open.layer(0), self.sealed.layer(0), self.format,
                 self.ids([self._open_row[b] for b in rest]), self.ids(rest), layers,
             )
-        for block in blocks:
-            self.close_block(block)
 
     def read(
         self, layer: int, blocks: list[int], ids: Tensor | None = None

@@ -98,8 +98,6 @@ class HeadPool(BlockPool):
                     self.seal(layer, [block], *self.read_open(layer, block, self.block_size))
         elif blocks:
             self._seal_open_fused(blocks)
-        for block in blocks:
-            self.close_block(block)
 
     def _seal_open_fused(self, blocks: list[int]) -> None:
         """All heads of all layers in one launch."""

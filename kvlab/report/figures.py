@@ -34,7 +34,7 @@ LAST = ("kl_p99_nats", "kl_p999_nats", "kl_max_nats", "cache_nominal_bytes", "ca
 # seen in the figures above
 TOLD = ("perplexity", "perplexity_full", "bits_per_element", "effective_bits")
 MOST = 24  # generic figures; a page with more is no page
-CROWD = 40  # entries; with more the tables have to do
+CROWD = 40  # bars, or lines; with more the tables have to do
 PANELS = 4  # of one figure, where a second number was varied
 NEAR = 1.05  # bytes that differ by less are the same
 
@@ -54,7 +54,9 @@ def drawings(everything: list[Entry], runs: list[Run]) -> list[Drawing]:
     replayed = operate.pictures(rows) or hit_rates.pictures(rows)
     if replayed:  # a trace was replayed: nothing else was measured
         return [Drawing(*picture) for picture in replayed]
-    there, crowded = names(everything), len(everything) > CROWD
+    there, axis = names(everything), _numeric_condition(everything)
+    points = len({e.conditions.get(axis) for e in everything}) if axis else 1  # of a line
+    crowded = len(everything) > CROWD * points
     found = [Drawing(*picture) for picture in frontier_figures(everything)]
     found += [Drawing(*picture) for picture in budget_figures(everything)]
     quality = [name for name in QUALITY if name in there]
@@ -65,7 +67,6 @@ def drawings(everything: list[Entry], runs: list[Run]) -> list[Drawing]:
         apart = [es for es in apart if sum(_both(e, n) for e in es for n in quality) > 2]
         for several in apart if len(apart) > 1 else [everything]:
             found.append(_quality(several, quality, len(apart) > 1))
-    axis = _numeric_condition(everything)
     special = [*MEMORY, PEAK] if any(name in there for name in MEMORY) and not axis else []
     if special and not crowded:
         found.append(_memory(everything))

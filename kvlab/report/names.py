@@ -93,7 +93,7 @@ KNOWN = {
             ("decode_attention_us", "decode attention", "µs", "lower"),
             ("ttft_ms", "time to first token", "ms", "lower"),
             ("ttft_cold_ms", "time to first token, cold", "ms", "lower"),
-            ("evictions_per_second", "evictions", "1/s", "higher"),
+            ("evictions_per_second", "evictions", "1/s", "lower"),
         ),
         *_family(
             "Cache hits",

@@ -47,8 +47,8 @@ class HeadTables(DecodeTables):
     def fits(self, rows, max_blocks):
         return len(self._seen) == rows and max_blocks <= self.max_blocks
 
-    def _rewrite(self, row, table, past):
-        rows = self.pool.rows(table.ids[: past // table.block_size])  # [n, L, H]
+    def _rewrite(self, row, table, whole):
+        rows = self.pool.rows(table.ids[:whole])  # [n, L, H]
         there = rows >= 0
         mine = slice(row * self.heads, (row + 1) * self.heads)
         upload(there.sum(0).astype(np.int32), self.n_blocks[:, mine])
@@ -61,12 +61,12 @@ class HeadTables(DecodeTables):
         for row, e in enumerate(extents):
             table = tables[e.seq]
             if self._seen[row] != (e.seq, table.changes):
-                self._rewrite(row, table, e.past)
+                self._rewrite(row, table, e.stored_blocks(table.block_size))
                 self._seen[row] = e.seq, table.changes
         slots = [r * self.heads + h for r in open_rows for h in range(self.heads)]
         fills = [e.fill for e in extents for _ in range(self.heads)]
-        numbers = [slots, fills, [n + 1 for n in fills]]
-        upload(np.array(numbers, dtype=np.int32), self._numbers[1:4])
+        numbers = [fills, [n + 1 for n in fills], slots]
+        upload(np.array(numbers, dtype=np.int32), self._numbers.view(6, -1)[3:])
 
 
 class HeadSealed(Sealed):

@@ -109,7 +109,7 @@ class Host(Source):
         self.widen(rows, max((len(tables[e.seq]) for e in extents), default=0))
         self.decoding = self._tables.of(rows)
         self._tables.refresh(
-            extents, tables, [0] * len(extents), lambda key: rows_of.get(away(key))
+            extents, tables, [[0]] * len(extents), lambda key: rows_of.get(away(key))
         )
 
     def in_place(self) -> list:

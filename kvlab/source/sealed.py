@@ -67,7 +67,7 @@ class Sealed(Source):
         """
         size, horizon = self.block_size, first_seen(e.past, window)
         exact = window is not None or self.window.rerotate
-        whole = table.ids[: e.past // size]
+        whole = table.ids[: e.stored_blocks(size)]
         pieces: list[tuple[int, list[int], int]] = []
         previous, missing = None, whole.count(None)
         for index, block in enumerate(whole):
@@ -99,7 +99,8 @@ class Sealed(Source):
     # ---- one token in every row
 
     def widen(self, rows: int, blocks: int) -> None:
-        tables = wide_enough(self._tables, rows, blocks, self.pool.device)
+        opened = 1 + self.pool.format.residual // self.block_size
+        tables = wide_enough(self._tables, rows, blocks, self.pool.device, opened)
         if tables is not self._tables:
             self._tables, self._bound = tables, {}
 
@@ -111,7 +112,7 @@ class Sealed(Source):
                                  for layer in range(self.pool.geometry.layers)]
         self.kernels = self._bound[rows]
         self.pool.sealed.coming.settle()  # a step may be a graph, which waits for nothing
-        open_rows = [self.pool.open_row(e.writing) for e in extents]
+        open_rows = [[*map(self.pool.open_row, (*e.recent, e.writing))] for e in extents]
         self._tables.refresh(extents, self.tables, open_rows, self.pool.apart.rows.get)
 
     def in_place(self) -> list:

@@ -36,6 +36,7 @@ class Extent(Step):
         chosen  blocks for the tokens that stay, each head's own; None where all of them do
         keep    of them for a head, on average; old: the sealed blocks before such a step
         waiting layers of such a step that attended, and are chosen among together
+        recent  places of the newest whole blocks before the step, which are read as computed
     """
 
     sealing_ids: Tensor | None = None
@@ -47,6 +48,11 @@ class Extent(Step):
     old: list[BlockId] = field(default_factory=list)
     held_ids: Tensor | None = None
     waiting: object = None
+    recent: list[int] = field(default_factory=list)
+
+    def stored_blocks(self, size: int) -> int:
+        """Leading whole blocks of `size` tokens that are read as stored."""
+        return self.past // size - len(self.recent)
 
     def without_adopted(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Of the tokens [n*S, H, D] of `sealing`, those of `stored`."""

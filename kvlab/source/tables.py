@@ -18,7 +18,8 @@ class DecodeTables:
 
     table      int32 [B, max_blocks], sealed blocks without holes; the first n_blocks[b] count
     n_blocks   int32 [B]
-    open_slot  int32 [B], row of the open store that takes this step's token
+    open_slot  int32 [B], row of the open store that takes this step's token; [B, n] where several
+               rows are read, of which the tokens lie one behind the other
     open_len   int32 [B], tokens there before the step; open_now: with this step's token
     first      int32 [B], the id that has first tokens apart, -1: none; first_row: their row
     blocks     the same ids on the host, a list for each row
@@ -28,13 +29,15 @@ class DecodeTables:
     the rows behind them hold nothing, 0 blocks and 0 tokens, and the kernels write nothing there.
     """
 
-    def __init__(self, rows: int, max_blocks: int, device):
+    def __init__(self, rows: int, max_blocks: int, device, open_blocks: int = 1):
         self.device = torch.device(device)
         with torch.inference_mode(False):  # else nobody may write to them outside of that mode
             self.table = torch.zeros(rows, max_blocks, dtype=torch.int32, device=device)
-            self._numbers = torch.zeros(6, rows, dtype=torch.int32, device=device)
-            self.n_blocks, self.open_slot, self.open_len, self.open_now = self._numbers[:4]
-        self.first, self.first_row = self._numbers[4:]
+            self._numbers = torch.zeros((5 + open_blocks) * rows, dtype=torch.int32, device=device)
+        each, self._opened = self._numbers[: 5 * rows].view(5, rows), open_blocks
+        self.n_blocks, self.first, self.first_row, self.open_len, self.open_now = each
+        slots = self._numbers[5 * rows :]
+        self.open_slot = slots if open_blocks == 1 else slots.view(rows, open_blocks)
         self.blocks: list[list[BlockId]] = [[] for _ in range(rows)]
         self._seen: list[tuple | None] = [None] * rows
         self._firsts: dict[int, DecodeTables] = {}
@@ -62,28 +65,34 @@ class DecodeTables:
         return rows <= self.table.shape[0] and max_blocks <= self.table.shape[1]
 
     def refresh(
-        self, extents: list[Extent], tables: dict[int, BlockTable], open_rows: list[int],
+        self, extents: list[Extent], tables: dict[int, BlockTable], open_rows: list[list[int]],
         first_row: Callable[[int], int | None],
     ) -> None:
         """Take over the state before a step of one token per row; uploads what has changed.
 
+        open_rows: of each sequence, those with tokens, in order, the last takes this step's.
         first_row: of an id, where its first tokens are kept apart, if they are.
         """
         for row, e in enumerate(extents):
             table = tables[e.seq]
             state = (e.seq, table.changes)
             if self._seen[row] != state:
-                self._rewrite(row, table, e.past)
+                self._rewrite(row, table, e.stored_blocks(table.block_size))
                 self._seen[row] = state
         count = len(extents)
         for row in range(count, len(self._seen)):
             self.blocks[row], self._seen[row] = [], None
         numbers = np.zeros(self._numbers.shape, dtype=np.int32)
-        numbers[4] = -1
-        numbers[:, :count] = (
-            [len(b) for b in self.blocks[:count]], open_rows, [e.fill for e in extents],
-            [e.fill + 1 for e in extents], *self._first(extents, tables, first_row),
+        each, slots = np.split(numbers, [5 * len(self._seen)])
+        each, slots = each.reshape(5, -1), slots.reshape(-1, self._opened)
+        each[1] = -1
+        opened = [e.fill + len(e.recent) * tables[e.seq].block_size for e in extents]
+        each[:, :count] = (
+            [len(b) for b in self.blocks[:count]], *self._first(extents, tables, first_row),
+            opened, [n + 1 for n in opened],
         )
+        for row, places in enumerate(open_rows):
+            slots[row, : len(places)] = places
         upload(numbers, self._numbers)
 
     @staticmethod
@@ -94,8 +103,8 @@ class DecodeTables:
         return ([-1 if row is None else id for id, row in zip(ids, rows)],
                 [row or 0 for row in rows])
 
-    def _rewrite(self, row: int, table: BlockTable, past: int) -> None:
-        held = [b for b in table.ids[: past // table.block_size] if b is not None]
+    def _rewrite(self, row: int, table: BlockTable, whole: int) -> None:
+        held = [b for b in table.ids[:whole] if b is not None]
         known = self.blocks[row]
         same = len(known) if held[: len(known)] == known else 0  # mostly, one block is added
         if len(held) > same:
@@ -105,13 +114,14 @@ class DecodeTables:
 
 
 def wide_enough(
-    tables: DecodeTables | None, rows: int, blocks: int, device
+    tables: DecodeTables | None, rows: int, blocks: int, device, open_blocks: int = 1
 ) -> DecodeTables:
     """`tables`, or larger ones where they have not so many rows and columns."""
     if tables is not None and tables.fits(rows, blocks):
         return tables
     held = (0, 0) if tables is None else tables.table.shape
-    return DecodeTables(max(rows, held[0]), max(room_for(blocks), held[1]), device)
+    return DecodeTables(max(rows, held[0]), max(room_for(blocks), held[1]), device,
+                        open_blocks)
 
 
 def upload(host: np.ndarray, device: torch.Tensor) -> None:

@@ -14,7 +14,8 @@ from kvlab.source.tables import DecodeTables
 
 
 class Tail(Source):
-    """Tokens in the compute dtype: at most one open block of each sequence between steps."""
+    """Tokens in the compute dtype: of each sequence one open block between steps, at most, and the
+    newest whole ones where the format has a residual. Policies do not hear of these."""
 
     obstacle = ""
 
@@ -29,9 +30,9 @@ class Tail(Source):
     def parts(self, ask: Ask) -> Iterator[Part]:
         e, own = ask.extent, (ask.k, ask.v)
         single = e.single and ask.before is None
-        start = e.past - e.fill
-        if e.fill:
-            tail = self.pool.read_open(ask.layer, e.tail, e.fill)
+        tail = self.before(ask.layer, e)
+        start = e.past - (len(tail[0]) if tail else 0)
+        if tail:
             if single:  # one query sees tail and itself: one part instead of two
                 own = tuple(map(torch.cat, zip(tail, own)))
             else:
@@ -50,6 +51,13 @@ class Tail(Source):
         """Store one token of every row, k and v [B, H, D]."""
         pool = self.pool
         pool.fused.append(k, v, pool.open.layer(layer), tables.open_slot, tables.open_len)
+
+    def before(self, layer: int, e: Extent) -> tuple[Tensor, ...]:
+        """What is there before the step, [n, H, D] twice; () where nothing is."""
+        parts = [self.pool.read_open(layer, place, self.pool.block_size) for place in e.recent]
+        if e.fill:
+            parts.append(self.pool.read_open(layer, e.tail, e.fill))
+        return tuple(map(torch.cat, zip(*parts))) if len(parts) > 1 else (parts or [()])[0]
 
     def joined(self, layer: int, e: Extent, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """The open tail and the step's tokens behind it, [fill + T, H, D]."""

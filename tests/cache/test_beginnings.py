@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from kvlab.cache.beginnings import beginnings
+from kvlab.format import by_name
 from kvlab.kernel import attend_sdpa
 from kvlab.model import Packed, PagedCache, forward_chunk
 
@@ -15,7 +16,7 @@ AXES = {
     "listens": {"policy": "attention_mass", "evict": "block", "budget_blocks": 40},
     "window": {"policy": "fifo", "budget_percent": 60},
     "host": {"policy": "fifo", "budget_blocks": 14, "offload": "host"},
-    "layers": {"groups": "per_layer"},
+    "layers": {"groups": "per_layer"}, "residual": {"format": by_name("int8", residual=16)},
 }
 
 

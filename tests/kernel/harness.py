@@ -86,11 +86,15 @@ class Past(NamedTuple):
     geometry: CacheGeometry
 
 
-def past(format, lengths, *, H=2, G=2, D=64, S=16, dtype=torch.float16, device="cpu", sink=0.0):
-    """`lengths` tokens per row in random blocks; `sink` is added to every row's first key."""
+def past(format, lengths, *, H=2, G=2, D=64, S=16, dtype=torch.float16, device="cpu", sink=0.0,
+         residual=0):  # fmt: skip
+    """`lengths` tokens per row in random blocks; `sink` is added to every row's first key.
+    residual: so many whole blocks before the tail are open ones, too."""
     geometry = CacheGeometry(2, H * G, H, D, S)
-    counts = [n // S for n in lengths]
-    sealed, open_ = stores(format, geometry, sum(counts) + 6, len(lengths) + 1, dtype, device)
+    counts, opened = [max(0, n // S - residual) for n in lengths], residual + 1
+    rows = len(lengths) * opened + 1
+    sealed, open_ = stores(format, geometry, sum(counts) + 6, rows, dtype, device)
+    places = torch.randperm(rows - 1).view(-1, opened) + 1
     free = torch.randperm(sum(counts) + 5).tolist()
     table = torch.full((len(lengths), max(counts) + 3), -1, dtype=torch.int32)
     keys, values = [], []
@@ -108,10 +112,11 @@ def past(format, lengths, *, H=2, G=2, D=64, S=16, dtype=torch.float16, device="
             sealed.write(1, ids, format.quantize(*blocks))
             pair = format.dequantize(sealed.read(1, ids), torch.float32)
             stored = tuple(x.flatten(0, 1) for x in pair)
-        views = open_.block(1, b + 1)
-        for name, x in (("k_data", k), ("v_data", v)):
-            views[name].fill_(float("nan"))  # slots beyond the tail must not be read into it
-            views[name][:, : n - whole] = x[whole:].transpose(0, 1)
+        for i, place in enumerate(places[b].tolist()):
+            views, begin = open_.block(1, place), whole + i * S
+            for name, x in (("k_data", k), ("v_data", v)):
+                views[name].fill_(float("nan"))  # slots beyond the tail must not be read into it
+                views[name][:, : max(0, min(S, n - begin))] = x[begin : begin + S].transpose(0, 1)
         keys.append(torch.cat([stored[0], k[whole:].float()]))
         values.append(torch.cat([stored[1], v[whole:].float()]))
 
@@ -119,7 +124,8 @@ def past(format, lengths, *, H=2, G=2, D=64, S=16, dtype=torch.float16, device="
         return torch.tensor(x, dtype=torch.int32, device=device)
 
     tails = [n - c * S for n, c in zip(lengths, counts)]
-    args = (table.to(device), ints(counts), ints(list(range(1, len(lengths) + 1))), ints(tails))
+    args = (table.to(device), ints(counts), ints((places if residual else places[:, 0]).tolist()),
+            ints(tails))
     return Past(sealed, open_, format, args, keys, values, geometry)
 
 

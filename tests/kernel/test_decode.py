@@ -117,6 +117,35 @@ def test_block_sizes(name, slots, device):
     check(p, torch.float16, device)
 
 
+@pytest.mark.parametrize("name, slots, opened, lengths", [
+    ("int8", 64, 2, [64 * 4 + 5, 70, 0]), ("int2", 16, 3, [16 * 5, 3]), ("int4", 48, 1, [150, 96])])
+def test_several_open_blocks(name, slots, opened, lengths, device):
+    """Whole blocks that are read as computed, in slots of one tile and of several."""
+    p = past(by_name(name), lengths, H=1, S=slots, residual=opened, device=device)
+    check(p, torch.float16, device)
+
+
+@pytest.mark.parametrize("slots, length", [(64, 64 * 3 + 10), (64, 128), (16, 40), (16, 1)])
+def test_the_newest_token_goes_to_the_last_open_block(slots, length, device):
+    """As the reference has it: what is read, and what the open store holds then."""
+    p = past(by_name("int8"), [length, 5], H=2, S=slots, residual=2, device=device)
+    table, counts, places, tails = p.args
+    q = torch.randn(2, p.geometry.query_heads, p.geometry.head_dim, device=device).half()
+    new = tuple(torch.randn(2, 2, p.geometry.head_dim, device=device).half() for _ in range(2))
+    for slab in p.open.slabs.values():
+        slab.view(torch.float16).nan_to_num_(0.0)
+    before = {i: slab.clone() for i, slab in p.open.slabs.items()}
+    want = blocks_ref.paged_decode(q, p.sealed.layer(1), p.format, table, counts, p.open.layer(1),
+                                   places, tails, scale=0.1, new=new)
+    stored = {i: slab.clone() for i, slab in p.open.slabs.items()}
+    for i, slab in p.open.slabs.items():
+        slab.copy_(before[i])
+    got = run(p, q, new=new, scale=0.1)
+    for x, y in zip(got, want):
+        torch.testing.assert_close(x.float(), y.float(), atol=2e-3, rtol=0)
+    assert all(torch.equal(slab, stored[i]) for i, slab in p.open.slabs.items())
+
+
 HALVES = 1e-3  # each stored number is an fp16 one in registers, of a head's largest 2^-12 off
 GROUPS = {
     "other axes": KVFormat(Grouped(4, "token", 16, slots_last=True),

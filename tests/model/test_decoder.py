@@ -9,6 +9,7 @@ from transformers import DynamicCache
 
 from kvlab import PagedCache
 from kvlab.core import BadInput, KvlabError, OutOfBlocks
+from kvlab.format import by_name
 from kvlab.model import decode
 from kvlab.model.decode import Decoder, generate, sampled
 from kvlab.model.fuse import fused
@@ -57,6 +58,21 @@ def test_tokens_of_generate(architecture, driver, tiny_model):
     cache.check()
 
 
+def test_a_residual_longer_than_the_text_is_the_full_cache(tiny_model):
+    """What is never read as stored costs nothing: ragged rows, through `generate()` of both."""
+    model, (ids, mask) = tiny_model(), ragged()
+    want = library(model, ids, mask, 10)
+    axes = {"format": by_name("int2", residual=40), "block_size": 8}
+    assert torch.equal(generate(model, ids, paged(model, **axes), 10, attention_mask=mask), want)
+    cache = paged(model, **axes)
+    got = model.generate(ids, attention_mask=mask, past_key_values=cache, do_sample=False,
+                         max_new_tokens=10)  # fmt: skip
+    assert torch.equal(got[:, ids.shape[1] :], want)
+    short = paged(model, format="int2")
+    assert not torch.equal(generate(model, ids, short, 10, attention_mask=mask), want)
+    cache.check()
+
+
 @pytest.mark.parametrize("axes", [
     {}, {"groups": "per_layer"},
     {"policy": "attention_mass", "evict": "block", "budget_blocks": 2},
@@ -65,6 +81,7 @@ def test_tokens_of_generate(architecture, driver, tiny_model):
     {"retrieval": Quest(48, recent=8)},
     {"retrieval": Quest(48, recent=8), "policy": "fifo", "budget_percent": 50, "offload": "host"},
     {"policy": "snapkv", "budget_percent": 50, "budget": "adakv", "block_size": 8},
+    {"format": by_name("int8", residual=16)},
 ])
 def test_the_static_step_through_the_kernels(axes, tiny_model):
     """Tables, appended tokens and sealed blocks, in Triton's interpreter or on the GPU."""
@@ -194,6 +211,8 @@ def decoded(model, ids, start, driver, **axes):
      "evict": "block"},
     {"format": "bf16", "policy": "fifo", "budget_percent": 50, "offload": "host"},
     {"format": "bf16", "retrieval": Quest(budget_tokens=128, recent=32), "block_size": 16},
+    {"format": by_name("int4", residual=128), "block_size": 64},
+    {"format": by_name("int2g", residual=64), "block_size": 32},
 ])
 def test_replays_agree_with_eager_over_many_blocks(axes, rows, large):
     """Against fp32 attention through plain torch: no further off than the eager bf16 forward."""

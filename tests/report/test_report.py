@@ -458,3 +458,14 @@ def test_a_variant_looks_the_same_in_every_panel(monkeypatch):
         points = [e for e in everything if name in e.rows]
         marks.series(canvas.figure()[1][0], points, name, lambda e: 1.0, everything)
     assert {len(colours) for colours in seen.values()} == {1} and len(seen) == 3
+
+
+def test_long_lines_are_figures_where_as_many_bars_would_be_none(tmp_path):
+    """A report of 51 places lost all its figures: nine series over five lengths are nine lines."""
+    with RunFolder(tmp_path / "run", config="device: cpu\n") as run:
+        for variant in range(9):
+            for tokens in (1, 2, 4, 8, 16):
+                took = Measurement("decode_ms", variant + tokens, "ms", "lower")
+                run.add(f"v{variant}", {"tokens": tokens}, [took])
+    write_report(tmp_path / "run", tmp_path / "report")
+    assert (tmp_path / "report/figures/decode_ms.svg").is_file()

@@ -1,23 +1,24 @@
 """The adaptive chooser on arrays makes the choices of its object."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_compiled import in_turn, needs_numba, same, tries
+from test_compiled import in_turn, needs_numba, replay, same, tries
 
 from kvlab.core import BadInput
 from kvlab.policy import Adaptive, AdmitReuse, Hybrid, Random
-from kvlab.sim import simulate
+from kvlab.sim import fast, simulate
 
 QUICK = partial(Adaptive, memory=2, patience=0.1)
 CHOOSERS = {
     "lists": lambda: QUICK(["lru", "lfu", "s3fifo"], floor=100),
     "in part": lambda: QUICK(["lru", "arc", "mq"], floor=2),
     "leaves": lambda: QUICK(["lru", "pgdsf", Hybrid(half_life=5)], floor=3),
-    "by requests": lambda: QUICK(["lru", "lfu", "keep_until_return"], floor=3),
+    "by requests": lambda: QUICK(["lru", "lfu", "keep_until_return", "wa_lru"], floor=3),
     "doors and draws": lambda: QUICK([Random(), AdmitReuse("gdsf", door=0.4), "gdsf"], floor=3),
     "hasty": lambda: Adaptive(["sieve", "lru", "pgdsf"], memory=0.5, patience=0, floor=2),
 }
@@ -38,11 +39,20 @@ def test_requests(name, how):
 
 
 @needs_numba
-@pytest.mark.xfail(strict=True, reason="object and arrays differ by a victim that no candidate has")
-def test_wa_lru_among_the_candidates(tiny):
-    rows = [[0], [0, 1, 2, 3], [4, 5, 6, 7, 8, 9], [4], [4], [4, 5, 10], [4, 11, 12], [0], [0],
-            [0], [13]]  # fmt: skip
-    same(tiny(*rows), lambda: QUICK(["lru", "wa_lru"], floor=3), 13)
+@pytest.mark.parametrize("piece", [14, 3])
+def test_a_new_leader_has_heard_of_no_request_before(tiny, plain, piece):
+    """WA-LRU counts the requests of a kind and how many of them were followed. Who counts followers
+    of requests that came before the lead sees more followed than there are, and took 5 for 0."""
+    trace = tiny(*[[0]] * 8, [1], [0, 2], [0, 3, 4, 5], [1], [0], [6])
+    trace = replace(trace, arrival_ms=np.zeros(14), columns={"session": np.zeros(14, dtype=int)})
+
+    def policy():
+        return QUICK(["lru", "wa_lru"], floor=3)
+
+    assert replay(trace, policy, 5)[1][1] == [1, 2, 0]
+    runner = fast.Compiled(policy(), 5, True)
+    pieces = [trace.select(np.arange(14) // piece == at) for at in range(-(-14 // piece))]
+    assert [id for part in pieces for id in runner.run(part).evicted] == [1, 2, 0]
 
 
 @needs_numba

@@ -15,7 +15,7 @@ from kvlab.core import BadInput
 from kvlab.policy import SHIFT, SPREAD, Adaptive, share_of, thinned
 from kvlab.sim.compiled import catalog
 from kvlab.sim.compiled.bind import cached
-from kvlab.sim.compiled.moments import Said
+from kvlab.sim.compiled.moments import Said, heard_since
 from kvlab.sim.compiled.runner import Requests, Runner
 from kvlab.sim.compiled.state import FREE, FRESH, HELD, MARKS, NOW, WHERE, with_contents
 from kvlab.sim.outcome import HIT, REFUSED
@@ -55,19 +55,25 @@ class Chooser(Runner):
         self.depth = np.zeros(0, dtype=np.int32)  # of followed contents by number; -1: not yet seen
         asks = policy.asks or any(made.policy.asks for made in self.made)
         self.said = Said() if asks else None
+        self.served = self.since = 0  # requests, and those before the present leader
 
     def replay(self, piece: Trace, numbers: np.ndarray, ids: np.ndarray):
         whole = self.requests_of(piece, numbers)
         out = self.room_for(piece.accesses)
         left = begin = told = 0
         for end, leader in self._leads(whole, ids):
-            left += self.serve(whole.part(begin, end), len(ids), out, left)
+            mine = whole.part(begin, end)
+            if self.said:  # a leader that begins afresh has heard of no request before
+                mine = mine._replace(moments=heard_since(mine.moments, self.since))
+            left += self.serve(mine, len(ids), out, left)
             if end < len(piece) or not self.whole:  # else nothing comes that a leader could lead
                 self._note(whole.part(told, end), out, left, len(ids))
                 told = end
                 if leader != self.leader:
                     self._follow(leader)
+                    self.since = self.served + end
             begin = end
+        self.served += len(piece)
         return out.code, out.gone[:left], out.gone_at[:left]
 
     def _leads(self, requests: Requests, ids: np.ndarray) -> Iterator[tuple[int, int]]:

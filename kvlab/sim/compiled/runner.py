@@ -39,7 +39,7 @@ def numbered(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
 
 class Requests(NamedTuple):
     """What a loop is given: numbers int32 [A]; first int64 [R + 1]; partial bool [R], whose last
-    block must not hit; moments [R, 5] and depths int32 [A], or none of them."""
+    block must not hit; moments [R, 6] and depths int32 [A], or none of them."""
 
     numbers: np.ndarray
     first: np.ndarray
