@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf, isfinite
+from numbers import Integral, Real
 from typing import NamedTuple
 
 BlockId = int
@@ -190,6 +192,26 @@ class CacheGeometry:
     @property
     def elements_per_block(self) -> int:
         return self.elements_per_token * self.block_size
+
+
+def check_number(
+    key: str, value: object, least: float = 1, most: float = inf, *, whole: bool = True,
+    above: bool = False, null: bool = False,
+) -> None:
+    """Raises `BadInput` unless `value` is a finite number from `least` to `most`.
+
+    whole: an integer. above: more than `least`. null: or None.
+    """
+    kind = Integral if whole else Real
+    if null and value is None:
+        return
+    number = isinstance(value, kind) and not isinstance(value, bool) and isfinite(value)
+    if number and least <= value <= most and not (above and value == least):
+        return
+    what = "a whole number" if whole else "a finite number"
+    bounds = f"more than {least}" if above else f"at least {least}"
+    end = "" if most == inf else f" and at most {most}"
+    raise BadInput(key, value, f"must be {what}, {bounds}{end}" + ", or null" * null)
 
 
 def _at_least_one(name: str, value: int) -> None:

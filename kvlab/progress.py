@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, TextColumn
+from rich.table import Column
 from rich.text import Text
 
 LOG_SECONDS = 10.0  # to the first line of a log; later ones come at a tenth of the time so far
@@ -170,18 +171,24 @@ def _shown(work: Work, name: str) -> Iterator[Callable[[], None]]:
     if not sys.stderr.isatty():
         yield _log(work, name)
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), _Told(work))
-    with Progress(*columns, console=Console(stderr=True), refresh_per_second=4,
-                  transient=True) as bar:  # fmt: skip
+    with Progress(*_columns(work), console=Console(stderr=True), refresh_per_second=4,
+                  transient=True, expand=True) as bar:  # fmt: skip
         task = bar.add_task(name, total=1.0)
         yield lambda: bar.update(task, completed=work.share(), description=work.now or name)
+
+
+def _columns(work: Work) -> tuple[ProgressColumn, ...]:
+    """One line at any width: the bar gives way first, then the words."""
+    words = TextColumn("{task.description}", table_column=Column(
+        no_wrap=True, overflow="ellipsis", max_width=34))  # fmt: skip
+    return SpinnerColumn(), words, BarColumn(None, table_column=Column(ratio=1)), _Told(work)
 
 
 class _Told(ProgressColumn):
     """Time goes on between two words of who measures."""
 
     def __init__(self, work: Work):
-        super().__init__()
+        super().__init__(table_column=Column(no_wrap=True))
         self.work = work
 
     def render(self, task) -> Text:

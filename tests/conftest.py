@@ -5,6 +5,7 @@ Torch is touched only where a test has loaded it: the simulator's tests run with
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import sys
@@ -63,6 +64,17 @@ def poisoned(torch, make):
         return tensor
 
     return filled
+
+
+def pytest_collection_finish():
+    """What all test modules import stays: collections look at what tests make, or each costs
+    seconds beside everything that is loaded (jobs collect before they measure a peak)."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_unconfigure():
+    gc.unfreeze()  # else extensions tell at the end of what they think leaked
 
 
 def pytest_collection_modifyitems(items):

@@ -108,8 +108,8 @@ TABLE = {
 
 # The same for the real job: what needs a model, its shape or its data to be found out.
 WHOLE = {
-    "block of no tokens": (["cache.block_size=0"], ["cache.block_size=0", "1 to 256"]),
-    "block too large": (["cache.block_size=257"], ["cache.block_size=257", "1 to 256"]),
+    "block of no tokens": (["cache.block_size=0"], ["cache.block_size=0", "at least 1"]),
+    "block too large": (["cache.block_size=257"], ["cache.block_size=257", "at most 256"]),
     "two budgets": (
         ["cache.budget_percent=10", "cache.budget_blocks=3"],
         ["cache.budget_percent=10", "cache.budget_blocks is given too"],

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
 from kvlab import progress
 from kvlab.progress import Work, clock_time, paced, total
@@ -107,3 +111,15 @@ def test_a_terminal_gets_one_bar_for_all_parts(capsys, monkeypatch):
 
 def test_times():
     assert [clock_time(s) for s in (0, 65, 3725)] == ["0:00", "1:05", "1:02:05"]
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_the_bar_is_one_line(width):
+    told = SimpleNamespace(told=lambda: "32 %, 1:00:21 so far, at least 1:00:45 left")
+    console = Console(width=width, force_terminal=True, color_system=None)
+    with console.capture() as shown:
+        bar = Progress(*progress._columns(told), console=console, expand=True)
+        bar.add_task("text_loss 16,384 tokens, window.sinks=4 window.recent=4092", total=1.0)
+        console.print(bar.get_renderable())
+    [line] = shown.get().splitlines()
+    assert "at least 1:00:45 left" in line and "text_loss 16,384" in line

@@ -17,14 +17,24 @@ FORMATS = {"real_formats": {"smollm2-135m": "SmolLM2-135M-Instruct",
                             "qwen2.5-coder-0.5b": "Qwen2.5-Coder-0.5B-Instruct"}}  # fmt: skip
 EVICTION = {"real_eviction": {"evict": "SmolLM2-135M-Instruct",
                               **FORMATS["real_formats"]}}  # those that are there
-PROTECTED = {"window": "sink", "window.sinks": 4, "window.recent": 64}  # in all of real_eviction
+# report -> settings of the whole run, which its rows do not repeat
+SETTINGS = {
+    "real_eviction": {"window": "sink", "window.sinks": 4, "window.recent": 64},
+    "real_summaries": {"window": "sink", "window.sinks": 4, "window.recent": 128},
+    "real_windows": {"window": "sink", "window.middle": "false", "window.sinks": 4},
+}  # fmt: skip
+SUMMARIES = {"real_summaries": FORMATS["real_formats"]}
+PARTIAL = dict.fromkeys(("real_windows", "real_retrieval"), FORMATS["real_formats"])
+OFFERED = {"window.recent": 4092, "window.sinks": 4, "retrieval.budget_tokens": 2048}
 SPEEDS = ("decode_speed", "prefill_speed", "memory_200k")
 RANDOM = "Qwen3-0.6B's shapes, random weights"  # what the models of SPEEDS are
 FIGURES = {"perplexity": "perplexity_delta_percent", "kl": "kl_mean_nats",
            "top1": "top1_agreement_percent"}  # fmt: skip
 KINDS = {"decode_tokens_per_second": "decode", "prefill_tokens_per_second": "prefill"}
-OPTIONS = ("format", "policy", "window", "retrieval", "offload", "cache.budget_percent",
-           "budget_percent", "window.sinks", "window.recent")  # fmt: skip
+DECODED = {"perplexity": "perplexity_decoded_delta_percent", "kl": "kl_decoded_mean_nats"}
+OPTIONS = ("format", "policy", "window", "window.middle", "summary", "summary.ratio", "retrieval",
+           "offload", "cache.budget_percent", "budget_percent", "window.sinks",
+           "window.recent")  # fmt: skip
 
 
 def read(report: Path) -> list[dict]:
@@ -33,13 +43,52 @@ def read(report: Path) -> list[dict]:
 
 def losses(reports: Path, sources: dict[str, dict[str, str]]) -> list[dict]:
     """A row for each composition that was measured in these runs."""
+    return [row for run in runs(reports, sources) for row in losses_of(*run)]
+
+
+def runs(reports: Path, sources: dict[str, dict[str, str]]):
+    """(model, rows, environment) of each run that is there, rows with what the run was set to."""
+    for report, named in sources.items():
+        file = reports / report / "environments.json"
+        told = json.loads(file.read_text()) if file.is_file() else {}
+        rows = [_whole(row, report) for row in read(reports / report)] if told else []
+        for run in [run for run in named if run in told]:
+            yield named[run], [r for r in rows if r["params"]["run"] == run], told[run]
+
+
+def _whole(row: dict, report: str) -> dict:
+    """With the settings of its whole run; a row without a policy has none of an eviction's."""
+    own = SETTINGS.get(report, {})
+    if report != "real_windows" and ("policy" not in row["params"] or "window" in row["params"]):
+        own = {}
+    return row | {"params": own | row["params"]}
+
+
+def summaries(reports: Path) -> list[dict]:
+    """What summaries of evicted tokens lose; what stands for nothing is a control."""
+    return [row for row in losses(reports, SUMMARIES)
+            if any(o.startswith("summary=") for o in row["options"])
+            and "summary=random" not in row["options"]]  # fmt: skip
+
+
+def partial(reports: Path) -> list[dict]:
+    """What the window and the choice of blocks that are offered lose, a row for each model: in the
+    blocks that are offered where they were measured so. A choice is read by decoded tokens only."""
     found = []
-    for report, runs in sources.items():
-        told = json.loads((reports / report / "environments.json").read_text())
-        for run, model in runs.items():
-            rows = [r for r in read(reports / report) if r["params"]["run"] == run]
-            found += losses_of(model, rows, told[run]) if run in told else []
+    for model, rows, told in runs(reports, PARTIAL):
+        rows = [row for row in rows if _offered(row["params"])]
+        largest = max((row["params"]["block_size"] for row in rows), default=0)
+        rows = [row for row in rows if row["params"]["block_size"] == largest]
+        found += losses_of(model, rows, told)
     return found
+
+
+def _offered(params: dict) -> bool:
+    own = {key: params[key] for key in OFFERED if key in params}
+    whole = {"window.recent", "retrieval.budget_tokens"} & own.keys()
+    return bool(whole) and not params.get("window.rerotate") and "retrieval.digests" not in params \
+        and params.get("retrieval") != "mean_key" and all(
+            value == OFFERED[key] for key, value in own.items())  # fmt: skip
 
 
 def losses_of(model: str, rows: list[dict], environment: dict) -> list[dict]:
@@ -61,12 +110,11 @@ def left_out(params: dict) -> bool:
 
 def _loss(model: str, params: dict, measured: dict, environment: dict) -> dict:
     host, speed = environment["host"], measured.get("prefill_tokens_per_second")
-    if "policy" in params and "window" not in params:  # a setting of the whole run
-        params = params | PROTECTED
+    figures = FIGURES | DECODED | {"top1": None} if "retrieval" in params else FIGURES
     return {
         "model": model, "setting": _setting(params, environment["command"], measured),
         "options": options_of(params), "bits": measured["bits_per_element"]["value"],
-        **{short: _figure(measured.get(name)) for short, name in FIGURES.items()},
+        **{short: _figure(measured.get(name)) for short, name in figures.items()},
         "allocated_bytes": int(measured["cache_allocated_bytes"]["value"]),
         "prefill_tokens_per_second": speed and speed["value"],
         "loaded": host["load_average"] > host["cores"] / 2,
@@ -88,14 +136,17 @@ def options_of(params: dict) -> list[str]:
 
 
 def _figure(row: dict | None) -> list[float] | None:
-    return row and [row["value"], row["low"], row["high"]]
+    """Value and interval; where there is none, as of two documents that differ much, the value."""
+    return row and [row["value"] if row[end] is None else row[end]
+                    for end in ("value", "low", "high")]  # fmt: skip
 
 
 def _setting(params: dict, command: str, measured: dict) -> str:
     documents = measured["perplexity"]["count"] // (params["tokens"] - 1)
     data = re.search(r"\bdata=(\w+)", command)
+    last = f", the last {params['decode_tokens']} of each" * ("retrieval" in params)
     return (f"{documents} held-out documents ({data[1].title() if data else 'Books'}) x "
-            f"{params['tokens']:,} tokens, chunks of {params['chunk_tokens']}, blocks of "
+            f"{params['tokens']:,} tokens{last}, chunks of {params['chunk_tokens']}, blocks of "
             f"{params['block_size']}, against bf16; weights {params['weights'].partition(' (')[0]}")
 
 
@@ -127,8 +178,9 @@ def main() -> None:
     parser.add_argument("--reports", type=Path, default=root / "reports")
     parser.add_argument("--out", type=Path, default=root / "kvlab" / "assets" / "advice")
     args = parser.parse_args()
-    made = {"losses": losses(args.reports, FORMATS), "evictions": losses(args.reports, EVICTION),
-            "speeds": speeds(args.reports)}  # fmt: skip
+    made = {"losses": losses(args.reports, FORMATS),
+            "evictions": losses(args.reports, EVICTION) + summaries(args.reports),
+            "partial": partial(args.reports), "speeds": speeds(args.reports)}  # fmt: skip
     for name, rows in made.items():
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (args.out / f"{name}.jsonl").write_text(text, encoding="utf-8")

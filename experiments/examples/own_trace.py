@@ -1,6 +1,6 @@
 """Requests of one's own as a trace: what could be shared, and what each policy makes of it.
 
-    python experiments/examples/own_trace.py
+    python experiments/examples/own_trace.py [chats.jsonl]        # with a name the trace is kept
 
 A line of the file is a request: when it came (ms), tokens of its prompt and answer, and an id for
 each block of the prompt; equal ids at equal places are equal text. Other formats are read as well,
@@ -10,6 +10,7 @@ text among them: docs/TRACES.md.
 from __future__ import annotations
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def told(path: Path, capacities=(60, 120, 240)) -> dict[tuple[str, int], float]:
 
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for (policy, room), percent in told(write(Path(folder) / "chats.jsonl")).items():
+        path = Path(sys.argv[1] if len(sys.argv) > 1 else Path(folder) / "chats.jsonl")
+        for (policy, room), percent in told(write(path)).items():
             print(f"{policy:7} {room:5} blocks  {percent:5.1f} % of blocks hit")
 
 

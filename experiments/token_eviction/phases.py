@@ -43,7 +43,7 @@ def filled(of, spec: CacheSpec, ids, chunk: int) -> tuple[PagedCache, float]:
     cache = PagedCache.for_model(of, spec)
     wait(ids.device)
     started = time.perf_counter()
-    prefill(of, ids, cache, chunk_tokens=chunk)
+    prefill(of, ids, cache, chunk_tokens=chunk, driver="eager")
     wait(ids.device)
     return cache, time.perf_counter() - started
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from kvlab import axes
 from kvlab.advice.account import Account, account, workspace_bytes
 from kvlab.advice.ask import GOALS, Ask
-from kvlab.advice.table import BLOCK_SIZE, CHUNK_TOKENS, Loss, formats, measured
+from kvlab.advice.table import BLOCK_SIZE, CHUNK_TOKENS, Loss, formats, measured, partial
 from kvlab.cache import CacheSpec
 from kvlab.core import CacheGeometry
 from kvlab.model import Outline
@@ -33,7 +33,7 @@ _DEEDS = {
 }  # fmt: skip
 
 
-UNKNOWN = ("quest", "window")  # what these lose is in no row of the table
+PARTLY = ("quest", "window")  # these lose more than the format does
 TOO_MUCH = 5.0  # % of perplexity, at the upper end of its interval: no advice
 
 
@@ -41,8 +41,9 @@ class Choice(NamedTuple):
     """options: what it is on the command line. deed: what is done beside the format, if anything.
 
     now, end: bytes of the cache. needed: of the device in all, at the end, with weights, workspace,
-    one chunk and the spare part. losses: of the format, measured, one for each model. goal: the
-    first that it serves.
+    one chunk and the spare part. losses: of the format, measured, one for each model. beside: of
+    the window or the choice of blocks in 16 bits, likewise; [] where there is none, or where nobody
+    measured it. goal: the first that it serves.
     """
 
     goal: str
@@ -54,6 +55,7 @@ class Choice(NamedTuple):
     needed: int
     fits: bool
     losses: list[Loss]
+    beside: list[Loss]
 
     @property
     def loses(self) -> bool:
@@ -67,15 +69,22 @@ class Choice(NamedTuple):
 
     @property
     def known(self) -> bool:
-        """Whether all that it loses is in the table: a window and a choice of blocks lose more than
-        the format does."""
-        return self.deed not in UNKNOWN
+        """Whether all that it loses was measured: of a window and a choice of blocks that is so in
+        16 bits at most, for with fewer nobody measured both together."""
+        return self.deed not in PARTLY or bool(self.beside) and "format=bf16" in self.options
+
+    @property
+    def whole(self) -> list[Loss]:
+        """The rows of all that it loses, one for each model; [] where that is not known."""
+        if not self.known:
+            return []
+        return self.beside if self.deed in PARTLY else self.losses
 
     @property
     def order(self) -> tuple[bool, float]:
         """Choices of a goal by what they lose, on the model that loses most."""
-        worst = max((row.kl.value for row in self.losses if row.kl), default=0.0)
-        return not self.known, worst
+        rows = self.whole or self.losses
+        return not self.known, max((row.kl.value for row in rows if row.kl), default=0.0)
 
     @property
     def name(self) -> str:
@@ -153,7 +162,7 @@ def _choice(
         end = account(spec, g, tokens, ask.requests)
     needed = (rest + end.device) * SPARE // (SPARE - 1)
     return Choice(goal, options, deed, spec, now, end, needed, end.device + rest <= usable,
-                  measured(format))
+                  measured(format), partial(_DEEDS[deed]) if deed in PARTLY else [])
 
 
 def requests_bytes(ask: Ask, model: Outline) -> int:
@@ -161,9 +170,9 @@ def requests_bytes(ask: Ask, model: Outline) -> int:
     return (CHUNK_TOKENS + ask.requests) * model.chunk_token_bytes
 
 
-def spec_of(options: tuple[str, ...]) -> CacheSpec:
+def spec_of(options: tuple[str, ...], block_size: int = BLOCK_SIZE) -> CacheSpec:
     """The cache that these words choose. Raises `BadInput` as the cache would."""
-    return CacheSpec(**arguments(options), block_size=BLOCK_SIZE)
+    return CacheSpec(**arguments(options), block_size=block_size)
 
 
 def arguments(options: tuple[str, ...]) -> dict:
@@ -177,7 +186,12 @@ def arguments(options: tuple[str, ...]) -> dict:
         elif group == "cache":
             rest[field] = int(value)
         else:
-            settings.setdefault(group, {})[field] = value == "true" if value in (
-                "true", "false") else int(value)  # fmt: skip
+            settings.setdefault(group, {})[field] = _setting(value)
     return {axis: axes.by_name(axis, name, **settings[axis]) if axis in settings else name
             for axis, name in named.items()} | rest  # fmt: skip
+
+
+def _setting(value: str) -> bool | int | float:
+    if value in ("true", "false"):
+        return value == "true"
+    return float(value) if "." in value else int(value)

@@ -20,12 +20,20 @@ HEADS = ("goal", "memory", "flags", "bytes at the end", "loss", "speed", "forget
 SHORT = HEADS[:6] + HEADS[7:]  # of the README
 REPORTS = {
     "exact": ("memory_200k", "ultra_long"),
-    "facts": ("real_formats", "real_axes", "retrieval_quality"),
+    "facts": ("real_formats", "real_axes", "real_retrieval", "retrieval_quality"),
     "chat": ("prefix_hit_rate", "load"),
     "stream": ("endless", "real_windows", "window_quality"),
 }  # those that are there
 TIMED = "Qwen3-0.6B"  # the shapes whose speed the reports measured
-WINDOW = "window.recent=4092"  # with four sinks: a row of real_windows
+# deed -> report, variants of it in the order of preference, how many tokens is told behind that
+PARTS = {
+    "window": ("real_windows", ("window.recent=4092 cache.block_size=128", "window.recent=4092"),
+               ("perplexity_delta_percent", "kl_mean_nats"), "of"),
+    "quest": ("real_retrieval", (
+        "quest retrieval.budget_tokens=2048 retrieval.recent=256 cache.block_size=128",
+        "quest retrieval.budget_tokens=2048"),
+        ("perplexity_decoded_delta_percent", "kl_decoded_mean_nats"), "decoded behind"),
+}  # fmt: skip
 STANDS = {  # deed -> report, variant, what is unlike the composition
     "host": ("memory_200k", "fp8_host", "in fp8"),
     "quest": ("memory_200k", "retrieval", "in fp8"),
@@ -106,9 +114,10 @@ def _bytes(choice: Choice, cite: _Citing) -> str:
 
 
 def _loss(choice: Choice, cite: _Citing) -> str:
-    """Of the format, or of the window in 16 bits, on the model that loses more by KL."""
-    if not choice.known:
-        told = _window_loss(cite) if "format=bf16" in choice.options else ""
+    """Of the format, or of a window or a choice of blocks in 16 bits, on the model that loses more
+    by KL."""
+    if choice.deed in PARTS:
+        told = _part_loss(choice.deed, cite) if "format=bf16" in choice.options else ""
         return told or "not measured on a real model"
     rows: list[Loss] = [row for row in choice.losses if row.kl]
     if not rows:
@@ -121,16 +130,16 @@ def _loss(choice: Choice, cite: _Citing) -> str:
             f"KL {worst.kl.told('.2g')} nats{kl}")  # fmt: skip
 
 
-def window_rows(book: Book | None) -> tuple[dict, dict] | None:
-    """Change of perplexity and KL of the window that is offered, on the real model that loses more
-    by KL; None where that was not measured."""
-    found = [] if book is None else book.find("real_windows", "kl_mean_nats", variant=WINDOW)
-    if not found:
-        return None
-    kl = max(found, key=lambda row: row["value"])
-    [perplexity] = book.find("real_windows", "perplexity_delta_percent", variant=WINDOW,
-                             run=kl["params"]["run"])  # fmt: skip
-    return perplexity, kl
+def part_rows(book: Book | None, deed: str) -> tuple[dict, dict] | None:
+    """Change of perplexity and KL of the window or the choice of blocks that is offered, on the
+    real model that loses more by KL; None where that was not measured."""
+    report, variants, names, _ = PARTS[deed]
+    for variant in variants if book else ():
+        if found := book.find(report, names[1], variant=variant):
+            kl = max(found, key=lambda row: row["value"])
+            [perplexity] = book.find(report, names[0], variant=variant, run=kl["params"]["run"])
+            return perplexity, kl
+    return None
 
 
 def figure(row: dict) -> Figure:
@@ -138,14 +147,14 @@ def figure(row: dict) -> Figure:
                     for end in ("value", "low", "high")))
 
 
-def _window_loss(cite: _Citing) -> str:
-    rows = window_rows(cite.book)
+def _part_loss(deed: str, cite: _Citing) -> str:
+    rows = part_rows(cite.book, deed)
     if rows is None:
         return ""
     perplexity, kl = rows
     return (f"perplexity {figure(perplexity).told('+.2f')} %{cite.first([perplexity])}, "
             f"KL {figure(kl).told('.2g')} nats{cite.first([kl])}, "
-            f"of {kl['params']['tokens']:,} tokens")  # fmt: skip
+            f"{PARTS[deed][3]} {kl['params']['tokens']:,} tokens")  # fmt: skip
 
 
 def _speed(choice: Choice, name: str, cite: _Citing) -> str:

@@ -19,7 +19,7 @@ from kvlab.advice.decision import (
     Line,
     decisions,
     figure,
-    window_rows,
+    part_rows,
 )
 from kvlab.advice.table import losses, measured
 from kvlab.advice.transfer import elsewhere
@@ -114,7 +114,7 @@ def _opening(book: Book) -> str:
 
 
 def _window(book: Book) -> str:
-    rows = window_rows(book)
+    rows = part_rows(book, "window")
     if rows is None:
         return "what that costs on a real model was not measured"
     tokens = rows[0]["params"]["tokens"]

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets" / "advice"
-ASSET, EVICTIONS, SPEEDS = (ASSETS / f"{n}.jsonl" for n in ("losses", "evictions", "speeds"))
+ASSET, EVICTIONS, PARTIAL, SPEEDS = (
+    ASSETS / f"{n}.jsonl" for n in ("losses", "evictions", "partial", "speeds"))  # fmt: skip
 BLOCK_SIZE, CHUNK_TOKENS = 128, 512  # as all rows were measured: both are part of a lossy method
 
 
@@ -118,8 +119,15 @@ def nearest_speed(
 
 @cache
 def evictions() -> tuple[Loss, ...]:
-    """What eviction was measured to lose, rows as those of formats."""
+    """What eviction was measured to lose, with summaries too; rows as those of formats."""
     return losses(EVICTIONS)
+
+
+def partial(words: tuple[str, ...]) -> list[Loss]:
+    """What reading a part of the past lost, in 16 bits: the rows whose options are a format in 16
+    bits and these words, one for each model; [] where nobody measured it. Of a choice of blocks the
+    figures are those of decoded tokens, for no others choose."""
+    return [row for row in losses(PARTIAL) if row.options == ("format=bf16", *words)]
 
 
 @cache

@@ -6,9 +6,10 @@ import shlex
 from textwrap import TextWrapper
 
 from kvlab.advice.ask import GOALS, Ask
-from kvlab.advice.choices import SPARE, TOO_MUCH, Choice, choices, dominated
+from kvlab.advice.choices import PARTLY, SPARE, TOO_MUCH, Choice, choices, dominated
+from kvlab.advice.columns import columns
 from kvlab.advice.evict import FORGETS as EVICTED
-from kvlab.advice.evict import TRANSFORMERS, VLLM, Evicting, evicting
+from kvlab.advice.evict import TRANSFORMERS, VLLM, Evicting, evicting, least
 from kvlab.advice.flags import nearest
 from kvlab.advice.speed import decoding, prefilling, timed_shapes
 from kvlab.advice.table import (
@@ -25,6 +26,7 @@ from kvlab.core import CacheGeometry
 from kvlab.model import Outline, outline
 from kvlab.pool import no_kernels
 
+_ROOMY = 110  # columns from which on the table has all bytes
 _MEASURED = 32768  # tokens of a document that the bundled books have
 
 
@@ -35,7 +37,7 @@ def advise(ask: Ask, config: dict, width: int = 100) -> str:
     """
     model = outline(config)
     found = choices(ask, model)
-    parts = [_head(ask, model, width), _table(found), _sources(width)]
+    parts = [_head(ask, model, width), _table(found, width), _sources(width)]
     fitting = advised(found)
     parts += [_one(choice, ask, model, width) for choice in shown(fitting, ask)]
     if ask.goal in (None, "stream"):
@@ -81,16 +83,22 @@ def _head(ask: Ask, model: Outline, width: int) -> str:
     return _fill(told, width)
 
 
-def _table(found: list[Choice]) -> str:
-    head = ["goal", "composition", "fits", "now", "end", "host, end", "needed in all",
-            *(f"ppl %, {name}" for name in models()), "another model"]  # fmt: skip
-    rows = [[c.goal, c.name, _fits(c), _gb(c.now.device), _gb(c.end.device),
-             _gb(c.end.host) if c.end.host else "", _gb(c.needed),
-             *(row.perplexity.told(".2f") if c.known else "not measured" for row in c.losses),
-             _another(c)] for c in found]  # fmt: skip
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip()
-                     for row in [head, *rows])  # fmt: skip
+def _table(found: list[Choice], width: int) -> str:
+    """Bytes in full where there is room; they stand beneath, too."""
+    wide = width >= _ROOMY
+    names = [f"ppl %, {n.removesuffix('-Instruct')}".replace("-", "- "[not wide]) for n in models()]
+    head = ["goal", "composition", "fits", *["now", "end", "host, end"] * wide, "needed in all",
+            *names, "another model"]  # fmt: skip
+    rows = [[c.goal, c.name, _fits(c),
+             *[_gb(c.now.device), _gb(c.end.device), _gb(c.end.host) if c.end.host else ""] * wide,
+             _gb(c.needed), *_of_models(c), _another(c)] for c in found]  # fmt: skip
+    return columns(head, rows, width)
+
+
+def _of_models(choice: Choice) -> list[str]:
+    """Change in perplexity of all that it loses, one for each model."""
+    rows = {row.model: row.perplexity.told(".2f") for row in choice.whole}
+    return [rows.get(name, "not measured") for name in models()]
 
 
 def _another(choice: Choice) -> str:
@@ -107,10 +115,10 @@ def _fits(choice: Choice) -> str:
 
 def _sources(width: int) -> str:
     rows = losses()
-    told = ["ppl %: change in perplexity of the format alone, mean and 95 % interval, measured on "
-            "models that may not be yours; what a window or a choice of blocks loses on top is in "
-            "no row of the table. Another model: the 95 % interval of a model that was not "
-            "measured, by how much these differ from each other over all formats."]
+    told = ["ppl %: change in perplexity, mean and 95 % interval, on models that may not be yours: "
+            "of the format, of a window, or of a choice of blocks. Another model: the 95 % "
+            "interval of a model that was not measured, by how much these differ from each other "
+            "over all formats."]
     told.append("speed: of the nearest row that was measured; a model with more weights or a wider "
                 "cache than the shapes that are named is slower.")
     told.append(f"loses: it fits, and is not advised, for the interval reaches {TOO_MUCH:g} %.")
@@ -127,6 +135,9 @@ def _one(choice: Choice, ask: Ask, model: Outline, width: int) -> str:
     from_format = next(o for o in choice.options if o.startswith("format=")).partition("=")[2]
     vllm, transformers = nearest(from_format, choice.deed)
     lines = [f"{choice.name}  ({choice.goal}: {GOALS[choice.goal]})"]
+    host = f" and {_gb(choice.end.host)} in host memory" if choice.end.host else ""
+    ends = f"{_gb(choice.end.device)}{host} at the end"
+    lines += _labelled("bytes", f"{_gb(choice.now.device)} at {ask.now:,} tokens, {ends}", width)
     lines += _labelled("loss", _loss(choice), width)
     lines += _labelled("forgets", choice.forgets, width)
     lines += _labelled("speed", _speed(choice, ask, model), width)
@@ -138,16 +149,18 @@ def _one(choice: Choice, ask: Ask, model: Outline, width: int) -> str:
 def _evictions(found: list[Evicting], ask: Ask, model: Outline, width: int) -> str:
     """What was measured of eviction, which serves no goal by itself: some of the text is gone."""
     head = _fill("Where some of the text may be gone, tokens can be evicted; bytes are about the "
-                 "share of a full cache, losses are of the lengths that are named:", width)
+                 "share of a full cache, losses are of the lengths that are named. Of each share "
+                 "what loses least, with a summary of what is gone and without:", width)
     blocks = [head]
-    for one in found:
+    for one in least(found):
         lines = [f"{one.name}  (about {_gb(one.bytes)} at the end)"]
         for row in one.losses:
             lines += _labelled("loss", f"{_figures(row)} ({row.setting}; {row.device}, commit "
-                                       f"{row.commit})", width)  # fmt: skip
+                                       f"{row.commit[:7]})", width)  # fmt: skip
         options = tuple(o for o in one.options if o != "format=bf16")
-        lines.append(f"  command       {command_of(options, ask, model)}")
-        lines.append(f"  Python        {python_of(options)}")
+        own = one.block_size, one.chunk_tokens  # both are part of what was measured
+        lines.append(f"  command       {command_of(options, ask, model, *own)}")
+        lines.append(f"  Python        {python_of(options, one.block_size)}")
         blocks.append("\n".join(lines))
     last = [*_labelled("forgets", EVICTED, width), *_labelled("vLLM", VLLM, width),
             *_labelled("transformers", TRANSFORMERS, width)]  # fmt: skip
@@ -155,19 +168,30 @@ def _evictions(found: list[Evicting], ask: Ask, model: Outline, width: int) -> s
 
 
 def _figures(row: Loss) -> str:
+    top1 = f", top-1 {row.top1.told('.1f')} %" if row.top1 else ""
     return (f"{row.model}: perplexity {row.perplexity.told('+.2f')} %, KL {row.kl.told('.2g')} "
-            f"nats, top-1 {row.top1.told('.1f')} %")
+            f"nats{top1}")
 
 
 def _loss(choice: Choice) -> str:
     told = [_figures(row) for row in choice.losses if row.kl]
-    own = {"window": "what the window loses", "quest": "what it loses by not reading all"}
     base = "; ".join(told) or "none: it is what the others are compared with"
     if there := elsewhere(choice.losses):
         base += f"; on another model {there.told()}"
-    if choice.known:
+    if choice.deed not in PARTLY:
         return base
-    return f"not measured: {own[choice.deed]} is not in the table. Of the format alone: {base}"
+    window = choice.deed == "window"
+    if not choice.beside:
+        own = "the window loses" if window else "it loses by not reading all"
+        return f"not measured: what {own} is not in the table. Of the format alone: {base}"
+    parts = "; ".join(f"{_figures(row)} ({row.setting}; {row.device}, commit {row.commit[:7]})"
+                      for row in choice.beside)  # fmt: skip
+    parts = parts if window else f"of decoded tokens, {parts}"
+    if choice.known:
+        return parts
+    own = "window" if window else "choice"
+    return (f"not measured: the format and the {own} together. Of the {own} in 16 bits: {parts}. "
+            f"Of the format alone: {base}")
 
 
 def _speed(choice: Choice, ask: Ask, model: Outline) -> str:
@@ -226,10 +250,13 @@ def command(choice: Choice, ask: Ask, model: Outline) -> str:
     return command_of(choice.options, ask, model)
 
 
-def command_of(options: tuple[str, ...], ask: Ask, model: Outline) -> str:
+def command_of(
+    options: tuple[str, ...], ask: Ask, model: Outline, block_size: int = BLOCK_SIZE,
+    chunk_tokens: int = CHUNK_TOKENS,
+) -> str:  # fmt: skip
     tokens = min(ask.context, _MEASURED, model.positions or _MEASURED)
-    words = [*ask.model, "experiment=none", *options, f"cache.block_size={BLOCK_SIZE}",
-             f"prefill.chunk_tokens={CHUNK_TOKENS}", f"eval.tokens={tokens}"]  # fmt: skip
+    words = [*ask.model, "experiment=none", *options, f"cache.block_size={block_size}",
+             f"prefill.chunk_tokens={chunk_tokens}", f"eval.tokens={tokens}"]  # fmt: skip
     return shlex.join(["python", "-m", "kvlab", *words])
 
 
@@ -238,7 +265,7 @@ def python(choice: Choice) -> str:
     return python_of(choice.options)
 
 
-def python_of(options: tuple[str, ...]) -> str:
+def python_of(options: tuple[str, ...], block_size: int = BLOCK_SIZE) -> str:
     named, settings = {}, {}
     for word in options:
         key, _, value = word.partition("=")
@@ -254,7 +281,7 @@ def python_of(options: tuple[str, ...]) -> str:
             own.append(f'{axis}=kvlab.axes.by_name("{axis}", {made})'.replace("'", '"'))
         else:
             own.append(f'{axis}="{name}"')
-    own += [f"block_size={BLOCK_SIZE}", *settings.get("cache", ())]
+    own += [f"block_size={block_size}", *settings.get("cache", ())]
     return f"kvlab.PagedCache.for_model(model, {', '.join(own)})"
 
 

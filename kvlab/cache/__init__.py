@@ -3,6 +3,7 @@
 from kvlab.blocks import PrefixHandle as Handle
 from kvlab.cache.copies import Copies
 from kvlab.cache.facts import NO_FACTS, ModelFacts
+from kvlab.cache.fixed import FixedChunk, Parts, fixed_chunk, obstacle, standing_bytes
 from kvlab.cache.paged import PagedCache
 from kvlab.cache.reach import Reach
 from kvlab.cache.running import Running
@@ -10,6 +11,6 @@ from kvlab.cache.spec import CacheSpec
 from kvlab.cache.stats import CacheStats
 
 __all__ = [
-    "CacheSpec", "CacheStats", "Copies", "Handle", "ModelFacts", "NO_FACTS", "PagedCache",
-    "Reach", "Running",
+    "CacheSpec", "CacheStats", "Copies", "FixedChunk", "Handle", "ModelFacts", "NO_FACTS",
+    "PagedCache", "Parts", "Reach", "Running", "fixed_chunk", "obstacle", "standing_bytes",
 ]  # fmt: skip

@@ -127,7 +127,7 @@ class ChoosingGroup(LayerGroup):
         self._look_around(ask, lse, k)
         some.note(ask, lse, self._present(ask, len(k)))
         if some.full:
-            self._choose(ask, some)
+            self.choose(ask, some)
         return out
 
     def _waiting(self, ask: Ask) -> Together:
@@ -172,7 +172,7 @@ class ChoosingGroup(LayerGroup):
             return None
         return torch.cat((there, there.new_ones(tokens - len(there), there.shape[1])))
 
-    def _choose(self, ask: Ask, some: Together) -> None:
+    def choose(self, ask: Ask, some: Together) -> None:
         """Score all tokens that some layers have, and store those that stay."""
         e, layers, e.waiting = ask.extent, slice(some.first, some.stop), None
         tokens, seen = some.n - e.rest_count, self.held.seen[e.seq]
@@ -197,7 +197,7 @@ class ChoosingGroup(LayerGroup):
         some = self._waiting(ask)
         some.add(ask)
         if some.full:
-            self._choose(ask, some)
+            self.choose(ask, some)
 
     @property
     def sealed_blocks(self):

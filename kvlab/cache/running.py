@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from kvlab.cache.beginnings import Beginnings, beginnings
+from kvlab.cache.fixed import FixedChunk
 from kvlab.cache.group import LayerGroup
+from kvlab.core import BadInput
 from kvlab.source import Ask, Extent
 
 
@@ -17,6 +19,7 @@ class Running:
     group, and place in there, of each layer. decodes: whether the sources are prepared for the
     kernels of a step of one token in every row. packed: the tokens of all sequences come in one
     row of the tensors, one behind the other, without padding. Those without a past come last.
+    fixed: of a chunk of a fixed shape, who attends in each layer group, by its number.
     layers: by layer, its group, its place there, what the step does to the group's sequences, and
     the kernel that reads all there is, where one does.
     """
@@ -26,6 +29,8 @@ class Running:
         decodes: bool,
     ):
         self.rows, self.decodes, self.packed = rows, decodes, False
+        self.fixed: list[FixedChunk] | None = None
+        self._place = place
         self._begun: dict[int, Beginnings | None] = {}  # by group, of a packed step
         self.longest = max([row[0].past for row in rows], default=0)
         none, by_group = [None] * len(place), []
@@ -46,6 +51,8 @@ class Running:
         group, local, extents, kernel = self.layers[layer]
         if window is not None:
             group.check_window(window)
+        if self.fixed is not None:
+            return self._fixed(layer, q, k, v, scale, window, sinks)
         if self.packed:
             how = {"scale": scale, "window": window, "sinks": sinks}
             return self._in_one_row(group, local, extents, q, k, v, how)
@@ -56,6 +63,14 @@ class Running:
         if kernel is not None and sinks is None:
             return kernel(q, scale=scale, new=(k, v))[0][:, None]
         return group.decode(local, extents, q, k, v, scale, sinks)[:, None]
+
+    def _fixed(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float,
+               window: int | None, sinks: Tensor | None) -> Tensor:  # fmt: skip
+        if window is not None or sinks is not None:
+            what = "a sliding window" if sinks is None else "attention sinks"
+            raise BadInput("prefill.driver", "graph", f"a layer of this model has {what}")
+        number, local = self._place[layer]
+        return self.fixed[number].attend(local, q, k, v, scale)
 
     def _by_row(self, group, local: int, extents: list[Extent], q: Tensor, k: Tensor, v: Tensor,
                 how: dict) -> Tensor:  # fmt: skip

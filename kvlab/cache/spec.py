@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from kvlab import axes
 from kvlab.budget import blocks_in, blocks_of, parts_of
 from kvlab.cache import granularity
 from kvlab.cache.making import Copied, made_anew, maker
-from kvlab.core import BadInput, CacheGeometry, LayerShape
+from kvlab.core import BadInput, CacheGeometry, LayerShape, check_number
 from kvlab.format import KVFormat
 from kvlab.policy import EvictionPolicy
 from kvlab.pool import fused_kernels, no_kernels
@@ -60,10 +61,8 @@ class CacheSpec:
     def __post_init__(self):
         for axis in axes.AXES:
             self._take(axis, getattr(self, axis))
-        if not 1 <= self.block_size <= 256:
-            raise BadInput("cache.block_size", self.block_size, "must be 1 to 256 tokens")
-        if self.workspace_tokens < 1:
-            raise BadInput("cache.workspace_tokens", self.workspace_tokens, "must be at least 1")
+        check_number("cache.block_size", self.block_size, 1, 256)
+        check_number("cache.workspace_tokens", self.workspace_tokens)
         for field, value in granularity.settled(self).items():
             object.__setattr__(self, field, value)
         self._check_budget()
@@ -75,6 +74,8 @@ class CacheSpec:
             given = maker(given)
         elif isinstance(given, str):
             given = axes.by_name(axis, given)
+        elif given is None or isinstance(given, (int, float, list, tuple, dict, type)):
+            raise BadInput(axis, given, "must be a member's name, or an object of its class")
         object.__setattr__(self, axis, given)
 
     @cached_property
@@ -148,10 +149,9 @@ class CacheSpec:
         for name, value in given.items():
             if value == "adaptive" and name == "budget_bytes":
                 continue
-            if isinstance(value, str) or value <= 0:
-                raise BadInput(f"cache.{name}", value, "must be positive, or null for no budget")
-        if self.budget_percent is not None and self.budget_percent > 100:
-            raise BadInput("cache.budget_percent", self.budget_percent, "must be at most 100")
+            most = 100 if name == "budget_percent" else inf
+            whole = name == "budget_blocks"
+            check_number(f"cache.{name}", value, 0, most, whole=whole, above=True, null=True)
 
     def geometry(
         self, layers: int, query_heads: int, kv_heads: int, head_dim: int

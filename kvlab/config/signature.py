@@ -8,6 +8,7 @@ import types
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
+from math import isnan
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -57,6 +58,8 @@ def fits(value: object, hint: Any) -> bool:
         return True
     if isinstance(value, list):
         value = [v for v in value if not (isinstance(v, dict) and "_target_" in v)]
+    if isinstance(value, float) and isnan(value):  # nobody means it, and it passes comparisons
+        return False
     try:
         _adapter(hint).validate_json(json.dumps(value, default=str), strict=True)
     except ValidationError:

@@ -13,7 +13,7 @@ from kvlab.eval.rows import memory
 from kvlab.eval.runner import Runner
 from kvlab.eval.task import Item, TimedTask
 from kvlab.eval.text_loss import check_lengths, with_decode_tokens
-from kvlab.model import Decoder, Driver, check_driver, prefill
+from kvlab.model import Decoder, Driver, check_driver, check_prefill_driver, prefill
 
 
 class TextCost(TimedTask):
@@ -23,6 +23,8 @@ class TextCost(TimedTask):
         decode driver (null: 256 on a GPU, 32 elsewhere); the first of them, which compiles and
         captures, is not timed if there is another. Wall time with the device synchronized.
     driver: see `model.decode.Decoder`.
+    prefill_driver: of the chunks, see `model.prefill.prefill`; a row says how many of them
+        were replays of a captured one, where any was.
     account: also rows of the cache's bytes, which tasks of quality have already.
     """
 
@@ -31,10 +33,12 @@ class TextCost(TimedTask):
 
     def __init__(
         self, tokens: int = 4096, decode_tokens: int | None = None, driver: Driver = "auto",
-        account: bool = True,
+        account: bool = True, prefill_driver: Driver = "auto",
     ):
         check_lengths(tokens, decode_tokens)
         check_driver(driver)
+        check_prefill_driver(prefill_driver)
+        self.prefill_driver = prefill_driver
         self.tokens, self.decode_tokens = tokens, decode_tokens
         self.driver, self.account = driver, account
 
@@ -57,8 +61,11 @@ class TextCost(TimedTask):
         device, split = ids.device, max(1, len(ids) - self.decode_tokens)
         runner.start()
         fresh_peak(device)
-        took = prefill(runner.loaded.model, ids[None, :split], runner.cache,
-                       chunk_tokens=runner.chunk_tokens).seconds
+        done = prefill(runner.loaded.model, ids[None, :split], runner.cache,
+                       chunk_tokens=runner.chunk_tokens, driver=self.prefill_driver)
+        took = done.seconds
+        if done.replayed:
+            yield Measurement("prefill_replayed_chunks", done.replayed, "chunks", "higher")
         yield Measurement("prefill_seconds", took, "s", "lower", count=split)
         yield Measurement("prefill_tokens_per_second", split / took, "tokens/s", "higher",
                           count=split)

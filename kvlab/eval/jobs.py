@@ -47,10 +47,11 @@ class Cost(Bench):
     def __init__(
         self, model, data, tokens: int = 4096, decode_tokens: int | None = None,
         chunk_tokens: int | str = 512, progress: bool = True, device: str = "auto",
-        cap_gb: float | None = None, driver: Driver = "auto",
+        cap_gb: float | None = None, driver: Driver = "auto", prefill_driver: Driver = "auto",
     ):
-        super().__init__(model, TextCost(tokens, decode_tokens, driver), data, chunk_tokens,
-                         progress=progress, device=device, cap_gb=cap_gb)
+        cost = TextCost(tokens, decode_tokens, driver, prefill_driver=prefill_driver)
+        super().__init__(model, cost, data, chunk_tokens, progress=progress, device=device,
+                         cap_gb=cap_gb)
 
 
 class Recall(Bench):

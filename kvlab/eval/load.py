@@ -15,7 +15,7 @@ import torch
 
 from kvlab.blocks import BlockLedger, replay
 from kvlab.cache import CacheSpec
-from kvlab.core import BadInput, Measurement
+from kvlab.core import BadInput, Measurement, check_number
 from kvlab.eval.sweep import Point, Sweep
 from kvlab.model import LoadedModel, PagedCache, forward_chunk
 from kvlab.serve import Limits, Loop, Served, StepClock, WallClock, with_cancellations, with_rate
@@ -45,6 +45,13 @@ class Load(Sweep):
         for name, value in (("cancel", cancel), ("failures", failures)):
             if not 0 <= value < 1:
                 raise BadInput(f"job.{name}", value, "must be a share: at least 0, less than 1")
+        if not rates:
+            raise BadInput("job.rates", [], "name at least one, in requests a second")
+        for rate in rates:
+            check_number("job.rates", rate, 0, whole=False, above=True)
+        check_number("job.sample", sample, 0)
+        check_number("job.tolerance", tolerance, 0, whole=False)
+        check_number("job.step_ms", step_ms, 0, whole=False, above=True, null=True)
         if not spec.prefix.shares or (spec.budget_blocks is None and spec.budget_bytes is None):
             raise BadInput("prefix", spec.prefix.name, "load needs prefix=hash and a budget")
         self.model, self.requests, self.spec, self.rates = model, requests, spec, list(rates)

@@ -18,7 +18,7 @@ from kvlab.cache import CacheSpec
 from kvlab.core import Measurement, Variant
 from kvlab.eval.clock import fresh_peak, seconds
 from kvlab.eval.sweep import Point, Sweep, at_least, check_peers, check_variants
-from kvlab.model import Decoder, PagedCache, prefill
+from kvlab.model import Decoder, Driver, PagedCache, check_prefill_driver, prefill
 from kvlab.model.fuse import fused
 from kvlab.model.peers import dynamic_prefill
 from kvlab.model.room import activation_bytes, standing_bytes, weight_bytes
@@ -42,6 +42,8 @@ class PrefillSpeed(Sweep):
     activations (`activation_bytes`). What was held after each chunk is appended to
     `measurements.curve.jsonl` in the run folder, the last logits to `logits/`: what must be exact
     can be compared with another run.
+    driver: of the chunks, see `model.prefill.prefill`; a row says how many were replays of a
+        captured one, where any was.
     """
 
     model: object
@@ -52,6 +54,7 @@ class PrefillSpeed(Sweep):
     device: str = "auto"
     cap_gb: float | None = None
     seed: int = 0
+    driver: Driver = "auto"
 
     wants_specs = True
     may_not_fit = True
@@ -60,6 +63,7 @@ class PrefillSpeed(Sweep):
         at_least(1, contexts=self.contexts, chunk_tokens=self.chunk_tokens)
         at_least(0, decode_tokens=self.decode_tokens)
         check_peers(self.peers, PEERS)
+        check_prefill_driver(self.driver)
 
     def run(self, folder, variants: Sequence[Variant] = ()) -> None:
         self.folder = Path(folder.path)
@@ -158,14 +162,17 @@ class Arm(PeerArm):
         peak = Peak(cache, self.model.config, self.job.folder, self.name, tokens)
         yield from self.prefilled(lambda: self._fill(cache, ids, peak), tokens)
         self._keep(tokens)
+        if self.replayed:
+            yield Measurement("prefill_replayed_chunks", self.replayed, "chunks", "higher")
         yield from account(self.model, peak, standing)
         if self.job.decode_tokens:
             yield from decode_rows(self.model, cache, ids, self.job.decode_tokens)
         cache.check()
 
     def _fill(self, cache: PagedCache, ids: Tensor, progress) -> None:
-        self.logits = prefill(self.model, ids, cache, chunk_tokens=self.job.chunk_tokens,
-                              progress=progress).logits
+        done = prefill(self.model, ids, cache, chunk_tokens=self.job.chunk_tokens,
+                       progress=progress, driver=self.job.driver)
+        self.logits, self.replayed = done.logits, done.replayed
 
     def _keep(self, tokens: int) -> None:
         """The last logits, of which another run's can be compared with."""

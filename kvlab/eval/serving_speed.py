@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from kvlab.blocks import chained_hashes
-from kvlab.core import BadInput, Measurement, Variant
+from kvlab.core import BadInput, Measurement, Variant, check_number
 from kvlab.eval.clock import fresh_peak, seconds
 from kvlab.eval.sweep import Point, Sweep, at_least, check_peers, check_variants
 from kvlab.model import Driver, LoadedModel, PagedCache, check_driver, continuous_batching
@@ -68,6 +68,10 @@ class ServingSpeed(Sweep):
     def __post_init__(self):
         check_driver(self.driver)
         at_least(1, counts=self.counts)
+        check_number("job.output_tokens", self.output_tokens, null=True)
+        check_number("job.rate", self.rate, 0, whole=False, above=True, null=True)
+        check_number("job.peer_requests", self.peer_requests, null=True)
+        check_number("job.peer_seconds", self.peer_seconds, 0, whole=False, above=True)
         self.limits = Limits(self.running, None, self.chunk_tokens, seconds=self.most_seconds,
                              decode_steps=self.decode_steps)  # fmt: skip
         check_peers(self.peers, PEERS)

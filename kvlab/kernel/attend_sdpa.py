@@ -27,7 +27,8 @@ MOST_LOGITS = 1 << 26  # that are made at a time where no library kernel serves
 ONE_CALL = 1024  # queries, at most, that see past and own tokens in one call: it saves launches
 GAIN = 0.85   # of the time: parts have to be merged, so they must be worth it
 
-__all__ = ["attend", "attend_each", "attend_last", "attend_parts", "merge"]
+__all__ = ["attend", "attend_each", "attend_last", "attend_parts", "attend_span",
+           "merge"]
 
 
 def attend(
@@ -95,6 +96,29 @@ def attend_last(
     past, how = n - tokens, {"scale": scale, "softcap": softcap}
     before = [attend_parts(q, k[:past], v[:past], **how, q_start=past)] if past else []
     return [*before, attend(q, k[past:], v[past:], causal=True, **how)]
+
+
+def attend_span(
+    q: Tensor, k: Tensor, v: Tensor, asked: Tensor, span: Tensor, *, scale: float
+) -> list[Partial]:
+    """As `attend_last` over the tokens [span[0], span[1]) of k, v [n, H, D].
+
+    span: int32 [2]; asked: int32, 0 and the number of queries. On CUDA both are read where they
+    lie, so a captured call serves whatever they say; see `spans` for what is taken there.
+    """
+    if not q.is_cuda:
+        begin, end = span.tolist()
+        return attend_last(q, k[begin:end], v[begin:end], scale=scale)
+    args = (q.transpose(0, 1), k.to(q.dtype), v.to(q.dtype), asked, span)
+    out, lse = torch.ops.aten._flash_attention_forward(
+        *args, q.shape[1], len(k), 0.0, True, False, scale=scale
+    )[:2]
+    return [(out.transpose(0, 1), lse.reshape(q.shape[0], -1))]
+
+
+def spans(dtype: torch.dtype, dim: int, device: torch.device) -> bool:
+    """Whether `attend_span` takes queries of this dtype and width."""
+    return device.type != "cuda" or (dtype.itemsize == 2 and dim % 8 == 0 and dim <= 256)
 
 
 def attend_each(

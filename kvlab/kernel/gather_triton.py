@@ -85,17 +85,19 @@ def gather_kernel(
     """
     i, h, layer = tl.program_id(0), tl.program_id(1), (tl.program_id(2) // 2).to(tl.int64)
     block, at = tl.load(ids + i), layer * between
-    slab, slot = tl.load(base + block // P), (block % P).to(tl.int64) + layer * P
-    if tl.program_id(2) % 2 == 0:
-        gather_side(out_k + at, i, h, slab, slot, kd, kh, ks, kz, ku, km, H, D, S, SP, K)
-    else:
-        gather_side(out_v + at, i, h, slab, slot, vd, vh, vs, vz, vu, vm, H, D, S, SP, V)
+    if block >= 0:
+        slab, slot = tl.load(base + block // P), (block % P).to(tl.int64) + layer * P
+        if tl.program_id(2) % 2 == 0:
+            gather_side(out_k + at, i, h, slab, slot, kd, kh, ks, kz, ku, km, H, D, S, SP, K)
+        else:
+            gather_side(out_v + at, i, h, slab, slot, vd, vh, vs, vz, vu, vm, H, D, S, SP, V)
 
 
 def gather(planes, format: KVFormat, block_ids: Tensor, out_k: Tensor, out_v: Tensor) -> None:
     """Sealed blocks -> keys and values in `out_k`, `out_v` [n * S, H, D] (contiguous).
 
-    planes: `LayerPlanes` of one layer; block_ids: int64 [n] on the device, in the wanted order.
+    planes: `LayerPlanes` of one layer; block_ids: int64 [n] on the device, in the wanted order;
+    where one is negative, nothing is written.
     Of the L layers from `planes` on where the outputs are [L, n * S, H, D], each layer contiguous.
     Bit-equal to `format.dequantize`: products and sums are not fused.
     """

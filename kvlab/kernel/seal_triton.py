@@ -16,7 +16,6 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents
 
 from kvlab.format import KVFormat
-from kvlab.kernel import interpret
 from kvlab.kernel.codes_triton import DENSE, GROUPED, INT, narrow, rotate, tile_pointer, typed
 from kvlab.kernel.grouped_triton import ROUND, seal_groups
 from kvlab.kernel.quantize_ref import FP8_MAX, FP16_MAX, SCALE_FLOOR
@@ -24,8 +23,7 @@ from kvlab.kernel.seal_groups_triton import seal_keys, seal_values
 from kvlab.kernel.sides import TYPES, Side, next_power, offsets, sides
 from kvlab.kernel.tune import device_facts
 
-# A thread for each group: in the interpreter, and where a benchmark sets it; it has run on no GPU.
-HELD = interpret.ACTIVE
+HELD = False  # a thread for each group: where a benchmark or a test sets it; it has run on no GPU
 FLOOR, TOP = tl.constexpr(SCALE_FLOOR), tl.constexpr(FP8_MAX)
 HALF_MAX = tl.constexpr(FP16_MAX)
 

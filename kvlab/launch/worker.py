@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from filelock import FileLock, Timeout
 from kvlab.core import BadInput, KvlabError, RunFailed
 from kvlab.launch.task import Outcome, Task, command, look, note
 
+MAIN = Path(__file__).resolve().parents[1] / "__main__.py"
 Entry = Callable[[list[str]], int]  # the command line: words -> exit status
 INTERRUPTED = 130  # as a shell says of a process that was
 _WAIT_SECONDS = 60.0  # for the devices of a worker that is being ended
@@ -95,6 +97,7 @@ def _written(task: Task, entry: Entry, words: list[str]) -> tuple[int, str]:
     """Exit status, and the last that a run without success said."""
     # Set while Hydra runs the sweep, and inherited: there it lets errors through to us.
     os.environ.pop("HYDRA_FULL_ERROR", None)
+    before, sys.argv = sys.argv, [str(MAIN), *words]  # the command that a run notes
     with task.log.open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         at = log.tell()
         try:
@@ -102,6 +105,8 @@ def _written(task: Task, entry: Entry, words: list[str]) -> tuple[int, str]:
         except BaseException:  # also SystemExit: a worker goes on with the next task
             traceback.print_exc()
             status = 1
+        finally:
+            sys.argv = before
     return status, _last_words(task.log, at) if status else ""
 
 

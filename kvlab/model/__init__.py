@@ -3,6 +3,7 @@
 from kvlab.model.adapter import PagedCache
 from kvlab.model.batching import continuous_batching
 from kvlab.model.chunk import run_chunk
+from kvlab.model.chunks import check_driver as check_prefill_driver
 from kvlab.model.decode import Decoder, Driver, check_driver
 from kvlab.model.device import prepare_device
 from kvlab.model.lanes import Fetched, Lanes
@@ -16,7 +17,8 @@ from kvlab.model.text_summary import TextSummary
 
 __all__ = [
     "Decoder", "Driver", "Fetched", "Lanes", "LoadedModel", "Outline", "Packed", "PagedCache",
-    "PrefillResult", "TextSummary", "cache_parameter", "check_driver", "continuous_batching",
+    "PrefillResult", "TextSummary", "cache_parameter", "check_driver",
+    "check_prefill_driver", "continuous_batching",
     "forward_chunk", "model_geometry", "outline", "portrait", "prefill", "prepare_device",
     "run_chunk",
 ]  # fmt: skip

@@ -12,7 +12,7 @@ from transformers.cache_utils import Cache
 from kvlab import cache as core
 from kvlab.cache import NO_FACTS, CacheSpec, Copies, Reach
 from kvlab.core import BadInput
-from kvlab.model.columns import Columns
+from kvlab.model.columns import Columns, Plan
 from kvlab.model.doors import ATTENTION, PagedLayer
 from kvlab.model.forward import Forward, NoForward
 from kvlab.model.identity import LiveModel
@@ -60,6 +60,7 @@ class PagedCache(Copies, Reach, Watched, Cache):
         self.begun_by_hook = False  # and it was a forward of the model that opened them
         # ids [B, T] of the forward that is about to run, and its positions if given
         self.coming: tuple[Tensor, Tensor | None] | None = None
+        self.chunks = None  # captured chunks of a prefill, see `model/chunks.py`
         self.teller = None  # who knows the tokens (summary=text, policy=kvzip)
 
     @classmethod
@@ -236,6 +237,12 @@ class PagedCache(Copies, Reach, Watched, Cache):
         forward, self.forward, self._fresh = self.forward, NO_FORWARD, False
         self.begun_by_hook = False
         self.columns.advance(forward.plan, positions)  # first: a budget may fail to evict
+        self.core.commit()
+
+    def close_chunk(self, plan: Plan) -> None:
+        """All layers have attended in a chunk of the rows that was no forward of the library's."""
+        self._fresh = self.begun_by_hook = False
+        self.columns.advance(plan)  # first: a budget may fail to evict
         self.core.commit()
 
     def undo_forward(self) -> int | None:

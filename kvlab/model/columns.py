@@ -54,6 +54,7 @@ class Columns:
         self._held: np.ndarray | None = None  # bool [rows, seen or more]: grown seldom
         self.real = real
         self._ends: Tensor | list[int] | None = [int(n) for n in self.lengths()]
+        self._following: Tensor | None = None  # positions that follow, as they were asked for last
         self._odd: Tensor | bool = False  # whether positions of a row ever leapt
 
     @property
@@ -135,7 +136,8 @@ class Columns:
             new = slice(self.seen, self.seen + plan.tokens)
             self._held[:, new] = True if plan.real is None else plan.real
         self.seen += plan.tokens
-        if positions is None:
+        following, self._following = self._following, None
+        if positions is None or positions is following:  # known on the host: nobody waits
             self._ends = [end + n for end, n in zip(self.next_positions(), plan.counts)]
         else:
             self._note_positions(plan, positions)
@@ -223,9 +225,10 @@ class Columns:
 
     def positions(self, new: Tensor | None, tokens: int, device) -> Tensor:
         """Position of each new column, [rows, tokens]; padding gets that of the token before."""
-        first = torch.tensor(self.next_positions(), device=device)[:, None]
+        first = torch.tensor(self.next_positions()).to(device, non_blocking=True)[:, None]
         if new is None:
-            return first + torch.arange(tokens, device=device)
+            self._following = first + torch.arange(tokens, device=device)
+            return self._following
         return (first + new.to(device).long().cumsum(1) - 1).clamp(min=0)
 
     def interior(self, plan: Plan) -> bool:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,10 +22,8 @@ from kvlab.model.ends import EndTokens, check_new_tokens, end_tokens
 from kvlab.model.forward import check_window, padded_span
 from kvlab.model.prefill import forward_chunk, prefill
 from kvlab.model.shape import rope_types
-from kvlab.model.step import Step, StepCache
+from kvlab.model.step import DRIVERS, Driver, Step, StepCache
 
-Driver = Literal["auto", "eager", "graph", "static"]
-DRIVERS = ("auto", "eager", "graph", "static")
 GLANCE_STEPS = 64  # between looks whether the model is the same; each request ends with a full one
 log = logging.getLogger(__name__)
 

@@ -86,6 +86,14 @@ def activation_bytes(config) -> int:
     return along + max(attention, mlp)
 
 
+def captured_bytes(config, rows: int, tokens: int) -> int:
+    """Bytes that a captured chunk of so many tokens in each row holds beside the cache for as long
+    as it may be replayed: its activations have memory of their own, which no other chunk shares.
+    Tables and buffers of the past are the workspace's.
+    """
+    return rows * tokens * (activation_bytes(config.get_text_config(decoder=True)) + 2 * 8)
+
+
 def inner_width(config) -> int:
     """Elements of the widest inner product of an MLP for one token: of all its experts together."""
     plain = getattr(config, "intermediate_size", None) or 4 * config.hidden_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +20,8 @@ from kvlab.model.fuse import Fusing
 from kvlab.model.library import cache_parameter
 from kvlab.model.refusals import refuse_other_depth
 
+Driver = Literal["auto", "eager", "graph", "static"]
+DRIVERS = ("auto", "eager", "graph", "static")
 ROOMY = 8 << 30  # bytes that nobody has taken of a device
 
 
@@ -110,7 +113,9 @@ class StepCache(Cache):
 
 
 class Step:
-    """`model` over static inputs: ids and positions int64 [B, 1], logits [B, V] in place.
+    """`model` over static inputs: ids and positions int64 [B, T], logits [B, V] in place.
+
+    T is 1, of a decode step, or the tokens of a chunk, whose inputs are given.
 
     cache: a `StepCache`, or a cache of the library that keeps its tensors in place. `run` computes,
     `capture` records one run, and `replay` repeats it. Positions advance by themselves, so that the
@@ -133,10 +138,12 @@ class Step:
         self._expected: list[int] | None = None
 
     def at(self, positions: list[int]) -> None:
-        """The positions [B] of the tokens of the next run."""
+        """The positions [B] of the first tokens of the next run."""
+        tokens = self.ids.shape[1]
         if positions != self._expected:
-            self.positions.copy_(torch.tensor(positions)[:, None], non_blocking=True)
-        self._expected = [p + 1 for p in positions]
+            each = torch.tensor(positions)[:, None] + torch.arange(tokens)
+            self.positions.copy_(each, non_blocking=True)
+        self._expected = [p + tokens for p in positions]
 
     def forget(self) -> None:
         """Runs came between that were no steps: positions are uploaded anew."""
@@ -153,7 +160,7 @@ class Step:
             input_ids=self.ids, position_ids=self.positions, use_cache=True, logits_to_keep=1,
             **given,
         ).logits[:, -1]
-        self.positions.add_(1)
+        self.positions.add_(self.ids.shape[1])
         if self.greedy:
             self.ids.copy_(self.logits.argmax(-1, keepdim=True))
         if isinstance(self.cache, StepCache):
@@ -169,7 +176,7 @@ class Step:
         with torch.cuda.stream(side):
             ids = self.ids.clone()
             self.run()
-            self.positions.sub_(1)
+            self.positions.sub_(self.ids.shape[1])
             self.ids.copy_(ids)
         torch.cuda.current_stream().wait_stream(side)
 

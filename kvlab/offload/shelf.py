@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from kvlab.blocks import BlockLedger, NoStorage, NoTier, mode_by_name
-from kvlab.core import BadInput
+from kvlab.core import BadInput, check_number
 from kvlab.offload.base import NoOffload
 from kvlab.offload.memory import HostMemory
 from kvlab.offload.slabs import HostSlabs, rows_of
@@ -47,10 +47,8 @@ class HostStore(NoOffload):
         self, cap_gb: float | None = None, slab_tokens: int = 4096, policy: str = "lru",
         mode: str = "exclusive", layerwise: bool = False,
     ):
-        if cap_gb is not None and not cap_gb > 0:
-            raise BadInput("offload.cap_gb", cap_gb, "must be positive, or null for no limit")
-        if isinstance(slab_tokens, bool) or not isinstance(slab_tokens, int) or slab_tokens < 1:
-            raise BadInput("offload.slab_tokens", slab_tokens, "must be a whole number, at least 1")
+        check_number("offload.cap_gb", cap_gb, 0, 1e9, whole=False, above=True, null=True)
+        check_number("offload.slab_tokens", slab_tokens)
         self.cap_gb, self.slab_tokens = cap_gb, slab_tokens
         self.policy, self.mode, self._kind = policy, mode, mode_by_name(mode)
         self.layerwise = layerwise

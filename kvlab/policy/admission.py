@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvlab.core import BadInput, BlockId
+from kvlab.core import BadInput, BlockId, check_number
 from kvlab.policy.base import BlockMeta, EvictionPolicy, by_name, nothing
 from kvlab.policy.line import Line
 from kvlab.policy.moment import NOW, refuse_expiring
@@ -141,6 +141,7 @@ class AdmitReuse(Admission):
     ):  # fmt: skip
         if uses < 2:
             raise BadInput("policy.uses", uses, "must be at least 2; 1 admits all")
+        check_number("policy.ghosts", ghosts, 0, whole=False)
         super().__init__(member, door)
         self.uses, self.ghosts = uses, ghosts
         self._ghosts = Ghosts()

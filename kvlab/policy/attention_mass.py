@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvlab.core import check_number
 from kvlab.policy.base import PriorityPolicy
 
 
@@ -23,6 +24,7 @@ class AttentionMass(PriorityPolicy):
 
     def __init__(self, half_life: float | None = None):
         super().__init__()
+        check_number("policy.half_life", half_life, 0, whole=False, above=True, null=True)
         self.half_life = half_life
         if half_life is not None:
             how = {"half_life": half_life}

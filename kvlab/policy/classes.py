@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Hashable, Iterable
+from math import inf
 
 from kvlab.core import BadInput, BlockId
 from kvlab.policy.base import BlockMeta, nothing
@@ -92,7 +93,8 @@ class WALRU(ByClass):
     def __init__(
         self, recency: float = 0.5, reuse: float = 0.4, size: float = 0.1, horizon: float = 300.0
     ):
-        if min(recency, reuse, size) < 0 or recency + reuse + size <= 0 or not horizon > 0:
+        weights = recency, reuse, size
+        if not (min(weights) >= 0 and 0 < sum(weights) < inf and horizon > 0):
             remedy = "weights must be at least 0 and not all 0, the horizon more than 0"
             raise BadInput("policy", [recency, reuse, size, horizon], remedy)
         super().__init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from math import inf
 
-from kvlab.core import BadInput
+from kvlab.core import BadInput, check_number
 from kvlab.policy.base import nothing
 from kvlab.policy.line import Line
 from kvlab.policy.queues import QueuePolicy
@@ -69,6 +69,8 @@ class S3FIFO(QueuePolicy):
     def __init__(self, small: float = 0.1, ghosts: float = 0.9, promote: int = 2):
         if not 0 < small < 1:
             raise BadInput("policy.small", small, "must lie between 0 and 1, both excluded")
+        check_number("policy.ghosts", ghosts, 0, whole=False)
+        check_number("policy.promote", promote, 0)
         self.small, self.ghosts, self.promote = small, ghosts, promote
         self._small, self._main = Line(), Line()
         self._ghosts: OrderedDict[int, None] = OrderedDict()  # plain, for speed

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kvlab.core import BadInput
+from kvlab.core import check_number
 from kvlab.policy.base import BlockMeta, nothing
 from kvlab.policy.line import Line
 from kvlab.policy.queues import Ghosts, QueuePolicy
@@ -104,8 +104,9 @@ class MQ(QueuePolicy):
     name = "mq"
 
     def __init__(self, queues: int = 8, lifetime: int = 10_000, ghosts: float = 4.0):
-        if queues < 1:
-            raise BadInput("policy.queues", queues, "must be at least 1")
+        check_number("policy.queues", queues, 1, 64)  # by powers of two of uses: more stay empty
+        check_number("policy.lifetime", lifetime)
+        check_number("policy.ghosts", ghosts, 0, whole=False)
         self.queues, self.lifetime, self.ghosts = queues, lifetime, ghosts
         self._ghosts = Ghosts()
         self._accesses = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import log2
 
-from kvlab.core import BadInput
+from kvlab.core import BadInput, check_number
 from kvlab.policy.base import PriorityPolicy
 from kvlab.policy.leaves import LeafFirst
 
@@ -58,6 +58,7 @@ class Hybrid(LeafFirst):
     name = "hybrid"
 
     def __init__(self, half_life: float = 10_000.0, frequency: float = 1.0, cost: float = 1.0):
-        if half_life <= 0:
-            raise BadInput("policy.half_life", half_life, "must be positive, in steps")
+        check_number("policy.half_life", half_life, 0, whole=False, above=True)
+        check_number("policy.frequency", frequency, 0, whole=False)
+        check_number("policy.cost", cost, 0, whole=False)
         super().__init__(Worth(half_life, frequency, cost))

@@ -7,7 +7,7 @@ A trace has no scores, so the simulator replays these from recorded runs only.
 
 from __future__ import annotations
 
-from kvlab.core import BadInput
+from kvlab.core import BadInput, check_number
 from kvlab.policy.base import PriorityPolicy
 
 
@@ -134,6 +134,8 @@ class LagKV(ScoredTokens):
 
     def __init__(self, lag: int = 128, sinks: int = 4):
         super().__init__()
+        check_number("policy.lag", lag)
+        check_number("policy.sinks", sinks, 0)
         self.lag, self.sinks = lag, sinks
         self.by_token = "lagkv", {"lag": lag, "sinks": sinks}
 
@@ -150,6 +152,9 @@ class Compactor(ScoredTokens):
 
     def __init__(self, sketch: int = 48, piece: int = 256, blend: float = 0.35, seed: int = 0):
         super().__init__()
+        check_number("policy.sketch", sketch)
+        check_number("policy.piece", piece)
+        check_number("policy.blend", blend, 0, whole=False)
         self.sketch, self.piece, self.blend, self.seed = sketch, piece, blend, seed
         self.by_token = "compactor", {"sketch": sketch, "piece": piece, "blend": blend,
                                       "seed": seed}  # fmt: skip
@@ -167,5 +172,7 @@ class RKV(ScoredTokens):
 
     def __init__(self, mix: float = 0.1, alike: float = 0.5):
         super().__init__()
+        check_number("policy.mix", mix, 0, 1, whole=False)
+        check_number("policy.alike", alike, -1, 1, whole=False)
         self.mix, self.alike = mix, alike
         self.by_token = "rkv", {"mix": mix, "alike": alike}

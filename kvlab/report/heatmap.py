@@ -66,7 +66,7 @@ def _drawer(part: list[tuple[str, Cells]]) -> Callable[[], Figure]:
         if _one_length(part):
             return _draw_bars(part)
         lines, columns = ceil(len(part) / COLUMNS), min(COLUMNS, len(part))
-        made = Figure(figsize=(1.2 + 2.6 * columns, 0.6 + 2.3 * lines), layout="constrained")
+        made = Figure(figsize=(1.2 + 2.6 * columns, 0.6 + 2.5 * lines), layout="constrained")
         grid = made.subplots(lines, columns, squeeze=False)
         for axes in grid.flat[len(part) :]:
             axes.set_visible(False)
@@ -89,7 +89,7 @@ def _one_length(part: list[tuple[str, Cells]]) -> bool:
 def _draw_bars(part: list[tuple[str, Cells]]) -> Figure:
     """Recall by depth where there is one length: a heatmap would be a column of boxes."""
     lines, columns = ceil(len(part) / COLUMNS), min(COLUMNS, len(part))
-    made = Figure(figsize=(1.2 + 2.6 * columns, 0.6 + 2.3 * lines), layout="constrained")
+    made = Figure(figsize=(1.2 + 2.6 * columns, 0.6 + 2.5 * lines), layout="constrained")
     grid = made.subplots(lines, columns, squeeze=False, sharex=True)
     for axes in grid.flat[len(part) :]:
         axes.set_visible(False)
@@ -104,7 +104,7 @@ def _draw_bars(part: list[tuple[str, Cells]]) -> Figure:
         axes.set_ylim(len(depths) - 0.4, -0.6)
         axes.set_xlim(0, 100)
         axes.grid(False, axis="y")
-        axes.set_title(canvas.shorten(words(name), 30), fontsize=9)
+        axes.set_title(canvas.folded(words(name), 32), fontsize=9)
         if index % columns == 0:
             axes.set_ylabel("depth, %")
         if index + columns >= len(part):
@@ -133,7 +133,7 @@ def _panel(axes: Axes, name: str, cells: Cells):
             axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=colour)
     axes.set_xticks(range(len(lengths)), [_tokens(n) for n in lengths])
     axes.set_yticks(range(len(depths)), [f"{d:g}" for d in depths])
-    axes.set_title(canvas.shorten(words(name), 30), fontsize=9)
+    axes.set_title(canvas.folded(words(name), 32), fontsize=9)
     axes.grid(False)
     return image
 

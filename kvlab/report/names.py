@@ -92,7 +92,7 @@ KNOWN = {
             ("decode_attention_us", "decode attention", "µs", "lower"),
             ("ttft_ms", "time to first token", "ms", "lower"),
             ("ttft_cold_ms", "time to first token, cold", "ms", "lower"),
-            ("evictions_per_second", "evictions", "1/s", "higher"),
+            ("evictions_per_second", "evictions", "1/s", "lower"),
         ),
         *_family(
             "Cache hits",
@@ -171,10 +171,10 @@ def metric(name: str, unit: str = "", better: str | None = None) -> Metric:
     """The metric of a name; of an unknown one what its suffix, `unit` and `better` tell."""
     if name in KNOWN:
         return KNOWN[name]
-    heading, told = name, unit
+    heading, told = re.sub(r"^kl_minus_(\w+)_nats$", r"KL mean minus \1's_nats", name), unit
     for suffix, means in SUFFIXES:
-        if name.endswith(suffix) and name != suffix:
-            heading, told = name.removesuffix(suffix), means
+        if heading.endswith(suffix) and heading != suffix:
+            heading, told = heading.removesuffix(suffix), means
             break
     return Metric(name, heading.replace("_", " "), told, "Other", better)
 

@@ -65,7 +65,7 @@ def _axes_of(book: Book, run: str) -> Line:
     lines: Line = {}
     for row in book.find("real_axes", LOSS, run=run) + book.find("real_axes", DECODED, run=run):
         shown = method(row["params"])
-        if full and shown and row["variant"] in held and (shown == QUEST) == (
+        if full and shown and row["value"] > 0 and row["variant"] in held and (shown == QUEST) == (
                 row["name"] == DECODED):  # fmt: skip
             share = 100 * held[row["variant"]]["value"] / full[0]
             lines.setdefault(shown, []).append((share, row))
@@ -79,7 +79,7 @@ def windows(book: Book) -> Overview | None:
         for row in book.find("real_windows", LOSS, run=run):
             p = row["params"]
             shown = _window(p)
-            if shown and "window.recent" in p:
+            if shown and "window.recent" in p and row["value"] > 0:  # the axis is logarithmic
                 line = panels.setdefault(name, {}).setdefault(shown, [])
                 line.append((p["window.recent"], row))
 

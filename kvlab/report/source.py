@@ -213,9 +213,11 @@ def _label(runs: list[Run]) -> None:
         if key.split(".")[0] not in skip and len({str(one.get(key)) for one in flat}) > 1
     ]
     for run, one in zip(runs, flat):
+        run.label = " ".join(dict.fromkeys(run.label.split()))  # one thing may be set twice
         if run.label:  # a report said it before
             continue
-        said = " ".join(f"{key.rpartition('.')[2]}={one.get(key)}" for key in differ)
+        told = (f"{key.rpartition('.')[2]}={one.get(key)}" for key in differ)
+        said = " ".join(dict.fromkeys(told))
         run.label = said if 0 < len(differ) <= 3 and len(said) <= 40 else run.name
     if len({run.label for run in runs}) < len(runs):
         for run in runs:

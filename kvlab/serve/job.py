@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from kvlab.core import BadInput
+from kvlab.core import check_number
 from kvlab.model import PagedCache
 from kvlab.serve.requests import Request
 
@@ -36,17 +36,20 @@ class Limits:
     seconds: float | None = None
 
     def __post_init__(self):
-        for name in ("running", "chunk_tokens"):
-            if getattr(self, name) < 1:
-                raise BadInput(f"limits.{name}", getattr(self, name), "must be at least 1")
-        if self.decode_steps < 0:
-            raise BadInput("limits.decode_steps", self.decode_steps, "must be 0 or more")
+        for name, least in (("running", 1), ("chunk_tokens", 1), ("failures", 0),
+                            ("decode_steps", 0)):
+            check_number(f"limits.{name}", getattr(self, name), least)
+        check_number("limits.waiting", self.waiting, 0, null=True)
+        check_number("limits.tokens", self.tokens, null=True)
+        check_number("limits.seconds", self.seconds, 0, whole=False, above=True, null=True)
 
     def refusal(self, request: Request, waiting: int) -> str:
         """Why a request cannot even wait; empty if it can."""
         tokens = len(request.prompt) + request.output_tokens
         if not len(request.prompt):
             return f"request {request.number}: the prompt is empty"
+        if request.output_tokens < 1:
+            return f"request {request.number}: {request.output_tokens} tokens of output, at least 1"
         if self.tokens is not None and tokens > self.tokens:
             return f"request {request.number}: {tokens} tokens, the limit is {self.tokens}"
         if self.waiting is not None and waiting >= self.waiting:

@@ -18,7 +18,7 @@ from kvlab.model import Driver, LoadedModel, PagedCache
 from kvlab.serve.clock import WallClock
 from kvlab.serve.engine import engine
 from kvlab.serve.job import Job, Limits, Served
-from kvlab.serve.requests import Request
+from kvlab.serve.requests import Request, check_requests
 
 MEMORY_ERRORS = (torch.OutOfMemoryError, MemoryError)
 
@@ -60,6 +60,7 @@ class Loop:
 
     def run(self, requests: Sequence[Request]) -> list[Served]:
         """Serve all of them; the results are in the order of `requests`."""
+        check_requests(requests)
         self.coming = deque(sorted(requests, key=lambda r: r.arrival_ms))
         self._warm_up(requests)
         self.clock.start()

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from collections.abc import Sequence
+from math import isfinite
 from typing import NamedTuple
 
 import numpy as np
 
-from kvlab.core import BadInput
+from kvlab.core import BadInput, check_number
 from kvlab.sim import Trace, from_requests
 
 
@@ -27,6 +29,18 @@ class Request(NamedTuple):
     cancel_after: int | None = None
     session: int | None = None
     tool: bool | None = None
+
+
+def check_requests(requests: Sequence[Request]) -> None:
+    """Raises `BadInput` for requests that could not be told apart, or that never come."""
+    counts = Counter(r.number for r in requests)
+    twice = [number for number, count in counts.items() if count > 1]
+    if twice:
+        raise BadInput("requests", f"number {twice[0]} twice", "each has a number of its own")
+    late = [r for r in requests if not isfinite(r.arrival_ms)]
+    if late:
+        raise BadInput("requests", f"arrival_ms={late[0].arrival_ms} of number {late[0].number}",
+                       "must be a finite number")
 
 
 SAID = ("session", "tool")  # columns of a trace that a request says
@@ -47,9 +61,10 @@ class TraceRequests:
         skip: int = 0, longest: int | None = None, output_tokens: int | None = None, seed: int = 0,
     ):
         for name, value, least in (("count", count, 1), ("block_tokens", block_tokens, 1),
-                                   ("skip", skip, 0)):
-            if value < least:
-                raise BadInput(f"requests.{name}", value, f"must be at least {least}")
+                                   ("skip", skip, 0), ("seed", seed, 0)):
+            check_number(f"requests.{name}", value, least)
+        check_number("requests.longest", longest, null=True)
+        check_number("requests.output_tokens", output_tokens, null=True)
         self.trace = trace if isinstance(trace, Trace) else one(trace)
         self.count, self.block_tokens, self.skip = count, block_tokens, skip
         self.longest, self.output_tokens, self.seed = longest, output_tokens, seed
@@ -109,9 +124,10 @@ class BookChats:
         seed: int = 0,
     ):
         for name, value in (("count", count), ("passages", passages), ("turns", turns),
-                            ("passage_tokens", passage_tokens), ("open_chats", open_chats)):
-            if value < 1:
-                raise BadInput(f"requests.{name}", value, "must be at least 1")
+                            ("passage_tokens", passage_tokens), ("open_chats", open_chats),
+                            ("output_tokens", output_tokens)):
+            check_number(f"requests.{name}", value)
+        check_number("requests.rate", rate, 0, whole=False, above=True)
         self.data, self.count, self.passages = data, count, passages
         self.passage_tokens, self.open_chats, self.turns = passage_tokens, open_chats, turns
         self.output_tokens, self.rate, self.seed = output_tokens, rate, seed

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from kvlab.core import BadInput
+from kvlab.core import BadInput, check_number
 from kvlab.sim.chain import Chain
 from kvlab.sim.trace import Trace, from_requests
 
@@ -28,6 +28,9 @@ def system_prompts(
 ) -> Trace:  # fmt: skip
     """Shared system prompts with Zipf popularity (weight 1 / rank**skew), each with a fresh user
     turn of about `user_tokens`."""
+    _check(rate, requests=requests, prompts=prompts, block_size=block_size)
+    _check_tokens(system_tokens=system_tokens, user_tokens=user_tokens, output_tokens=output_tokens)
+    check_number("skew", skew, 0, whole=False)
     draw = random.Random(seed)
     weights = 1.0 / np.arange(1, prompts + 1) ** skew
     ranks = draw.choices(range(prompts), weights=weights.tolist(), k=requests)
@@ -46,6 +49,8 @@ def chats(
 ) -> Trace:  # fmt: skip
     """Multi-turn chats: `open_chats` at a time take turns at random, each turn's prompt holds all
     before; a chat ends after about `turns` turns and a new one takes its place."""
+    _check(rate, requests=requests, open_chats=open_chats, turns=turns, block_size=block_size)
+    _check_tokens(system_tokens=system_tokens, user_tokens=user_tokens, output_tokens=output_tokens)
     draw = random.Random(seed)
 
     def turns_of_all() -> Iterator[Prompt]:
@@ -70,6 +75,8 @@ def agents(
     """Agents: `agents` run side by side in turn, each with its own long system prompt; a task is
     `steps` steps, each adding a tool result, then the agent starts over from its prompt. A task is
     a session, and all its answers but the last call a tool."""
+    _check(rate, requests=requests, agents=agents, steps=steps, block_size=block_size)
+    _check_tokens(system_tokens=system_tokens, tool_tokens=tool_tokens, output_tokens=output_tokens)
     draw = random.Random(seed)
 
     def all_steps() -> Iterator[Prompt]:
@@ -94,6 +101,9 @@ def scans(
     wanted again, mixed with a `hot_share` of requests to `hot` popular ones."""
     if not 0 <= hot_share <= 1:
         raise BadInput("hot_share", hot_share, "must lie between 0 and 1")
+    _check(rate, requests=requests, documents=documents, hot=hot, block_size=block_size)
+    _check_tokens(document_tokens=document_tokens, user_tokens=user_tokens,
+                  output_tokens=output_tokens)  # fmt: skip
     draw = random.Random(seed)
 
     def mixed() -> Iterator[Prompt]:
@@ -107,6 +117,19 @@ def scans(
             yield [(name, document_tokens), question], _about(draw, output_tokens)
 
     return _trace("scans", mixed(), block_size, rate, draw)
+
+
+def _check(rate: float, **counts: int) -> None:
+    """Raises `BadInput` for a rate that is none, and for counts below 1."""
+    check_number("rate", rate, 0, whole=False, above=True)
+    for name, value in counts.items():
+        check_number(name, value)
+
+
+def _check_tokens(**lengths: int) -> None:
+    """Raises `BadInput` for lengths below 0; a part of about 0 tokens has 1."""
+    for name, value in lengths.items():
+        check_number(name, value, 0)
 
 
 class _Chat:

@@ -12,6 +12,7 @@ from kvlab.core import BadInput, BlockId, CacheGeometry, KvlabError, SeqId
 from kvlab.format import KVFormat
 from kvlab.pool import BlockPool
 from kvlab.source.base import Ask, Part, Source
+from kvlab.source.step import Extent
 from kvlab.summary import Entries, NoSummary, Queries
 from kvlab.summary.base import tokens
 
@@ -47,6 +48,8 @@ class Summaries(Source):
         self.stories: dict[SeqId, Story] = {}
         self.fallbacks = 0  # of the member, made here
         self._metered = 0  # bytes of entries that the pool's meter knows of
+        # of the sequences of the step under way, the queries that were kept before it
+        self._before: dict[SeqId, dict[int, Queries]] = {}
 
     @property
     def obstacle(self) -> str:
@@ -65,7 +68,15 @@ class Summaries(Source):
 
     def close(self, seq: SeqId) -> None:
         del self.stories[seq]
+        self._before.pop(seq, None)
         self._tell_meter()
+
+    def commit(self, e: Extent) -> None:
+        self._before.pop(e.seq, None)
+
+    def abort(self, e: Extent) -> None:
+        if e.seq in self._before:
+            self.stories[e.seq].queries = self._before.pop(e.seq)
 
     def fork(self, parent: SeqId, child: SeqId) -> None:
         old = self.stories[parent]
@@ -120,7 +131,9 @@ class Summaries(Source):
 
     def observe(self, ask: Ask, lse: Tensor) -> None:
         """Keep the last of the step's queries, with `lse` [Hq, T] of all they saw."""
-        story, count, q = self.stories[ask.extent.seq], ask.q.shape[1], ask.q
+        seq, count, q = ask.extent.seq, ask.q.shape[1], ask.q
+        story = self.stories[seq]
+        self._before.setdefault(seq, dict(story.queries))
         first = max(0, count - OBSERVED_SPAN)
         wanted = min(OBSERVED_QUERIES, count)
         at = torch.linspace(first, count - 1, wanted, device=q.device).round().long()

@@ -44,10 +44,14 @@ class Sum:
 def over_all(ask, k: Tensor, v: Tensor, fused: ModuleType | None) -> Partial:
     """Attention of `ask` over all tokens that its layer has, k, v [n, H, D], its own the last."""
     how = {"scale": ask.scale, "softcap": ask.softcap}
-    parts = attend_sdpa.attend_last(ask.q, k, v, **how)
+    return folded(attend_sdpa.attend_last(ask.q, k, v, **how), fused, ask.sinks)
+
+
+def folded(parts: Sequence[Partial], fused: ModuleType | None, sinks: Tensor | None) -> Partial:
+    """The result of some parts."""
     if len(parts) == 1:
-        return with_sinks(parts[0], ask.sinks)
-    total = Sum(fused, ask.sinks)
+        return with_sinks(parts[0], sinks)
+    total = Sum(fused, sinks)
     for part in parts:
         total.add(part)
     return total.result()

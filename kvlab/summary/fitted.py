@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kvlab.core import BadInput
+from kvlab.core import BadInput, check_number
 from kvlab.summary.base import Entries, Queries, logits, shares
 from kvlab.summary.merged import LEAST_BIAS, Merged
 from kvlab.summary.solve import TINY, nnls, ridge
@@ -43,10 +43,8 @@ class Fitted(Merged):
         super().__init__(ratio, max_entries, grouping, steps)
         if keys not in KEYS:
             raise BadInput("summary.keys", keys, "known: " + ", ".join(KEYS))
-        if damping <= 0:
-            raise BadInput("summary.damping", damping, "must be above 0")
-        if solver_steps < 1:
-            raise BadInput("summary.solver_steps", solver_steps, "must be at least 1")
+        check_number("summary.damping", damping, 0, whole=False, above=True)
+        check_number("summary.solver_steps", solver_steps)
         self.keys, self.damping, self.solver_steps = keys, damping, solver_steps
 
     def reduce(self, past: Entries, count: int, queries: Queries) -> Entries:

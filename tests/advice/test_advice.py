@@ -16,7 +16,7 @@ import kvlab
 from kvlab.advice import Ask, advise, advised, choices, losses, parse
 from kvlab.advice.account import account
 from kvlab.advice.choices import spec_of
-from kvlab.advice.evict import evicting
+from kvlab.advice.evict import evicting, least
 from kvlab.advice.table import ASSETS, nearest_speed, speeds
 from kvlab.advice.tell import command, python
 from kvlab.config import built, conf_dir, make_plan
@@ -141,13 +141,53 @@ def test_what_loses_least_comes_first_and_what_loses_much_is_not_advised(config)
     assert "int2" not in [c.name for c in advised(found)]
 
 
-@pytest.mark.parametrize(("goal", "words"), [("stream", "window=sink"), ("facts", "quest")])
-def test_a_loss_that_nobody_measured_is_no_zero(config, goal, words):
-    told = advise(Ask(8, 65536, goal=goal), config, 200).splitlines()
-    (line, *_) = [line for line in told if line.startswith(goal) and words in line]
-    assert line.count("not measured") == 2
+WINDOW = ("window=sink", "window.middle=false", "window.sinks=4", "window.recent=4092")
+PARTS = [("stream", "window=sink", WINDOW), ("facts", "quest", ("retrieval=quest",))]
+
+
+def _told(config, goal, words):
+    """The line of the table and what is said of the loss, of the composition in 16 bits."""
+    told = advise(Ask(8, 65536, goal=goal), config, 300).splitlines()
+    (line, *_) = [line for line in told if line.startswith(goal) and f"bf16 {words}" in line or
+                  line.startswith(goal) and "bf16" in line and words in line]  # fmt: skip
     at = [i for i, line in enumerate(told) if line.startswith("bf16 ") and words in line][0]
-    assert "loss          not measured: what" in told[at + 1]
+    return line, told[at + 2]
+
+
+@pytest.mark.parametrize(("goal", "words", "_options"), PARTS)
+def test_a_loss_that_nobody_measured_is_no_zero(
+    config, tmp_path, monkeypatch, goal, words, _options
+):
+    (tmp_path / "none.jsonl").touch()
+    monkeypatch.setattr("kvlab.advice.table.PARTIAL", tmp_path / "none.jsonl")
+    line, loss = _told(config, goal, words)
+    assert line.count("not measured") == 2
+    assert "loss          not measured: what" in loss
+
+
+@pytest.mark.parametrize(("goal", "words", "options"), PARTS)
+def test_what_a_part_of_the_past_lost_is_told_once_it_is_measured(
+    config, tmp_path, monkeypatch, goal, words, options
+):
+    """Of 16 bits; with fewer, that both together were not."""
+    rows = [json.loads(line) for line in (ASSETS / "losses.jsonl").read_text().splitlines()]
+    rows = [row | {"options": ["format=bf16", *options], "perplexity": [1.5, 1.0, 2.5],
+                   "kl": [0.0001, 0.00005, 0.0002], "top1": None, "setting": "8 books"}
+            for row in rows if row["options"] == ["format=bf16"]]  # fmt: skip
+    (tmp_path / "partial.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setattr("kvlab.advice.table.PARTIAL", tmp_path / "partial.jsonl")
+    line, loss = _told(config, goal, words)
+    assert line.count("1.50 [1.00, 2.50]") == 2
+    assert "perplexity +1.50 [+1.00, +2.50] %, KL 0.0001" in loss and "8 books" in loss
+    assert ("of decoded tokens" in loss) == (goal == "facts")
+    found = choices(Ask(8, 65536, goal="stream"), outline(config))
+    assert [c.known for c in found][1:] == [False] * (len(found) - 1)
+
+
+@pytest.mark.parametrize("width", [80, 110, 140, 200])
+def test_the_table_fits_the_terminal(config, width):
+    table = advise(Ask(8, 65536), config, width).split("\n\n")[1].splitlines()
+    assert max(map(len, table)) <= width and table[0].startswith("goal")
 
 
 def test_weights_need_not_be_there(config, tmp_path, monkeypatch):
@@ -199,7 +239,9 @@ def test_the_tables_that_ship_are_those_of_the_committed_reports():
     spec.loader.exec_module(table)
     reports = root / "reports"
     for name, rows in (("losses", table.losses(reports, table.FORMATS)),
-                       ("evictions", table.losses(reports, table.EVICTION)),
+                       ("evictions", table.losses(reports, table.EVICTION)
+                        + table.summaries(reports)),
+                       ("partial", table.partial(reports)),
                        ("speeds", table.speeds(reports))):  # fmt: skip
         shipped = (ASSETS / f"{name}.jsonl").read_text().splitlines()
         assert [json.loads(line) for line in shipped] == rows
@@ -229,17 +271,19 @@ def test_eviction_is_told_with_its_interval_and_what_is_measured_of_it(config):
                          for one in found for row in one.losses)  # fmt: skip
     assert [one.worst for one in found] == sorted(one.worst for one in found)
     told = advise(Ask(1, 65536, goal="stream", model=("model=reference",)), config, 200)
-    for one in found:
+    for one in least(found):
         assert one.name in told and all(o in told for o in one.options if "policy" in o)
     assert "no policy evicts tokens" in told and "kvpress" in told
     assert "kvpress" not in advise(Ask(1, 65536, goal="exact"), config, 200)
 
 
 def test_bytes_of_eviction_are_those_of_a_live_cache(model, config):
-    for one in evicting(Ask(1, 2048), outline(config), kernels=False):
-        cache = kvlab.PagedCache.for_model(model, spec_of(one.options))
+    for one in least(evicting(Ask(1, 2048), outline(config), kernels=False)):
+        cache = kvlab.PagedCache.for_model(model, spec_of(one.options, one.block_size))
         kvlab.prefill(model, torch.randint(0, 128, (1, 2048)), cache, chunk_tokens=256)
-        assert one.bytes == cache.stats().allocated_bytes
+        exact = "summary" not in one.name and ("snapkv" in one.name or "expected" in one.name)
+        rel = 0 if exact else 0.1  # entries and means of scores are not in the account
+        assert one.bytes == pytest.approx(cache.stats().allocated_bytes, rel=rel)
 
 
 @pytest.mark.parametrize(("options", "tokens", "sequences"), [

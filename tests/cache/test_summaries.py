@@ -285,3 +285,25 @@ def test_entries_share_no_memory_with_what_the_pool_reads(monkeypatch):
     for tensor in seen:
         tensor.zero_()
     assert all(torch.equal(entries(cache, seq, n).k, k) and k.any() for n, k in enumerate(kept))
+
+
+@pytest.mark.parametrize("member", ["merged", "fitted"])
+def test_a_failed_step_leaves_no_queries(member):
+    """Of a step that is undone nothing is asked: what comes is as if it had not begun."""
+
+    def run(failing):
+        cache = make(policy="fifo", budget_percent=50.0, summary=MEMBERS[member])
+        seq, out, g = cache.open(), [], cache.geometry
+        for number, count in enumerate((6, 1, 1, 24, 1, 24, 1)):
+            if failing:
+                cache.begin([seq], [count])
+                q, k, v = (torch.ones(1, h, count, g.head_dim)
+                           for h in (g.query_heads, g.kv_heads, g.kv_heads))
+                cache.attend(0, q, k, v, scale=0.25)
+                cache.abort()
+            out.append(step(cache, [seq], [count], number))
+        return torch.cat(out, 2), cache
+
+    whole, cache = run(failing=False)
+    assert cache.stats().evictions
+    assert torch.equal(run(failing=True)[0], whole)

@@ -28,6 +28,7 @@ from kvlab.launch import (
 from kvlab.launch import base as launching
 from kvlab.launch.base import divided, visible_gpus
 from kvlab.launch.worker import Pins, perform
+from kvlab.track.environment import command
 
 
 def entry(words: list[str]) -> int:
@@ -241,3 +242,12 @@ def test_nobody_answers_at_an_address():
         pytest.skip("needs the extra `ray`")
     with pytest.raises(BadInput, match="nobody answers there"):
         ByRay("127.0.0.1:9").refuse()
+
+
+def test_a_worker_notes_the_command_that_repeats_the_run(tmp_path):
+    """Its own program is a launcher's: submitit's `_submit.py`, a worker of Ray."""
+    noted, before = [], list(sys.argv)
+    [task] = tasks(tmp_path, "job=cost")
+    task.mark.parent.mkdir(parents=True)
+    perform(task, lambda words: noted.append(command(sys.argv)) or 0)
+    assert noted[0].startswith("python -m kvlab job=cost hydra.run.dir=") and sys.argv == before

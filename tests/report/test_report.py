@@ -469,3 +469,14 @@ def test_long_lines_are_figures_where_as_many_bars_would_be_none(tmp_path):
                 run.add(f"v{variant}", {"tokens": tokens}, [took])
     write_report(tmp_path / "run", tmp_path / "report")
     assert (tmp_path / "report/figures/decode_ms.svg").is_file()
+
+
+def test_headings_are_words_and_fewer_evictions_are_better():
+    assert metric("kl_minus_fifo_nats").heading == "KL mean minus fifo's"
+    assert metric("kl_minus_fifo_nats").unit == "nats"
+    assert metric("evictions_per_second").better == "lower"  # as the simulator says
+
+
+def test_what_is_set_twice_alike_is_said_once():
+    twice = load([Path(__file__).resolve().parents[2] / "reports/kernel_quality"])
+    assert [run.label for run in twice] == ["baseline=int4", "baseline=fp8"]

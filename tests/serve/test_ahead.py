@@ -149,6 +149,19 @@ def test_what_cannot_be_captured_says_so(loaded):
         Limits(decode_steps=-1)
 
 
+@pytest.mark.parametrize("driver", ["eager", "static"])
+def test_requests_that_cannot_be_served_end(loaded, requests, driver):
+    """One that asks for no token was decoded for ever; two of one number got one answer."""
+    none = [requests[0]._replace(output_tokens=0), requests[1], requests[2]._replace(
+        output_tokens=-2)]  # fmt: skip
+    served, _ = serve(loaded, none, Limits(), driver)
+    assert [s.state for s in served] == ["refused", "done", "refused"]
+    assert "at least 1" in served[0].reason
+    for odd in (requests[0]._replace(arrival_ms=float("nan")), requests[1]):
+        with pytest.raises(BadInput, match="requests"):
+            serve(loaded, [requests[1], odd], Limits(), driver)
+
+
 @pytest.mark.gpu
 def test_captured_steps_give_the_same_tokens(requests):
     tiny = RandomModel(hidden_size=64, layers=2, query_heads=4, kv_heads=2, head_dim=32,

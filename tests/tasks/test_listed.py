@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
+from inspect import getsource
+from pathlib import Path
 
 import hydra
 import pytest
@@ -13,7 +16,8 @@ from kvlab.__main__ import main
 from kvlab.config import complaint, conf_dir, make_plan
 from kvlab.config.overrides import with_list_of_tasks
 from kvlab.core import BadInput
-from kvlab.eval import TASKS
+from kvlab.eval import TASKS, asking
+from kvlab.eval.tasks import Drawn
 
 YAMLS = {file.stem: OmegaConf.load(file) for file in (conf_dir() / "task").glob("*.yaml")}
 
@@ -56,3 +60,13 @@ def test_a_group_is_listed_by_its_own_name(capsys):
     assert main(["task=list"]) == 0
     told = capsys.readouterr().out
     assert told.startswith("task=\n") and "niah_single_1" in told and "policy=" not in told
+
+
+def test_the_document_names_what_a_part_has():
+    text = (Path(__file__).parents[2] / "docs/TASKS.md").read_text()
+    named = set(re.findall(r"`part\.(\w+)", text))
+    assert named >= {"items", "judged"}
+    code = getsource(asking)
+    assert all(hasattr(Drawn, name) or f"self.{name}" in code for name in named)
+    for name in re.findall(r"`kvlab\.eval\.asking\.(\w+)", text):
+        assert hasattr(asking, name)
