@@ -184,10 +184,10 @@ def sealed_part(
     return m, tl.sum(lsum, 0), turned_back(out, V.parts) if V.rotated else out
 
 
-@triton.jit(do_not_specialize=["max_blocks", "splits"])  # they change from call to call
+@triton.jit(do_not_specialize=["max_blocks", "splits", "alike"])  # they change from call to call
 def decode_split_kernel(
     q_ptr, k_new, v_new, part_out, part_lse, cell_lse, out_ptr, lse_ptr, arrivals, base, table,
-    n_blocks, open_base, open_slot, open_len, max_blocks, splits, scale,
+    n_blocks, open_base, open_slot, open_len, max_blocks, splits, alike, scale,
     kd, kh, ks, kz, ku, km, vd, vh, vs, vz, vu, vm, ok, ov, apart_base, apart_row, first,
     apart_lse, ak, av, an,
     F: tl.constexpr, K: tl.constexpr, V: tl.constexpr, JOIN: tl.constexpr,
@@ -197,7 +197,8 @@ def decode_split_kernel(
     ak, av, an: of keys, values and counts of tokens kept apart.
 
     Programs of a row and head: F.tails for its open block, then at most `splits` for the sealed
-    ones; what exceeds a row's tiles leaves at once. With JOIN the last to finish merges them.
+    ones, `alike` of them unless the row is long; what exceeds a row's tiles leaves at once. With
+    JOIN the last to finish merges them.
     """
     if F.chained:
         gdc_launch_dependents()
@@ -211,11 +212,15 @@ def decode_split_kernel(
     blocks = tl.load(n_blocks + (pair if F.per_head else b))
     tiles = tl.cdiv(blocks * F.S, F.tile) if F.multi else blocks * F.per_block
     per = tl.cdiv(tiles, splits)
+    if F.least:  # as many programs as rows alike would get, and more for one that is longer
+        per = tl.maximum(per, tl.minimum(tl.cdiv(tiles, alike), F.least))
     parts = F.tails + tl.cdiv(tiles, tl.maximum(per, 1))
     g = tl.arange(0, F.GP)
     at = (pair * (splits + F.tails) + part) * F.G + g
     if part >= parts:
         if not JOIN:
+            if F.chained and F.fresh:  # the kernel before may still read what it left there
+                gdc_wait()
             tl.store(part_lse + at, tl.full([F.GP], -float("inf"), tl.float32), mask=g < F.G)
         return
     row, hidden = 0, 0

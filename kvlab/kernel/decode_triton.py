@@ -22,6 +22,7 @@ from kvlab.kernel.scratch import Scratch
 from kvlab.kernel.sides import TYPES, Frame, Side, next_power, offsets, sides
 
 LOG2E = 1.4426950408889634
+RAGGED, LONG = 16, 1024  # parts that a long row of many may get, and tokens of each
 JOINED = 40  # parts of a row and head that its last program merges, where there are many rows
 
 
@@ -53,7 +54,8 @@ def folds(k: Side, v: Side) -> bool:
 def _splits(rows: int, kv_heads: int, resident: int) -> int:
     """Programs per row and key/value head: those `resident` at a time, or whole rounds of them.
 
-    A batch gets three or more, so that the longest of ragged rows is not one program's work.
+    A batch gets three or more, so that the longest of ragged rows is not one program's work; of a
+    large one, whose three may still be long, a program takes `LONG` tokens at most, see `RAGGED`.
     """
     pairs = rows * kv_heads
 
@@ -164,10 +166,13 @@ def paged_decode(
         fresh=new is not None, opened=open_slot.numel() // rows, **_tile(k, v, slots, wanted),
         **_apart_frame(apart),
     )
-    splits = min(_splits(rows, kv_heads, gpu.processors * fill), _most(frame, width))
+    many, most = rows * kv_heads > gpu.processors, _most(frame, width)
+    alike = min(_splits(rows, kv_heads, gpu.processors * fill), most)
+    splits = min(max(alike, RAGGED), most) if many else alike
+    frame = frame._replace(least=max(1, LONG // frame.tile) if many else 0)
     chain = {"launch_pdl": True} if gpu.chained else {}
     parts = splits + frame.tails
-    join = parts <= JOINED and rows * kv_heads > gpu.processors
+    join = many and parts <= JOINED
     scratch, lines = scratch or Scratch(), rows * heads * parts
     take, arrivals = scratch.take, scratch.counters("arrivals", rows * kv_heads, q.device)
     part_out, part_lse = take("out", lines * dim, q.device), take("lse", lines, q.device)
@@ -177,7 +182,7 @@ def paged_decode(
     out, lse = torch.empty_like(q), torch.empty(rows, heads, dtype=torch.float32, device=q.device)
     decode_split_kernel[(rows * kv_heads, parts)](
         q, *(new or (q, q)), part_out, part_lse, cells, out, lse, arrivals, sealed.base, table,
-        n_blocks, open.base, open_slot, open_len, width, splits, scale * LOG2E,
+        n_blocks, open.base, open_slot, open_len, width, splits, alike, scale * LOG2E,
         *offsets(sealed.planes), tail.offset_bytes, open.planes["v_data"].offset_bytes,
         *_apart_arguments(apart, apart_lse),
         F=frame, K=k, V=v, JOIN=join, num_warps=warps, num_stages=stages,

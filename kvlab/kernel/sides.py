@@ -69,6 +69,7 @@ class Frame(NamedTuple):
     query_digits: int = 1  # fp16 numbers that a query is the sum of, with `fold`
     apart: int = 0  # first tokens that a row of the store of those kept apart has room for
     apart_P: int = 1
+    least: int = 0  # tiles that a program of a long row takes, where there are many rows
     opened: int = 1  # open blocks that a row reads, one behind the other; it writes to the last
 
 

@@ -2,7 +2,8 @@
 
 At one row a step is a chain of some 200 small products, each waiting for the one before. As
 kernels they end and begin anew each time; here 128 blocks stay, and words travel between them.
-Where `takes` says no, the kernels of `layer_triton` and `decode_triton` compute the same.
+Where `takes` says no, the kernels of `layer_triton` and `decode_triton` compute the same. Sealed
+blocks hold numbers of the row's dtype, or codes of 8, 4 or 2 bits with scales by block.
 
 One launch at a time on a device: blocks wait for each other.
 """
@@ -18,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kvlab.format import Dense
+from kvlab.format import Dense, Fp8, Int
 from kvlab.kernel import nvrtc
 from kvlab.kernel.layer_cuda import tiles
 from kvlab.kernel.layer_ref import Finish, Start
@@ -47,13 +48,24 @@ class Sizes(NamedTuple):
     BLOCK: int
     SLAB: int
     OPEN_SLAB: int
+    TILED: int
+    KBITS: int
+    VBITS: int
+    KFP8: int
+    VFP8: int
+    KCHANNEL: int
+    KZERO: int
+    VZERO: int
 
 
 LAYER = ("o", "mid_gain", "gate", "up", "down", "gain", "q", "k", "v", "q_bias", "k_bias",
          "v_bias", "q_gain", "k_gain")
 POINTERS = ("x", "cos", "sin", "out", "epoch", *WORDS, "base", "open_base", "table", "n_blocks",
             "open_slot", "open_now")
-NUMBERS = ("k_at", "v_at", "step", "open_k", "open_v", "open_step")
+PLANES = {"k": "k_data", "v": "v_data", "ks": "k_scale", "kz": "k_zero", "vs": "v_scale",
+          "vz": "v_zero"}  # short names as in `step.cu`
+NUMBERS = (*(f"{n}_at" for n in PLANES), *(f"{n}_step" for n in PLANES), "open_k", "open_v",
+           "open_step")
 
 
 class Layer(ctypes.Structure):
@@ -81,8 +93,19 @@ def sizes(x: Tensor, layers: Sequence[tuple[Start, Finish]], past: Past) -> Size
         int(x.dtype == torch.float16), len(layers), x.shape[1], start.heads * dim,
         len(finish.gate), dim, start.heads, start.kv_heads, int(start.q_gain is not None),
         int(start.biases is not None), past.open[0].planes["k_data"].shape[1],
-        past.sealed[0].slab_blocks, past.open[0].slab_blocks,
+        past.sealed[0].slab_blocks, past.open[0].slab_blocks, *_codes(past),
     )
+
+
+def _codes(past: Past) -> tuple[int, ...]:
+    """How sealed tokens are stored: `Sizes` from TILED on."""
+    key, value, names = past.format.key, past.format.value, past.sealed[0].planes
+    if isinstance(key, Dense):
+        return (0, 8, 8, 0, 0, 0, 0, 0)
+    slots = past.open[0].planes["k_data"].shape[1]
+    fp8 = (int(isinstance(side, Fp8)) for side in (key, value))
+    return (1, key.bits, value.bits, *fp8, int(key.axis_of(slots) == "channel"),
+            *(int(name in names) for name in ("k_zero", "v_zero")))
 
 
 def takes(x: Tensor, layers: Sequence[tuple[Start, Finish]], past: Past) -> bool:
@@ -92,14 +115,29 @@ def takes(x: Tensor, layers: Sequence[tuple[Start, Finish]], past: Past) -> bool
     slots = past.open[0].planes["k_data"].shape[1]
     if past.table.ndim != 2 or past.table.shape[1] * slots > MOST_TOKENS:
         return False
-    sides = past.format.key, past.format.value
-    planes = [p for side in (past.sealed[0], past.open[0]) for p in side.planes.values()]
-    dense = all(isinstance(side, Dense) for side in sides)
-    alike = len({(p.shape, p.dtype) for p in planes}) == 1 and planes[0].dtype == x.dtype
+    if not _stored(past, x.dtype):
+        return False
     eps = {(s.eps, s.head_eps, f.eps) for s, f in layers}
     shapes = {(len(s.weights[0]), len(s.weights[1]), f.gate.shape) for s, f in layers}
     regular = len(eps) == len(shapes) == 1 and past.sealed[0].planes["k_data"].offset_bytes >= 0
-    return dense and alike and regular and _fits(x.device, sizes(x, layers, past))
+    return regular and _fits(x.device, sizes(x, layers, past))
+
+
+def _stored(past: Past, dtype: torch.dtype) -> bool:
+    """Whether tokens lie as the kernel reads them: rows of numbers, or tiles of codes."""
+    key, value = past.format.key, past.format.value
+    slots, _ = past.open[0].planes["k_data"].shape[1:]
+    open = past.open[0].planes.values()
+    if len({(p.shape, p.dtype) for p in open}) > 1 or next(iter(open)).dtype != dtype:
+        return False
+    if isinstance(key, Dense) or isinstance(value, Dense):
+        return isinstance(key, Dense) and isinstance(value, Dense) and all(
+            p.dtype == dtype for p in past.sealed[0].planes.values())
+    if {type(key), type(value)} - {Fp8, Int} or getattr(key, "centred", False):
+        return False
+    zeros = "k_zero" not in past.sealed[0].planes or key.axis_of(slots) == "channel"
+    return (slots % 64 == 0 and {key.bits, value.bits} <= {8, 4, 2} and zeros
+            and not key.slots_last and value.slots_last and value.axis_of(slots) == "token")
 
 
 @lru_cache(maxsize=64)
@@ -124,16 +162,19 @@ def _macros(of: Sizes) -> dict[str, int]:
         "QKV_TILES": tiles(heads, GRID, few),
     }
     slot = 16 * macros["PIECE"] + 8 * 64 + 16  # with its barriers
-    return macros | {"SLOTS": (SHARED_BYTES - shared_bytes(macros | {"SLOTS": 0})) // slot}
+    macros["SLOTS"] = (SHARED_BYTES - shared_bytes(macros | {"SLOTS": 0})) // slot
+    return macros | {"SHARED": shared_bytes(macros)}
 
 
 def shared_bytes(m: dict[str, int]) -> int:
     """Shared memory of a block: the ring, then struct `Shared`."""
     tiles = max(m["GATE_TILES"], m["QKV_TILES"])
     group = m["HEADS"] // m["KV"]
-    part = 8 * max(16 * tiles, group * (m["DIM"] + 2))
-    x = 2 * m["HIDDEN"] + max(m["HIDDEN"], m["MIXED"], m["INNER"]) + (group + 2) * m["DIM"]
-    return m["SLOTS"] * (8 * (2 * m["PIECE"] + 64) + 16) + 2 * x + 4 * (part + 8) + 16
+    part = (8 + m["TILED"]) * max(16 * tiles, group * (m["DIM"] + 2))
+    part += group * (2 * (64 * m["TILED"] + 4) + 4) + 4
+    x = m["HIDDEN"] + max(m["HIDDEN"], m["MIXED"], m["INNER"]) + (group + 2) * m["DIM"]
+    floats = part + m["HIDDEN"] // 128
+    return m["SLOTS"] * (8 * (2 * m["PIECE"] + 64) + 16) + 2 * x + 4 * floats + 32
 
 
 class Kernel(NamedTuple):
@@ -176,11 +217,14 @@ def decode_layers(
              "open_slot": past.open_slot, "open_now": past.open_now}
     for name, tensor in given.items():
         setattr(a, name, tensor.data_ptr())
-    for names, planes in ((NUMBERS[:3], sealed), (NUMBERS[3:], open)):
-        k, v = (planes[0].planes[n].offset_bytes for n in ("k_data", "v_data"))
-        further = planes[1].planes["k_data"].offset_bytes - k
-        for name, value in zip(names, (k, v, further)):
-            setattr(a, name, value)
+    for name, plane in PLANES.items():
+        first, second = (p.planes.get(plane) for p in sealed[:2])
+        if first:
+            setattr(a, f"{name}_at", first.offset_bytes)
+            setattr(a, f"{name}_step", second.offset_bytes - first.offset_bytes)
+    first, second = (p.planes for p in open[:2])
+    a.open_k, a.open_v = (first[name].offset_bytes for name in ("k_data", "v_data"))
+    a.open_step = second["k_data"].offset_bytes - a.open_k
     for i, (start, finish) in enumerate(layers):
         tensors = (finish.o, finish.gain, finish.gate, finish.up, finish.down, start.gain,
                    *start.weights, *(start.biases or (None,) * 3), start.q_gain, start.k_gain)

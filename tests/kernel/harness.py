@@ -94,7 +94,7 @@ def past(format, lengths, *, H=2, G=2, D=64, S=16, dtype=torch.float16, device="
     counts, opened = [max(0, n // S - residual) for n in lengths], residual + 1
     rows = len(lengths) * opened + 1
     sealed, open_ = stores(format, geometry, sum(counts) + 6, rows, dtype, device)
-    places = torch.randperm(rows - 1).view(-1, opened) + 1
+    places = (torch.randperm(rows - 1) if residual else torch.arange(rows - 1)).view(-1, opened) + 1
     free = torch.randperm(sum(counts) + 5).tolist()
     table = torch.full((len(lengths), max(counts) + 3), -1, dtype=torch.int32)
     keys, values = [], []

@@ -7,6 +7,7 @@ from test_layer import close, layer, widened
 from kvlab.core import CacheGeometry
 from kvlab.format import by_name
 from kvlab.kernel import step_cuda, step_ref
+from kvlab.kernel.blocks_ref import block_views
 from kvlab.pool import SlabStore
 
 pytestmark = [
@@ -14,18 +15,27 @@ pytestmark = [
 ]
 
 
-def made(layers, heads, kv_heads, dim, slots, tokens, dtype, device):
+def made(layers, heads, kv_heads, dim, slots, tokens, dtype, device, name=None):
     """A row of `tokens` random tokens in shuffled blocks, the last of which is this step's."""
-    format = by_name("bf16" if dtype == torch.bfloat16 else "fp16")
+    dense = by_name("bf16" if dtype == torch.bfloat16 else "fp16")
+    format = by_name(name) if name else dense
     sealed, fill = divmod(tokens - 1, slots)
     geometry = CacheGeometry(layers, heads, kv_heads, dim, slots)
     stores = []
-    for blocks in (sealed, 3):
-        store = SlabStore(format.planes(geometry), layers, 4, device)
+    for blocks, codes in ((sealed, format), (3, dense)):
+        store = SlabStore(codes.planes(geometry), layers, 4, device)
         store.commit(list(range(blocks)))
-        for slab in store.slabs.values():
-            slab.view(dtype).normal_()
-        stores.append([store.layer(i) for i in range(layers)])
+        planes = [store.layer(i) for i in range(layers)]
+        if codes is dense:
+            for slab in store.slabs.values():
+                slab.view(dtype).normal_()
+        for own in planes if codes is not dense else ():
+            past = torch.randn(2, blocks, slots, kv_heads, dim, device=device) + 0.5
+            stored = codes.quantize(*past.to(dtype))
+            for block in range(blocks):
+                for plane, view in block_views(own, block).items():
+                    view.copy_(stored[plane][block])
+        stores.append(planes)
     table = torch.zeros(1, sealed + 2, dtype=torch.int32, device=device)
     table[0, :sealed] = torch.randperm(sealed, device=device)
     numbers = [torch.tensor([n], dtype=torch.int32, device=device) for n in (sealed, 2, fill + 1)]
@@ -38,12 +48,25 @@ def made(layers, heads, kv_heads, dim, slots, tokens, dtype, device):
     (2048, 32, 8, 64, 8192, 16, 333), (1024, 16, 4, 64, 1536, 32, 64),
 ])
 def test_all_layers(inner, heads, kv_heads, dim, outer, slots, tokens, dtype, device):
+    compare(4, inner, heads, kv_heads, dim, outer, slots, tokens, dtype, device)
+
+
+@pytest.mark.parametrize("name, slots, dim, tokens, dtype", [
+    ("fp8", 128, 128, 1100, torch.bfloat16), ("int8", 64, 128, 1430, torch.bfloat16),
+    ("int4", 128, 128, 2400, torch.bfloat16), ("k4v2", 128, 64, 700, torch.float16),
+    ("fp8", 64, 64, 30, torch.float16),
+])
+def test_codes(name, slots, dim, tokens, dtype, device):
+    compare(2, 1024, 16, 8 if dim == 128 else 4, dim, 3072, slots, tokens, dtype, device, name)
+
+
+def compare(count, inner, heads, kv_heads, dim, outer, slots, tokens, dtype, device, name=None):
     layers = [layer(inner, heads, kv_heads, dim, outer, dtype, device, biased=kv_heads == 4)[::-1]
-              for _ in range(4)]
+              for _ in range(count)]
     angle = torch.rand(1, dim, device=device)
     cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
     for more in range(3):
-        past = made(4, heads, kv_heads, dim, slots, tokens + more, dtype, device)
+        past = made(count, heads, kv_heads, dim, slots, tokens + more, dtype, device, name)
         x = torch.randn(1, inner, device=device).to(dtype)
         if not step_cuda.takes(x, layers, past):
             pytest.skip("no Hopper, or no cuda-bindings")

@@ -224,7 +224,7 @@ def test_replays_agree_with_eager_over_many_blocks(axes, rows, large):
     assert cache.stats().evictions == other.stats().evictions
     again, _, _ = decoded(large, ids, 200, "graph", **axes)
     assert torch.equal(got, again), "replays repeat to the bit"
-    if not {"policy", "retrieval"} & set(axes):  # near ties between blocks may fall otherwise
+    if axes.get("policy", "fifo") == "fifo" and "retrieval" not in axes:  # no ties between blocks
         assert (got - eager).norm() <= 0.2 * eager.norm()
         want, _, _ = decoded(large.float(), ids, 200, "eager", **axes | {"kernels": "torch"})
         errors = [(x - want).norm() / want.norm() for x in (got, eager)]

@@ -198,7 +198,7 @@ def test_an_adaptive_budget_needs_room_and_a_model(model, monkeypatch):
     monkeypatch.setattr(room, "free_bytes", lambda device: 1_000)
     with pytest.raises(BadInput, match="finds no room: 1000 bytes are free"):
         adaptive_budget(model, spec)
-    with pytest.raises(BadInput, match="positive"):
+    with pytest.raises(BadInput, match="more than 0"):
         CacheSpec(budget_bytes="much", policy="lru")
 
 
