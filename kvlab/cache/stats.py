@@ -32,6 +32,8 @@ class CacheStats(NamedTuple):
         all that are resident.
     summary_fallbacks: KV heads of evicted pieces, summed over layers, that were merged because a
         fit was not finite or worse (summary=fitted).
+    bits_per_element: allocated bits for each key or value element that is held, without what
+        stands for evicted tokens. effective_bits: for each element of all tokens seen.
 
     `tokens` counts what each sequence sees, a shared prefix once for each; blocks and bytes count
     it once.
@@ -56,6 +58,7 @@ class CacheStats(NamedTuple):
     origin_bytes: int = 0
     summary_fallbacks: int = 0
     residual_bytes: int = 0
+    effective_bits: float = 0.0
 
     @property
     def resident_tokens_percent(self) -> float:
@@ -93,6 +96,7 @@ def counted(layers: Layers, lengths: Iterable[int], prefix_tokens: int) -> Cache
         allocated_bytes=allocated,
         host_bytes=sum(group.sources.host_nbytes for group in groups),
         bits_per_element=8 * (allocated - entries) / max(1, elements),
+        effective_bits=8 * allocated / max(1, tokens * g.elements_per_token),
         prefix_tokens=prefix_tokens,
         workspace_bytes=layers.workspace.nbytes
         + sum(group.sources.workspace_nbytes for group in groups),

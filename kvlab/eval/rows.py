@@ -50,7 +50,8 @@ def memory(runner) -> Iterator[Measurement]:
         value = getattr(end, f"{name}_bytes")
         yield Measurement(f"cache_{name}_bytes", value, "B", "lower", count=end.tokens)
     yield Measurement("cache_peak_bytes", runner.peak_bytes, "B", "lower", count=end.tokens)
-    yield Measurement("bits_per_element", end.bits_per_element, "bit", "lower", count=end.tokens)
+    for name in ("bits_per_element", "effective_bits"):
+        yield Measurement(name, getattr(end, name), "bit", "lower", count=end.tokens)
     resident = end.resident_tokens_percent
     yield Measurement("resident_tokens_percent", resident, "%", None, count=end.tokens)
     yield Measurement("evictions", end.evictions, "blocks", None, count=end.tokens)

@@ -31,7 +31,8 @@ FIRST = (  # of other measurements: what is asked about; tails and accounts of b
 )
 LAST = ("kl_p99_nats", "kl_p999_nats", "kl_max_nats", "cache_nominal_bytes", "cache_logical_bytes",
         "cache_host_bytes", "cache_peak_bytes", "evictions", "resident_tokens_percent")  # fmt: skip
-TOLD = ("perplexity", "perplexity_full", "bits_per_element")  # seen in the figures above
+# seen in the figures above
+TOLD = ("perplexity", "perplexity_full", "bits_per_element", "effective_bits")
 MOST = 24  # generic figures; a page with more is no page
 CROWD = 40  # bars, or lines; with more the tables have to do
 PANELS = 4  # of one figure, where a second number was varied

@@ -82,6 +82,7 @@ KNOWN = {
             ("cache_host_bytes", "on the host", "bytes", "lower"),
             ("peak_device_bytes", "peak on device", "bytes", "lower"),
             ("bits_per_element", "bits per element", "", "lower"),
+            ("effective_bits", "bits per element seen", "", "lower"),
             ("resident_tokens_percent", "resident tokens", "%", None),
         ),
         *_family(

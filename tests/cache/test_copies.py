@@ -60,7 +60,7 @@ def state(cache) -> dict:
     for late in ("peak_allocated_bytes", "workspace_bytes"):
         del stats[late]
     stats["allocated_bytes"] = held_bytes(cache)
-    del stats["bits_per_element"], stats["logical_bytes"]
+    del stats["bits_per_element"], stats["effective_bits"], stats["logical_bytes"]
     groups = [
         ({seq: list(t.ids) for seq, t in g.tables.items()},
          {seq: list(t.ids) for seq, t in g.away.of.items()},

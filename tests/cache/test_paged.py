@@ -175,6 +175,7 @@ def test_fifo_punches_holes_from_the_oldest_on():
     assert table.holes == [0, 1, 2]
     assert stats.tokens == 31 and stats.resident_tokens == 31 - 12
     assert stats.resident_tokens_percent == pytest.approx(100 * 19 / 31)
+    assert stats.effective_bits == pytest.approx(stats.bits_per_element * 19 / 31)
     assert held_bytes(driver.cache) == stats.allocated_bytes
 
 
