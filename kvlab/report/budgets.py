@@ -54,7 +54,21 @@ def _several(entries: list[Entry]) -> bool:
 
 
 def budget_figures(everything: list[Entry]) -> list[tuple[str, str, str, Callable[[], Figure]]]:
-    """(file name, title, caption, how to draw); nothing where no budget was varied."""
+    """(file name, title, caption, how to draw); nothing where no budget was varied. Runs that
+    varied budgets themselves, as of two models, have a figure each: a line through both would mean
+    nothing."""
+    runs = list({id(e.run): e.run for e in everything}.values())
+    parts = [[e for e in everything if e.run is run] for run in runs]
+    parts = [part for part in parts if methods(part)]
+    if len(runs) < 2 or not parts:
+        return _budget_figure(everything, "", "")
+    return [drawing for part in parts for drawing in _budget_figure(
+        part, f"-{canvas.file_name(part[0].run.name)}", f", {part[0].run.label}")]
+
+
+def _budget_figure(
+    everything: list[Entry], ending: str, whose: str
+) -> list[tuple[str, str, str, Callable[[], Figure]]]:
     lines = methods(everything)
     if not lines:
         return []
@@ -79,7 +93,7 @@ def budget_figures(everything: list[Entry]) -> list[tuple[str, str, str, Callabl
         "cache's; negative controls are dashed and grey, bars are 95 % intervals. What loses less "
         "than a thousandth of the largest loss lies at the bottom."
     ) + f" {left} more methods and controls are in the tables." * bool(left)
-    return [("loss_by_budget", "Loss by budget", caption, draw)]
+    return [(f"loss_by_budget{ending}", f"Loss by budget{whose}", caption, draw)]
 
 
 def _chosen(lines: dict[str, list[Entry]]) -> tuple[dict[str, list[Entry]], int]:

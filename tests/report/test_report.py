@@ -480,3 +480,18 @@ def test_headings_are_words_and_fewer_evictions_are_better():
 def test_what_is_set_twice_alike_is_said_once():
     twice = load([Path(__file__).resolve().parents[2] / "reports/kernel_quality"])
     assert [run.label for run in twice] == ["baseline=int4", "baseline=fp8"]
+
+
+def test_runs_that_varied_budgets_have_a_figure_each(tmp_path):
+    """Two models' losses were one line, to and fro."""
+    for model in ("small", "large"):
+        with RunFolder(tmp_path / model, config="device: cpu\n") as run:
+            run.add("full", {"baseline": True}, [
+                Measurement("cache_logical_bytes", 1e6, "bytes", "lower")])  # fmt: skip
+            for percent in (50, 25):
+                run.add(f"snapkv {percent}%", {}, [
+                    Measurement("cache_logical_bytes", 1e4 * percent, "bytes", "lower"),
+                    Measurement("kl_mean_nats", 1.0 / percent, "nats", "lower")])  # fmt: skip
+    write_report([tmp_path / "small", tmp_path / "large"], tmp_path / "report")
+    found = {f.stem for f in (tmp_path / "report/figures").glob("loss_by_budget*.svg")}
+    assert found == {"loss_by_budget-small", "loss_by_budget-large"}
