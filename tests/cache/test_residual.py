@@ -9,6 +9,7 @@ import torch
 from driver import Driver, held_bytes, make
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from named import axes_id
 
 from kvlab.core import BadInput
 from kvlab.format import by_name
@@ -181,7 +182,7 @@ def test_a_copy_has_its_own():
     {"policy": "fifo", "budget_percent": 30, "window": SinkWindow(sinks=2, recent=6)},
     {"window": SinkWindow(sinks=2, recent=6, middle=False)},
     {"window": SinkWindow(sinks=2, recent=16, middle=False)},
-], ids=str)
+], ids=axes_id)
 def test_what_leaves_is_never_of_the_residual(axes):
     driver = Computed(cache := cache_of(**axes))
     seq = driver.open()
@@ -207,7 +208,7 @@ def test_a_models_own_window_cuts_it():
 
 
 @pytest.mark.parametrize("settings", [
-    {"budget_percent": 40}, {"budget_blocks": 5}, {"budget_percent": 40, "groups": "all"}], ids=str)
+    {"budget_percent": 40}, {"budget_blocks": 5}, {"budget_percent": 40, "groups": "all"}], ids=axes_id)
 def test_chosen_tokens_end_with_the_residual(settings):
     """Where heads choose tokens the newest are every head's, as computed."""
     cache = make(format=by_name("int4", residual=2 * SIZE), policy="snapkv", evict="token",

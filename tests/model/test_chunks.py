@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from named import axes_id
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from kvlab.cache import fixed
@@ -96,7 +97,7 @@ def contents(cache) -> list[torch.Tensor]:
     (1, 3, {"format": "fp32", "policy": "expected_attention"} | KEPT),
     (1, 3, {"format": "int8", "policy": "key_norm"} | KEPT | {"groups": "per_layer"}),
     (1, 1, {"format": "fp32", "policy": "snapkv", "budget_blocks": 5, "evict": "token"}),
-], ids=str)
+], ids=axes_id)
 def test_static_chunks_are_the_eager_ones_to_the_bit(model, rows, steps, axes):
     ids = torch.randint(1, 128, (rows, PROMPT))
     want, held, other = filled(model, ids, "eager", **axes)
@@ -126,7 +127,7 @@ def test_known_prefixes_and_whole_blocks_alone(model):
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(found, found[3:]))
 
 
-@pytest.mark.parametrize("axes", [{}, {"policy": "snapkv"} | KEPT], ids=str)
+@pytest.mark.parametrize("axes", [{}, {"policy": "snapkv"} | KEPT], ids=axes_id)
 def test_a_stopped_prompt_goes_on_and_another_follows(model, axes):
     ids, found = torch.randint(1, 128, (1, 72)), []
     for driver in ("eager", "static"):
@@ -150,7 +151,7 @@ def test_a_stopped_prompt_goes_on_and_another_follows(model, axes):
     ({"format": "fp32", "retrieval": "quest"}, "more than blocks"),
     ({"format": "fp32", "block_size": 5}, "no whole number of blocks of 5"),
     ({"format": "fp32", "kernels": "torch"}, "Triton"),
-], ids=str)
+], ids=axes_id)
 def test_what_cannot_be_captured_is_said(model, axes, reason):
     cache = PagedCache.for_model(model, **{"kernels": "triton", "block_size": 8} | axes)
     with pytest.raises(BadInput, match=reason):
@@ -174,7 +175,7 @@ class Looks(TorchDispatchMode):
         return function(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize("axes", [{}, {"policy": "snapkv"} | KEPT], ids=str)
+@pytest.mark.parametrize("axes", [{}, {"policy": "snapkv"} | KEPT], ids=axes_id)
 def test_no_chunk_waits_for_the_device(model, axes):
     cache = PagedCache.for_model(model, format="fp32", kernels="triton", block_size=8, **axes)
     chunks = Chunks(model, cache, 1, CHUNK, "static")
@@ -206,7 +207,7 @@ def large(tiny_model):
     (1, {"format": "bf16", "window": SinkWindow(16, 128, middle=False)}),
     (1, {"format": "bf16", "policy": "snapkv"} | KEPT),
     (2, {"format": "int8", "policy": "tova"} | KEPT),
-], ids=str)
+], ids=axes_id)
 def test_replayed_chunks_are_no_further_from_fp32_than_eager_ones(large, monkeypatch, rows, axes):
     monkeypatch.setattr(fixed, "LEAST", 8)  # so that tables grow
     axes = {"kernels": "auto", "block_size": 16} | axes
