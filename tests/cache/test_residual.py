@@ -208,7 +208,8 @@ def test_a_models_own_window_cuts_it():
 
 
 @pytest.mark.parametrize("settings", [
-    {"budget_percent": 40}, {"budget_blocks": 5}, {"budget_percent": 40, "groups": "all"}], ids=axes_id)
+    {"budget_percent": 40}, {"budget_blocks": 5}, {"budget_percent": 40, "groups": "all"},
+], ids=axes_id)
 def test_chosen_tokens_end_with_the_residual(settings):
     """Where heads choose tokens the newest are every head's, as computed."""
     cache = make(format=by_name("int4", residual=2 * SIZE), policy="snapkv", evict="token",
