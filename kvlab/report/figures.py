@@ -30,7 +30,10 @@ FIRST = (  # of other measurements: what is asked about; tails and accounts of b
     *("cache_allocated_bytes", "task_score_delta_points", "kl_decoded_mean_nats"),
 )
 LAST = ("kl_p99_nats", "kl_p999_nats", "kl_max_nats", "cache_nominal_bytes", "cache_logical_bytes",
-        "cache_host_bytes", "cache_peak_bytes", "evictions", "resident_tokens_percent")  # fmt: skip
+        "cache_host_bytes", "cache_peak_bytes", "evictions", "resident_tokens_percent",
+        "weights_bytes", "workspace_bytes", "activation_bytes", "standing_bytes",
+        "accounted_bytes", "accounted_percent", "decode_bytes",
+        "allocated_of_logical_percent")  # fmt: skip
 # seen in the figures above
 TOLD = ("perplexity", "perplexity_full", "bits_per_element", "effective_bits")
 MOST = 24  # generic figures; a page with more is no page
@@ -55,8 +58,9 @@ def drawings(everything: list[Entry], runs: list[Run]) -> list[Drawing]:
     if replayed:  # a trace was replayed: nothing else was measured
         return [Drawing(*picture) for picture in replayed]
     there, axis = names(everything), _numeric_condition(everything)
-    points = len({e.conditions.get(axis) for e in everything}) if axis else 1  # of a line
-    crowded = len(everything) > CROWD * points
+    if len({_line_of(e, axis) for e in everything}) == len(everything):
+        axis = None  # a point each, as of two models at one length each, are no lines
+    crowded = len({(e.run.name, *_line_of(e, axis)) for e in everything}) > CROWD
     found = [Drawing(*picture) for picture in frontier_figures(everything)]
     found += [Drawing(*picture) for picture in budget_figures(everything)]
     quality = [name for name in QUALITY if name in there]
@@ -82,6 +86,12 @@ def drawings(everything: list[Entry], runs: list[Run]) -> list[Drawing]:
     rest = [name for name in there if name not in drawn and not crowded]
     rest = sorted((n for n in rest if not _doubtful(n, everything)), key=_rank)
     return found + [d for name in rest if (d := _generic(everything, name, axis))][:MOST]
+
+
+def _line_of(entry: Entry, axis: str | None) -> tuple:
+    """What entries have alike that are one line over `axis`, if there is one."""
+    rest = sorted((key, str(value)) for key, value in entry.conditions.items() if key != axis)
+    return entry.variant, *rest
 
 
 def _rank(name: str) -> int:
@@ -183,7 +193,7 @@ def _generic(everything: list[Entry], name: str, axis: str | None) -> Drawing | 
 
 def _lines(shown: list[Entry], name: str, over: str, everything: list[Entry]) -> Figure:
     """Lines over one setting, with a panel for each value of a second number that was varied."""
-    other = _numeric_condition(shown, but=over)
+    other, told = _numeric_condition(shown, but=over), _told_by(over, shown)
     values = sorted({e.conditions[other] for e in shown if other in e.conditions}) if other else []
     values = values if 1 < len(values) <= PANELS else [None]
     made, panels = canvas.figure(len(values), width=8.6, height=max(4.2, 3.8 * len(values)),
@@ -193,7 +203,7 @@ def _lines(shown: list[Entry], name: str, over: str, everything: list[Entry]) ->
         axes.set_xlabel(over.replace("_", " "))
         if value is not None:
             axes.set_title(f"{other.replace('_', ' ')} {value:,g}", loc="left")
-        apart = (over,) if value is None else (over, other)
+        apart = (over, *told) if value is None else (over, other, *told)
         series(axes, part, name, lambda e: e.conditions[over], everything, apart)
     return made
 
@@ -206,14 +216,28 @@ def _bytes_differ(everything: list[Entry]) -> bool:
 
 
 def _numeric_condition(everything: list[Entry], but: str | None = None) -> str | None:
-    """The numeric setting with the most values, if one was varied at all; never `but`."""
+    """The numeric setting with the most values, if one was varied at all; never `but`, nor what
+    follows from it."""
     values: dict[str, set] = {}
+    known = () if but is None else (but, *_told_by(but, everything))
     for entry in everything:
         for key, value in entry.conditions.items():
-            if is_number(value) and key != but:
+            if is_number(value) and key not in known:
                 values.setdefault(key, set()).add(value)
     varied = {key: len(found) for key, found in values.items() if len(found) > 1}
     return max(varied, key=varied.get) if varied else None
+
+
+def _told_by(over: str, everything: list[Entry]) -> list[str]:
+    """Numbers that follow from `over`, as prompt tokens from the requests of a trace."""
+    found: dict[str, dict] = {}
+    for entry in everything:
+        for key, value in entry.conditions.items():
+            if is_number(value) and key != over and over in entry.conditions:
+                found.setdefault(key, {}).setdefault(entry.conditions[over], set()).add(value)
+    return [key for key, of in found.items()
+            if all(len(values) == 1 for values in of.values())
+            and len({value for values in of.values() for value in values}) > 1]  # fmt: skip
 
 
 def _both(entry: Entry, name: str) -> bool:

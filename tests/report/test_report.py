@@ -16,6 +16,7 @@ from kvlab.core import BadInput, Measurement
 from kvlab.report import console_table, write_report
 from kvlab.report.__main__ import main
 from kvlab.report.entries import entries
+from kvlab.report.figures import drawings
 from kvlab.report.names import byte_unit, interval, metric, number
 from kvlab.report.source import Run, load
 from kvlab.track import RunFolder, read_rows
@@ -495,3 +496,30 @@ def test_runs_that_varied_budgets_have_a_figure_each(tmp_path):
     write_report([tmp_path / "small", tmp_path / "large"], tmp_path / "report")
     found = {f.stem for f in (tmp_path / "report/figures").glob("loss_by_budget*.svg")}
     assert found == {"loss_by_budget-small", "loss_by_budget-large"}
+
+
+def test_a_number_that_follows_from_another_makes_no_panels(tmp_path):
+    """Requests and their prompt tokens: every panel had one point of each variant."""
+    with RunFolder(tmp_path / "run", config="device: cpu\n") as run:
+        for requests in (64, 256):
+            for variant in ("a", "b"):
+                took = Measurement("ttft_ms", requests + len(variant), "ms", "lower")
+                run.add(variant, {"requests": requests, "prompt_tokens": 7 * requests}, [took])
+    [drawing] = figures_of(tmp_path / "run")
+    axes = drawing.draw().axes
+    assert len(axes) == 1 and axes[0].get_xlabel() == "requests"
+
+
+def test_points_that_make_no_line_are_no_axis(tmp_path):
+    """Two models, each at a length of its own: forty names hung on two columns of points."""
+    for model, tokens in (("small", 8192), ("large", 32768)):
+        with RunFolder(tmp_path / model, config="device: cpu\n") as run:
+            for variant in range(25):
+                took = Measurement("decode_ms", variant + tokens, "ms", "lower")
+                run.add(f"v{variant}", {"model": model, "tokens": tokens}, [took])
+    assert not figures_of(tmp_path / "small", tmp_path / "large")
+
+
+def figures_of(*folders):
+    runs = load(list(folders))
+    return drawings(entries(runs), runs)
