@@ -58,9 +58,10 @@ def drawings(everything: list[Entry], runs: list[Run]) -> list[Drawing]:
     if replayed:  # a trace was replayed: nothing else was measured
         return [Drawing(*picture) for picture in replayed]
     there, axis = names(everything), _numeric_condition(everything)
-    if len({_line_of(e, axis) for e in everything}) == len(everything):
-        axis = None  # a point each, as of two models at one length each, are no lines
-    crowded = len({(e.run.name, *_line_of(e, axis)) for e in everything}) > CROWD
+    along = [axis, *_told_by(axis, everything)] if axis else []
+    if len({_line_of(e, along) for e in everything}) == len(everything):
+        axis, along = None, []  # a point each, as of two models at one length each, are no lines
+    crowded = len({(e.run.name, *_line_of(e, along)) for e in everything}) > CROWD
     found = [Drawing(*picture) for picture in frontier_figures(everything)]
     found += [Drawing(*picture) for picture in budget_figures(everything)]
     quality = [name for name in QUALITY if name in there]
@@ -88,9 +89,9 @@ def drawings(everything: list[Entry], runs: list[Run]) -> list[Drawing]:
     return found + [d for name in rest if (d := _generic(everything, name, axis))][:MOST]
 
 
-def _line_of(entry: Entry, axis: str | None) -> tuple:
-    """What entries have alike that are one line over `axis`, if there is one."""
-    rest = sorted((key, str(value)) for key, value in entry.conditions.items() if key != axis)
+def _line_of(entry: Entry, along: list[str]) -> tuple:
+    """What entries have alike that are points of one line: all but what changes along it."""
+    rest = sorted((key, str(value)) for key, value in entry.conditions.items() if key not in along)
     return entry.variant, *rest
 
 

@@ -503,7 +503,7 @@ def test_a_number_that_follows_from_another_makes_no_panels(tmp_path):
     with RunFolder(tmp_path / "run", config="device: cpu\n") as run:
         for requests in (64, 256):
             for variant in ("a", "b"):
-                took = Measurement("ttft_ms", requests + len(variant), "ms", "lower")
+                took = Measurement("waits", requests + len(variant), "requests", "lower")
                 run.add(variant, {"requests": requests, "prompt_tokens": 7 * requests}, [took])
     [drawing] = figures_of(tmp_path / "run")
     axes = drawing.draw().axes
@@ -515,7 +515,7 @@ def test_points_that_make_no_line_are_no_axis(tmp_path):
     for model, tokens in (("small", 8192), ("large", 32768)):
         with RunFolder(tmp_path / model, config="device: cpu\n") as run:
             for variant in range(25):
-                took = Measurement("decode_ms", variant + tokens, "ms", "lower")
+                took = Measurement("waits", variant + tokens, "requests", "lower")
                 run.add(f"v{variant}", {"model": model, "tokens": tokens}, [took])
     assert not figures_of(tmp_path / "small", tmp_path / "large")
 
