@@ -129,7 +129,8 @@ def _loss(model: str, params: dict, measured: dict, environment: dict) -> dict:
         "allocated_bytes": int(measured["cache_allocated_bytes"]["value"]),
         "prefill_tokens_per_second": speed and speed["value"],
         "loaded": host["load_average"] > host["cores"] / 2,
-        "kernels": "kernels" not in params,  # a row says why plain torch did the work
+        # a row says why plain torch did the work; without a GPU it always does
+        "kernels": "kernels" not in params and environment["device"].get("kind") != "cpu",
         "device": environment["device"]["name"],
         "commit": environment["commit"] + "-dirty" * environment["dirty"],
     }

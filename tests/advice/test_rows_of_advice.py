@@ -72,6 +72,7 @@ def test_the_decision_table_takes_no_loss_of_a_text_that_was_kept(tmp_path, toke
 def test_what_the_command_of_a_run_set_is_told(tmp_path, table, words, recent):
     [row] = table.summaries(put(tmp_path, "real_summaries", FITTED, words))
     assert f"window.recent={recent}" in row["options"] and "window.sinks=4" in row["options"]
+    assert row["device"] == "AMD EPYC" and not row["kernels"]
 
 
 def test_a_report_says_what_it_was_measured_on(tmp_path):
