@@ -103,7 +103,9 @@ class Worker:
 
     def prepare(self, job: Job) -> None:
         """Gates of budget=duo and centres of policy=triattention, of drawn tokens and of a book
-        that no haystack is made of."""
+        that no haystack is made of; not again where they are there."""
+        if all(self.file(job.model, what).exists() for what in ("gates", "centres")):
+            return
         loaded = self.model(job.model).loaded
         gates = retrieval_gates(loaded.model, sinks=WINDOW.sinks, recent=WINDOW.recent,
                                 draws=4 if torch.cuda.is_available() else 1)

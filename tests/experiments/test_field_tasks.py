@@ -49,6 +49,32 @@ def test_jobs_have_names_of_their_own_and_arms_that_can_be_made():
         assert job.prompt_tokens and job.decoded_tokens
 
 
+def test_a_part_of_the_study_has_those_arms_only():
+    """What a machine without a GPU has time for; nothing is prepared that no method reads."""
+    part = plan.Chosen(("snapkv", "kvzip"), ("int8",), plan.REQUESTS[:1], ("bf16",))
+    assert all(job.kind != "prepare" for job in plan.probes(MODELS, 8, chosen=part))
+    assert plan.probes(MODELS, 8)[0].kind == "prepare"
+    made = plan.jobs({"small": [512]}, {("small", 512): ["vt"]}, 8, [25.0], part)
+    assert [(job.name, job.methods) for job in made] == [
+        ("outside-small-512-vt-25", ("snapkv", "kvzip")), ("formats-small-512-vt", ("int8",)),
+        ("inside-small-512-vt-25", ("snapkv", "kvzip")),
+        ("requests-small-512-scbench_kv_requests", ("bf16",)),
+    ]  # fmt: skip
+
+
+def test_what_is_not_run_as_published_is_not_called_so_in_a_table(tmp_path):
+    job = plan.Job("", "evict", "", methods=("snapkv", "kvzip", "kvzip all_heads", "snapkv chunks"),
+                   budget=25.0)  # fmt: skip
+    names = [v.name for v in plan.variants(job, {})]
+    assert names == ["snapkv 25%", "kvzip 25% (each head alike)", "kvzip all_heads 25%",
+                     "snapkv chunks 25% (blocks of 16, each layer as ChunkKV)"]
+    written(tmp_path, "evict", [arm("full", [1, 1]), *(arm(name, [1, 0]) for name in names)])
+    page = "\n".join(table.sections(tmp_path))
+    assert "| `snapkv` |" in page and "| `kvzip` |" not in page
+    assert page.count("| `kvzip` (each head alike) |") == 3
+    assert page.count("| `snapkv chunks` (blocks of 16, each layer as ChunkKV) |") == 3
+
+
 def written(folder, job, rows):
     path = folder / "runs" / job / "items.jsonl"
     path.parent.mkdir(parents=True)
