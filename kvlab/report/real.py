@@ -52,7 +52,8 @@ def eviction(book: Book) -> Overview | None:
             canvas.name_ends(place, ends)
         return made
 
-    caption = (f"{_told(book, 'real_axes')}; bars are 95 % intervals (real_axes, H200). What lies "
+    source = _source(book, "real_axes")
+    caption = (f"{_told(book, 'real_axes')}; bars are 95 % intervals ({source}). What lies "
                "whole in host memory loses nothing; Quest reads 1,024 tokens.")
     return picture("eviction", "Eviction and retrieval: what 2 to 20 times fewer bytes cost",
                    caption, panels, draw)  # fmt: skip
@@ -96,7 +97,8 @@ def windows(book: Book) -> Overview | None:
             canvas.name_ends(place, ends)
         return made
 
-    caption = f"{_told(book, 'real_windows')}; bars are 95 % intervals (real_windows, H200)."
+    source = _source(book, "real_windows")
+    caption = f"{_told(book, 'real_windows')}; bars are 95 % intervals ({source})."
     return picture("windows", "Windows: how much of the past has to stay", caption, panels, draw)
 
 
@@ -121,3 +123,12 @@ def _told(book: Book, report: str) -> str:
             found.append(f"{name} on {count} {'held-out books ' * (not found)}x {tokens:,}"
                          f"{' tokens' * (not found)}")
     return ", ".join(found)
+
+
+def _source(book: Book, report: str) -> str:
+    """`real_axes, H200`: the report and the devices that its rows were measured on."""
+    rows = [row for run in RUNS for row in book.find(report, LOSS, run=run)]
+    devices = {str(row["params"].get("device", "")) for row in rows}
+    told = sorted({"H200" if "H200" in name else "CPU" if "NVIDIA" not in name else name
+                   for name in devices if name})  # fmt: skip
+    return ", ".join([report, *told])
