@@ -209,9 +209,9 @@ def check_number(
     if number and least <= value <= most and not (above and value == least):
         return
     what = "a whole number" if whole else "a finite number"
-    bounds = f"more than {least}" if above else f"at least {least}"
+    bounds = f", more than {least}" if above else f", at least {least}" * (least > -inf)
     end = "" if most == inf else f" and at most {most}"
-    raise BadInput(key, value, f"must be {what}, {bounds}{end}" + ", or null" * null)
+    raise BadInput(key, value, f"must be {what}{bounds}{end}" + ", or null" * null)
 
 
 def checked_seed(key: str, seed: int) -> int:

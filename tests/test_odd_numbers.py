@@ -54,7 +54,7 @@ MEMBERS = {
     ("policy", "mq"): {"queues": (0, 10**9), "lifetime": (0,), "ghosts": (-1, nan)},
     ("policy", "s3fifo"): {"ghosts": (nan, -1), "promote": (-1,)},
     ("policy", "admit_reuse"): {"ghosts": (nan, -1)},
-    ("policy", "hybrid"): {"half_life": (nan, 0), "frequency": (nan, -1), "cost": (inf,)},
+    ("policy", "hybrid"): {"half_life": (nan, 0), "frequency": (nan, "1"), "cost": (inf,)},
     ("policy", "wa_lru"): {"recency": (nan, inf), "horizon": (nan,)},
     ("summary", "fitted"): {"damping": (nan, 0), "solver_steps": (0,)},
     ("offload", "host"): {"cap_gb": (nan, inf, 0, 1e300), "slab_tokens": (0, 1.5)},

@@ -12,12 +12,14 @@ import json
 import re
 from pathlib import Path
 
+from kvlab.advice.table import long_enough
+
 # report -> run -> what the model is called in the table
 FORMATS = {"real_formats": {"smollm2-135m": "SmolLM2-135M-Instruct",
                             "qwen2.5-coder-0.5b": "Qwen2.5-Coder-0.5B-Instruct"}}  # fmt: skip
 EVICTION = {"real_eviction": {"evict": "SmolLM2-135M-Instruct",
                               **FORMATS["real_formats"]}}  # those that are there
-# report -> settings of the whole run, which its rows do not repeat
+# report -> settings of the whole run, which its rows do not repeat; a command may say another value
 SETTINGS = {
     "real_eviction": {"window": "sink", "window.sinks": 4, "window.recent": 64},
     "real_summaries": {"window": "sink", "window.sinks": 4, "window.recent": 128},
@@ -51,14 +53,23 @@ def runs(reports: Path, sources: dict[str, dict[str, str]]):
     for report, named in sources.items():
         file = reports / report / "environments.json"
         told = json.loads(file.read_text()) if file.is_file() else {}
-        rows = [_whole(row, report) for row in read(reports / report)] if told else []
+        own = {run: _settings(report, one["command"]) for run, one in told.items()}
+        rows = [_whole(row, report, own) for row in read(reports / report)] if told else []
         for run in [run for run in named if run in told]:
             yield named[run], [r for r in rows if r["params"]["run"] == run], told[run]
 
 
-def _whole(row: dict, report: str) -> dict:
+def _settings(report: str, command: str) -> dict:
+    """Of all rows of a run: as the experiment says, and instead what its command says. Words of a
+    variant are none of the run's."""
+    words = re.sub(r"variants=\[.*?\]", "", command)
+    return {key: dict(re.findall(r"([\w.]+)=(\S+)", words)).get(key, value)
+            for key, value in SETTINGS.get(report, {}).items()}  # fmt: skip
+
+
+def _whole(row: dict, report: str, settings: dict[str, dict]) -> dict:
     """With the settings of its whole run; a row without a policy has none of an eviction's."""
-    own = SETTINGS.get(report, {})
+    own = settings.get(row["params"]["run"], {})
     if report != "real_windows" and ("policy" not in row["params"] or "window" in row["params"]):
         own = {}
     return row | {"params": own | row["params"]}
@@ -87,7 +98,7 @@ def _offered(params: dict) -> bool:
     own = {key: params[key] for key in OFFERED if key in params}
     whole = {"window.recent", "retrieval.budget_tokens"} & own.keys()
     return bool(whole) and not params.get("window.rerotate") and "retrieval.digests" not in params \
-        and params.get("retrieval") != "mean_key" and all(
+        and params.get("retrieval", "quest") == "quest" and long_enough(params) and all(
             value == OFFERED[key] for key, value in own.items())  # fmt: skip
 
 
@@ -118,7 +129,8 @@ def _loss(model: str, params: dict, measured: dict, environment: dict) -> dict:
         "allocated_bytes": int(measured["cache_allocated_bytes"]["value"]),
         "prefill_tokens_per_second": speed and speed["value"],
         "loaded": host["load_average"] > host["cores"] / 2,
-        "kernels": "kernels" not in params,  # a row says why plain torch did the work
+        # a row says why plain torch did the work; without a GPU it always does
+        "kernels": "kernels" not in params and environment["device"].get("kind") != "cpu",
         "device": environment["device"]["name"],
         "commit": environment["commit"] + "-dirty" * environment["dirty"],
     }

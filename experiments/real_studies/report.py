@@ -1,6 +1,7 @@
-"""Reports of the studies on real models, from what `run.py` packed.
+"""Reports of the studies on real models, from what `run.py` packed, or from run folders.
 
     python experiments/real_studies/report.py FOLDER_OF_TARS [--out reports] [--only real_axes]
+    python experiments/real_studies/report.py FOLDER_OF_RUNS    # with FOLDER/STUDY/MODEL/PART
 
 The parts of a study on one model become one run, named after the model; a row that several parts
 have, as those of the full cache, is the first part's.
@@ -49,7 +50,9 @@ def joined(parts: list[Path], target: Path) -> Path | None:
     if curves:
         np.savez_compressed(target / "per_position.npz", **curves)
     environment = json.loads((target / "environment.json").read_text())
-    environment["command"] = OF_PARTS.sub("", environment["command"])
+    told = [json.loads((part / "environment.json").read_text())["command"] for part in parts]
+    told = dict.fromkeys(OF_PARTS.sub("", command) for command in told)
+    environment["command"] = "; ".join(told)  # one, where parts differ in their variants alone
     (target / "environment.json").write_text(json.dumps(environment, indent=1))
     return target
 
@@ -63,8 +66,10 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         packed, runs = Path(place) / "packed", Path(place) / "runs"
+        if any(any(args.tars.glob(f"*/{model}/*/measurements.jsonl")) for model in MODELS):
+            packed = args.tars.resolve()
         for model in MODELS:
-            if (args.tars / f"{model}.tar.xz").is_file():
+            if packed.parent == Path(place) and (args.tars / f"{model}.tar.xz").is_file():
                 try:
                     with tarfile.open(args.tars / f"{model}.tar.xz") as tar:
                         tar.extractall(packed, filter="data")
@@ -72,7 +77,8 @@ def main() -> None:
                     sys.exit(f"report.py: {args.tars / model}.tar.xz is damaged, pack it again: "
                              f"{type(problem).__name__}")
         if not packed.is_dir():
-            sys.exit(f"report.py: {args.tars} has none of {', '.join(MODELS)} as .tar.xz")
+            sys.exit(f"report.py: {args.tars} has none of {', '.join(MODELS)} as .tar.xz, and no "
+                     "STUDY/MODEL/PART with measurements")
         for study in STUDIES:
             if args.only and study.report not in args.only:
                 continue

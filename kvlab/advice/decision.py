@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from kvlab.advice.ask import GOALS, Ask
 from kvlab.advice.choices import Choice, choices
-from kvlab.advice.table import Figure, Loss
+from kvlab.advice.table import Figure, Loss, long_enough
 from kvlab.advice.tell import advised, shown
 from kvlab.model import Outline
 from kvlab.report import Book
@@ -132,10 +132,11 @@ def _loss(choice: Choice, cite: _Citing) -> str:
 
 def part_rows(book: Book | None, deed: str) -> tuple[dict, dict] | None:
     """Change of perplexity and KL of the window or the choice of blocks that is offered, on the
-    real model that loses more by KL; None where that was not measured."""
+    real model that loses more by KL; None where that was not measured, or on text too short."""
     report, variants, names, _ = PARTS[deed]
     for variant in variants if book else ():
-        if found := book.find(report, names[1], variant=variant):
+        found = book.find(report, names[1], variant=variant)
+        if found := [row for row in found if long_enough(row["params"])]:
             kl = max(found, key=lambda row: row["value"])
             [perplexity] = book.find(report, names[0], variant=variant, run=kl["params"]["run"])
             return perplexity, kl

@@ -130,6 +130,13 @@ def partial(words: tuple[str, ...]) -> list[Loss]:
     return [row for row in losses(PARTIAL) if row.options == ("format=bf16", *words)]
 
 
+def long_enough(params: dict) -> bool:
+    """Whether a row of a window or a choice of blocks was measured on text of twice the tokens that
+    it reads, or more: on less it lost next to nothing because it read nearly all."""
+    read = params.get("retrieval.budget_tokens") or params.get("window.recent", 0)
+    return params["tokens"] >= 2 * read
+
+
 @cache
 def losses(path: Path = ASSET) -> tuple[Loss, ...]:
     """All rows, in the order of the file."""

@@ -9,9 +9,11 @@ Each variant that evicts under a budget gets three companions of the same bytes:
 
 A bare window (no policy) is compared with random eviction under a budget of the window's peak: its
 blocks and a prefill chunk. So each chunk sees as many tokens of the past, while decoding sees more
-of them under random eviction. Retrieval is compared with a choice by chance and with a window of as
-many tokens as it reads. What is evicted to the host is not lost and needs no control. Controls of
-several variants that come out equal are run once. They are not timed.
+of them under random eviction. The window's own sinks stay in both: a real model without its first
+tokens loses more than by all that a window leaves out, and the recent ones are what is asked about.
+Retrieval is compared with a choice by chance and with a window of as many tokens as it reads. What
+is evicted to the host is not lost and needs no control. Controls of several variants that come out
+equal are run once. They are not timed.
 
 Members are asked what they are (`scored`, `control`, `selects`, `keeps`), so one from outside the
 package gets its controls like one of ours.
@@ -73,7 +75,8 @@ def _of(variant: Variant, chunk_tokens: int) -> Iterator[Variant]:
         yield from _of_retrieval(variant)
     if not member.evicts and not spec.window.middle:
         blocks = _peak_blocks(spec, chunk_tokens)
-        loose = SinkWindow(0, 1, middle=True)
+        head = spec.window.protected(LONG)[0][1] if _keeps_head(spec.window) else 0
+        loose = SinkWindow(head, 1, middle=True)
         bare = replace(spec, window=loose, policy=Random, budget_blocks=blocks)
         yield _control(variant, "random", f"random eviction, {blocks} blocks", bare)
     elif spec.bounded and member.evicts and not member.control and not spec.offload.keeps:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import log2
+from math import inf, log2
 
 from kvlab.core import BadInput, check_number
 from kvlab.policy.base import PriorityPolicy
@@ -51,7 +51,7 @@ class Hybrid(LeafFirst):
     https://doi.org/10.1109/TC.2001.970573) with the cost term of Marconi
     (https://arxiv.org/abs/2411.19379).
     half_life: steps (blocks sealed or touched) after which an unused block is worth half (10000).
-    frequency, cost: the powers (1, 1); 0 leaves a term out.
+    frequency, cost: the powers (1, 1); 0 leaves a term out, less than 0 turns it round.
     Differs from LRFU: hits do not fade one by one, the whole block does.
     """
 
@@ -59,6 +59,6 @@ class Hybrid(LeafFirst):
 
     def __init__(self, half_life: float = 10_000.0, frequency: float = 1.0, cost: float = 1.0):
         check_number("policy.half_life", half_life, 0, whole=False, above=True)
-        check_number("policy.frequency", frequency, 0, whole=False)
-        check_number("policy.cost", cost, 0, whole=False)
+        check_number("policy.frequency", frequency, -inf, whole=False)
+        check_number("policy.cost", cost, -inf, whole=False)
         super().__init__(Worth(half_life, frequency, cost))

@@ -47,6 +47,15 @@ class Book:
                 and all(row[k] == v for k, v in own.items())
                 and all(row["params"].get(k) == v for k, v in wanted.items())]  # fmt: skip
 
+    def devices(self, report: str) -> str:
+        """What a report was measured on, `H200 and CPU`; "" where it does not say."""
+        file = self.folder / report / "environments.json"
+        runs = json.loads(file.read_text(encoding="utf-8")).values() if file.is_file() else ()
+        told = [run.get("device") or {} for run in runs]
+        names = ["CPU" if one.get("kind") == "cpu" else str(one.get("name", "")).removeprefix(
+            "NVIDIA ") for one in told]
+        return " and ".join(dict.fromkeys(filter(None, names)))
+
     def behind(self, name: str, variant: str, value: float) -> dict:
         """The row of any report that holds this very number. Raises BadInput where none does."""
         for report in self.reports:

@@ -19,6 +19,7 @@ BYTES = "cache_allocated_bytes"
 IN_USE = "cache_logical_bytes"
 NO_BYTES, NO_SLAB = "no bytes saved", "no whole slab of 1,024 tokens saved"
 CELLS = ("needle_recall_at_percent",)  # of a heatmap
+LOSSES = ("kl_mean_nats", "perplexity_delta_percent")
 LAYER_LOSS = "layer_kl_nats"  # of a heatmap by layer
 CELL = "_at_percent"  # how names of cells end, of any task: too many for a table
 
@@ -28,6 +29,7 @@ class Entry:
     """`conditions`: setting -> value; `rows`: measurement name -> its row (the last one given).
 
     failure: the row that says why the variant raised, if it did.
+    twin: an earlier variant that lost the very same, "" where there is none.
     """
 
     run: Run
@@ -36,6 +38,7 @@ class Entry:
     rows: dict[str, dict] = field(default_factory=dict)
     baseline: Entry | None = None
     failure: dict | None = None
+    twin: str = ""
 
     def value(self, name: str) -> float | None:
         return self.rows[name]["value"] if name in self.rows else None
@@ -58,6 +61,7 @@ class Entry:
         ratio = self.bytes_ratio
         told = [f"{what}: {c}" for what, c in (("control", self.control), ("caution", self.caution))
                 if c]
+        told += [f"lost the very same as {self.twin}: one cache by two names"] * bool(self.twin)
         if ratio is not None and ratio >= 1:
             told.append(NO_SLAB if self.hidden else NO_BYTES)
         return told
@@ -109,7 +113,20 @@ def entries(runs: list[Run]) -> list[Entry]:
     everything = list(found.values())
     for entry in everything:
         entry.baseline = _baseline(entry, everything)
+    _twins(everything)
     return everything
+
+
+def _twins(everything: list[Entry]) -> None:
+    """Name the earlier of two variants whose losses are equal to the last bit, as those of settings
+    that come out as the same blocks. What loses nothing has no twin."""
+    seen: dict[tuple, str] = {}
+    for entry in everything:
+        losses = tuple(entry.value(name) for name in LOSSES)
+        if all(losses) and not entry.is_baseline:
+            key = (entry.run.name, json.dumps(entry.conditions, sort_keys=True), losses)
+            entry.twin = seen.get(key, "")
+            seen.setdefault(key, entry.variant)
 
 
 def _is_whole(row: dict) -> bool:

@@ -159,7 +159,8 @@ def _words(part: str) -> str:
         found = re.fullmatch(pattern, part)
         if found:
             number = next((g for g in found.groups() if g is not None), "")
-            return said.format(f"{int(number):,}" if number.isdigit() else number)
+            told = said.format(f"{int(number):,}" if number.isdigit() else number)
+            return told.removesuffix("s") if number == "1" and told.startswith("1 ") else told
     if part in OF_AXES:
         return OF_AXES[part]
     for axis in ("policy", "retrieval"):

@@ -42,6 +42,11 @@ class Run:
         return device.get("name", "unknown") if isinstance(device, dict) else str(device)
 
     @property
+    def on_cpu(self) -> bool:
+        device = self.environment.get("device")
+        return isinstance(device, dict) and device.get("kind") == "cpu"
+
+    @property
     def loaded(self) -> bool:
         """Whether others wanted more than half of the machine when the run began: no speed of it
         is to be believed. Of a GPU's run the same: its launches wait for the processor."""

@@ -1,4 +1,4 @@
-"""What runs are about, for the head of a page: model, data, documents, tokens."""
+"""What runs are about, for the head of a page: model, data, documents, tokens; a processor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ MODELS = {"reference": "the reference model", "random": "random weights"}
 
 def subject(runs: list[Run]) -> str:
     """`the reference model, held-out books, 4 documents x 16,384 tokens, 20 questions`; "" where
-    the rows say nothing of it, as those of replayed traces."""
+    the rows say nothing of it, as those of replayed traces. Behind that `CPU`, where no run had
+    another device."""
     rows = [row for run in runs for row in run.rows]
     traces = list(dict.fromkeys(str(r["params"]["trace"]) for r in rows if "trace" in r["params"]))
     if traces:
@@ -19,7 +20,8 @@ def subject(runs: list[Run]) -> str:
     models = list(dict.fromkeys(filter(None, map(_model, runs))))
     parts = [" and ".join(models), _data(runs, rows), _documents(rows), _tokens(rows),
              _questions(rows)]  # fmt: skip
-    return ", ".join(filter(None, parts))
+    told = ", ".join(filter(None, parts))
+    return told + ", CPU" * bool(told and all(run.on_cpu for run in runs))
 
 
 def _model(run: Run) -> str:

@@ -164,7 +164,7 @@ def device_facts(device: str | None = None) -> dict:
     torch = sys.modules.get("torch")
     usable = torch is not None and hasattr(torch, "cuda") and torch.cuda.is_available()
     if str(device or "auto").startswith("cpu") or not usable:
-        return {"kind": "cpu", "name": cpu_name(), "threads": os.cpu_count()}
+        return {"kind": "cpu", "name": cpu_name(), "threads": _threads(torch)}
     index = int(str(device).partition(":")[2] or torch.cuda.current_device())
     facts = torch.cuda.get_device_properties(index)
     return {
@@ -174,6 +174,13 @@ def device_facts(device: str | None = None) -> dict:
         "capability": f"{facts.major}.{facts.minor}",
         "cuda": torch.version.cuda,
     }
+
+
+def _threads(torch) -> int | None:
+    """Of one operator: torch's own number where it is loaded, which OMP_NUM_THREADS sets, else all
+    there are."""
+    asked = getattr(torch, "get_num_threads", os.cpu_count)
+    return asked()
 
 
 def format_support(device: str | None = None) -> dict:

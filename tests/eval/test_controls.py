@@ -81,6 +81,9 @@ def test_a_bare_window_is_compared_with_random_eviction_of_its_size():
     [control] = controls([window], 128)
     assert control.spec.budget_blocks == 1 + 16 + 2 + 1 and control.spec.policy().name == "random"
     assert control.name == "random sink (control)"
+    assert control.spec.window.protected(5000) == [(0, 4), (4999, 5000)]  # no model does without
+    [control] = controls([variant("bare", window=SinkWindow(0, 1024, middle=False))], 128)
+    assert control.spec.window.protected(5000) == [(4999, 5000)]
 
 
 def test_what_loses_nothing_needs_no_control():

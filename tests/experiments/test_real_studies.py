@@ -61,3 +61,14 @@ def test_rows_of_parts_become_one_run_named_after_the_model(tmp_path):
     told = json.loads((made / "environment.json").read_text())
     assert told["command"] == "python -m kvlab experiment=x y=1"
     assert report.joined([], tmp_path / "none") is None
+
+
+def test_parts_of_unlike_commands_tell_both(tmp_path):
+    for part, words in enumerate(("eval.tokens=4096", "eval.tokens=8192 'variants=[\"x\"]'")):
+        (tmp_path / f"{part}").mkdir()
+        (tmp_path / f"{part}/measurements.jsonl").write_text("")
+        command = {"command": f"kvlab {words} resume=true"}
+        (tmp_path / f"{part}/environment.json").write_text(json.dumps(command))
+    made = report.joined([tmp_path / "0", tmp_path / "1"], tmp_path / "made")
+    told = json.loads((made / "environment.json").read_text())
+    assert told["command"] == "kvlab eval.tokens=4096; kvlab eval.tokens=8192"

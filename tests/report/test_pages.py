@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -131,3 +132,32 @@ def test_a_damaged_row_of_a_committed_report_is_named(tmp_path, bad):
         Book(tmp_path).find("one", "bits")
     (tmp_path / "one" / "results.jsonl").write_bytes(b"\n".join(lines[:-1]) + b"\n")
     assert [found["line"] for found in Book(tmp_path).find("one", "bits", value=4)] == [1, 4]
+
+
+def lossy_run(path, losses):
+    with RunFolder(path, config="device: cpu\n") as folder:
+        folder.add("full", {"baseline": True, "tokens": 10}, quality(0, 0, 16 * MIB))
+        for name, loss in losses.items():
+            folder.add(name, {"tokens": 10}, quality(loss, 0.1, 8 * MIB))
+    alone(path)
+    return path
+
+
+def test_variants_that_come_out_as_one_cache_are_told(tmp_path):
+    run = lossy_run(tmp_path / "run", {"sinks=1": 2.5, "sinks=4": 2.5, "sinks=17": 2.4,
+                                       "none": 0.0, "nothing": 0.0})  # fmt: skip
+    readme = write_report(run, tmp_path / "out").read_text()
+    told = {line.split(" | ")[0] for line in readme.splitlines()
+            if "lost the very same as sinks=1: one cache by two names" in line}
+    assert told == {"| sinks=4"} and readme.count("lost the very same") == 1
+
+
+def test_the_title_says_where_all_of_it_was_measured_without_a_gpu(tmp_path):
+    run = lossy_run(tmp_path / "run", {"one": 1.0})
+    title = write_report(run, tmp_path / "out", text="# Why?").read_text().splitlines()[0]
+    assert title.endswith(", CPU")
+    environment = json.loads((run / "environment.json").read_text())
+    environment["device"] = {"kind": "cuda", "name": "NVIDIA H200"}
+    (run / "environment.json").write_text(json.dumps(environment))
+    title = write_report(run, tmp_path / "other", text="# Why?").read_text().splitlines()[0]
+    assert "CPU" not in title

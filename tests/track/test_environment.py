@@ -7,6 +7,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -88,3 +89,12 @@ def test_the_lowest_versions_are_the_ones_that_ci_installs():
         (low,), (pin,) = bounds(requirement, ">="), bounds(pinned[name], "==")
         assert Version(low) == Version(pin), name
         assert name not in PAIRED or len(bounds(requirement, "<")) == 1, "no upper bound"
+
+
+def test_threads_are_those_that_an_operator_gets():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        assert environment.device_facts("cpu")["threads"] == 1
+    finally:
+        torch.set_num_threads(before)
