@@ -30,8 +30,9 @@ _BUDGET = re.compile(
 
 
 def method(entry: Entry) -> str:
-    """A variant's name without what sets its bytes."""
-    return " ".join(word for word in entry.variant.split() if not _BUDGET.fullmatch(word))
+    """A variant's name without what sets its bytes; of a bare `window.recent=256` its axis."""
+    told = " ".join(word for word in entry.variant.split() if not _BUDGET.fullmatch(word))
+    return told or entry.variant.partition(".")[0]
 
 
 def methods(everything: list[Entry]) -> dict[str, list[Entry]]:

@@ -216,7 +216,9 @@ def _words(part: str, parts: list[str], evicts: bool) -> str:
             on_device = part.endswith("%") and "host" in parts
             end = " newest kept" * ("+" in part) if kept else " newest" * ("+" in part)
             said = said.replace("recent", "newest kept") if kept else said
-            return said.format(*told) + end + " on the device" * on_device
+            text = said.format(*told)
+            one = told == ["1"] and text.startswith("1 ")
+            return (text.removesuffix("s") if one else text) + end + " on the device" * on_device
     if part == "random" and parts.index(part) and any(_of(p, "policy") for p in parts):
         return part if any(_of(p, "retrieval") for p in parts) else "random entries"
     if part == "host" and any(p.endswith("%") for p in parts):

@@ -135,3 +135,11 @@ def test_speed_beside_other_work_is_no_objective():
     assert "counts for nothing" in frontier_figures(entries([busy]))[0][2]
     assert "speeds were measured beside other work" in Page("", "", [busy], [], []).banners[0]
     assert Page("", "", [quiet], [], []).banners == []
+
+
+def test_a_bare_window_has_a_name():
+    found = rows("full", 0, 100, 1, baseline=True)
+    for recent in (256, 1024):
+        found += rows(f"window.recent={recent}", 0.3, recent / 50, 1)
+    assert list(methods(entries([Run("run", found)]))) == ["window"]
+    assert words("window.sinks=1 cache.block_size=1") == "1 sink, blocks of 1"
