@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kvlab import kinds
 from kvlab.core import BadInput, CacheGeometry, LayerShape
 
 
@@ -55,6 +56,7 @@ class Codec:
         raise NotImplementedError
 
 
+@kinds.members("format")
 class KVFormat:
     """A key codec and a value codec; every storage format is such a pair.
 
