@@ -51,10 +51,12 @@ class Study:
     def run(self) -> None:
         self.start_all()
         try:
-            self.submit(plan.probes(self.lengths, self.given.items, self.given.tasks))
+            parts = plan.Chosen(*map(tuple, (self.given.methods, self.given.formats,
+                                             self.given.requests, self.given.shared)))
+            self.submit(plan.probes(self.lengths, self.given.items, self.given.tasks, parts))
             self.wait()
             tasks = self.chosen()
-            more = plan.jobs(self.lengths, tasks, self.given.items, self.given.budgets)
+            more = plan.jobs(self.lengths, tasks, self.given.items, self.given.budgets, parts)
             more = [job for job in more if job.name.startswith(tuple(self.given.only))]
             self.submit(more)
             self.estimate(more)
@@ -150,8 +152,10 @@ class Study:
             if job.kind != "probe" or not file.exists():
                 continue
             rows = [json.loads(line) for line in file.read_text().splitlines()]
-            full, blank = (mean(row.get("score", {})) for row in (rows + [{}, {}])[:2])
-            scores.setdefault((job.model, job.tokens), {})[job.tasks[0]] = full, blank
+            if told := both(rows):
+                scores.setdefault((job.model, job.tokens), {})[job.tasks[0]] = told
+            else:
+                print(f"{job.name}: not through when the time was over, not chosen", flush=True)
         found = {}
         for (model, tokens), told in sorted(scores.items()):
             found[model, tokens] = tasks = plan.possible(told, self.given.most)
@@ -179,8 +183,13 @@ class Study:
               f"{self.left:.0f} s left", flush=True)  # fmt: skip
 
 
-def mean(scores: dict) -> float:
-    return 100 * sum(scores.values()) / len(scores) if scores else 0.0
+def both(rows: list[dict]) -> tuple[float, float] | None:
+    """Scores of the full cache and of no context in percent; None where one was not measured:
+    nothing measured is no guess of 0 %."""
+    found = [list(row.get("score", {}).values()) for row in rows[:2]]
+    if len(found) < 2 or not all(found):
+        return None
+    return tuple(100 * sum(values) / len(values) for values in found)
 
 
 def pack(root: Path, out: Path) -> None:
@@ -223,6 +232,10 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=plan.MOST, help="tasks for a model and length")
     parser.add_argument("--tasks", nargs="+", default=list(plan.CANDIDATES))
     parser.add_argument("--budgets", nargs="+", type=float, default=list(plan.BUDGETS))
+    parser.add_argument("--methods", nargs="+", default=plan.ALL.methods, choices=plan.ALL.methods)
+    parser.add_argument("--formats", nargs="+", default=plan.ALL.formats, help="any that kvlab has")
+    parser.add_argument("--requests", nargs="+", default=plan.REQUESTS, choices=plan.REQUESTS)
+    parser.add_argument("--shared", nargs="+", default=plan.ALL.shared, help="formats of requests")
     parser.add_argument("--only", nargs="+", default=[""])
     Study(parser.parse_args()).run()
 
