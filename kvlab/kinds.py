@@ -52,17 +52,18 @@ def members(axis: str) -> Callable[[type], type]:
     return marked
 
 
-def held(section: str = "") -> Callable[[Callable], Callable]:
+def held(section: str = "", but: Sequence[str] = ()) -> Callable[[Callable], Callable]:
     """Marks a function or constructor: it raises `BadInput` for arguments of the wrong kind.
 
     section: what the key of a refusal begins with. Their defaults fit always.
+    but: arguments that it judges itself.
     """
     def marked(function: Callable) -> Callable:
         signature = inspect.signature(function)
 
         @wraps(function)
         def checked(*args, **given):
-            check(function, signature, args, given, section)
+            check(function, signature, args, given, section, but)
             return function(*args, **given)
 
         return checked
@@ -71,7 +72,8 @@ def held(section: str = "") -> Callable[[Callable], Callable]:
 
 
 def check(
-    function: Callable, signature: inspect.Signature, args: tuple, given: dict, section: str
+    function: Callable, signature: inspect.Signature, args: tuple, given: dict, section: str = "",
+    but: Sequence[str] = (),
 ) -> None:
     """Raises `BadInput` for an argument of the wrong kind; of a call with too many, or one unknown,
     Python says so itself."""
@@ -82,7 +84,8 @@ def check(
     hints = _hints_of(function)
     for name, value in bound.items():
         parameter = signature.parameters[name]
-        if name not in hints or parameter.kind in _OPEN_ENDED or value is parameter.default:
+        judged = name in hints and name not in but and parameter.kind not in _OPEN_ENDED
+        if not judged or value is parameter.default:
             continue
         if not fits(value, hints[name]):
             key = f"{section}.{name}" if section else name
@@ -170,6 +173,8 @@ def describe(hint: Any) -> str:
         return "one of " + ", ".join(map(str, args))
     if isinstance(origin, type) and (issubclass(list, origin) or origin is tuple):
         return "a list" + (f" with each entry {describe(args[0])}" if args else "")
+    if Callable in (origin, hint):
+        return "a function"
     if hint in _WORDS:
         return _WORDS[hint]
     name = getattr(hint, "__name__", str(hint))

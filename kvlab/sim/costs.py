@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from kvlab.core import BadInput
+from kvlab.kinds import members
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class NoService:
     """A request is over before the next one comes: hits are counted, times are not."""
 
 
+@members("service")
 @dataclass(frozen=True)
 class CostModel:
     """How long a request holds its blocks: prompt tokens that did not hit are computed, then output

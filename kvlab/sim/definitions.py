@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from kvlab.core import BadInput
+from kvlab.kinds import members
 from kvlab.sim.trace import Trace
 
 _CHOICES = {
@@ -22,6 +23,7 @@ _CHOICES = {
 }
 
 
+@members("definitions")
 @dataclass(frozen=True)
 class Definitions:
     """What counts. The rates themselves (by block, by token, by request) are always all given.

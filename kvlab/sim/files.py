@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from kvlab.core import BadInput
+from kvlab.kinds import held
 from kvlab.sim.readers import Row, fault, reader_of
 from kvlab.sim.readers.lines import open_file
 from kvlab.sim.readers.mooncake import FIELDS
@@ -20,6 +21,7 @@ BUNDLED = {name: f"mooncake_{name}.jsonl.xz" for name in ("conversation", "synth
 ASSETS = Path(__file__).parent.parent / "assets" / "traces"
 
 
+@held("trace")
 def load_trace(
     path: str | Path,
     block_size: int | None = None,

@@ -14,6 +14,7 @@ from heapq import heapify, heapreplace
 import numpy as np
 
 from kvlab.core import BadInput
+from kvlab.kinds import members
 from kvlab.sim.trace import Trace
 
 _CHOICES = {
@@ -23,6 +24,7 @@ _CHOICES = {
 }
 
 
+@members("sessions")
 @dataclass(frozen=True)
 class Sessions:
     """When requests come, how long a prompt may be, and what sessions have in common.

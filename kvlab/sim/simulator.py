@@ -8,6 +8,7 @@ import numpy as np
 
 from kvlab.blocks import BlockLedger
 from kvlab.core import BadInput
+from kvlab.kinds import fits, held
 from kvlab.policy import EvictionPolicy, asked, by_name
 from kvlab.sim.costs import CostModel
 from kvlab.sim.curves import not_hittable
@@ -25,7 +26,10 @@ from kvlab.sim.sizes import ModelShape, shape_by_name, token_bytes
 from kvlab.sim.tiers import Host, tiers_of
 from kvlab.sim.trace import Trace
 
+MOST_COMPILED = 2**30  # blocks
 
+
+@held(but=("policy",))
 def simulate(
     trace: Trace | TraceStream,
     policy: str | EvictionPolicy | Callable[[], EvictionPolicy] = "lru",
@@ -144,7 +148,7 @@ def hittable(trace: Trace, capacity: int, partial_blocks: str) -> np.ndarray:
 
 
 def _capacity(blocks: int) -> int:
-    if not isinstance(blocks, (int, np.integer)) or blocks < 1:
+    if not fits(blocks, int) or blocks < 1:
         raise BadInput("capacity_blocks", blocks, "must be a whole number of at least 1")
     return int(blocks)
 
@@ -160,6 +164,10 @@ def _compiled(policy, capacity, trace, prefix, partial_blocks, host, shape) -> C
     named = isinstance(policy, str)
     _check_asks(asked(policy) if named else policy, prefix, trace)
     tiers = [(tier.policy, _capacity(tier.capacity_blocks), tier.mode) for tier in _levels(host)]
+    most = max(_capacity(capacity), *(blocks for _, blocks, _ in tiers), 1)
+    if most > MOST_COMPILED:  # its links are 32-bit numbers, and a block takes 100 bytes
+        raise BadInput("capacity_blocks", most, f"is more than compiled replay has room for, "
+                       f"{MOST_COMPILED}; compiled=False")
     runner = Compiled(
         policy, _capacity(capacity), prefix, not_hittable(partial_blocks), cost=cost,
         tiers=tiers, whole=isinstance(trace, Trace),

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvlab.blocks import BlockLedger, HostTier, NoTier, mode_by_name
-from kvlab.core import BadInput
+from kvlab.core import BadInput, check_number
+from kvlab.kinds import members
 from kvlab.policy import EvictionPolicy
 
 
@@ -14,6 +15,7 @@ class NoHost:
     """What the device evicts is gone."""
 
 
+@members("host")
 @dataclass(frozen=True)
 class Host:
     """A tier behind the device: what the device evicts comes here, and a hit here goes back.
@@ -35,6 +37,7 @@ class Host:
     behind: Host | None = None
 
     def __post_init__(self):
+        check_number("host.capacity_blocks", self.capacity_blocks)
         mode_by_name(self.mode)
         if self.gigabytes_per_second is not None and not self.gigabytes_per_second > 0:
             raise BadInput("host.gigabytes_per_second", self.gigabytes_per_second, "must be > 0")

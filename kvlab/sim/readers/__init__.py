@@ -82,7 +82,7 @@ def _json_fields(path: Path) -> frozenset[str]:
     _, line = next(lines(path), ("", b""))
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         spread = line.strip() in (b"{", b"[") or line.lstrip().startswith(b"[")
         value = whole_json(path) if spread else {}
     value = value[0] if isinstance(value, list) and value else value

@@ -161,11 +161,16 @@ def in_order(rows: Iterable[tuple[str, Row]]) -> list[tuple[str, Row]]:
     return [(where, row) for _, _, where, row in keyed]
 
 
+LATEST = 2**53  # ms: behind it a double tells no millisecond from the next
+
+
 def fault(row: Row, block_size: int, whole_blocks: bool) -> str | None:
     """What is wrong with the values of a request, as a sentence."""
     at, inputs, outputs = row[:3]
     if type(at) not in (int, float) or not 0 <= at < float("inf"):
         return f"timestamp must be milliseconds of at least 0, not {at!r}"
+    if at >= LATEST:
+        return f"timestamp must be milliseconds below 2**53, not {at!r}"
     if type(inputs) is not int or inputs < 1:
         return f"input_length must be a whole number of at least 1, not {inputs!r}"
     if type(outputs) is not int or outputs < 0:

@@ -39,7 +39,7 @@ def parse(where: str, line: bytes) -> dict:
     """One line as a JSON object."""
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if not line.endswith(b"\n"):
             remedy = "the last line is cut off, so the file is not whole; fetch it again"
             raise BadInput("trace.path", where, remedy) from None
@@ -54,7 +54,7 @@ def whole_json(path: Path) -> object:
     text = b"".join(line for _, line in lines(path))
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # nested without end
         raise BadInput("trace.path", path, f"not a whole JSON file: {error}") from None
 
 

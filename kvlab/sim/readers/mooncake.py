@@ -37,7 +37,7 @@ class Mooncake(Reader):
         _, line = next(lines(self.path), ("", b""))
         try:
             row = json.loads(line)
-        except ValueError:  # reported with everything else of that line when it is read
+        except (ValueError, RecursionError):  # reported with its line when that is read
             return None
         return row if isinstance(row, dict) and is_header(row.keys()) else None
 
