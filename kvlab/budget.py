@@ -15,12 +15,13 @@ from itertools import chain
 from math import floor, isfinite
 from pathlib import Path
 
-from kvlab import axes
+from kvlab import axes, kinds
 from kvlab.core import BadInput
 
 Layers = Sequence[int]  # numbers of the layers of one group
 
 
+@kinds.members("budget")
 class Equal:
     """Every layer may hold as many blocks as every other."""
 

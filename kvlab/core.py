@@ -214,6 +214,12 @@ def check_number(
     raise BadInput(key, value, f"must be {what}{bounds}{end}" + ", or null" * null)
 
 
+def checked_seed(key: str, seed: int) -> int:
+    """A seed that every generator takes, and no two draw alike from. Raises `BadInput`."""
+    check_number(key, seed, 0, 2**32 - 1)
+    return int(seed)
+
+
 def _at_least_one(name: str, value: int) -> None:
     if value < 1:
         raise BadInput(f"geometry.{name}", value, "must be at least 1")

@@ -214,18 +214,29 @@ def clock_time(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def paced(name: str, steps: Iterable, plan: Sequence[tuple[str, str, float]]) -> Iterator:
+def paced(
+    name: str, steps: Iterable, plan: Sequence[tuple[str, str, float]],
+    kinds: Sequence[str] | None = None,
+) -> Iterator:  # fmt: skip
     """The `steps`, one after the other, under one bar: the time until the next one is asked for is
     what a step took.
 
     plan: for each step its part, who it is of, and how much it is, such as a trace, a policy and
-    the accesses.
+    the accesses. kinds: of each step, where not all cost alike, as a policy's first one with what
+    is compiled for it; a kind that was not measured yet is not guessed from another.
     """
+    kinds = kinds or ["step"] * len(plan)
     with total(True, name) as (work, show):
-        for part, who, amount in plan:
-            work.plan(part, who, {"step": amount})
-        for step, (part, who, amount) in zip(steps, plan, strict=True):
+        for (part, who, amount), kind in zip(plan, kinds, strict=True):
+            work.plan(part, who, {kind: amount})
+        for step, (part, who, amount), kind in zip(steps, plan, kinds, strict=True):
             yield step
-            work.spend(part, who, "step")
-            work.done(part, who, {"step": amount})
+            work.spend(part, who, kind)
+            work.done(part, who, {kind: amount})
             show()
+
+
+def firsts(names: Iterable[str]) -> list[str]:
+    """`first` where a name comes for the first time, else `step`."""
+    seen: set[str] = set()
+    return ["step" if name in seen or seen.add(name) else "first" for name in names]

@@ -12,12 +12,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from kvlab import axes
-from kvlab.core import BadInput
+from kvlab import axes, kinds
+from kvlab.core import BadInput, checked_seed
 
 DTYPES = {"bf16": torch.bfloat16, "fp8": torch.float8_e4m3fn, "fp32": torch.float32}
 
 
+@kinds.members("retrieval")
 class NoRetrieval:
     """All of them."""
 
@@ -133,7 +134,7 @@ class RandomChoice(Retrieval):
         super().__init__(
             budget_tokens, sinks, recent, group, per_head, digests, listen, fetches
         )
-        self.seed = seed
+        self.seed = checked_seed("retrieval.seed", seed)
         self._noise: dict[torch.device, torch.Generator] = {}
 
     def digest(self, k):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from functools import partial
 
-from kvlab import axes
+from kvlab import axes, kinds
 from kvlab.core import BadInput
 
 Range = tuple[int, int]
 
 
+@kinds.members("window")
 class NoWindow:
     """Everything may be read, nothing is protected from the eviction policy."""
 

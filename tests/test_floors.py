@@ -12,7 +12,7 @@ from walls import patches
 
 ROOT = Path(__file__).resolve().parents[1] / "kvlab"
 FLOORS = (
-    ("core", "axes"),
+    ("core", "axes", "kinds"),
     ("policy", "window", "budget", "kernel", "track", "report", "stats", "hub",
      "progress", "launch"),
     ("blocks", "format", "summary", "retrieval"),
@@ -28,10 +28,11 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 # kernels made for a format; the references lie below formats
 FUSED = ("_triton", "_cuda", "sides", "tune")
-NEIGHBOURS = {("axes", "core"), ("report", "track"), ("offload", "pool"), ("__main__", "config")}
+NEIGHBOURS = {("axes", "core"), ("kinds", "core"), ("report", "track"), ("offload", "pool"),
+              ("__main__", "config")}  # fmt: skip
 TORCH_FREE = (
     "policy", "window", "budget", "blocks", "sim", "track", "report", "stats", "hub", "core",
-    "axes", "progress", "launch",
+    "axes", "kinds", "progress", "launch",
 )  # fmt: skip
 ONLY_IN = {
     "transformers": {"model"},

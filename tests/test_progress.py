@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from kvlab import progress
-from kvlab.progress import Work, clock_time, paced, total
+from kvlab.progress import Work, clock_time, firsts, paced, total
 
 
 class Clock:
@@ -80,6 +80,20 @@ def test_what_was_timed_as_one_is_divided_as_it_was_estimated(work, clock):
 def test_nothing_measured_is_said(work):
     work.plan("text", "bf16", {"read": 100})
     assert work.told() == "0:00 so far, time left not known yet"
+
+
+def test_what_is_compiled_for_a_policy_tells_nothing_of_its_later_steps(work, clock):
+    """`30:08 left` stood over a run of three minutes: each policy's first step compiles."""
+    plan = ("lru", "fifo", "lru", "lru")
+    kinds = firsts(plan)
+    assert kinds == ["first", "first", "step", "step"]
+    for who, kind in zip(plan, kinds):
+        work.plan("trace", who, {kind: 10.0})
+    took(work, clock, 12.0, "trace", "lru", "first", 10.0)
+    assert work.left() == (12.0, False)  # fifo's first; of later steps nothing is known
+    took(work, clock, 8.0, "trace", "fifo", "first", 10.0)
+    took(work, clock, 0.5, "trace", "lru", "step", 10.0)
+    assert work.left() == (0.5, True)
 
 
 def test_a_log_gets_a_line_now_and_then(capsys, monkeypatch):

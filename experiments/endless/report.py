@@ -19,6 +19,7 @@ SHOWN = {  # measurement -> axis, divisor
     "decode_tokens_per_second": ("decode, tokens/s", 1),
     "nll_mean": ("loss, nats", 1),
 }
+SAID = {"kept": "positions kept", "moved": "positions moved up"}
 Arms = dict[str, list[dict]]
 
 
@@ -52,7 +53,7 @@ def draw(arms: Arms):
         for index, (arm, lines) in enumerate(arms.items()):
             look = canvas.look(index) | {"marker": ""}
             axes.plot([x["done"] / 1000 for x in lines], [x[key] / unit for x in lines],
-                      label=arm, **look)  # fmt: skip
+                      label=SAID.get(arm, arm), **look)  # fmt: skip
         axes.set(xlabel="thousand tokens", ylabel=label)
         if unit > 1:
             axes.set_ylim(bottom=0)
@@ -88,8 +89,9 @@ def main() -> None:
     with canvas.styled():
         canvas.save(draw(arms), args.out / "figures" / "endless")
     parts = ["## Over the tokens decoded", "![over the tokens](figures/endless.svg)", table(arms)]
+    done = max(line["done"] for lines in arms.values() for line in lines)
     text = args.text.read_text() if args.text else f"# {args.out.name}"
-    write_page(study(text, parts), args.out)
+    write_page(study(text, parts, f"the reference model, {done:,} tokens decoded"), args.out)
     if rows.resolve() != (args.out / "results.jsonl").resolve():
         shutil.copy(rows, args.out / "results.jsonl")
 

@@ -73,6 +73,24 @@ class Job(NamedTuple):
         return sum(self.arms * self.items * (CANDIDATES.get(t) or 40) // 2 for t in self.tasks)
 
 
+class Chosen(NamedTuple):
+    """What a machine without a GPU has time for: parts of METHODS, FORMATS and REQUESTS. shared:
+    formats in which contexts are shared."""
+
+    methods: tuple[str, ...] = tuple(METHODS)
+    formats: tuple[str, ...] = FORMATS
+    requests: tuple[str, ...] = REQUESTS
+    shared: tuple[str, ...] = ("bf16", "int8")
+
+    @property
+    def prepared(self) -> bool:
+        """Whether a method reads what is measured of a model at the start."""
+        return bool({"snapkv duo", "triattention"} & {*self.methods})
+
+
+ALL = Chosen()
+
+
 def variants(job: Job, files: dict[str, str]) -> list[Variant]:
     """The arms of a job; files: of what some methods read, methods without theirs are left out."""
     if job.kind == "formats":
@@ -90,7 +108,8 @@ def variants(job: Job, files: dict[str, str]) -> list[Variant]:
                              budget_percent=job.budget, **axes)
             about = {"policy": policy, "budget": spec.budget.name, "granularity": spec.granularity,
                      "cache.budget_percent": job.budget}
-            made.append(Variant(f"{name} {job.budget:g}%", about, spec))
+            told = f"{name} {job.budget:g}% {spec.granularity}"  # what is not as published says so
+            made.append(Variant(told.rstrip(), about, spec))
     return made
 
 
@@ -112,9 +131,10 @@ def axes_of(name: str, files: dict[str, str]) -> dict | None:
     return axes
 
 
-def probes(models: dict[str, list[int]], items: int, tasks=tuple(CANDIDATES)) -> list[Job]:
+def probes(models: dict[str, list[int]], items: int, tasks=tuple(CANDIDATES),
+           chosen: Chosen = ALL) -> list[Job]:  # fmt: skip
     """The first stage: what the full cache can do; and what some methods need of a model."""
-    found = [Job(f"prepare-{model}", "prepare", model) for model in models]
+    found = [Job(f"prepare-{model}", "prepare", model) for model in models if chosen.prepared]
     for model, lengths in models.items():
         for tokens in lengths:
             for task in tasks:
@@ -132,11 +152,12 @@ def possible(scores: dict[str, tuple[float, float]], most: int = MOST) -> list[s
 
 
 def jobs(models: dict[str, list[int]], tasks: dict[tuple[str, int], list[str]], items: int,
-         budgets=BUDGETS) -> list[Job]:  # fmt: skip
+         budgets=BUDGETS, chosen: Chosen = ALL) -> list[Job]:  # fmt: skip
     """The second stage, what matters most first. models: name -> lengths, the main one first;
-    tasks: what each can do at each length."""
+    tasks: what each can do at each length; chosen: how much of the study."""
     main, *others = models
     base, *longer = models[main]
+    few = tuple(name for name in FEW if name in chosen.methods)
 
     def evict(model, tokens, inside, budget, methods, count=items, most=MOST):
         side = "inside" if inside else "outside"
@@ -144,34 +165,34 @@ def jobs(models: dict[str, list[int]], tasks: dict[tuple[str, int], list[str]], 
                     inside, budget, methods, count)
                 for task in tasks.get((model, tokens), [])[:most]]  # fmt: skip
 
-    every, found = tuple(METHODS), []
+    every, found = chosen.methods, []
     first, *later = budgets
     found += evict(main, base, False, first, every)
     found += [Job(f"formats-{main}-{base}-{task}", "formats", main, base, (task,),
-                  methods=FORMATS, items=items) for task in tasks.get((main, base), [])]
+                  methods=chosen.formats, items=items) for task in tasks.get((main, base), [])]
     found += evict(main, base, True, first, every)
     found += [Job(f"requests-{main}-{tokens}-{task}", "requests", main, tokens, (task,),
-                  methods=("bf16", "int8"), items=max(1, items // 4))
-              for tokens in (base, *longer[-1:]) for task in REQUESTS]
+                  methods=chosen.shared, items=max(1, items // 4))
+              for tokens in (base, *longer[-1:]) for task in chosen.requests]
     for budget in later[:2]:
         found += evict(main, base, False, budget, every)
     for model in others:
         found += evict(model, models[model][0], False, first, every)
     fewer = max(1, 2 * items // 3), 4
     for tokens in longer:
-        found += evict(main, tokens, False, first, FEW, *fewer)
+        found += evict(main, tokens, False, first, few, *fewer)
     for budget in later[:2]:
-        found += evict(main, base, True, budget, FEW)
+        found += evict(main, base, True, budget, few)
     for model in others:
-        found += evict(model, models[model][0], True, first, FEW)
+        found += evict(model, models[model][0], True, first, few)
         for budget in later[:1]:
-            found += evict(model, models[model][0], False, budget, FEW)
+            found += evict(model, models[model][0], False, budget, few)
     for budget in later[2:]:
-        found += evict(main, base, False, budget, FEW)
+        found += evict(main, base, False, budget, few)
     for tokens in longer:
-        found += evict(main, tokens, True, first, FEW, *fewer)
+        found += evict(main, tokens, True, first, few, *fewer)
         for budget in later[1:2]:
-            found += evict(main, tokens, False, budget, FEW, *fewer)
+            found += evict(main, tokens, False, budget, few, *fewer)
     for budget in later[2:]:
-        found += evict(main, base, True, budget, FEW)
+        found += evict(main, base, True, budget, few)
     return found

@@ -51,10 +51,12 @@ class Study:
     def run(self) -> None:
         self.start_all()
         try:
-            self.submit(plan.probes(self.lengths, self.given.items, self.given.tasks))
+            parts = plan.Chosen(*map(tuple, (self.given.methods, self.given.formats,
+                                             self.given.requests, self.given.shared)))
+            self.submit(plan.probes(self.lengths, self.given.items, self.given.tasks, parts))
             self.wait()
             tasks = self.chosen()
-            more = plan.jobs(self.lengths, tasks, self.given.items, self.given.budgets)
+            more = plan.jobs(self.lengths, tasks, self.given.items, self.given.budgets, parts)
             more = [job for job in more if job.name.startswith(tuple(self.given.only))]
             self.submit(more)
             self.estimate(more)
@@ -223,6 +225,10 @@ def main() -> None:
     parser.add_argument("--most", type=int, default=plan.MOST, help="tasks for a model and length")
     parser.add_argument("--tasks", nargs="+", default=list(plan.CANDIDATES))
     parser.add_argument("--budgets", nargs="+", type=float, default=list(plan.BUDGETS))
+    parser.add_argument("--methods", nargs="+", default=plan.ALL.methods, choices=plan.ALL.methods)
+    parser.add_argument("--formats", nargs="+", default=plan.ALL.formats, help="any that kvlab has")
+    parser.add_argument("--requests", nargs="+", default=plan.REQUESTS, choices=plan.REQUESTS)
+    parser.add_argument("--shared", nargs="+", default=plan.ALL.shared, help="formats of requests")
     parser.add_argument("--only", nargs="+", default=[""])
     Study(parser.parse_args()).run()
 

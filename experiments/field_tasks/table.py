@@ -10,9 +10,10 @@ over all their items. **Bold**: outside the interval.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ from kvlab.core import BadInput
 from kvlab.eval.rows import paired
 from kvlab.track import read_objects
 
+GRANULARITY = re.compile(r"\((?!control\)).*\)")
 RANDOM = {  # which random control stands beside a method: the one with its budget
     "adakv": "adakv", "pyramid": "pyramid", "duo": "duo", "simlayer": "simlayer",
     "all_heads": "all_heads", "chunks": "chunks",
@@ -47,6 +49,12 @@ class Arm(NamedTuple):
 
     def of(self, name: str = "score") -> dict[str, float]:
         return self.scores.get(name, {})
+
+    @property
+    def title(self) -> str:
+        """As a table has it: with what it is where it is not run as published."""
+        told = GRANULARITY.search(self.scores["arm"])
+        return f"`{self.name}`" + (f" {told[0]}" if told else "")
 
 
 Arms = dict[tuple[Setting, str, float], dict[str, Arm]]  # by setting, task and budget, by name
@@ -114,6 +122,14 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
+def titles(found: Iterable[dict[str, Arm]]) -> dict[str, str]:
+    """Methods by name, in order: what a table calls each."""
+    every = {}
+    for told in found:
+        every |= {name: told[name].title for name in methods(told)}
+    return every
+
+
 def methods(arms: dict[str, Arm]) -> list[str]:
     return [n for n in arms if n.split()[0] not in ("full", "random", "window", "shuffled", "no")]
 
@@ -148,10 +164,9 @@ def possible(rows: list[dict]) -> str:
 def by_task(arms: Arms, setting: Setting, budget: float) -> str:
     """Every method on every task at one budget: score, and points above random eviction."""
     found = {task: a for (s, task, b), a in arms.items() if s == setting and b == budget}
-    names = list(dict.fromkeys(n for a in found.values() for n in methods(a)))
     lines = []
-    for name in names:
-        line, beside, lost = [f"`{name}`"], [], []
+    for name, title in titles(found.values()).items():
+        line, beside, lost = [title], [], []
         for told in found.values():
             mine, other, full = told.get(name), random_of(name, told), told.get("full")
             cell = share(mine)
@@ -171,11 +186,10 @@ def by_task(arms: Arms, setting: Setting, budget: float) -> str:
 def by_budget(arms: Arms, setting: Setting, against: Callable) -> str:
     """All tasks together, a column for each budget. against: (name, arms) -> the other arm."""
     budgets = sorted({b for (s, _, b) in arms if s == setting and b}, reverse=True)
-    names = dict.fromkeys(n for (s, _, b), a in arms.items() if s == setting and b
-                          for n in methods(a))
+    here = [a for (s, _, b), a in arms.items() if s == setting and b]
     lines = []
-    for name in names:
-        line = [f"`{name}`"]
+    for name, title in titles(here).items():
+        line = [title]
         for budget in budgets:
             both = [(a[name], other) for (s, _, b), a in arms.items()
                     if s == setting and b == budget and name in a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import time
@@ -18,6 +19,7 @@ from kvlab.core import BadInput, Variant
 from kvlab.eval import Bench
 from kvlab.eval.bench import TASKS, find, measure_all
 from kvlab.eval.data import Books
+from kvlab.eval.scores import FOLDER as SCORES
 from kvlab.eval.tasks import Protocol
 from kvlab.model.centres import query_centres
 from kvlab.model.gates import retrieval_gates
@@ -103,7 +105,9 @@ class Worker:
 
     def prepare(self, job: Job) -> None:
         """Gates of budget=duo and centres of policy=triattention, of drawn tokens and of a book
-        that no haystack is made of."""
+        that no haystack is made of; not again where they are there."""
+        if all(self.file(job.model, what).exists() for what in ("gates", "centres")):
+            return
         loaded = self.model(job.model).loaded
         gates = retrieval_gates(loaded.model, sinks=WINDOW.sinks, recent=WINDOW.recent,
                                 draws=4 if torch.cuda.is_available() else 1)
@@ -130,12 +134,22 @@ class Worker:
             "tasks": list(job.tasks), "methods": list(job.methods)})  # fmt: skip
         path = self.root / "runs" / job.name
         with RunFolder(path, config=config, resume=True) as folder:
+            self.known(job, path / SCORES)
             try:
                 stages = bench.stages(folder, usable(bench, loaded, variants(job, files)), loaded)
                 measure_all(stages, False)
             finally:
                 for stage in stages:
                     keep_items(path / "items.jsonl", job, stage)
+
+    def known(self, job: Job, folder: Path) -> None:
+        """What the full cache got in other jobs of this model, length and task is not measured
+        again: a file of scores is named by all settings, and tells on which tokens it was."""
+        for task in job.tasks:
+            for file in self.root.glob(f"runs/*-{job.model}-{job.tokens}-{task}*/{SCORES}/full-*"):
+                if not (folder / file.name).exists():
+                    folder.mkdir(parents=True, exist_ok=True)
+                    shutil.copy(file, folder)
 
     def task(self, name: str, job: Job):
         long = 64  # question and prefix in one small chunk

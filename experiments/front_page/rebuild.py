@@ -3,8 +3,8 @@
     python experiments/front_page/rebuild.py formats|eviction|windows|prefixes|speed|memory
         [--gguf FOLDER] [--reports reports] [--runs outputs/front_page] [--tiny]
 
-Meant for a CUDA device; `windows` is a CPU's, and half of `prefixes`. What was measured before in
---runs is not measured again. --gguf: where smollm2-135m-instruct.gguf and
+Meant for a CUDA device; half of `prefixes` is a CPU's. What was measured before in --runs is not
+measured again. --gguf: where smollm2-135m-instruct.gguf and
 qwen2.5-coder-0.5b-instruct.gguf lie, else the models come from a package and the hub. --tiny tries
 all of it on a CPU with toys; it writes into another folder of reports only.
 """
@@ -44,18 +44,24 @@ class Report(NamedTuple):
     options: tuple[str, ...] = ()
 
 
+def both(experiment: str) -> list[Run]:
+    """Runs of both real models, each at its length."""
+    tiny = ["model=reference", *SHORT, "eval.decode_tokens=4", "prefill.progress=false"]
+    return [
+        Run("smollm2-135m", [f"experiment={experiment}", "eval=books_8k"], tiny),
+        Run("qwen2.5-coder-0.5b", [f"experiment={experiment}", "model=qwen2_5_coder_0_5b",
+                                   "eval=books_32k"], tiny),
+    ]  # fmt: skip
+
+
 REPORTS = {
     "real_formats": Report([
         Run("smollm2-135m", ["experiment=real_formats"], ["model=reference", *SHORT]),
         Run("qwen2.5-coder-0.5b", ["experiment=real_formats", "model=qwen2_5_coder_0_5b"],
             ["model=reference", *SHORT]),
     ]),
-    "axes_quality": Report([Run("axes_quality", ["experiment=axes_quality"], [
-        *SHORT, "eval.decode_tokens=4", "eval.lengths=[512]", "eval.depths=[50]",
-        "eval.needles=1"])]),
-    "window_quality": Report([Run("window_quality", [
-        "experiment=window_quality", "job=evaluate", "eval.documents=2", "eval.tokens=4096",
-        "eval.decode_tokens=0", "device=cpu"], SHORT)]),
+    "real_axes": Report(both("real_axes")),
+    "real_windows": Report(both("real_windows")),
     "hit_rate": Report([Run("hit_rate", ["experiment=hit_rate", "job.compiled=true"],
                             ["job.capacity_blocks=[1000]", "job.budgets_gib=[128]",
                              "job.policies=[lru,arc,mq,s3fifo,adaptive]",
@@ -74,17 +80,18 @@ REPORTS = {
                               LONG)], "experiments/memory_200k/report.py",
                          ("--arms", "exact,window")),
 }  # fmt: skip
-FIGURES = {"formats": ["real_formats"], "eviction": ["axes_quality"],
-           "windows": ["window_quality"], "prefixes": ["hit_rate", "prefix_ttft"],
+FIGURES = {"formats": ["real_formats"], "eviction": ["real_axes"],
+           "windows": ["real_windows"], "prefixes": ["hit_rate", "prefix_ttft"],
            "speed": ["decode_speed"], "memory": ["memory_200k", "ultra_long"]}  # fmt: skip
 
 
 def measured(run: Run, runs: Path, gguf: Path | None, tiny: bool) -> list[str]:
-    """The command that measures, or goes on with what is there."""
+    """The command that measures into a folder of `runs`, or goes on with what is there."""
     words = run.words
     if gguf and run.name in ("smollm2-135m", "qwen2.5-coder-0.5b") and not tiny:
         file = gguf.resolve() / f"{run.name}-instruct.gguf"
-        words = [words[0], "model=gguf", f"model.path={file}"]
+        rest = [word for word in words[1:] if not word.startswith("model=")]
+        words = [words[0], "model=gguf", f"model.path={file}", *rest]
     if tiny:  # a word that is given again replaces the first
         keys = {word.partition("=")[0] for word in run.tiny}
         words = [w for w in words if w.partition("=")[0] not in keys] + run.tiny
@@ -108,8 +115,9 @@ def commands(
 ) -> list[list[str]]:
     """Arguments of Python, one command after the other."""
     own = {name: REPORTS[name] for name in FIGURES[figure]}
-    found = [measured(run, runs, gguf, tiny) for report in own.values() for run in report.runs]
-    found += [reported(name, report, runs, reports) for name, report in own.items()]
+    found = [measured(run, runs / name, gguf, tiny)
+             for name, report in own.items() for run in report.runs]  # fmt: skip
+    found += [reported(name, report, runs / name, reports) for name, report in own.items()]
     if tiny:  # the advice and its page are of real numbers
         return found
     return [*found, ["experiments/advice/table.py"], ["-m", "kvlab", "pages", str(reports)]]

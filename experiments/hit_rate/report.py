@@ -14,6 +14,7 @@ from pathlib import Path
 from kvlab.report import canvas, study, write_page, write_results
 from kvlab.report.hit_rates import hits, pictures, traces
 from kvlab.report.source import Run, load
+from kvlab.report.subject import subject
 
 
 def publish(run: Run, out: Path, text: str, again: bool) -> None:
@@ -26,7 +27,7 @@ def publish(run: Run, out: Path, text: str, again: bool) -> None:
     if not again:
         write_results([run], out)
     parts = [*map(illustration, shown), *tables(run.rows), provenance(run)]
-    write_page(study(text, parts), out)
+    write_page(study(text, parts, subject([run])), out)
 
 
 def provenance(run: Run) -> str:

@@ -37,8 +37,8 @@ def panel(axes, rows: list[dict], place: tuple[int, int], ceiling: float) -> Non
                       textcoords="offset points")
     labels = [PEERS.get(n, n.replace(" block ", ", block ")) for n in reversed(names)]
     axes.set_yticks(range(len(names)), labels)
-    axes.set(title=PLACES[place], xlabel="us of one layer (lower is better)", ylim=(-0.6, None))
-    axes.margins(x=0.1)
+    axes.set(title=PLACES[place], xlabel="µs of one layer ↓", ylim=(-0.6, None))
+    axes.set_xlim(0, 1.2 * max(axes.get_xlim()[1], 1.0))  # room for the numbers at the ends
     axes.grid(visible=False, axis="y")
 
 

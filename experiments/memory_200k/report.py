@@ -19,6 +19,7 @@ import numpy as np
 
 from kvlab.report import canvas, study, write_page, write_results
 from kvlab.report.source import Run, load
+from kvlab.report.subject import subject
 from kvlab.track.rows import read_rows
 
 LINES = {"weights_bytes": "weights", "standing_bytes": "ids and libraries",
@@ -36,6 +37,11 @@ COLUMNS = {  # measurement -> heading, divisor, format
     "host_reserve_seconds": ("pinning, s", 1, "{:.1f}"),
     "kl_to_device_nats": ("KL to the device's, nats", 1, "{:.1e}"),
 }
+SAID = {  # arms in words
+    "fp8_device": "exact: fp8, all on the device", "fp8_host": "exact: fp8, past on the host",
+    "retrieval": "Quest over the host", "window": "window", "exact": "exact: fp8, past on the host",
+    "int4_mass": "int4, attention mass, 10 %", "int2_mass": "int2, attention mass, 62 %",
+}  # fmt: skip
 Arms = dict[tuple[str, int], dict[str, float]]
 Curves = dict[str, list[dict]]
 
@@ -84,8 +90,10 @@ def table(arms: Arms) -> str:
 
 def account(arms: Arms):
     """Stacked lines of the account, the measured peak as a mark, the cap as a rule."""
-    made, [axes] = canvas.figure(height=0.6 + 0.42 * len(arms))
-    labels = [f"{name}, {tokens // 1000}k" for name, tokens in arms]
+    made, [axes] = canvas.figure(width=9.6, height=max(2.6, 0.6 + 0.42 * len(arms)))
+    one = len({tokens for _, tokens in arms}) == 1
+    labels = [SAID.get(name, name) + f", {tokens // 1000:,}k tokens" * (not one)
+              for name, tokens in arms]  # fmt: skip
     left = [0.0] * len(arms)
     for index, (key, label) in enumerate(LINES.items()):
         sizes = [values.get(key, 0) / 1e9 for values in arms.values()]
@@ -148,11 +156,11 @@ def over_length(found: Curves):
     made, [memory, time] = canvas.figure(2, width=8.8, height=7.4, stacked=True)
     for index, (name, rows) in enumerate(found.items()):
         done = [row["done"] / 1000 for row in rows]
-        look = canvas.look(index) | {"marker": ""}
-        memory.plot(done, [r["peak_device_bytes"] / 1e9 for r in rows], label=name, **look)
+        look, told = canvas.look(index) | {"marker": ""}, SAID.get(name, name)
+        memory.plot(done, [r["peak_device_bytes"] / 1e9 for r in rows], label=told, **look)
         memory.plot(done, [r["cache_allocated_bytes"] / 1e9 for r in rows], alpha=0.5,
                     label="_cache", **look)  # fmt: skip
-        time.plot(done, [r["seconds"] for r in rows], label=name, **look)
+        time.plot(done, [r["seconds"] for r in rows], label=told, **look)
     memory.set(xlabel="thousand tokens", ylabel="on the device, GB: peak; pale: cache")
     memory.axhline(4.0, color=canvas.GREY, linestyle="--", label="_cap")
     memory.set_ylim(bottom=0)
@@ -199,7 +207,7 @@ def main() -> None:
             canvas.save(draw(), args.out / "figures" / stem)
             parts.append(f"## {title}\n\n![{title}](figures/{stem}.svg)")
     text = args.text.read_text() if args.text else f"# {args.out.name}"
-    write_page(study(text, parts), args.out)
+    write_page(study(text, parts, subject(runs)), args.out)
     if args.run.resolve() != args.out.resolve():
         write_results(runs, args.out)
         told = "".join(json.dumps(line) + "\n" for line in lines)

@@ -14,6 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 from kvlab.report import canvas, study, write_page, write_results
 from kvlab.report.names import words
 from kvlab.report.source import Run, load
+from kvlab.report.subject import subject
 
 Rows = list[dict]
 TOLD = {"ttft_p50_ms": "median", "ttft_p99_ms": "99th percentile", "block_hit_percent": "hits",
@@ -32,7 +33,7 @@ def publish(runs: list[Run], out: Path, text: str, again: bool) -> None:
     parts += [*tables(rows), *map(provenance, runs)]
     if not again:
         write_results(runs, out)
-    write_page(study(text, parts), out)
+    write_page(study(text, parts, subject(runs)), out)
 
 
 def provenance(run: Run) -> str:
@@ -49,7 +50,7 @@ def figures(rows: Rows) -> Iterator[tuple[str, str, Callable]]:
     """(file name, title, how to draw it) of each figure that these rows allow."""
     if any(_tells(rows, t) for t in distinct(of(rows, "budget_mib"), "trace")):
         yield "hit_rates", "Hits over the budget, live (lines) and simulated (rings)", hit_rates
-    if named(rows, "predicted_ttft_ms"):
+    if len(named(rows, "predicted_ttft_ms")) > 2:  # fewer points are no figure
         yield "ttft", "Time to the first token: predicted from simulated hits, and measured", ttft
     if of(rows, "requests_per_second"):
         yield "load", "Rising load", rising

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from kvlab import axes
+from kvlab import axes, kinds
 
 
+@kinds.members("prefix")
 class NoSharing:
     """Every sequence computes and holds all its blocks."""
 

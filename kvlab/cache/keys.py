@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kvlab.cache.scores import Scorer, in_blocks, over_layers
-from kvlab.core import BadInput
+from kvlab.core import BadInput, checked_seed
 
 
 class KeyNorm(Scorer):
@@ -70,7 +70,7 @@ class RandomScore(Scorer):
     queries = 1
 
     def __init__(self, seed: int = 0):
-        self._generator, self._seed = torch.Generator(), seed
+        self._generator, self._seed = torch.Generator(), checked_seed("observes.seed", seed)
         self.renew()
 
     def renew(self):

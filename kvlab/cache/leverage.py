@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kvlab.cache.keys import Whole
 from kvlab.cache.scores import by_kv_head
-from kvlab.core import BadInput
+from kvlab.core import BadInput, check_number, checked_seed
 
 SINKS = 8  # at the start of a sequence: their keys are like no other and would set the measure
 
@@ -30,7 +30,9 @@ class Compactor(Whole):
     def __init__(self, sketch: int = 48, piece: int = 256, blend: float = 0.35, seed: int = 0):
         if min(sketch, piece) < 1:
             raise BadInput("compactor", (sketch, piece), "needs at least one dim and one token")
-        self.sketch, self.piece, self.blend, self.seed = sketch, piece, blend, seed
+        check_number("observes.blend", blend, 0, whole=False)
+        self.sketch, self.piece, self.blend = sketch, piece, blend
+        self.seed = checked_seed("observes.seed", seed)
 
     def of_tokens(self, q, k, v, lse, *, scale, shares):
         tokens = q.shape[1]

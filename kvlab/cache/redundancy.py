@@ -8,7 +8,7 @@ from torch import Tensor
 
 from kvlab.cache.keys import Whole
 from kvlab.cache.scores import logits
-from kvlab.core import BadInput
+from kvlab.core import BadInput, check_number
 
 ROWS = 512  # of the similarities that are made at a time
 
@@ -32,6 +32,7 @@ class RKV(Whole):
     def __init__(self, mix: float = 0.1, alike: float = 0.5, pool: int = 7):
         if not 0 <= mix <= 1 or pool < 1 or pool % 2 == 0:
             raise BadInput("mix", (mix, pool), "must be from 0 to 1, with an odd pool of tokens")
+        check_number("observes.alike", alike, -1, 1, whole=False)
         self.mix, self.alike, self.pool = mix, alike, pool
 
     def of_tokens(self, q, k, v, lse, *, scale, shares):

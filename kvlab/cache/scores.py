@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kvlab import axes
+from kvlab import axes, kinds
 from kvlab.core import BadInput
 from kvlab.kernel.attend_ref import capped, visible
 
@@ -45,6 +45,7 @@ def over_layers(reads: Callable[[Scorer], int | None] = lambda scorer: None):
     return marked
 
 
+@kinds.members("observes")
 class Scorer:
     """The interface. `queries`: how many of a step's last queries it looks at."""
 

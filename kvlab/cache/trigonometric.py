@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kvlab.cache.keys import Whole
 from kvlab.core import BadInput
+from kvlab.kinds import shown
 
 
 class TriAttention(Whole):
@@ -27,7 +28,12 @@ class TriAttention(Whole):
     placed = True
 
     def __init__(self, centres: dict, reach: int = 65536):
-        real, imaginary, norm = (torch.tensor(centres[n]) for n in ("real", "imaginary", "norm"))
+        try:
+            parts = [torch.tensor(centres[n]) for n in ("real", "imaginary", "norm")]
+        except (KeyError, TypeError, ValueError) as error:
+            raise BadInput("observes.centres", shown(centres), "must have the numbers real, "
+                           f"imaginary and norm: {error}") from error
+        real, imaginary, norm = parts
         self.centre, self.norm = torch.complex(real.float(), imaginary.float()), norm.float()
         self.ahead = 2.0 ** torch.arange(int(reach).bit_length(), dtype=torch.float64)
 

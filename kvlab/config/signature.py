@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import inspect
 import json
-import types
 from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from functools import lru_cache
 from math import isnan
-from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text",
-          type(None): "null", Path: "a path"}  # fmt: skip
+from kvlab.kinds import annotations, describe
+
+__all__ = ["describe", "did_you_mean", "fits", "parameters", "show"]
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:
@@ -35,20 +34,8 @@ def show(value: object) -> object:
 def parameters(target: Callable) -> tuple[dict[str, inspect.Parameter], dict[str, Any]]:
     """The parameters a yaml may set, and their annotations."""
     owner = target.__init__ if isinstance(target, type) else target
-    hints = _hints(target) | _hints(owner)  # a dataclass has them on the class
+    hints = annotations(target) | annotations(owner)  # a dataclass has them on the class
     return dict(inspect.signature(target).parameters), hints
-
-
-def _hints(scope: object) -> dict[str, Any]:
-    """Annotations; a name imported for type checkers only stands for anything."""
-    unknown: dict[str, Any] = {}
-    while True:
-        try:
-            return get_type_hints(scope, localns=unknown)
-        except NameError as error:
-            unknown[error.name] = Any
-        except (TypeError, AttributeError):
-            return {}
 
 
 def fits(value: object, hint: Any) -> bool:
@@ -72,15 +59,3 @@ def _adapter(hint: Any) -> TypeAdapter:
     if get_origin(hint) is Iterable:  # a text is iterable too, and never meant
         hint = list[get_args(hint)]
     return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-
-
-def describe(hint: Any) -> str:
-    """An annotation in a reader's words."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        return " or ".join(dict.fromkeys(describe(arg) for arg in args))
-    if origin is Literal:
-        return "one of " + ", ".join(map(str, args))
-    if isinstance(origin, type) and (issubclass(list, origin) or origin is tuple):
-        return "a list" + (f" with each entry {describe(args[0])}" if args else "")
-    return _WORDS.get(hint, f"a {getattr(hint, '__name__', hint)}")

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kvlab import kinds
 from kvlab.core import BadInput, CacheGeometry, LayerShape
 
 
@@ -55,6 +56,7 @@ class Codec:
         raise NotImplementedError
 
 
+@kinds.members("format")
 class KVFormat:
     """A key codec and a value codec; every storage format is such a pair.
 
@@ -155,7 +157,7 @@ class KVFormat:
         if not (self.key.even and self.key.axis_of(slots) == "token"):
             return ""
         cause = f"in blocks of {slots} tokens " if self.key.axis == "auto" else ""
-        cure = "cache.block_size of 32 or more" if cause else "format.axis=channel"
+        cure = "cache.block_size of 32 or more" if cause else "format.key.axis=channel"
         return (f"{self.name} scales keys by token {cause}, and outlier channels, as Qwen's keys "
                 f"have, then take the codes of all others: {cure}".replace(" ,", ","))
 

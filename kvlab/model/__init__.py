@@ -13,6 +13,7 @@ from kvlab.model.outline import Outline, outline
 from kvlab.model.packed import Packed
 from kvlab.model.portrait import model_geometry, portrait
 from kvlab.model.prefill import PrefillResult, forward_chunk, prefill
+from kvlab.model.refusals import vocabulary
 from kvlab.model.text_summary import TextSummary
 
 __all__ = [
@@ -20,5 +21,5 @@ __all__ = [
     "PrefillResult", "TextSummary", "cache_parameter", "check_driver",
     "check_prefill_driver", "continuous_batching",
     "forward_chunk", "model_geometry", "outline", "portrait", "prefill", "prepare_device",
-    "run_chunk",
+    "run_chunk", "vocabulary",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from kvlab.core import BadInput, KvlabError
+from kvlab.core import BadInput, KvlabError, check_number
 from kvlab.model.adapter import PagedCache
 from kvlab.model.columns import Plan
 from kvlab.model.ends import EndTokens, check_new_tokens, end_tokens
@@ -242,8 +242,8 @@ def sampled(
     temperature: float = 1.0, top_k: int | None = None, generator: torch.Generator | None = None
 ) -> Callable[[Tensor], Tensor]:
     """A `choose` for `generate` that draws from the softmax at `temperature`, of `top_k` tokens."""
-    if temperature <= 0:
-        raise BadInput("temperature", temperature, "must be positive; greedy is the default choice")
+    check_number("temperature", temperature, 0, whole=False, above=True)
+    check_number("top_k", top_k, null=True)
 
     def choose(logits: Tensor) -> Tensor:
         logits = logits.float() / temperature

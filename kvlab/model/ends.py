@@ -21,7 +21,8 @@ def end_tokens(eos: EndTokens, device) -> Tensor | None:
     given = eos.tolist() if isinstance(eos, Tensor) else eos
     many = given if isinstance(given, Iterable) and not isinstance(given, str) else [given]
     ids = [] if given is None else list(many)
-    if any(isinstance(id, bool) or not isinstance(id, int) or id < 0 for id in ids):
+    if any(isinstance(id, bool) or not isinstance(id, int) or not 0 <= id < 2**63
+           for id in ids):
         raise BadInput("eos", eos, "must be a token id, a list of them, or None")
     return torch.tensor(ids, device=device) if ids else None
 

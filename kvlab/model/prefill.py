@@ -17,6 +17,7 @@ from kvlab.model.adapter import PagedCache
 from kvlab.model.chunk import run_chunk
 from kvlab.model.chunks import Chunks, check_driver, chunks_for
 from kvlab.model.progress import shown
+from kvlab.model.refusals import refuse_ids
 from kvlab.model.room import adaptive_chunk
 from kvlab.model.step import Driver
 
@@ -60,8 +61,7 @@ def prefill(
         insists on it, "static" runs what would be captured, "eager" is the library's forward.
     Raises `BadInput` for an impossible chunk, `OutOfBlocks` where the budget is too small.
     """
-    if input_ids.dim() != 2 or not input_ids.numel():
-        raise BadInput("input_ids", list(input_ids.shape), "must be rows and tokens, 1 or more")
+    refuse_ids(model, input_ids, attention_mask)
     total, logits = input_ids.shape[1], None
     size = chunk_size(chunk_tokens, model, cache)
     started, stopped = time.perf_counter(), False

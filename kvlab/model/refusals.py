@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kvlab.core import KvlabError
+from kvlab.core import BadInput, KvlabError
+from kvlab.kinds import shown
 
 # Arguments of the library's attention that change nothing here. What is none of them and not None
 # might be a bias or something that nobody here has heard of: to attend without it would be wrong.
@@ -13,6 +14,35 @@ HARMLESS = {
     "use_cache", "output_hidden_states", "output_router_logits", "num_items_in_batch",
     "cache_position", "return_dict", "logits_to_keep",
 }
+
+
+def refuse_ids(model, ids: Tensor, mask: Tensor | None = None) -> None:
+    """Raises `BadInput` for what are no token ids [B, T] of `model`, or a mask of another shape.
+
+    An id beyond the embeddings is an IndexError on a CPU; on a GPU it ends the process.
+    """
+    if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
+        raise BadInput("input_ids", shown(getattr(ids, "dtype", ids)),
+                       "must be a tensor of token ids, int64 or int32")
+    if ids.dim() != 2 or not ids.numel():
+        raise BadInput("input_ids", list(ids.shape), "must be rows and tokens, 1 or more")
+    if mask is not None and getattr(mask, "shape", None) != ids.shape:
+        raise BadInput("attention_mask", shown(getattr(mask, "shape", mask)),
+                       f"must have the shape of the ids, {list(ids.shape)}")
+    refuse_unknown_ids("input_ids", model, *torch.stack(torch.aminmax(ids)).tolist())
+
+
+def refuse_unknown_ids(key: str, model, least: int, most: int) -> None:
+    """Raises `BadInput` for token ids from `least` to `most` that `model` does not embed."""
+    known = vocabulary(model)
+    if least < 0 or most >= known:
+        raise BadInput(key, least if least < 0 else most, f"is no token of this model, whose ids "
+                       f"are 0 to {known - 1}; another tokenizer?")
+
+
+def vocabulary(model) -> int:
+    """Tokens that a model embeds: rows of the table, which may be more than its tokenizer has."""
+    return model.get_input_embeddings().weight.shape[0]
 
 
 def refuse_gradients(q: Tensor, k: Tensor, v: Tensor) -> None:

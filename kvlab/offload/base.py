@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kvlab import kinds
 from kvlab.blocks import NoStorage, NoTier
 
 
@@ -27,6 +28,7 @@ class NoShelf:
         """Nothing can be wrong."""
 
 
+@kinds.members("offload")
 class NoOffload:
     """Nowhere: an evicted block is gone."""
 

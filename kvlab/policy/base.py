@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from heapq import heapify, heappop, heappush
 from itertools import chain, islice, repeat
 
-from kvlab import axes
+from kvlab import axes, kinds
 from kvlab.core import BlockId
 from kvlab.policy.meta import BlockMeta
 from kvlab.policy.moment import Moment
@@ -48,6 +48,7 @@ BULK = (  # a verb, and what stands for many of it
 )  # fmt: skip
 
 
+@kinds.members("policy")
 class EvictionPolicy:
     """An ordered bag of evictable blocks. A subclass with a `name` can be asked for by it.
 

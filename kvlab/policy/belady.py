@@ -12,6 +12,11 @@ from kvlab.policy.base import BlockMeta, PriorityPolicy
 NEVER = 2**62
 
 
+def told_wrongly(what: str, error: TypeError) -> BadInput:
+    """A future that cannot be read."""
+    return BadInput("policy.future", "...", f"must be the {what} of a trace, in order: {error}")
+
+
 class Belady(PriorityPolicy):
     """The block whose next use is farthest in the future leaves.
 
@@ -39,9 +44,12 @@ class Belady(PriorityPolicy):
         self.by_request = by_request
         self._now = 0  # position of the access or request under way
         self._uses: dict[int, array] = defaultdict(lambda: array("q"))  # last use first
-        for position, contents in enumerate(future):
-            for content in contents if by_request else (contents,):
-                self._uses[content].append(position)
+        try:
+            for position, contents in enumerate(future):
+                for content in contents if by_request else (contents,):
+                    self._uses[content].append(position)
+        except TypeError as error:
+            raise told_wrongly("lists of contents" if by_request else "contents", error) from error
         for uses in self._uses.values():
             uses.reverse()
 

@@ -13,6 +13,7 @@ from math import inf
 
 from kvlab.core import BadInput, BlockId
 from kvlab.policy.base import BlockMeta, nothing
+from kvlab.policy.belady import told_wrongly
 from kvlab.policy.leaves import LeafFirst
 from kvlab.policy.line import Line
 from kvlab.policy.moment import NOW, Moment
@@ -131,7 +132,7 @@ class WALRU(ByClass):
 class _Odds(ByClass):
     """The order of `Learned` among leaves."""
 
-    def __init__(self, future: list[list[int]]):
+    def __init__(self, future: list):
         super().__init__()
         self._now, self._uses = 0, defaultdict(int)
         self._gaps: dict[tuple, list[int]] = defaultdict(list)  # requests until the next use
@@ -210,4 +211,8 @@ class Learned(LeafFirst):
         if future is None or not by_request:
             remedy = "needs the requests of a trace, known ahead; only replays have them"
             raise BadInput("policy", self.name, remedy)
-        super().__init__(_Odds(list(future)))
+        try:
+            odds = _Odds(list(future))
+        except TypeError as error:
+            raise told_wrongly("lists of contents", error) from error
+        super().__init__(odds)

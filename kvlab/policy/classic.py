@@ -5,7 +5,7 @@ from __future__ import annotations
 from heapq import heappop, heappush
 from random import Random as Generator
 
-from kvlab.core import BlockId
+from kvlab.core import BlockId, checked_seed
 from kvlab.policy.base import BlockMeta, EvictionPolicy, nothing
 from kvlab.policy.line import Line
 
@@ -180,7 +180,7 @@ class Random(EvictionPolicy):
     by_token = "random"
 
     def __init__(self, seed: int = 0):
-        self._generator = Generator(seed)
+        self._generator = Generator(checked_seed("policy.seed", seed))
         self._ids: list[BlockId] = []
         self._at: dict[BlockId, int] = {}
 

@@ -7,7 +7,7 @@ A trace has no scores, so the simulator replays these from recorded runs only.
 
 from __future__ import annotations
 
-from kvlab.core import BadInput, check_number
+from kvlab.core import BadInput, check_number, checked_seed
 from kvlab.policy.base import PriorityPolicy
 
 
@@ -155,7 +155,8 @@ class Compactor(ScoredTokens):
         check_number("policy.sketch", sketch)
         check_number("policy.piece", piece)
         check_number("policy.blend", blend, 0, whole=False)
-        self.sketch, self.piece, self.blend, self.seed = sketch, piece, blend, seed
+        self.sketch, self.piece, self.blend = sketch, piece, blend
+        self.seed = seed = checked_seed("policy.seed", seed)
         self.by_token = "compactor", {"sketch": sketch, "piece": piece, "blend": blend,
                                       "seed": seed}  # fmt: skip
 

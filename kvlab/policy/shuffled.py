@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random as Generator
 
-from kvlab.core import BlockId
+from kvlab.core import BlockId, checked_seed
 from kvlab.policy.base import BlockMeta, EvictionPolicy, by_name
 from kvlab.policy.moment import refuse_expiring
 
@@ -31,7 +31,7 @@ class Shuffled(EvictionPolicy):
         # Scores that are only compared, dealt for good, are an order drawn at random.
         self.by_token = self.member.by_token and "random"
         self.observes = self.member.observes  # not `scored`: a server watches nothing for a control
-        self._draw = Generator(seed).randrange
+        self._draw = Generator(checked_seed("policy.seed", seed)).randrange
         self._metas: dict[BlockId, BlockMeta] = {}
         self._ids: list[BlockId] = []  # all of them, to draw from
         self._at: dict[BlockId, int] = {}

@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from kvlab.report import canvas
 from kvlab.report.entries import Entry
-from kvlab.report.names import arrow, metric, words
+from kvlab.report.names import arrow, metric, number, words
 
 HELD = "cache_logical_bytes"
 LOSSES = ("kl_mean_nats", "perplexity_delta_percent", "needle_recall_percent")
@@ -30,8 +30,9 @@ _BUDGET = re.compile(
 
 
 def method(entry: Entry) -> str:
-    """A variant's name without what sets its bytes."""
-    return " ".join(word for word in entry.variant.split() if not _BUDGET.fullmatch(word))
+    """A variant's name without what sets its bytes; of a bare `window.recent=256` its axis."""
+    told = " ".join(word for word in entry.variant.split() if not _BUDGET.fullmatch(word))
+    return told or entry.variant.partition(".")[0]
 
 
 def methods(everything: list[Entry]) -> dict[str, list[Entry]]:
@@ -57,13 +58,35 @@ def budget_figures(everything: list[Entry]) -> list[tuple[str, str, str, Callabl
     """(file name, title, caption, how to draw); nothing where no budget was varied. Runs that
     varied budgets themselves, as of two models, have a figure each: a line through both would mean
     nothing."""
-    runs = list({id(e.run): e.run for e in everything}.values())
-    parts = [[e for e in everything if e.run is run] for run in runs]
-    parts = [part for part in parts if methods(part)]
-    if len(runs) < 2 or not parts:
+    subjects = _subjects(everything)
+    parts = [part for part in subjects if methods(part)]
+    if len(subjects) < 2 or not parts:
         return _budget_figure(everything, "", "")
     return [drawing for part in parts for drawing in _budget_figure(
         part, f"-{canvas.file_name(part[0].run.name)}", f", {part[0].run.label}")]
+
+
+def _subjects(everything: list[Entry]) -> list[list[Entry]]:
+    """Entries by what they were measured on: a model at one length. Runs that do not say it are a
+    subject each; runs of one model, as of its loss and of its recall, are one."""
+    found: dict[str, list[Entry]] = {}
+    for e in everything:
+        told = {key: {str(r["params"][key]) for r in e.run.rows if r["params"].get(key)}
+                for key in ("model", "tokens")}  # fmt: skip
+        known = e.run.name if not told["model"] else repr([sorted(v) for v in told.values()])
+        found.setdefault(known, []).append(e)
+    return list(found.values())
+
+
+def of_one_budget(everything: list[Entry]) -> list[list[Entry]]:
+    """Entries of the models that have no figure of budgets beside others that have one: in earnest
+    and by loss."""
+    subjects = _subjects(everything)
+    if len(subjects) < 2 or not any(map(methods, subjects)):
+        return []
+    left = [[e for e in part if e.rows and not e.is_baseline] for part in subjects
+            if not methods(part)]  # fmt: skip
+    return [sorted(part, key=lambda e: e.value(LOSSES[0]) or 0.0) for part in left if part]
 
 
 def _budget_figure(
@@ -81,7 +104,8 @@ def _budget_figure(
         for axes, name in zip(panels, told):
             there = {m: [e for e in es if name in e.rows] for m, es in drawn.items()}
             values = [(e, e.value(name)) for es in there.values() for e in es]
-            lifted = dict(zip((id(e) for e, _ in values), canvas.floored(v for _, v in values)))
+            drawn_at = canvas.loss_places(v for _, v in values)
+            lifted = dict(zip((id(e) for e, _ in values), drawn_at))
             ends = [_line(axes, label, es, name, index, lifted)
                     for index, (label, es) in enumerate(there.items()) if es]  # fmt: skip
             _finish(axes, name, lines)
@@ -121,7 +145,12 @@ def _line(
     ]
     x, y = [share(e) for e in entries], [lifted[id(e)] for e in entries]
     axes.errorbar(x, y, yerr=ends, capsize=2, **look)
-    return x[-1], y[-1], words(label), look["color"]
+    lower = canvas.lifted([r["value"] for r in rows], y)
+    for place, height, low in zip(x, y, lower):
+        if low:
+            canvas.open_mark(axes, place, height, look["color"])
+    told = f": {number(rows[-1]['value'])}" * lower[-1]
+    return x[-1], y[-1], words(label) + told, look["color"]
 
 
 def share(entry: Entry) -> float:
@@ -141,6 +170,8 @@ def _finish(axes: Axes, name: str, lines: dict[str, list[Entry]]) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    values = canvas.floored(e.value(name) for es in lines.values() for e in es if name in e.rows)
+    values = canvas.loss_places(
+        e.value(name) for es in lines.values() for e in es if name in e.rows
+    )
     if name != "needle_recall_percent":
         canvas.rescale(axes, "y", values)

@@ -15,16 +15,15 @@ from kvlab.report.entries import Entry, entries
 from kvlab.report.figures import drawings
 from kvlab.report.frontier import frontier_table, shortlist
 from kvlab.report.html import html_page
-from kvlab.report.page import Page, heading, markdown_page
+from kvlab.report.page import LONG, Page, heading, markdown_page
 from kvlab.report.scores import score_tables
 from kvlab.report.source import Run, curve_file, load
-from kvlab.report.subject import subject
+from kvlab.report.subject import subject, titled
 from kvlab.report.tables import Table, failures, families, summary
 from kvlab.report.verdict import verdict, without_verdict
 from kvlab.track import encode, plain
 
 FIGURES = 6  # of a page
-LONG = 24  # lines: a longer table goes to the appendix
 
 
 def write_report(
@@ -72,10 +71,7 @@ def _page(runs: list[Run], title: str, text: str, most: int | None) -> Page:
     asked, rest = heading(text)
     about = subject(runs)
     if not title:
-        title = asked or _title(runs)
-        if about:
-            title += f"{'' if title.endswith('?') else ':'} {about[:1].upper()}{about[1:]}"
-        about = ""
+        title, about = titled(asked or _title(runs), about), ""
     elif asked:
         rest = f"# {asked}\n\n{rest}"
     return Page(title, without_verdict(rest), runs, tables, kept, about, said, appendix,

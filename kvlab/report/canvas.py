@@ -12,7 +12,13 @@ from textwrap import wrap
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, SymmetricalLogLocator
+from matplotlib.ticker import (
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+    SymmetricalLogLocator,
+)
 
 # Okabe and Ito's colours, which colour-blind readers tell apart (their yellow is too pale on white)
 # and those of Tol's muted scheme that are far from them. No figure gives one to two series.
@@ -24,6 +30,7 @@ GREY = "#767676"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 LINES = ("-", "--", ":", "-.")
 DEEP = 1e-3  # of the largest value: what is smaller is drawn there, see `floored`
+FEW = 7  # places of points that get a tick each
 WIDE = 30  # values that span more than this factor get a logarithmic axis
 STYLE = {
     "font.family": ["DejaVu Sans"],
@@ -77,6 +84,24 @@ def floored(values: Iterable[float]) -> list[float]:
     return [max(v, DEEP * top) if v > 0 else v for v in values]
 
 
+def loss_places(values: Iterable[float]) -> list[float]:
+    """Where losses are drawn: `floored` on a logarithmic axis. Beside zeros and gains the axis is
+    linear around zero, which nothing flattens: there as they are."""
+    values = list(values)
+    return floored(values) if all(v > 0 for v in values) else values
+
+
+def lifted(values: Iterable[float], drawn: Iterable[float]) -> list[bool]:
+    """Of values and what `floored` made of them: which lie lower than they are drawn."""
+    return [place > value for value, place in zip(values, drawn)]
+
+
+def open_mark(axes: Axes, x: float, y: float, colour: str) -> None:
+    """An open triangle that points down: the value lies below, and its name tells it."""
+    axes.plot([x], [y], linestyle="none", marker="v", markersize=8, color=colour,
+              markerfacecolor="white", zorder=4)  # fmt: skip
+
+
 def rescale(axes: Axes, which: str, values: Iterable[float], *, noise: float = 0.0) -> None:
     """Make axis `which` ("x" or "y") logarithmic where `values` span more than 30 times.
 
@@ -109,9 +134,25 @@ def thousands(axes: Axes, which: str) -> None:
         axis.set_major_formatter(FuncFormatter(_plain))
 
 
+def few_ticks(axes: Axes, values: Iterable[float]) -> None:
+    """Tick the horizontal axis where the points are, if these are few and far apart."""
+    at = sorted(set(values))
+    left, right = axes.get_xlim()
+    log = axes.get_xscale() == "log" and left > 0
+    width = math.log(right / left) if log else right - left
+    gaps = [math.log(b / a) if log else b - a for a, b in zip(at, at[1:])]
+    if len(at) <= FEW and width > 0 and min(gaps, default=0) > width / 12:
+        axes.set_xticks(at, [_plain(value) for value in at])
+        axes.set_xticks([], minor=True)
+
+
 def plain(axes: Axes, which: str) -> None:
-    """Ticks of a logarithmic axis as numbers: powers would need math, which names switch off."""
+    """Ticks of a logarithmic axis as numbers: powers would need math, which names switch off.
+    Within two decades there are some between the powers, else one number would stand alone."""
     axis = getattr(axes, f"{which}axis")
+    low, high = sorted(getattr(axes, f"get_{which}lim")())
+    if getattr(axes, f"get_{which}scale")() == "log" and high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(_plain))
     axis.set_minor_formatter(NullFormatter())
 
@@ -162,7 +203,7 @@ def name_ends(axes: Axes, ends: list[tuple[float, float, str, str]], size: float
     shift = max(0.0, -low) - max(0.0, high - 1.0)
     for (x, y, name, colour), height in zip(ends, heights):
         axes.annotate(
-            shorten(name, 44), (x, y), xytext=(1.03, height + shift), textcoords="axes fraction",
+            shorten(name, 64), (x, y), xytext=(1.03, height + shift), textcoords="axes fraction",
             fontsize=size, color=colour, va="center", annotation_clip=False,
             arrowprops={"arrowstyle": "-", "color": colour, "lw": 0.5, "alpha": 0.5,
                         "relpos": (0, 0.5), "shrinkA": 1},

@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from kvlab.report import canvas, hit_rates, operate
-from kvlab.report.budgets import budget_figures
+from kvlab.report.budgets import budget_figures, of_one_budget
 from kvlab.report.entries import BYTES, Entry, names
 from kvlab.report.frontier import frontier_figures
 from kvlab.report.heatmap import heatmaps
 from kvlab.report.layers import layer_figures
-from kvlab.report.marks import bars, bars_or_dots, is_number, series
+from kvlab.report.marks import bars, bars_or_dots, is_number, rows, series
 from kvlab.report.names import arrow, metric
 from kvlab.report.positions import position_figure
 from kvlab.report.source import Run
@@ -32,11 +32,17 @@ FIRST = (  # of other measurements: what is asked about; tails and accounts of b
 LAST = ("kl_p99_nats", "kl_p999_nats", "kl_max_nats", "cache_nominal_bytes", "cache_logical_bytes",
         "cache_host_bytes", "cache_peak_bytes", "evictions", "resident_tokens_percent",
         "weights_bytes", "workspace_bytes", "activation_bytes", "standing_bytes",
-        "accounted_bytes", "accounted_percent", "decode_bytes",
+        "accounted_bytes", "accounted_percent", "decode_bytes", "host_bytes_loaded",
+        "bytes_loaded",
         "allocated_of_logical_percent")  # fmt: skip
+# the same once more: shown only where what stands behind it was not measured as well
+AGAIN = {"prefill_seconds": "prefill_tokens_per_second", "decode_ms": "decode_tokens_per_second",
+         "decode_replay_ms": "decode_tokens_per_second", "ms_saved": "ttft_speedup",
+         "cache_logical_bytes": "cache_allocated_bytes"}  # fmt: skip
 # seen in the figures above
 TOLD = ("perplexity", "perplexity_full", "bits_per_element", "effective_bits")
 MOST = 24  # generic figures; a page with more is no page
+FEW = 3  # different values: with fewer the table says it better
 CROWD = 40  # bars, or lines; with more the tables have to do
 PANELS = 4  # of one figure, where a second number was varied
 NEAR = 1.05  # bytes that differ by less are the same
@@ -64,29 +70,37 @@ def drawings(everything: list[Entry], runs: list[Run]) -> list[Drawing]:
     crowded = len({(e.run.name, *_line_of(e, along)) for e in everything}) > CROWD
     found = [Drawing(*picture) for picture in frontier_figures(everything)]
     found += [Drawing(*picture) for picture in budget_figures(everything)]
+    varied = bool(found)  # their figures have the bytes: that of memory comes last
+    if varied:  # of two models, one may have been measured at one budget only
+        found += [d for es in of_one_budget(everything) for n in QUALITY[1:]
+                  if (d := _generic(es, n, None, f"-{canvas.file_name(es[0].run.name)}"))]
     quality = [name for name in QUALITY if name in there]
     shows_quality = _bytes_differ(everything) and any(
         _both(entry, name) for entry in everything for name in quality)  # fmt: skip
-    if shows_quality and not found:  # else their figures show it, with fewer colours
+    if shows_quality and not varied:  # else their figures show it, with fewer colours
         apart = [[e for e in everything if e.run is run] for run in runs]
         apart = [es for es in apart if sum(_both(e, n) for e in es for n in quality) > 2]
         for several in apart if len(apart) > 1 else [everything]:
             found.append(_quality(several, quality, len(apart) > 1))
     special = [*MEMORY, PEAK] if any(name in there for name in MEMORY) and not axis else []
-    if special and not crowded:
-        found.append(_memory(everything))
+    memory = [_memory(everything)] if special and not crowded else []
+    if not varied:
+        found, memory = found + memory, []
     found += [Drawing(*position_figure(run, several=len(runs) > 1))
               for run in runs if run.curves]  # fmt: skip
-    found += [Drawing(*picture) for picture in (*heatmaps(runs), *layer_figures(runs))]
+    maps = [Drawing(*picture) for picture in heatmaps(runs)]
+    found += [*maps[:1], *(Drawing(*picture) for picture in layer_figures(runs))]
     speed = [name for name in SPEED if name in there and not _doubtful(name, everything)]
     if speed and not axis and not crowded:
         found.append(_speed(everything, speed))
         special += speed
     drawn = {*special, *(quality if shows_quality else [])}
     drawn |= set(TOLD) if drawn else set()
+    drawn |= {name for name, other in AGAIN.items() if other in there}
     rest = [name for name in there if name not in drawn and not crowded]
     rest = sorted((n for n in rest if not _doubtful(n, everything)), key=_rank)
-    return found + [d for name in rest if (d := _generic(everything, name, axis))][:MOST]
+    generic = [d for name in rest if (d := _generic(everything, name, axis))][:MOST]
+    return found + generic + memory + maps[1:]
 
 
 def _line_of(entry: Entry, along: list[str]) -> tuple:
@@ -133,12 +147,22 @@ def _memory(everything: list[Entry]) -> Drawing:
     shown = [e for e in everything if any(name in e.rows for name in MEMORY)]
     held = [name for name in MEMORY if len({e.value(name) for e in shown} - {0, None}) > 1]
     held = held or [name for name in MEMORY if any(e.value(name) for e in shown)]
-    peaks = any(PEAK in e.rows for e in shown)
+    lines = rows(shown)[0]
+    parts = [shown]
+    if len(lines) < len(shown):  # of several runs, each has a panel
+        names = dict.fromkeys(e.run.name for e in shown)
+        parts = [[e for e in shown if e.run.name == name] for name in names]
+    peaks = any(PEAK in e.rows for e in shown) and len(parts) == 1
 
     def draw() -> Figure:
-        height = 1.4 + (0.16 * len(held) + 0.16) * len(shown)
-        made, panels = canvas.figure(1 + peaks, width=9, height=max(3.0, height))
-        bars(panels[0], shown, held, "cache, {unit}")
+        height = 1.4 + (0.16 * len(held) + 0.16) * len(lines)
+        made, panels = canvas.figure(len(parts) + peaks, width=9, height=max(3.0, height))
+        for axes, part in zip(panels, parts):
+            bars(axes, part, held, "cache, {unit}", lines=lines if len(parts) > 1 else None)
+            if len(parts) > 1:
+                axes.set_title(part[0].run.label, loc="left")
+            if axes is not panels[0]:
+                axes.set_yticklabels([])
         canvas.legend(made, panels[0], above=True)
         if peaks:
             bars(panels[1], shown, [PEAK], "peak on device, {unit}", colour=canvas.GREY)
@@ -158,7 +182,7 @@ def _speed(everything: list[Entry], speed: list[str]) -> Drawing:
     shown = [e for e in everything if any(name in e.rows for name in speed)]
 
     def draw() -> Figure:
-        height = max(2.6, 1.0 + 0.38 * len(shown))
+        height = max(2.6, 1.0 + 0.38 * len(rows(shown)[0]))
         made, panels = canvas.figure(len(speed), width=9, height=height)
         for index, (axes, name) in enumerate(zip(panels, speed)):
             heading = f"{metric(name).heading}, {{unit}}{arrow(metric(name).better)}"
@@ -171,25 +195,40 @@ def _speed(everything: list[Entry], speed: list[str]) -> Drawing:
     return Drawing("speed", "Speed", "Tokens per second; longer is better.", draw)
 
 
-def _generic(everything: list[Entry], name: str, axis: str | None) -> Drawing | None:
-    """Any measurement: lines over the numeric setting that was varied, else bars."""
+def _generic(
+    everything: list[Entry], name: str, axis: str | None, ending: str = ""
+) -> Drawing | None:
+    """Any measurement: lines over the numeric setting that was varied, else bars.
+
+    ending: of the file's name, where the figure is of one run among several.
+    """
     shown = [e for e in everything if name in e.rows and np.isfinite(e.value(name))]
     over = axis if axis and len({e.conditions.get(axis) for e in shown} - {None}) > 1 else None
     shown = [e for e in shown if not over or over in e.conditions]
-    if len(shown) < 2 or len({e.value(name) for e in shown}) == 1:
-        return None  # one number, or the same one everywhere: the table says it better
+    if len({e.value(name) for e in shown}) < (2 if over else FEW):
+        return None
 
     def draw() -> Figure:
         if over:
             return _lines(shown, name, over, everything)
-        made, (axes,) = canvas.figure(height=max(2.6, 1.0 + 0.38 * len(shown)))
+        lines = rows(shown)[0]
+        made, (axes,) = canvas.figure(height=max(2.6, 1.2 + 0.34 * len(lines)))
         bars_or_dots(axes, shown, name)
         return made
 
-    caption = f"{name}{f' over {over}' if over else ''}, with 95 % intervals where there are any."
-    heading = described(name, [e.rows[name] for e in shown]).heading
-    title = heading[:1].upper() + heading[1:]
-    return Drawing(canvas.file_name(name), title, caption, draw)
+    about = described(name, [e.rows[name] for e in shown])
+    title = about.heading[:1].upper() + about.heading[1:]
+    better = {"higher": "; higher is better", "lower": "; lower is better"}.get(about.better, "")
+    some = any(None not in (e.rows[name]["low"], e.rows[name]["high"]) for e in shown)
+    unit = {"bytes": "bytes", "B": "bytes"}.get(about.unit, about.unit)
+    caption = (f"{title}{f', {unit}' if unit else ''}{f', over {_said(over)}' if over else ''}"
+               f"{better}{'; bars are 95 % intervals' * some} ({name}).")  # fmt: skip
+    title += f", {shown[0].run.label}" * bool(ending)
+    return Drawing(canvas.file_name(name) + ending, title, caption, draw)
+
+
+def _said(setting: str) -> str:
+    return setting.replace("_", " ")
 
 
 def _lines(shown: list[Entry], name: str, over: str, everything: list[Entry]) -> Figure:
@@ -201,9 +240,9 @@ def _lines(shown: list[Entry], name: str, over: str, everything: list[Entry]) ->
                                  stacked=True)  # fmt: skip
     for axes, value in zip(panels, values):
         part = [e for e in shown if value is None or e.conditions.get(other) == value]
-        axes.set_xlabel(over.replace("_", " "))
+        axes.set_xlabel(_said(over))
         if value is not None:
-            axes.set_title(f"{other.replace('_', ' ')} {value:,g}", loc="left")
+            axes.set_title(f"{_said(other)} {value:,g}", loc="left")
         apart = (over, *told) if value is None else (over, other, *told)
         series(axes, part, name, lambda e: e.conditions[over], everything, apart)
     return made

@@ -109,7 +109,7 @@ def frontier_figures(everything: list[Entry]) -> list[tuple[str, str, str, Calla
         full = next((e.baseline.value(BYTES) for e in found if e.baseline), None)
         unit = full / 100 if full else 2**20
         inside = {id(e) for e in kept}
-        y = np.array(canvas.floored(y))  # a loss of nothing must not flatten the others
+        y = np.array(canvas.floored(y))  # a loss of nothing must not flatten the others: caption
         drawn = axes.scatter(x / unit, y, c=speed, cmap="viridis", s=26, zorder=3)
         edge = [i for i, e in enumerate(found) if id(e) in inside]
         ring = {"s": 90, "facecolors": "none", "edgecolors": canvas.COLOURS[1], "zorder": 4}
@@ -133,6 +133,9 @@ def frontier_figures(everything: list[Entry]) -> list[tuple[str, str, str, Calla
         f"{len(found)} compositions; circles: the {len(kept)} that no other beats in loss, bytes "
         "and decode speed together, numbered as in the table."
     )
+    losses = [e.value(SHOWN[1]) for e in found]
+    if any(canvas.lifted(losses, canvas.floored(losses))):
+        caption += " What loses less than a thousandth of the largest loss lies at the bottom."
     if any(e.run.loaded for e in found):
         caption = caption.replace("loss, bytes and decode speed", "loss and bytes")
         caption += " Speed was measured beside other work and counts for nothing."

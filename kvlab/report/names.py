@@ -81,6 +81,8 @@ KNOWN = {
             ("cache_allocated_bytes", "allocated", "bytes", "lower"),
             ("cache_host_bytes", "on the host", "bytes", "lower"),
             ("peak_device_bytes", "peak on device", "bytes", "lower"),
+            ("peak_reserved_bytes", "peak reserved on device", "bytes", "lower"),
+            ("decode_bytes", "read by a step of decoding", "bytes", "lower"),
             ("bits_per_element", "bits per element", "", "lower"),
             ("effective_bits", "bits per element seen", "", "lower"),
             ("resident_tokens_percent", "resident tokens", "%", None),
@@ -89,7 +91,17 @@ KNOWN = {
             "Speed",
             ("decode_tokens_per_second", "decode", "tokens/s", "higher"),
             ("prefill_tokens_per_second", "prefill", "tokens/s", "higher"),
-            ("prefill_seconds", "prefill", "s", "lower"),
+            ("prefill_seconds", "prefill of the prompt", "s", "lower"),
+            ("decode_ms", "step of decoding", "ms", "lower"),
+            ("decode_replay_ms", "replay of a captured step", "ms", "lower"),
+            ("decode_percent_of_copy", "share of a copy's rate", "%", "higher"),
+            ("output_tokens_per_second", "output", "tokens/s", "higher"),
+            ("ttft_p50_ms", "time to first token, median", "ms", "lower"),
+            ("ttft_p99_ms", "time to first token, p99", "ms", "lower"),
+            ("tpot_p50_ms", "time of an output token, median", "ms", "lower"),
+            ("tpot_p99_ms", "time of an output token, p99", "ms", "lower"),
+            ("ttft_speedup", "time to first token, cold over known", "x", "higher"),
+            ("ms_saved", "time to first token saved", "ms", "higher"),
             ("decode_attention_us", "decode attention", "µs", "lower"),
             ("ttft_ms", "time to first token", "ms", "lower"),
             ("ttft_cold_ms", "time to first token, cold", "ms", "lower"),
@@ -125,43 +137,94 @@ SAYS = (
     (r"retrieval\.budget_tokens=(\d+)", "{} tokens read"),
     (r"window\.recent=(\d+)", "{} recent"),
     (r"window\.sinks=(\d+)", "{} sinks"),
-    (r"cache\.block_size=(\d+)", "blocks of {}"),
+    (r"(\d+)\+(\d+)", "{} sinks + {}"),  # as a search names a window
+    (r"cache\.block_size=(\d+)|b(\d+)|block (\d+)", "blocks of {}"),
     (r"cache\.evict=token", "by token"),
+    (r"cache\.evict=block", "whole blocks"),
     (r"cache\.groups=per_head", "by head"),
     (r"cache\.groups=per_layer", "by layer"),
+    (r"cache\.groups=all", "all layers alike"),
     (r"window\.rerotate=[Tt]rue", "positions moved up"),
     (r"window\.middle=[Ff]alse", "nothing between"),
     (r"retrieval\.digests=(\w+)", "digests in {}"),
     (r"summary\.ratio=(\S+)", "{} of the tokens as entries"),
     (r"cache\.kernels=(\w+)", "read by {}"),
     (r"format\.sinks=(\d+)", "{} sinks as computed"),
+    (r"format\.(key|value)\.axis=(\w+)", "{}s scaled by {}"),
     (r"retrieval\.recent=(\d+)", "{} recent read"),
 )
-OF_AXES = {"host": "rest on the host", "sink": "window", "hash": "shared prefixes"}
+OF_AXES = {"host": "rest on the host", "sink": "window", "hash": "shared prefixes",
+           "merge_mean": "means without mass"}  # fmt: skip
+# Members that are named for what they do; a method that was published keeps its authors' name.
+OF_MEMBERS = {"attention_mass": "attention mass", "expected_attention": "expected attention",
+              "key_norm": "key norm", "mean_key": "mean keys", "random": "random",
+              "shuffled": "shuffled", "hybrid": "hybrid", "adaptive": "adaptive",
+              "leaf_first": "leaf first", "priority": "priority", "s3fifo": "S3-FIFO",
+              "rkv": "R-KV"}  # fmt: skip
+PEERS = {  # caches of the library and other systems, as the jobs of speed name their rows
+    "static fused graph": "transformers' static cache, fused layers",
+    "dynamic eager": "transformers' dynamic cache",
+    "dynamic whole": "transformers' dynamic cache, in one piece",
+    "dynamic chunked": "transformers' dynamic cache, in chunks",
+    "continuous sdpa": "transformers' continuous batching, SDPA",
+    "continuous flash 2": "transformers' continuous batching, FlashAttention 2",
+}
 
 
 def words(variant: str) -> str:
     """A variant's name as a reader would say it: `snapkv 10% cache.evict=token` -> `SnapKV, 10 %,
-    by token`. A name that begins neither with a member of an axis nor with a setting of one stays
-    as it is."""
+    by token`; what a token reads comes first. A name that begins neither with a member of an axis
+    nor with a setting of one stays as it is."""
     body, bracket, more = variant.partition(" (")
     first = body.partition(" ")[0]
     setting = first.partition(".")[0] in (*TABLE, "cache") and "=" in first
     setting |= first in CONTROLS
     if not setting and not any(first in axis.members for axis in TABLE.values()):
-        return variant
-    return ", ".join(map(_words, body.replace(" blocks", "\0blocks").split())) + bracket + more
+        return PEERS.get(variant, variant)
+    parts = re.sub(r" (?=blocks\b)|(?<=\bblock) (?=\d)", "\0", body).split()
+    evicts = any(_of(part, "policy") or part == "random" for part in parts)
+    parts.sort(key=lambda part: _place(part, evicts))  # stable
+    told = ", ".join(filter(None, (_words(part, parts, evicts) for part in parts)))
+    return told.replace("shuffled, ", "shuffled ") + bracket + more
 
 
-def _words(part: str) -> str:
+def _of(part: str, axis: str) -> bool:
+    """Whether a part of a name is of that axis: a member in earnest, or a setting of it."""
+    member = part in TABLE[axis].members and part not in (TABLE[axis].null, "random")
+    return member or part.startswith(f"{axis}.")
+
+
+def _place(part: str, evicts: bool) -> int:
+    """Format, what a token reads, all else, and last what a policy has to keep."""
+    if _of(part, "format"):
+        return 0
+    kept = part in ("sink", "window") or part.startswith("window.") or "+" in part
+    return 1 if _of(part, "retrieval") else 3 if evicts and kept else 2
+
+
+def _words(part: str, parts: list[str], evicts: bool) -> str:
+    """parts: all of the name; a window beside a policy says what the policy has to keep."""
     part = part.replace("\0", " ")
+    if evicts and part in ("sink", "window"):
+        alone = not any(p.startswith("window.recent=") or "+" in p for p in parts)
+        return "newest kept" if alone else ""
     for pattern, said in SAYS:
         found = re.fullmatch(pattern, part)
         if found:
-            number = next((g for g in found.groups() if g is not None), "")
-            return said.format(f"{int(number):,}" if number.isdigit() else number)
-    if part in OF_AXES:
-        return OF_AXES[part]
+            told = [f"{int(g):,}" if g.isdigit() else g for g in found.groups() if g is not None]
+            kept = evicts and (part.startswith("window.recent=") or "+" in part)
+            on_device = part.endswith("%") and "host" in parts
+            end = " newest kept" * ("+" in part) if kept else " newest" * ("+" in part)
+            said = said.replace("recent", "newest kept") if kept else said
+            text = said.format(*told)
+            one = told == ["1"] and text.startswith("1 ")
+            return (text.removesuffix("s") if one else text) + end + " on the device" * on_device
+    if part == "random" and parts.index(part) and any(_of(p, "policy") for p in parts):
+        return part if any(_of(p, "retrieval") for p in parts) else "random entries"
+    if part == "host" and any(p.endswith("%") for p in parts):
+        return "" if any(_of(p, "retrieval") for p in parts) else OF_AXES[part]
+    if part in OF_AXES or part in OF_MEMBERS:
+        return OF_AXES.get(part) or OF_MEMBERS[part]
     for axis in ("policy", "retrieval"):
         if part in TABLE[axis].members and part != TABLE[axis].null:
             return TABLE[axis].members[part].path.rpartition(".")[2]
@@ -173,6 +236,7 @@ def metric(name: str, unit: str = "", better: str | None = None) -> Metric:
     if name in KNOWN:
         return KNOWN[name]
     heading, told = re.sub(r"^kl_minus_(\w+)_nats$", r"KL mean minus \1's_nats", name), unit
+    told = "bytes" if told == "B" else told
     for suffix, means in SUFFIXES:
         if heading.endswith(suffix) and heading != suffix:
             heading, told = heading.removesuffix(suffix), means

@@ -6,6 +6,7 @@ from matplotlib.figure import Figure
 
 from kvlab.report import canvas, real
 from kvlab.report.book import Book, objects
+from kvlab.report.names import words
 from kvlab.report.sketch import RUNS, Line, Overview, across, picture, series, tick
 
 EVICTING = {
@@ -193,7 +194,7 @@ def _speed(book: Book) -> Overview | None:
 
     def draw() -> Figure:
         made, [axes] = canvas.figure(width=8.8, height=4.8)
-        ends = [series(axes, ps, i) + (name, canvas.COLOURS[i])
+        ends = [series(axes, ps, i) + (words(name), canvas.COLOURS[i])
                 for i, (name, ps) in enumerate(lines.items())]  # fmt: skip
         axes.set(xscale="log", yscale="log", xlabel="context, tokens",
                  ylabel="decode, tokens/s ↑")  # fmt: skip
@@ -203,8 +204,8 @@ def _speed(book: Book) -> Overview | None:
         canvas.name_ends(axes, ends)
         return made
 
-    caption = ("One request, Qwen3-0.6B's shapes with random weights, captured decode; static and "
-               "dynamic are the library's own caches (decode_speed, H200).")
+    caption = ("One request, Qwen3-0.6B's shapes with random weights, captured decode "
+               "(decode_speed, H200).")
     return picture("speed", "Speed: decode by format and context", caption, lines, draw)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from kvlab.report.figures import Drawing
 from kvlab.report.source import Run
+from kvlab.report.subject import titled
 from kvlab.report.tables import Table
 from kvlab.report.verdict import authors, without_verdict
 
@@ -18,6 +19,7 @@ RATIO = (
     " (×) is the ratio to the baseline's allocated bytes; a variant that does not get below 1 "
     "carries the note “no bytes saved”."
 )
+LONG = 24  # lines: a longer table goes to the appendix
 ALL = "python -m kvlab.report FOLDER --figures all"
 
 
@@ -105,8 +107,9 @@ def markdown_page(page: Page) -> str:
     if page.left:
         some = "One more figure is" if page.left == 1 else f"{page.left} more figures are"
         parts.append(f"{some} drawn by `{ALL}`.")
-    parts += ["## Question, method and findings", _lower(page.text)] if page.text else []
-    parts += ["## Appendix"]
+    text, long = without_long_tables(_lower(page.text))
+    parts += ["## Question, method and findings", text] if text else []
+    parts += ["## Appendix", *long]
     for table in [*page.appendix, page.origins]:
         parts += [f"### {md(table.title)}", markdown_table(table)]
     if page.appendix and not page.tables:
@@ -114,12 +117,12 @@ def markdown_page(page: Page) -> str:
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def study(text: str, parts: list[str]) -> str:
+def study(text: str, parts: list[str], about: str = "") -> str:
     """A page of Markdown around an author's text: its heading and verdict, then `parts` (figures,
-    tables), then the rest of the text."""
+    tables), then the rest of the text. about: what was measured, for the heading."""
     title, rest = heading(text.strip())
     own = authors(rest)
-    first = [f"# {title}", *([f"**Verdict.** {own}"] if own else [])]
+    first = [f"# {titled(title, md(about))}", *([f"**Verdict.** {own}"] if own else [])]
     left = _lower(without_verdict(rest))
     last = ["## Question, method and findings", left] if left else []
     return "\n\n".join(filter(None, [*first, *parts, *last])) + "\n"
@@ -139,6 +142,19 @@ def _lower(text: str) -> str:
         deeper = "" if inside else "##" if line.startswith("# ") else "#" * line.startswith("## ")
         lines.append(deeper + line)
     return "\n".join(lines)
+
+
+def without_long_tables(text: str) -> tuple[str, list[str]]:
+    """An author's text, and its tables of more than `LONG` lines, which go to the appendix."""
+    long: list[str] = []
+
+    def moved(found: re.Match) -> str:
+        if found[0].count("\n") - 2 <= LONG:
+            return found[0]
+        long.append(f"### Table {len(long) + 1} of the findings\n\n{found[0].strip()}")
+        return f"Table {len(long)} is in the appendix.\n"
+
+    return re.sub(r"(?:^\|.*(?:\n|\Z))+", moved, text, flags=re.M), long
 
 
 def illustration(stem: str, title: str, caption: str) -> list[str]:

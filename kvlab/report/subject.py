@@ -6,7 +6,9 @@ from kvlab.report.source import Run
 
 PREDICTED = "perplexity_delta_percent"  # its count is of predicted tokens, one less than tokens
 ASKED = ("needle_recall_percent", "task_score_percent")  # their counts are of questions
-MODELS = {"reference": "the reference model", "random": "random weights"}
+MODELS = {"reference": "the reference model", "random": "random weights",
+          "reference_outliers": "the reference model with key outliers",
+          "qwen3_0_6b_random": "Qwen3-0.6B's shapes with random weights"}  # fmt: skip
 
 
 def subject(runs: list[Run]) -> str:
@@ -16,12 +18,20 @@ def subject(runs: list[Run]) -> str:
     rows = [row for run in runs for row in run.rows]
     traces = list(dict.fromkeys(str(r["params"]["trace"]) for r in rows if "trace" in r["params"]))
     if traces:
-        return f"trace{'s' * (len(traces) > 1)} {' and '.join(traces)}"
+        *first, last = traces
+        return f"trace{'s' * bool(first)} {', '.join(first)}{' and ' * bool(first)}{last}"
     models = list(dict.fromkeys(filter(None, map(_model, runs))))
     parts = [" and ".join(models), _data(runs, rows), _documents(rows), _tokens(rows),
              _questions(rows)]  # fmt: skip
     told = ", ".join(filter(None, parts))
     return told + ", CPU" * bool(told and all(run.on_cpu for run in runs))
+
+
+def titled(asked: str, about: str) -> str:
+    """A question and what it was measured on: `How many bits? The reference model, ...`."""
+    if not about:
+        return asked
+    return f"{asked}{'' if asked.endswith('?') else ':'} {about[:1].upper()}{about[1:]}"
 
 
 def _model(run: Run) -> str:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from kvlab.core import KvlabError, OutOfBlocks
-from kvlab.model import Driver, LoadedModel, PagedCache
+from kvlab.model import Driver, LoadedModel, PagedCache, vocabulary
 from kvlab.serve.clock import WallClock
 from kvlab.serve.engine import engine
 from kvlab.serve.job import Job, Limits, Served
@@ -43,6 +43,7 @@ class Loop:
     ):
         self.cache, self.note = cache, note
         self.limits = limits or Limits()
+        self.known = vocabulary(loaded.model)
         self.engine = engine(loaded, cache, self.limits.running, driver)
         self.clock = clock or WallClock()
         self.coming: deque[Request] = deque()
@@ -116,7 +117,8 @@ class Loop:
             self.clock.wait_until(self.coming[0].arrival_ms)
         while self.coming and self.coming[0].arrival_ms <= self.clock.now_ms:
             job = Job(self.coming.popleft())
-            reason = self.limits.refusal(job.request, len(self.waiting)) or self._too_large(job)
+            reason = (self.limits.refusal(job.request, len(self.waiting)) or self._too_large(job)
+                      or self._unknown(job))  # fmt: skip
             if reason:
                 self._end(job, "refused", reason)
             else:
@@ -130,6 +132,14 @@ class Loop:
         if capacity is None or needs <= capacity or not group.held.sharing.hold:
             return ""
         return f"request {job.request.number}: needs {needs} blocks, the budget is {capacity}"
+
+    def _unknown(self, job: Job) -> str:
+        """Whether the model has no such tokens; on a GPU one would end the process."""
+        for id in (min(job.tokens), max(job.tokens)):
+            if not 0 <= id < self.known:
+                return (f"request {job.request.number}: {id} is no token of this model, whose ids "
+                        f"are 0 to {self.known - 1}")
+        return ""
 
     def _let_go(self) -> None:
         """Who has left: while waiting, during the prefill, or in the middle of the output."""

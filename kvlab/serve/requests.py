@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kvlab.core import BadInput, check_number
+from kvlab.kinds import describe, fits, shown
 from kvlab.sim import Trace, from_requests
 
 
@@ -37,7 +38,16 @@ def check_requests(requests: Sequence[Request]) -> None:
     twice = [number for number, count in counts.items() if count > 1]
     if twice:
         raise BadInput("requests", f"number {twice[0]} twice", "each has a number of its own")
-    late = [r for r in requests if not isfinite(r.arrival_ms)]
+    for r in requests:
+        p = r.prompt
+        if not isinstance(p, np.ndarray) or p.ndim != 1 or p.dtype.kind not in "iu":
+            raise BadInput("requests", f"prompt={shown(p)} of number {r.number}",
+                           "must be token ids in a NumPy array of whole numbers [T]")
+        for field, kind in (("output_tokens", int), ("cancel_after", int | None)):
+            if not fits(getattr(r, field), kind):
+                raise BadInput("requests", f"{field}={shown(getattr(r, field))} of number "
+                               f"{r.number}", f"must be {describe(kind)}")
+    late = [r for r in requests if not fits(r.arrival_ms, float) or not isfinite(r.arrival_ms)]
     if late:
         raise BadInput("requests", f"arrival_ms={late[0].arrival_ms} of number {late[0].number}",
                        "must be a finite number")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from kvlab.core import BadInput, Measurement
 from kvlab.policy import asked, by_name
-from kvlab.progress import paced
+from kvlab.progress import firsts, paced
 from kvlab.sim import bounds, fast
 from kvlab.sim.costs import CostModel, NoService
 from kvlab.sim.definitions import Definitions
@@ -151,7 +151,8 @@ class HitRate:
         calls = [(point.trace, point.policy, point.capacity_blocks) for point in points]
         ready = attempts(self.replay, calls, self.jobs, self.compiled)
         plan = [(p.trace.name, p.variant, p.trace.accesses) for p in points]
-        for point, result in paced("hit_rate", zip(points, ready), plan):
+        kinds = firsts(p.policy for p in points) if self.compiled else None
+        for point, result in paced("hit_rate", zip(points, ready), plan, kinds):
             with folder.surviving(point.variant, point.params):
                 folder.add(point.variant, point.params, result().measurements())
 

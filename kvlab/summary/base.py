@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kvlab import kinds
 from kvlab.core import BadInput
 
 SEGMENT_ENTRIES = 1024  # summarized together; a longer past is cut, so that the work is bounded
@@ -64,6 +65,7 @@ def concat(parts: list[Entries]) -> Entries:
     return Entries(*map(torch.cat, zip(*(p.to(parts[-1].k.dtype) for p in parts))))
 
 
+@kinds.members("summary")
 class NoSummary:
     """Nothing: evicted blocks leave a hole."""
 

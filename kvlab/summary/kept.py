@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from kvlab.core import checked_seed
 from kvlab.summary.base import Entries, Queries, Summary
 
 
@@ -17,7 +18,7 @@ class RandomTokens(Summary):
 
     def __init__(self, ratio: float = 0.05, max_entries: int | None = None, seed: int = 0):
         super().__init__(ratio, max_entries)
-        self.seed = seed
+        self.seed = checked_seed("summary.seed", seed)
 
     def reduce(self, past: Entries, count: int, queries: Queries) -> Entries:
         draw = torch.Generator().manual_seed(self.seed)

@@ -6,11 +6,28 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import pytest
+import torch
+
+from kvlab.eval.controls import controls
+from kvlab.model import PagedCache, forward_chunk, prefill
+from kvlab.model.centres import query_centres
+from kvlab.model.gates import retrieval_gates
+from tests.tiny import make_tiny_model
 
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "field_tasks"
+
+
+class Letters:
+    """A tokenizer of bytes, without a chat template."""
+
+    chat_template = None
+
+    def __call__(self, text, add_special_tokens=False):
+        return {"input_ids": [ord(c) % 128 for c in text]}
 
 
 def loaded(name):
@@ -47,6 +64,58 @@ def test_jobs_have_names_of_their_own_and_arms_that_can_be_made():
         assert len(made) == len(job.methods) - left_out
         assert len({v.name for v in made}) == len(made)
         assert job.prompt_tokens and job.decoded_tokens
+
+
+def test_a_part_of_the_study_has_those_arms_only():
+    """What a machine without a GPU has time for; nothing is prepared that no method reads."""
+    part = plan.Chosen(("snapkv", "kvzip"), ("int8",), plan.REQUESTS[:1], ("bf16",))
+    assert all(job.kind != "prepare" for job in plan.probes(MODELS, 8, chosen=part))
+    assert plan.probes(MODELS, 8)[0].kind == "prepare"
+    made = plan.jobs({"small": [512]}, {("small", 512): ["vt"]}, 8, [25.0], part)
+    assert [(job.name, job.methods) for job in made] == [
+        ("outside-small-512-vt-25", ("snapkv", "kvzip")), ("formats-small-512-vt", ("int8",)),
+        ("inside-small-512-vt-25", ("snapkv", "kvzip")),
+        ("requests-small-512-scbench_kv_requests", ("bf16",)),
+    ]  # fmt: skip
+
+
+@torch.inference_mode()
+def test_no_arm_of_the_study_is_another_one_under_its_name():
+    """An adapter that silently runs another method, or another's budget, gives equal logits. And
+    all of them hold as many tokens, but for the blocks that are not full."""
+    model = make_tiny_model(num_hidden_layers=4)
+    ids = torch.randint(0, 128, (1, 608), generator=torch.Generator().manual_seed(0))
+    files = {"gates": retrieval_gates(model, draws=1),
+             "centres": query_centres(model, ids.view(2, -1))}  # fmt: skip
+    job = plan.Job("", "evict", "", methods=tuple(plan.METHODS), budget=25.0)
+    arms = plan.variants(job, files)
+    assert len(arms) == len(plan.METHODS)
+    found, held = {}, {}
+    for arm in [*arms, *controls(arms, 1 << 15)]:
+        cache = PagedCache.for_model(model, arm.spec, tokenizer=Letters())
+        prefill(model, ids, cache, chunk_tokens=1 << 15)
+        held[arm.name] = cache.stats().resident_tokens
+        found[arm.name] = forward_chunk(model, ids[:, :9], cache)[0]
+    for (name, mine), (other, theirs) in combinations(found.items(), 2):
+        both = name, other  # where lots are drawn, unlike budgets of few blocks may come out equal
+        if not all("random" in word for word in both):
+            assert not torch.equal(mine, theirs), both
+    over = plan.BLOCK  # of a control: a window of whole blocks may be more than a layer's share
+    assert {n: x for n, x in held.items()
+            if not 152 - plan.BLOCK < x <= 152 + over * ("control" in n)} == {}  # fmt: skip
+
+
+def test_what_is_not_run_as_published_is_not_called_so_in_a_table(tmp_path):
+    job = plan.Job("", "evict", "", methods=("snapkv", "kvzip", "kvzip all_heads", "snapkv chunks"),
+                   budget=25.0)  # fmt: skip
+    names = [v.name for v in plan.variants(job, {})]
+    assert names == ["snapkv 25%", "kvzip 25% (each head alike)", "kvzip all_heads 25%",
+                     "snapkv chunks 25% (blocks of 16, each layer as ChunkKV)"]
+    written(tmp_path, "evict", [arm("full", [1, 1]), *(arm(name, [1, 0]) for name in names)])
+    page = "\n".join(table.sections(tmp_path))
+    assert "| `snapkv` |" in page and "| `kvzip` |" not in page
+    assert page.count("| `kvzip` (each head alike) |") == 3
+    assert page.count("| `snapkv chunks` (blocks of 16, each layer as ChunkKV) |") == 3
 
 
 def written(folder, job, rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import hydra
@@ -23,6 +24,26 @@ def test_each_figure_of_the_page_names_its_command():
     assert sorted(shown) == sorted(rebuild.FIGURES)
     page = (ROOT / "reports" / "README.md").read_text(encoding="utf-8")
     assert all(f"`python experiments/front_page/rebuild.py {stem}`" in page for stem in shown)
+
+
+def test_the_command_measures_what_the_figure_shows():
+    """The eviction of real models was drawn, and its command measured the stand-in."""
+    stand_ins = {"window_quality": "real_windows", "axes_quality": "real_axes"}
+    for picture in pictures(Book(ROOT / "reports")):
+        cited = re.search(r"\(([a-z_0-9, ]+?)(?:, (?:H200|CPU))?\)\.", picture.caption)[1]
+        behind = [stand_ins.get(name, name) for name in cited.split(", ")]
+        assert behind == rebuild.FIGURES[picture.stem], picture.caption
+
+
+def test_runs_of_two_studies_do_not_share_a_folder(tmp_path):
+    folders = [word for figure in rebuild.FIGURES
+               for command in rebuild.commands(figure, tmp_path, ROOT / "reports", tmp_path)
+               for word in command if word.startswith("hydra.run.dir=")]  # fmt: skip
+    assert len(set(folders)) == len(folders)
+    qwen = rebuild.commands("eviction", tmp_path, ROOT / "reports", tmp_path)[1]
+    assert qwen[2:6] == ["experiment=real_axes", "model=gguf",
+                         f"model.path={tmp_path.resolve()}/qwen2.5-coder-0.5b-instruct.gguf",
+                         "eval=books_32k"]  # fmt: skip
 
 
 @pytest.mark.parametrize(("figure", "tiny"), [*((f, False) for f in rebuild.FIGURES),

@@ -9,6 +9,7 @@ from kvlab.report import canvas
 from kvlab.report.budgets import budget_figures, methods
 from kvlab.report.entries import entries
 from kvlab.report.frontier import best, frontier_figures, frontier_table, non_dominated, searched
+from kvlab.report.marks import series
 from kvlab.report.names import words
 from kvlab.report.page import Page
 from kvlab.report.source import Run
@@ -71,7 +72,7 @@ def test_methods_are_variants_without_their_budgets():
     assert stem == "loss_by_budget"
     made = draw().axes[0]
     told = {t.get_text(): t.get_color() for t in made.texts}
-    assert set(told) == {"LRU", "Random (control)", "4 sinks", "LFU", "int4"}
+    assert set(told) == {"LRU", "random (control)", "4 sinks", "LFU", "int4"}
     assert len(set(told.values())) == 5  # no colour twice
     assert budget_figures([e for e in everything if e.variant in ("bf16", "int4", "lfu")]) == []
 
@@ -85,16 +86,39 @@ def test_names_at_the_ends_do_not_meet():
 
 
 def test_a_loss_of_nothing_does_not_flatten_an_axis():
-    assert canvas.floored([1e-9, 0.1, 0.0, -1.0]) == pytest.approx([1e-4, 0.1, 0.0, -1.0])
+    values = [1e-9, 0.1, 0.0, -1.0]
+    assert canvas.floored(values) == pytest.approx([1e-4, 0.1, 0.0, -1.0])
+    assert canvas.lifted(values, canvas.floored(values)) == [True, False, False, False]
+
+
+def test_a_point_that_lies_lower_than_it_is_drawn_tells_its_value():
+    """A noise floor of 7.6e-07 nats stood at 1e-05, level with int8's 8.9e-06."""
+    found = rows("bf16", 0, 100, 1, baseline=True) + rows("int8", 1e-5, 50, 1)
+    made, [axes] = canvas.figure()
+    everything = [e for e in entries([Run("run", found + rows("int4", 0.1, 25, 1))])
+                  if not e.is_baseline]  # fmt: skip
+    series(axes, everything, "kl_mean_nats", lambda e: 1.0, everything)
+    assert [t.get_text() for t in axes.texts] == ["int8: 1.0e-05", "int4"]
 
 
 @pytest.mark.parametrize(("variant", "said"), [
     ("snapkv 10% cache.evict=token", "SnapKV, 10 %, by token"),
     ("lru 5% host quest retrieval.budget_tokens=816",
-     "LRU, 5 %, rest on the host, Quest, 816 tokens read"),
+     "Quest, 816 tokens read, LRU, 5 % on the device"),
+    ("fifo 5% host", "FIFO, 5 % on the device, rest on the host"),
+    ("sink window.recent=64 int8 expected_attention 50%",
+     "int8, expected attention, 50 %, 64 newest kept"),
+    ("sink snapkv", "SnapKV, newest kept"), ("sink window.recent=64", "window, 64 recent"),
+    ("int4 lru 5% window 4+64 b16", "int4, LRU, 5 %, blocks of 16, 4 sinks + 64 newest kept"),
+    ("shuffled key_norm 10% (control)", "shuffled key norm, 10 % (control)"),
+    ("attention_mass 10% random summary.ratio=0.04",
+     "attention mass, 10 %, random entries, 0.04 of the tokens as entries"),
+    ("attention_mass random", "attention mass, random entries"),  # the method of the line above
+    ("int4 format.key.axis=token", "int4, keys scaled by token"),
+    ("static fused graph", "transformers' static cache, fused layers"),
     ("int8 lru 100 blocks", "int8, LRU, 100 blocks"),
     ("noise floor", "noise floor"), ("static, fused, graph", "static, fused, graph"),
-    ("random 10% (control)", "Random, 10 % (control)"),
+    ("random 10% (control)", "random, 10 % (control)"),
 ])  # fmt: skip
 def test_variants_are_told_in_words(variant, said):
     assert words(variant) == said
@@ -111,3 +135,11 @@ def test_speed_beside_other_work_is_no_objective():
     assert "counts for nothing" in frontier_figures(entries([busy]))[0][2]
     assert "speeds were measured beside other work" in Page("", "", [busy], [], []).banners[0]
     assert Page("", "", [quiet], [], []).banners == []
+
+
+def test_a_bare_window_has_a_name():
+    found = rows("full", 0, 100, 1, baseline=True)
+    for recent in (256, 1024):
+        found += rows(f"window.recent={recent}", 0.3, recent / 50, 1)
+    assert list(methods(entries([Run("run", found)]))) == ["window"]
+    assert words("window.sinks=1 cache.block_size=1") == "1 sink, blocks of 1"

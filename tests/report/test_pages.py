@@ -15,6 +15,7 @@ from kvlab.report.build import FIGURES, LONG
 from kvlab.report.entries import entries
 from kvlab.report.html import html_page
 from kvlab.report.marks import row_names
+from kvlab.report.page import without_long_tables
 from kvlab.report.source import Run
 from kvlab.report.verdict import authors, verdict, without_verdict
 from kvlab.track import RunFolder
@@ -69,6 +70,20 @@ def test_a_long_list_goes_to_the_appendix_and_its_best_stay(tmp_path):
     assert above.index("Summary") < above.index("![") < above.index("## Question, method")
 
 
+def test_a_long_table_of_the_authors_goes_to_the_appendix(tmp_path):
+    short, long = ("| a | b |\n|---|---|\n" + "| 1 | 2 |\n" * n for n in (24, 25))
+    text = f"# Asked?\n\nFirst.\n\n{short}\nThen.\n\n{long}\nAfter."
+    kept, moved = without_long_tables(text)
+    assert short in kept and long not in kept and "After." in kept
+    assert "Table 1 is in the appendix." in kept
+    assert moved == [f"### Table 1 of the findings\n\n{long.strip()}"]
+
+
+def test_a_study_says_what_was_measured():
+    page = study("# How long?\n\n**Verdict.** So.\n\nMore.", ["## Part"], "trace a, 3 requests")
+    assert page.startswith("# How long? Trace a, 3 requests\n\n**Verdict.** So.")
+
+
 def test_six_figures_and_the_rest_on_request(tmp_path):
     run = formats_run(tmp_path / "run")
     with RunFolder(run, config=(run / "config.yaml").read_text(), resume=True) as folder:
@@ -101,8 +116,8 @@ def test_rows_of_a_figure_are_all_told_apart():
     rows = [entry(start + kind + end) for kind in ("merged", "fitted", "merge_mean")]
     rows += [entry("int4", tokens=t) for t in (100, 200)]
     told = row_names(entries([Run("run", rows)]))
-    assert len(set(told)) == 5 and told[-1] == "int4, tokens 200"
-    assert told[0] == "AttentionMass, 5 %, merged, 0.02 of the tokens as entries"
+    assert len(set(told)) == 5 and told[-1] == "int4, 200 tokens"
+    assert told[0] == "attention mass, 5 %, merged, 0.02 of the tokens as entries"
 
 
 def test_markdown_becomes_one_file_with_cards_and_anchors(tmp_path):

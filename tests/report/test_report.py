@@ -207,7 +207,7 @@ def test_values_over_a_numeric_setting_become_lines(tmp_path):
     assert stems == {"cache_allocated_bytes", "smoothness"}
     readme = (out / "README.md").read_text()
     assert "| int4 | 100,000 | 286.1 (0.30×) |" in readme
-    assert "smoothness over tokens" in readme
+    assert "Smoothness, points, over tokens; bars are 95 % intervals (smoothness)." in readme
 
 
 def test_several_runs_and_a_sweep(tmp_path):
@@ -468,6 +468,7 @@ def test_long_lines_are_figures_where_as_many_bars_would_be_none(tmp_path):
             for tokens in (1, 2, 4, 8, 16):
                 took = Measurement("decode_ms", variant + tokens, "ms", "lower")
                 run.add(f"v{variant}", {"tokens": tokens}, [took])
+    alone(tmp_path / "run")
     write_report(tmp_path / "run", tmp_path / "report")
     assert (tmp_path / "report/figures/decode_ms.svg").is_file()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -138,6 +139,13 @@ def test_what_cannot_be_served_is_refused_with_a_reason(loaded, requests):
     empty = requests[0]._replace(prompt=requests[0].prompt[:0])
     served, _ = serve(loaded, [empty])
     assert served[0].reason == "request 0: the prompt is empty"
+    known = loaded.model.config.vocab_size
+    for id in (-1, known):  # others are served
+        odd = requests[1]._replace(prompt=np.append(requests[1].prompt, id))
+        served, _ = serve(loaded, [requests[0], odd])
+        assert served[0].state == "done"
+        assert served[1].reason == (f"request 1: {id} is no token of this model, whose ids are "
+                                    f"0 to {known - 1}")  # fmt: skip
 
 
 def test_time_is_over(loaded, requests, cold):

@@ -11,12 +11,14 @@ from kvlab.eval.data import Books
 from kvlab.model.load import ReferenceModel
 from kvlab.serve import (
     BookChats,
+    Request,
     TraceRequests,
     as_trace,
     several,
     with_cancellations,
     with_rate,
 )
+from kvlab.serve.requests import check_requests
 from kvlab.sim import load_trace, simulate
 
 
@@ -111,3 +113,15 @@ def test_rates_and_departures(trace):
     gone = [r for r in leaving if r.cancel_after is not None]
     assert 30 < len(gone) < 70
     assert all(-1 <= r.cancel_after < r.output_tokens for r in gone)
+
+
+@pytest.mark.parametrize(("field", "value"), [
+    ("prompt", [1, 2]), ("prompt", np.ones(3)), ("prompt", np.ones((1, 3), int)),
+    ("output_tokens", "3"), ("output_tokens", 1.5), ("cancel_after", True), ("arrival_ms", "now"),
+    ("arrival_ms", float("nan")),
+])  # fmt: skip
+def test_requests_of_the_wrong_kind(field, value):
+    request = Request(7, 0.0, np.arange(3), 2)
+    check_requests([request])
+    with pytest.raises(BadInput, match=f"requests={field}=.* of number 7"):
+        check_requests([request._replace(**{field: value})])
