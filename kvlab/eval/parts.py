@@ -13,9 +13,7 @@ import torch
 from kvlab.cache import CacheSpec
 from kvlab.eval.clock import synchronize
 from kvlab.model import Driver, LoadedModel, PagedCache
-from kvlab.serve import Request
-from kvlab.serve.engine import engine
-from kvlab.serve.job import Job
+from kvlab.serve import Job, Request, engine_of
 
 
 class Parts:
@@ -33,7 +31,7 @@ class Parts:
 
     def _engine(self, rows: int):
         cache = PagedCache.for_model(self.loaded.model, self.spec)
-        return cache, engine(self.loaded, cache, rows, self.driver)
+        return cache, engine_of(self.loaded, cache, rows, self.driver)
 
     def _jobs(self, cache: PagedCache, lengths: Sequence[int], output: int) -> list[Job]:
         jobs = []
