@@ -152,8 +152,10 @@ class Study:
             if job.kind != "probe" or not file.exists():
                 continue
             rows = [json.loads(line) for line in file.read_text().splitlines()]
-            full, blank = (mean(row.get("score", {})) for row in (rows + [{}, {}])[:2])
-            scores.setdefault((job.model, job.tokens), {})[job.tasks[0]] = full, blank
+            if told := both(rows):
+                scores.setdefault((job.model, job.tokens), {})[job.tasks[0]] = told
+            else:
+                print(f"{job.name}: not through when the time was over, not chosen", flush=True)
         found = {}
         for (model, tokens), told in sorted(scores.items()):
             found[model, tokens] = tasks = plan.possible(told, self.given.most)
@@ -181,8 +183,13 @@ class Study:
               f"{self.left:.0f} s left", flush=True)  # fmt: skip
 
 
-def mean(scores: dict) -> float:
-    return 100 * sum(scores.values()) / len(scores) if scores else 0.0
+def both(rows: list[dict]) -> tuple[float, float] | None:
+    """Scores of the full cache and of no context in percent; None where one was not measured:
+    nothing measured is no guess of 0 %."""
+    found = [list(row.get("score", {}).values()) for row in rows[:2]]
+    if len(found) < 2 or not all(found):
+        return None
+    return tuple(100 * sum(values) / len(values) for values in found)
 
 
 def pack(root: Path, out: Path) -> None:

@@ -15,7 +15,8 @@ class CacheStats(NamedTuple):
     nominal_bytes: the payload bits alone, for every token seen (what a paper's ratio promises);
         those of the compute dtype for tokens of the residual.
     logical_bytes: blocks in use, with scales and zeros, open blocks counted by their tokens, what
-        stands for evicted tokens, origins, first tokens that are kept apart, and the residual.
+        stands for evicted tokens, origins, first tokens that are kept apart, digests, and the
+        residual.
     allocated_bytes: every tensor the cache holds: whole slabs, open blocks, tables.
     peak_allocated_bytes: the most that was at one time since the cache was made, or since
         `PagedCache.reset_peak`; in the middle of a step it is more than before and after.
@@ -83,6 +84,7 @@ def counted(layers: Layers, lengths: Iterable[int], prefix_tokens: int) -> Cache
     apart = sum(group.pool.apart.nbytes for group in groups)
     scores = sum(group.watch.nbytes for group in groups)
     residual = sum(group.recent.nbytes for group in groups)
+    digests = sum(group.sources.digest_used_nbytes for group in groups)
     computed = 8 * layers.dtype.itemsize
     newest = sum(group.recent.tokens * (part.elements_per_token * computed
                                         - group.pool.format.token_bits(part))
@@ -92,7 +94,7 @@ def counted(layers: Layers, lengths: Iterable[int], prefix_tokens: int) -> Cache
         blocks=sum(group.ledger.held_count for group in groups),
         evictions=sum(group.held.room.evictions for group in groups),
         nominal_bytes=(tokens * layers.spec.format.token_bits(g) + newest) // 8,
-        logical_bytes=blocks + tails + entries + origins + scores + apart + residual,
+        logical_bytes=blocks + tails + entries + origins + scores + apart + digests + residual,
         allocated_bytes=allocated,
         host_bytes=sum(group.sources.host_nbytes for group in groups),
         bits_per_element=8 * (allocated - entries) / max(1, elements),

@@ -21,6 +21,7 @@ NO_BYTES, NO_SLAB = "no bytes saved", "no whole slab of 1,024 tokens saved"
 CELLS = ("needle_recall_at_percent",)  # of a heatmap
 LOSSES = ("kl_mean_nats", "perplexity_delta_percent")
 LAYER_LOSS = "layer_kl_nats"  # of a heatmap by layer
+SHARES = ("agreement_percent", "recall_percent", "score_percent", "hit_percent")
 CELL = "_at_percent"  # how names of cells end, of any task: too many for a table
 
 
@@ -109,7 +110,7 @@ def entries(runs: list[Run]) -> list[Entry]:
             if row["name"] == FAILED:
                 entry.failure = row
             else:
-                entry.rows[row["name"]] = row
+                entry.rows[row["name"]] = within_bounds(row)
     everything = list(found.values())
     for entry in everything:
         entry.baseline = _baseline(entry, everything)
@@ -127,6 +128,18 @@ def _twins(everything: list[Entry]) -> None:
             key = (entry.run.name, json.dumps(entry.conditions, sort_keys=True), losses)
             entry.twin = seen.get(key, "")
             seen.setdefault(key, entry.variant)
+
+
+def within_bounds(row: dict) -> dict:
+    """The row with an interval that ends where its measurement does: a KL at 0, a share at 0 and
+    100 %. Rows from before intervals kept to that cross it; the part beyond holds no possible
+    value, so to cut it off costs no coverage."""
+    share = row["name"].endswith(SHARES) and "delta" not in row["name"]
+    kl = row["name"].startswith("kl_") and "_minus_" not in row["name"]
+    if not (share or kl) or row["low"] is None or row["high"] is None:
+        return row
+    most = 100.0 if share else float("inf")
+    return {**row, "low": max(0.0, row["low"]), "high": min(most, row["high"])}
 
 
 def _is_whole(row: dict) -> bool:

@@ -214,6 +214,7 @@ class Source:
     nbytes = 0  # of the past on the device; the pool's meter knows of them
     host_nbytes = 0  # of the past in host memory
     digest_nbytes = 0  # of `nbytes`, what a choice goes by
+    digest_used_nbytes = 0  # of those, what stands for blocks that are there
     workspace_nbytes = 0  # on the device, whatever the number of tokens: buffers, decode tables
 
     @property

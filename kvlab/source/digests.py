@@ -40,6 +40,7 @@ class Digests(Source):
         self.tables = host.sealed.tables
         plane = Plane((shape.kv_heads, retrieval.sides, shape.k_width), retrieval.dtype)
         self.store = SlabStore({"digest": plane}, layers, SLAB_ROWS, pool.device, pool.meter)
+        self._row_nbytes = layers * plane.nbytes
         self.rows: dict[SeqId, list[int | None]] = {}
         self._coming: dict[SeqId, list[int]] = {}
         self._holders: Counter[int] = Counter()
@@ -51,6 +52,10 @@ class Digests(Source):
         return self.store.nbytes
 
     digest_nbytes = nbytes
+
+    @property
+    def digest_used_nbytes(self) -> int:
+        return (len(self._holders) - len(self._free)) * self._row_nbytes
 
     # ---- the life of a sequence
 

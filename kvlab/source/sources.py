@@ -144,5 +144,9 @@ class Sources(Source):
         return sum(source.digest_nbytes for source in self._all)
 
     @property
+    def digest_used_nbytes(self) -> int:
+        return sum(source.digest_used_nbytes for source in self._all)
+
+    @property
     def workspace_nbytes(self) -> int:
         return sum(source.workspace_nbytes for source in self._all)

@@ -13,6 +13,7 @@ from kvlab.kernel.select_ref import HOLE
 from kvlab.offload import OutOfHost
 from kvlab.retrieval import MeanKey, Quest, RandomChoice
 from kvlab.source.chosen import swaps
+from kvlab.source.digests import SLAB_ROWS
 from kvlab.window import SinkWindow
 
 SMALL = {"budget_tokens": 16, "sinks": 4, "recent": 4}  # 4 blocks of 4
@@ -125,6 +126,10 @@ def test_fewer_tokens_are_read_and_bytes_are_counted():
     assert stats.digest_bytes > 0 and full.digest_bytes == 0
     assert stats.allocated_bytes == held_bytes(driver.cache)
     assert stats.allocated_bytes == full.allocated_bytes + stats.digest_bytes
+    used = stats.logical_bytes - full.logical_bytes  # of the sealed blocks alone, no whole slab
+    rows = sum(len(group.sources.digests.rows[seq]) for group in driver.cache.groups
+               for seq in group.sources.digests.rows)  # fmt: skip
+    assert 0 < used < stats.digest_bytes and used * SLAB_ROWS == stats.digest_bytes * rows
 
 
 def test_digests_live_and_die_with_their_blocks():

@@ -49,6 +49,15 @@ def test_tasks_are_those_that_the_full_cache_can_do_and_that_are_not_guessed():
     assert plan.possible(told, 1) == ["niah_single_2"]
 
 
+def test_a_task_whose_guess_was_not_measured_is_not_chosen(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    both = loaded("run").both
+    rows = [{"score": {"0": 1.0, "1": 0.0}}, {"score": {"0": 0.0}}]
+    assert both(rows) == (50.0, 0.0)
+    for part in ([], rows[:1], [rows[0], {}], [{"score": {}}, rows[1]]):
+        assert both(part) is None
+
+
 def test_jobs_have_names_of_their_own_and_arms_that_can_be_made():
     tasks = {(m, n): ["niah_single_2", "vt"] for m, lengths in MODELS.items() for n in lengths}
     jobs = plan.jobs(MODELS, tasks, 8)

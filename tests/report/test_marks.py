@@ -87,6 +87,20 @@ def test_a_model_of_one_budget_beside_one_of_several_has_its_loss_drawn():
     assert stems(*two)[:2] == ["loss_by_budget-small", "kl_mean_nats-large"]
 
 
+@pytest.mark.parametrize(("name", "ends", "shown"), [
+    ("top1_agreement_percent", (99.88, 100.01), (99.88, 100.0)),
+    ("kl_mean_nats", (-0.025, 0.106), (0.0, 0.106)),
+    ("kl_minus_random_nats", (-0.025, 0.106), (-0.025, 0.106)),  # a difference may be negative
+    ("needle_recall_percent", (-3.0, 103.0), (0.0, 100.0)),
+    ("perplexity_delta_percent", (-0.1, 120.0), (-0.1, 120.0)),
+])  # fmt: skip
+def test_an_interval_ends_where_its_measurement_does(name, ends, shown):
+    """124 committed rows of early runs cross it, as an agreement of 99.98 [99.88, 100.01] %."""
+    old = row(name, "a", sum(ends) / 2) | dict(zip(("low", "high"), ends))
+    [entry] = entries([run_of("run", [old])])
+    assert (entry.rows[name]["low"], entry.rows[name]["high"]) == shown
+
+
 def test_settings_are_told_in_words():
     found = [row("ttft_ms", "bf16", t, tier=tier, prompt_tokens=t)
              for t, tier in ((97_499, "device"), (447_138, "host"))]  # fmt: skip
