@@ -13,6 +13,7 @@ from scipy.optimize import nnls
 
 from kvlab.core import BadInput, Measurement, Variant
 from kvlab.eval.clock import synchronize
+from kvlab.eval.parts import Parts, uneven
 from kvlab.eval.speed import fill
 from kvlab.model import (
     Decoder,
@@ -32,10 +33,14 @@ class Calibrate:
 
     model: a loader; spec: the cache, whose format and block size the times are of. lengths: tokens
     of cold prompts. contexts x rows: tokens of a row and rows of a step of decode. steps: decoded
-    at each. copies: bytes of copies between host and device, large ones tell the bandwidth, small
-    ones the latency; on a CPU both are copies of its memory. repeats: of each time, the median
-    counts. chunk_tokens, driver, device, cap_gb, seed: as in `Evaluate`. write: a second place for
-    the file.
+    at each. prompts: more numbers of prompts of each length that share a chunk, if it holds them.
+    spread: longest rows, in means of a step's rows. With either, all is timed through the engine of
+    `serve.Loop`, and longer prompts than a chunk are left out: what its steps take. With neither,
+    prompts are computed one at a time by `prefill`, rows alike are decoded by a `Decoder`.
+    copies: bytes of copies between host and device, large ones tell the bandwidth, small ones the
+    latency; on a CPU both are copies of its memory. repeats: of each time, the median counts.
+    chunk_tokens, driver, device, cap_gb, seed: as in `Evaluate`. write: a second place for the
+    file.
 
     The fits are non-negative least squares of relative errors; how far they miss the measured times
     is `fit_error_percent`, the largest.
@@ -49,6 +54,7 @@ class Calibrate:
         copies: Sequence[int] = (1 << 16, 1 << 24),
         repeats: int = 3, chunk_tokens: int = 4096, driver: Driver = "auto", device: str = "auto",
         cap_gb: float | None = None, seed: int = 0, write: str | None = None,
+        prompts: Sequence[int] = (), spread: Sequence[float] = (),
     ):  # fmt: skip
         check_driver(driver)
         given = {"lengths": lengths, "contexts": contexts, "rows": rows, "copies": copies}
@@ -63,6 +69,10 @@ class Calibrate:
         self.steps, self.copies, self.repeats = steps, copies, repeats
         self.chunk_tokens, self.driver, self.device = chunk_tokens, driver, device
         self.cap_gb, self.seed, self.write = cap_gb, seed, write
+        for name, values in (("prompts", prompts), ("spread", spread)):
+            if min(values, default=2) <= 1:
+                raise BadInput(name, list(values), "must name numbers above 1")
+        self.prompts, self.spread = prompts, spread
 
     @torch.inference_mode()
     def run(self, folder, variants: list[Variant]) -> None:
@@ -93,17 +103,36 @@ class Calibrate:
 
     def _measure(self, loaded, spec, device) -> list[tuple]:
         """(points, ms of each, coefficients) of prefill, decode, copies to the host and back."""
-        prompts = [(n,) for n in self.lengths]
-        timed = [self._prefill(loaded, spec, n) for n in self.lengths]
-        found = [(prompts, timed, fit([(1, n, n * n) for n in self.lengths], timed))]
-        grid = [(r, c) for r in self.rows for c in self.contexts]
-        timed = [self._decode(loaded.model, spec, *point) for point in grid]
-        found.append((grid, timed, fit([(1, r, r * c) for r, c in grid], timed)))
+        live = self.prompts or self.spread
+        found = list((self._in_loop if live else self._alone)(loaded, spec))
         for to_device in (False, True):
             timed = [self._copy(size, device, to_device) for size in self.copies]
             terms = [(1, size) for size in self.copies]
             found.append(([(size,) for size in self.copies], timed, fit(terms, timed)))
         return found
+
+    def _alone(self, loaded, spec) -> Iterator[tuple]:
+        prompts = [(n, 1) for n in self.lengths]
+        timed = [self._prefill(loaded, spec, n) for n in self.lengths]
+        yield prompts, timed, fit([chunk_terms(*point) for point in prompts], timed)
+        grid = [(r, c, c) for r in self.rows for c in self.contexts]
+        timed = [self._decode(loaded.model, spec, *point[:2]) for point in grid]
+        yield grid, timed, fit([step_terms(*point)[:3] for point in grid], timed)
+
+    def _in_loop(self, loaded, spec) -> Iterator[tuple]:
+        parts = Parts(loaded, spec, self.driver, self.repeats, self.seed)
+        counts = (1, *self.prompts) if parts.packs else (1,)
+        chunks = [(n, p) for n in self.lengths for p in counts if n * p <= self.chunk_tokens]
+        if len(chunks) < 2:
+            raise BadInput("prefill.chunk_tokens", self.chunk_tokens,
+                           "holds less than two of the lengths to be timed in one chunk")
+        timed = [parts.chunk_ms(*point) for point in chunks]
+        yield chunks, timed, fit([chunk_terms(*point) for point in chunks], timed)
+        shapes = [uneven(c, r, s) for r in self.rows for c in self.contexts
+                  for s in (1, *self.spread) if r > 1 or s == 1]  # fmt: skip
+        grid = [(len(rows), sum(rows) // len(rows), max(rows)) for rows in shapes]
+        timed = [parts.step_ms(rows, self.steps) for rows in shapes]
+        yield grid, timed, fit([step_terms(*point) for point in grid], timed)
 
     def _prefill(self, loaded, spec, tokens: int) -> float:
         source = torch.Generator(loaded.model.device).manual_seed(self.seed)
@@ -151,16 +180,17 @@ class Calibrate:
 
     def _told(self, found: list[tuple]) -> Iterator[tuple[dict, list[Measurement]]]:
         (prompts, prefills, _), (grid, steps, _), *copies = found
-        for (tokens,), ms in zip(prompts, prefills):
+        for (tokens, count), ms in zip(prompts, prefills):
             rows = [Measurement("prefill_seconds", ms / 1e3, "s", "lower"),
-                    Measurement("prefill_tokens_per_second", 1e3 * tokens / ms, "tokens/s",
+                    Measurement("prefill_tokens_per_second", 1e3 * tokens * count / ms, "tokens/s",
                                 "higher")]  # fmt: skip
-            yield {"tokens": tokens}, rows
-        for (count, tokens), ms in zip(grid, steps):
+            yield {"tokens": tokens} | ({"prompts": count} if count > 1 else {}), rows
+        for (count, tokens, longest), ms in zip(grid, steps):
             rows = [Measurement("decode_ms", ms, "ms", "lower"),
                     Measurement("decode_tokens_per_second", 1e3 * count / ms, "tokens/s",
                                 "higher")]  # fmt: skip
-            yield {"batch": count, "tokens": tokens}, rows
+            more = {"longest": longest} if longest > tokens else {}
+            yield {"batch": count, "tokens": tokens} | more, rows
         for way, (sizes, times, _) in zip(("to_host", "to_device"), copies):
             for (size,), ms in zip(sizes, times):
                 rate = Measurement("copy_gigabytes_per_second", size / ms / 1e6, "GB/s", "higher")
@@ -175,11 +205,21 @@ def fit(terms: Sequence[Sequence[float]], ms: Sequence[float]) -> list[float]:
     return (solution / scale).tolist()
 
 
+def chunk_terms(tokens: int, prompts: int) -> tuple[int, ...]:
+    """What `Calibration.prefill` is of: a chunk of so many prompts of so many tokens each."""
+    return 1, tokens * prompts, tokens * tokens * prompts, prompts - 1
+
+
+def step_terms(rows: int, mean: int, longest: int) -> tuple[int, ...]:
+    """What `Calibration.decode` is of."""
+    return 1, rows, rows * mean, longest
+
+
 def _error(found: list[tuple]) -> Measurement:
     """The largest miss of any fit, in percent of the measured time."""
     (prompts, prefills, a), (grid, steps, b), *copies = found
-    pairs = [(a[0] + a[1] * n + a[2] * n * n, ms) for (n,), ms in zip(prompts, prefills)]
-    pairs += [(b[0] + b[1] * r + b[2] * r * c, ms) for (r, c), ms in zip(grid, steps)]
+    pairs = [(np.dot(a, chunk_terms(*p)), ms) for p, ms in zip(prompts, prefills)]
+    pairs += [(np.dot(b, step_terms(*p)[: len(b)]), ms) for p, ms in zip(grid, steps)]
     pairs += [
         (c[0] + c[1] * size, ms) for sizes, times, c in copies for (size,), ms in zip(sizes, times)
     ]

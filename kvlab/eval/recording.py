@@ -19,7 +19,7 @@ from kvlab.serve import Limits, Loop, Request, Served, StepClock, as_trace
 from kvlab.sim import CostModel, SimResult, Trace, simulate
 from kvlab.sim.outcome import HIT
 
-AT_ONCE = CostModel(1e12, 1e12)  # each request is done before the next one comes
+AT_ONCE = CostModel(1e12, 1e12, chunk_tokens=None)  # each request is done before the next one comes
 HITS = "hr"  # audit codes that the simulator counts as hits: the last token is computed anyway
 
 

@@ -38,7 +38,9 @@ def paired(scores: list[np.ndarray], others: list[np.ndarray], seed: int) -> sta
     """
     differences = 100 * (np.concatenate(scores) - np.concatenate(others))
     if np.ptp(differences):
-        return stats.mean_interval([differences], block=1, seed=seed, least=-100.0, most=100.0)
+        found = stats.mean_interval([differences], block=1, seed=seed)
+        low, high = (None if x is None else min(100.0, max(-100.0, x)) for x in found[1:])
+        return stats.Interval(found.value, low, high)
     bound, value = 100 * (1 - 0.025 ** (1 / len(differences))), float(differences[0])
     return stats.Interval(value, max(-100.0, value - bound), min(100.0, value + bound))
 

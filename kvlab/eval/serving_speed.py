@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -80,7 +80,7 @@ class ServingSpeed(Sweep):
                            "for equally many tokens each: give job.output_tokens, job.rate=null")
         self.cost = self.calibration and CostModel(
             calibration=self.calibration, running=self.running, chunk_tokens=self.chunk_tokens,
-            packed=True,
+            packed=True, decode_steps=self.decode_steps, lag=1,
         )
 
     def points(self, device: torch.device, variants: Sequence[Variant]) -> Iterator[Point]:
@@ -137,7 +137,8 @@ class ServingSpeed(Sweep):
         yield Measurement("token_hit_percent", 100 * hits / prompts, "%", "higher", count=prompts)
         cache.check()
         if self.cost and len(done) == len(served):
-            yield from predicted(self.cost, cache, spec, requests)
+            cost = replace(self.cost, packed=loop.engine.packs, lag=loop.engine.lag)
+            yield from predicted(cost, cache, spec, requests)
 
     def _served(self, loaded, spec, requests: list[Request]):
         cache = PagedCache.for_model(loaded.model, spec)

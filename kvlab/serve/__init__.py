@@ -1,7 +1,8 @@
 """Many sequences over one cache: the workload driver of measurements. Not a server."""
 
 from kvlab.serve.clock import StepClock, WallClock
-from kvlab.serve.job import Limits, Served
+from kvlab.serve.engine import engine as engine_of
+from kvlab.serve.job import Job, Limits, Served
 from kvlab.serve.loop import Loop
 from kvlab.serve.requests import (
     BookChats,
@@ -15,6 +16,6 @@ from kvlab.serve.requests import (
 from kvlab.serve.ttft import TtftModel
 
 __all__ = [
-    "BookChats", "Limits", "Loop", "Request", "Served", "StepClock", "TraceRequests", "TtftModel",
-    "WallClock", "as_trace", "several", "with_cancellations", "with_rate",
+    "BookChats", "Job", "Limits", "Loop", "Request", "Served", "StepClock", "TraceRequests",
+    "TtftModel", "WallClock", "as_trace", "engine_of", "several", "with_cancellations", "with_rate",
 ]  # fmt: skip

@@ -84,22 +84,24 @@ class Lanes:
 
 
 class Steps:
-    """One device, step by step as engines with chunked prefill run it, and `serve.Loop`: a chunk of
+    """One device, step by step as `serve.Loop` and engines with chunked prefill run it: a chunk of
     one prompt (of several, with `packed`), first come first served, then a token of every request
     whose prompt is computed. So a prompt holds up all answers, and the more answers, the slower a
     prompt.
 
-    Requests enter between two steps. Answers alone are run many steps at once.
+    Requests enter between two steps. A first token is there when its chunk is; with `lag`, at the
+    end of the step that is so many later, and so is the end of an answer. Answers alone are run
+    many steps at once.
     """
 
     def __init__(self, cost: CostModel):
         self.cost, self.now = cost, 0.0
-        self._step_ms, self._row_ms, self._token_ms = cost.step_costs
         self._prompts: deque[list] = deque()  # [work, tokens left, tokens there, ms of its turn]
-        self._answers: list[tuple[int, int, Work]] = []  # heap by the step that is the last
-        self._steps = self._order = 0
-        self._context = 0  # tokens that the answers read at the next step
+        self._rows = Rows(cost.step_costs)
+        self._since_chunk = cost.decode_steps
         self._events: deque[Event] = deque()
+        self._unseen: deque[tuple[int, Event]] = deque()  # with the step whose end shows them
+        self._step = 0
 
     def enter(self, work: Work) -> None:
         self._prompts.append([work, work.new, work.behind, None])
@@ -108,19 +110,17 @@ class Steps:
         limit = inf if until is None else until
         while not self._events:
             prompt = self._turn()
-            if prompt is None and not self._answers:
+            if prompt is None and not self._rows.count and not self._unseen:
                 waits = min((self._ready(p) for p in self._prompts), default=inf)
                 if waits == inf or waits > limit:
                     return None
                 self.now = max(self.now, waits)
             elif self.now >= limit:
                 return None
-            elif prompt is not None:
-                self._chunk()
-                self._decode(1)
+            elif prompt or self._unseen:
+                self._one_step(prompt)  # without work it takes no time
             else:
-                copied = min((self._ready(p) for p in self._prompts), default=inf)
-                self._decode(self._steps_before(min(limit, copied)))
+                self._many_steps(limit)
         return self._events.popleft()
 
     @staticmethod
@@ -130,6 +130,28 @@ class Steps:
     def _turn(self) -> list | None:
         """The first prompt whose blocks are there."""
         return next((p for p in self._prompts if self._ready(p) <= self.now), None)
+
+    def _one_step(self, prompt: list | None) -> None:
+        """As `serve.Loop._step`: a chunk if one is due, and a token of every answer."""
+        between = self.cost.decode_steps
+        chunk = prompt is not None and self._since_chunk >= between
+        if chunk:
+            self._chunk()
+        if not chunk or between:
+            self._decode(1)
+        self._since_chunk = min(1, between) if chunk else self._since_chunk + 1
+        self._show(self._step)
+        self._step += 1
+
+    def _many_steps(self, limit: float) -> None:
+        """Answers alone, until one is done or something comes."""
+        copied = min((self._ready(p) for p in self._prompts), default=inf)
+        steps = self._rows.steps_before(min(limit, copied) - self.now)
+        self._step += steps - 1
+        self._decode(steps)
+        self._since_chunk += steps
+        self._show(self._step)
+        self._step += 1
 
     def _chunk(self) -> None:
         """Tokens of the first prompt, and whole ones behind it that fit in and may share it."""
@@ -156,39 +178,83 @@ class Steps:
         """All of a prompt is there, and its first token."""
         work, turn = prompt[0], prompt[3]
         self._prompts.remove(prompt)
-        self._events.append(Event(self.now, work, False, turn - self._ready(prompt)))
+        self._happened(Event(self.now, work, False, turn - self._ready(prompt)))
         if work.output <= 1:  # the first token came with the prompt
-            self._events.append(Event(self.now, work, True))
-            return
-        self._order += 1
-        heappush(self._answers, (self._steps + work.output - 1, self._order, work))
-        self._context += work.prompt
+            self._happened(Event(self.now, work, True))
+        else:
+            self._rows.join(work)
 
     def _decode(self, steps: int) -> None:
-        rows = len(self._answers)
-        if not rows:
-            return
-        self.now += self._takes(steps)
+        if self._rows.count:
+            self.now += self._rows.takes(steps)
+            for work in self._rows.run(steps):
+                self._happened(Event(self.now, work, True))
+
+    def _happened(self, event: Event) -> None:
+        if self.cost.lag:
+            self._unseen.append((self._step + self.cost.lag, event))
+        else:
+            self._events.append(event)
+
+    def _show(self, step: float) -> None:
+        """What the host sees now, at the end of `step`."""
+        while self._unseen and self._unseen[0][0] <= step:
+            self._events.append(self._unseen.popleft()[1]._replace(ms=self.now))
+
+
+class Rows:
+    """Answers that are decoded together. costs: ms of a step, of each row, of each token that rows
+    read, and of each token of the longest row, which the others wait for."""
+
+    def __init__(self, costs: tuple[float, ...]):
+        self._step_ms, self._row_ms, self._token_ms, self._longest_ms = costs
+        self._answers: list[tuple[int, int, Work]] = []  # heap by the step that is the last
+        self._longest: list[tuple[int, int]] = []  # heap of (-length at step 0, last step)
+        self._steps = self._order = 0
+        self._context = 0  # tokens that the answers read at the next step
+
+    @property
+    def count(self) -> int:
+        return len(self._answers)
+
+    def join(self, work: Work) -> None:
+        """A request whose prompt and first token are there."""
+        self._order += 1
+        last = self._steps + work.output - 1
+        heappush(self._answers, (last, self._order, work))
+        heappush(self._longest, (self._steps - work.prompt, last))
+        self._context += work.prompt
+
+    def run(self, steps: int) -> list[Work]:
+        """So many steps, no more than any answer needs; whose answers are done."""
         self._steps += steps
-        self._context += rows * steps
+        self._context += self.count * steps
+        done = []
         while self._answers and self._answers[0][0] <= self._steps:
-            _, _, work = heappop(self._answers)
+            work = heappop(self._answers)[2]
             self._context -= work.prompt + work.output - 1
-            self._events.append(Event(self.now, work, True))
+            done.append(work)
+        while self._longest and self._longest[0][1] <= self._steps:
+            heappop(self._longest)
+        return done
 
-    def _takes(self, steps: int) -> float:
-        """ms of so many steps of the answers alone."""
-        rows = len(self._answers)
+    def takes(self, steps: int) -> float:
+        """ms of so many steps. Each is longer than the one before: all rows have grown by one."""
+        each, more = self._paces()
+        return steps * each + more * steps * (steps - 1) / 2
+
+    def _paces(self) -> tuple[float, float]:
+        """ms of the next step, and by how much more each one after it takes."""
+        rows, longest = self.count, self._steps - self._longest[0][0]
         each = self._step_ms + self._row_ms * rows + self._token_ms * self._context
-        return steps * each + self._token_ms * rows * steps * (steps - 1) / 2
+        return each + self._longest_ms * longest, self._token_ms * rows + self._longest_ms
 
-    def _steps_before(self, ms: float) -> int:
-        """Steps until an answer is done, or until the first step that ends at `ms` or later."""
+    def steps_before(self, left: float) -> int:
+        """Steps until an answer is done, or until the first step that ends in `left` ms or more."""
         most = self._answers[0][0] - self._steps
-        left, rows = ms - self.now, len(self._answers)
-        if left == inf or self._takes(most) < left:
+        if left == inf or self.takes(most) < left:
             return most
-        half = self._token_ms * rows / 2
-        each = self._step_ms + self._row_ms * rows + self._token_ms * self._context - half
+        first, more = self._paces()
+        half, each = more / 2, first - more / 2
         steps = left / each if not half else (sqrt(each * each + 4 * half * left) - each) / half / 2
         return min(most, max(1, ceil(steps - 1e-9)))

@@ -10,6 +10,7 @@ from kvlab.cache import CacheSpec
 from kvlab.core import BadInput, Variant
 from kvlab.eval import Calibrate
 from kvlab.eval.calibrate import fit
+from kvlab.eval.parts import uneven
 from kvlab.model.load import RandomModel
 from kvlab.sim import Calibration, CostModel
 from kvlab.track import RunFolder
@@ -36,6 +37,26 @@ def test_a_machine_is_measured_once_and_read_back(tmp_path):
     assert cost.measures.token_bytes == 2 * 16 * 4 and cost.measures.about["device"] == "cpu"
     assert cost.prefill_ms(64) >= cost.prefill_ms(16) > 0
     assert cost.decode_ms(10, 100, 2) >= cost.decode_ms(10, 100, 1) > 0
+
+
+@pytest.mark.parametrize("driver", ["auto", "eager"])
+def test_parts_of_the_loop_are_timed_through_its_engine(tmp_path, driver):
+    variants = [Variant("fp32", {}, CacheSpec(format="fp32", block_size=8))]
+    job = Calibrate(RandomModel(**TOY), **SMALL | {"driver": driver}, prompts=[2], spread=[1.5],
+                    chunk_tokens=64)  # fmt: skip
+    with RunFolder(tmp_path / "run") as folder:
+        job.run(folder, variants)
+        rows = folder.rows()
+    packed = [row["params"] for row in rows if "prompts" in row["params"]]
+    assert bool(packed) == (driver == "auto")  # a chunk of the eager loop is of one prompt
+    assert [row["params"]["longest"] for row in rows if "longest" in row["params"]] == [24, 24]
+    made = Calibration.read(tmp_path / "run")
+    assert len(made.prefill) == len(made.decode) == 4 and min(*made.prefill, *made.decode) >= 0
+
+
+def test_rows_of_unlike_lengths_have_the_mean_that_is_asked_for():
+    assert uneven(100, 4, 1) == [100] * 4 and uneven(100, 4, 3) == [300, 34, 33, 33]
+    assert uneven(100, 2, 4) == [199, 1] and uneven(7, 1, 1) == [7]
 
 
 def test_the_fit_finds_what_the_times_were_made_of():

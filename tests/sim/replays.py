@@ -76,7 +76,8 @@ def cases() -> Iterator[tuple[str, Trace, dict]]:
             yield f"{name} {policy} behind", trace, {**given, "host": behind}
             flat = {"policy": policy, "capacity_blocks": 40, "prefix": False}
             yield f"{name} {policy} flat", trace, flat
-            served = {"capacity_blocks": 90, "service": CostModel(), "host": Host(60)}
+            cost = CostModel(chunk_tokens=None)
+            served = {"capacity_blocks": 90, "service": cost, "host": Host(60)}
             if name == "sessions":
                 yield f"{name} {policy} service", trace, {"policy": policy, **served}
 

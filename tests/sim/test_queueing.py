@@ -11,8 +11,8 @@ from kvlab.core import BadInput
 from kvlab.sim import CostModel, Sessions, from_requests, simulate
 from kvlab.sim.costs import Calibration
 
-# 4 tokens (one block) take a second to prefill, an output token takes a second
-SLOW = {"prefill_tokens_per_second": 4.0, "decode_tokens_per_second": 1.0}
+# 4 tokens (one block) take a second to prefill, an output token takes a second, side by side
+SLOW = {"prefill_tokens_per_second": 4.0, "decode_tokens_per_second": 1.0, "chunk_tokens": None}
 
 
 def trace(*rows):
@@ -55,7 +55,7 @@ def test_throughput_money_and_joules():
 
 def test_calibrated_times_depend_on_length_and_company(tmp_path):
     Calibration((100, 1, 0.01), (10, 1, 0), (0, 1), (0, 1), 4.0, {}).write(tmp_path / "c.json")
-    cost = CostModel(calibration=str(tmp_path / "c.json"))
+    cost = CostModel(calibration=str(tmp_path / "c.json"), chunk_tokens=None)
     t = trace((0, [0, 1], 2), (0, [0, 1, 2], 2), (9, [0, 1, 2, 3], 0))
     told = simulate(t, "lru", 20, service=cost).service
     last = 100 + 4 + 0.01 * (16**2 - 12**2)  # 12 tokens were there
@@ -92,7 +92,7 @@ def test_one_session_begins_when_another_has_ended():
 
 
 def test_a_slow_machine_stretches_a_closed_loop_and_not_an_open_one():
-    slow = CostModel(prefill_tokens_per_second=0.04, decode_tokens_per_second=1.0)
+    slow = CostModel(**SLOW | {"prefill_tokens_per_second": 0.04})
     spans = {}
     for loop in ("open", "closed"):
         sessions = Sessions(loop=loop)

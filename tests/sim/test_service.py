@@ -9,9 +9,9 @@ from kvlab.sim import CostModel, Host, from_requests, simulate
 from kvlab.sim.service import recompute_cost
 from kvlab.sim.sizes import SHAPES
 
-INSTANT = CostModel(float("inf"), float("inf"))
+INSTANT = CostModel(float("inf"), float("inf"), chunk_tokens=None)
 # 4 tokens (one block) take a second to prefill, an output token takes a second
-SLOW = CostModel(prefill_tokens_per_second=4.0, decode_tokens_per_second=1.0)
+SLOW = CostModel(4.0, 1.0, chunk_tokens=None)
 
 
 def trace(*rows):
