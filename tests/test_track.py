@@ -225,6 +225,8 @@ def test_arrays_and_curves(tmp_path):
     held = np.load(path)
     assert held["variants"].tolist() == ["b", "a"]
     assert held["nll_delta"].tolist() == [[2, 2], [3, 3]]
+    more = np.load(folder.curve("per_position", "c", position, nll_delta=row, kl=row))
+    assert np.isnan(more["kl"][:2]).all() and more["kl"][2].tolist() == [3, 3]
     with pytest.raises(ValueError, match="positions"):
         folder.curve("per_position", "c", position + 1, nll_delta=row, low=row, high=row)
     with pytest.raises(ValueError, match="letters"):

@@ -8,7 +8,9 @@ Then widths by layer for the bytes of the uniform formats (`kvlab.eval.allotment
 on the first BOOKS other books. All of it in the codecs that the product has (`stored`), and again
 with codes that are rounded one channel after the other, each taking over the error of those before
 it as far as queries (for keys: their second moments so far) or the output projection (for values)
-cannot tell them apart (`fed`; GPTQ, https://arxiv.org/abs/2210.17323). Bits do not change with it.
+cannot tell them apart (`fed`; GPTQ, https://arxiv.org/abs/2210.17323). Bits do not change with it:
+they are those of sealed blocks, scales included; first tokens come on top, 4 of each text for all.
+LEARNED 0: the uniform formats only.
 """
 
 from __future__ import annotations
@@ -185,12 +187,13 @@ def main() -> None:
     places = list(product(range(layers), ("keys", "values")))
     elements = 2 * layers * heads * SLOTS * dim
     size = {(s, n): nbytes(s, n, heads, dim) for s in ("keys", "values") for n in CODECS}
-    for way in ("stored", "fed"):
-        for pair in UNIFORM:
-            plan = {(n, s): (pair[s == "values"], way) for n, s in places}
-            bits = 8 * layers * (size["keys", pair[0]] + size["values", pair[1]]) / elements
-            kl, ppl = loss(model, judged, full["judged"], plan)
-            say(design="uniform", way=way, format="/".join(pair), bits=bits, kl=kl, ppl=ppl)
+    for pair, way in product(UNIFORM[::-1], ("stored", "fed")):  # widest loss first
+        plan = {(n, s): (pair[s == "values"], way) for n, s in places}
+        bits = 8 * layers * (size["keys", pair[0]] + size["values", pair[1]]) / elements
+        kl, ppl = loss(model, judged, full["judged"], plan)
+        say(design="uniform", way=way, format="/".join(pair), bits=bits, kl=kl, ppl=ppl)
+    if not learned:
+        return
     lost = {}
     for place, name in product(places, CODECS):
         lost[place, name] = max(0.0, loss(model, taught, full["taught"],

@@ -105,8 +105,7 @@ class TextLoss(StepTask):
 
     def details(self, folder, mine: Runner, full: Runner, items, seed: int) -> None:
         if mine is not full:
-            curve = stats.position_intervals(mine.column("nll"), full.column("nll"))
-            folder.curve("per_position", mine.name, **curve)
+            folder.curve("per_position", mine.name, **by_position(mine, full))
 
 
 class BudgetLoss(TextLoss):
@@ -163,6 +162,26 @@ def decoded(mine: Runner, full: Runner, seed: int) -> Iterator[Measurement]:
     yield interval("perplexity_decoded_delta_percent", delta, "%", "lower", size(kl))
     mean = stats.mean_interval(kl, block=DECODED_BLOCK, seed=seed, least=0.0)
     yield interval("kl_decoded_mean_nats", mean, "nats", "lower", size(kl))
+    same = [x[-scored:] for x in mine.column("same")]
+    found = stats.proportion_percent(same, block=DECODED_BLOCK, seed=seed)
+    yield interval("top1_decoded_agreement_percent", found, "%", "higher", size(same))
+
+
+def by_position(mine: Runner, full: Runner) -> dict[str, np.ndarray]:
+    """Arrays [P] for `RunFolder.curve`: loss minus the full cache's, KL in nats, top-1 in percent.
+
+    Each with its interval (`low` and `high` are the loss's, then `kl_low`, ...), which is a point
+    where all tokens of a bucket are alike.
+    """
+    curve = stats.position_intervals(mine.column("nll"), full.column("nll"))
+    for name, column, unit, most in (("kl", "kl", 1, None), ("top1", "same", 100, 100)):
+        values = [unit * np.asarray(x, dtype=np.float64) for x in mine.column(column)]
+        if not values:
+            continue
+        found = stats.position_intervals(values, [np.zeros_like(x) for x in values])
+        low, high = (np.clip(found[end], 0, most) for end in ("low", "high"))
+        curve |= {name: found["nll_delta"], f"{name}_low": low, f"{name}_high": high}
+    return curve
 
 
 def kl_minus(mine: Runner, name: str, other: Runner, seed: int) -> Measurement:

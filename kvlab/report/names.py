@@ -39,6 +39,7 @@ KNOWN = {
             ("kl_max_nats", "KL max", "nats", "lower"),
             ("perplexity_decoded_delta_percent", "perplexity change, decoded tokens", "%", "lower"),
             ("kl_decoded_mean_nats", "KL mean, decoded tokens", "nats", "lower"),
+            ("top1_decoded_agreement_percent", "top-1 agreement, decoded tokens", "%", "higher"),
             ("perplexity", "perplexity", "", "lower"),
             ("perplexity_full", "perplexity, full cache", "", "lower"),
             ("needle_recall_percent", "needle recall", "%", "higher"),

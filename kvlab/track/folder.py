@@ -164,7 +164,8 @@ class RunFolder:
         """Add one variant's curve to `name`.npz: `position` [P], `variants` [V], each row [V, P].
 
         The report draws `per_position` with rows nll_delta, low and high (nats per token). A
-        variant that is there already is replaced, so a resumed run may call this again.
+        variant that is there already is replaced, so a resumed run may call this again. Rows that
+        those held lack, as an earlier version's do, are NaN for them.
         """
         target = self.path / f"{name}.npz"
         held = dict(np.load(target)) if target.exists() else {}
@@ -172,8 +173,9 @@ class RunFolder:
             raise ValueError(f"{name}: the positions of {variant!r} differ from those held")
         names = [str(v) for v in held.get("variants", [])]
         keep = [i for i, v in enumerate(names) if v != variant]
+        unknown = np.full((len(names), len(position)), np.nan)
         stacked = {
-            key: np.vstack([held[key][keep], [row]]) if keep else np.asarray([row])
+            key: np.vstack([held.get(key, unknown)[keep], [row]]) if keep else np.asarray([row])
             for key, row in rows.items()
         }
         names = np.array([names[i] for i in keep] + [variant])

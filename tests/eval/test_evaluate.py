@@ -11,7 +11,7 @@ from kvlab.eval import Bench, Evaluate, Study, TextLoss
 from kvlab.eval.data import Books
 from kvlab.eval.runner import Runner
 from kvlab.eval.task import Item
-from kvlab.eval.text_loss import decoded
+from kvlab.eval.text_loss import by_position, decoded
 from kvlab.model.load import ReferenceModel
 from kvlab.track import RunFolder
 
@@ -72,12 +72,28 @@ def test_decoded_tokens_are_the_last_scores_of_each_document():
     for length in (5, 7):  # the last of the three has no successor, so two are scored
         full.raws[length] = {"nll": np.zeros(length)}
         mine.raws[length] = {"nll": np.r_[np.full(length - 2, 9.0), 0.1, 0.3],
-                             "kl": np.r_[np.full(length - 2, 9.0), 1.0, 3.0]}  # fmt: skip
+                             "kl": np.r_[np.full(length - 2, 9.0), 1.0, 3.0],
+                             "same": np.r_[np.zeros(length - 2), 1, length == 5]}  # fmt: skip
     found = {row.name: row for row in decoded(mine, full, 0)}
     assert found["kl_decoded_mean_nats"].value == pytest.approx(2.0)
     assert found["kl_decoded_mean_nats"].count == 4
+    assert found["top1_decoded_agreement_percent"].value == pytest.approx(75)
     assert found["perplexity_decoded_delta_percent"].value == pytest.approx(100 * np.expm1(0.2))
     assert not list(decoded(Runner("mine", {"decode_tokens": 1}, CacheSpec()), full, 0))
+
+
+def test_kl_and_top1_are_told_by_position_too():
+    full, mine = (Runner(name, {}, CacheSpec()) for name in ("full", "mine"))
+    late = np.arange(640) >= 320
+    for number in (0, 1):
+        full.raws[number] = {"nll": np.ones(640)}
+        mine.raws[number] = {"nll": 1 + 0.1 * late, "kl": 0.2 * late, "same": ~late}
+    found = by_position(mine, full)
+    assert len(found["position"]) == 16
+    for name, last in (("nll_delta", 0.1), ("kl", 0.2), ("top1", 0.0)):
+        first = 100.0 if name == "top1" else 0.0
+        np.testing.assert_allclose(found[name], [first] * 8 + [last] * 8, atol=1e-12)
+    assert found["top1_high"].max() <= 100 and found["kl_low"].min() >= 0
 
 
 @pytest.mark.parametrize("driver, device", [
