@@ -16,7 +16,7 @@ from math import floor, isfinite
 from pathlib import Path
 
 from kvlab import axes, kinds
-from kvlab.core import BadInput
+from kvlab.core import BadInput, check_number
 
 Layers = Sequence[int]  # numbers of the layers of one group
 
@@ -105,9 +105,7 @@ class SimLayer(Equal):
     divides = looks = True
 
     def __init__(self, threshold: float | None = 0.9):
-        if isinstance(threshold, bool) or threshold is not None and not 0 <= threshold <= 1:
-            raise BadInput("budget.threshold", threshold, "must be from 0 to 1, a share of "
-                           "attention, or null")
+        check_number("budget.threshold", threshold, 0, 1, whole=False, null=True)
         self.threshold = threshold
 
     def kept(
@@ -171,8 +169,7 @@ class AdaKV(ByHead):
 
     def __init__(self, floor: float = 0.2, layers: str | Equal = "equal"):
         super().__init__(layers)
-        if isinstance(floor, bool) or not 0 <= floor <= 1:
-            raise BadInput("budget.floor", floor, "must be from 0 to 1, a share of the equal part")
+        check_number("budget.floor", floor, 0, 1, whole=False)
         self.floor = floor
 
 
