@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import partial
 from itertools import chain
-from math import floor, isfinite
+from math import floor, inf
 from pathlib import Path
+from typing import Any
 
 from kvlab import axes, kinds
-from kvlab.core import BadInput, check_number
+from kvlab.core import BadInput
 
 Layers = Sequence[int]  # numbers of the layers of one group
 
@@ -105,7 +106,9 @@ class SimLayer(Equal):
     divides = looks = True
 
     def __init__(self, threshold: float | None = 0.9):
-        check_number("budget.threshold", threshold, 0, 1, whole=False, null=True)
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise BadInput("budget.threshold", threshold, "must be from 0 to 1, a share of "
+                           "attention, or null")
         self.threshold = threshold
 
     def kept(
@@ -169,7 +172,8 @@ class AdaKV(ByHead):
 
     def __init__(self, floor: float = 0.2, layers: str | Equal = "equal"):
         super().__init__(layers)
-        check_number("budget.floor", floor, 0, 1, whole=False)
+        if not 0 <= floor <= 1:
+            raise BadInput("budget.floor", floor, "must be from 0 to 1, a share of the equal part")
         self.floor = floor
 
 
@@ -200,19 +204,16 @@ class DuoAttention(ByHead):
 
     name = "duo"
 
-    def __init__(self, gates: str | Sequence[Sequence[float]] | None = None):
+    def __init__(self, gates: Any = None):  # a file's name, or numbers; judged here, in its words
         super().__init__()
         if isinstance(gates, str):
             gates = _read_gates(gates)
-        try:
-            rows = [tuple(map(float, row)) for row in gates or ()]
-        except (TypeError, ValueError):  # no rows, or no numbers
-            rows = []
-        finite = all(map(isfinite, chain.from_iterable(rows)))
+        rows = gates if kinds.fits(gates, Sequence[Sequence[float]]) else []
+        finite = all(-inf < gate < inf for gate in chain.from_iterable(rows))
         if not rows or len({len(row) for row in rows}) > 1 or not rows[0] or not finite:
             raise BadInput("budget.gates", gates, "must be a number for each key/value head of "
                            "each layer, or a JSON file of them: python -m kvlab.model.gates")
-        self.gates = tuple(rows)
+        self.gates = tuple(tuple(map(float, row)) for row in rows)
 
     def check(self, heads):
         if [len(row) for row in self.gates] != list(heads):

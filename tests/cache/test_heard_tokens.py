@@ -114,7 +114,8 @@ def test_centres_that_are_no_numbers_of_one_shape_are_refused(part, spoil):
         policy.TriAttention(told)
 
 
-@pytest.mark.parametrize("told", [5, {"a": 1}, [["x"]], [[None]], [[float("nan"), 1.0]]])
+@pytest.mark.parametrize("told", [5, {"a": 1}, [["x"]], [["1"]], [[None]],
+                                  [[float("nan"), 1.0]], [[True]], ["12"]])  # fmt: skip
 def test_gates_that_are_no_numbers_are_refused(told):
     with pytest.raises(BadInput, match="must be a number for each key/value head"):
         DuoAttention(told)
