@@ -21,8 +21,13 @@ def size(column: Sequence[np.ndarray]) -> int:
 def share(name: str, scores: list[np.ndarray], seed: int) -> Measurement:
     """Scores from 0 to 1 in percent; the bootstrap's interval, cut to what a share can be."""
     found = stats.proportion_percent([np.concatenate(scores)], block=1, seed=seed)
-    low, high = (None if x is None else min(100.0, max(0.0, x)) for x in found[1:])
-    return Measurement(name, found.value, "%", "higher", low, high, size(scores))
+    return interval(name, cut(found, 0.0), "%", "higher", size(scores))
+
+
+def cut(found: stats.Interval, least: float) -> stats.Interval:
+    """Percent or points: the ends where no bootstrap should have gone, `least` and 100."""
+    ends = (None if end is None else min(100.0, max(least, end)) for end in found[1:])
+    return stats.Interval(found.value, *ends)
 
 
 def points(name: str, scores: list[np.ndarray], others: list[np.ndarray], seed: int) -> Measurement:
@@ -38,11 +43,9 @@ def paired(scores: list[np.ndarray], others: list[np.ndarray], seed: int) -> sta
     """
     differences = 100 * (np.concatenate(scores) - np.concatenate(others))
     if np.ptp(differences):
-        found = stats.mean_interval([differences], block=1, seed=seed)
-        low, high = (None if x is None else min(100.0, max(-100.0, x)) for x in found[1:])
-        return stats.Interval(found.value, low, high)
+        return cut(stats.mean_interval([differences], block=1, seed=seed), -100.0)
     bound, value = 100 * (1 - 0.025 ** (1 / len(differences))), float(differences[0])
-    return stats.Interval(value, max(-100.0, value - bound), min(100.0, value + bound))
+    return cut(stats.Interval(value, value - bound, value + bound), -100.0)
 
 
 def memory(runner) -> Iterator[Measurement]:

@@ -173,3 +173,10 @@ def test_refuses_random_weights(tmp_path):
     task = Recall(tiny, Books(), SecretNumber(), device="cpu", progress=False)
     with RunFolder(tmp_path / "run") as run, pytest.raises(BadInput, match="random weights"):
         task.run(run, [DENSE])
+
+
+def test_a_difference_of_shares_ends_at_a_hundred_points():
+    """Ten of eleven answers lost: the bootstrap alone goes on to -102."""
+    lost, full = [np.eye(11)[0]], [np.ones(11)]
+    found = paired(lost, full, 0)
+    assert found.value == pytest.approx(-1000 / 11) and found.low == -100 < found.high < -50
